@@ -1,0 +1,32 @@
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+UV := $(BIN)/uv
+UV_VERSION := 0.13.9
+
+.PHONY: help demo test check format lock clean
+
+help: ## what each target does
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /: /'
+
+.venv/ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes --no-deps --requirements requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+demo: .venv/ready ## evaluate SmolLM2-135M on the held-out prompts of examples/guess_number
+	$(BIN)/heldout evaluate --model smollm2-135m --agent examples/guess_number/agent.py:play --dataset examples/guess_number/held-out.jsonl --output runs -H eval_group_size=4
+
+test: .venv/ready ## formatting, lint, strict types, tests
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
+
+format: .venv/ready ## rewrite the source in the project's format
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+lock: .venv/ready ## resolve requirements.lock again from pyproject.toml
+	$(UV) pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --upgrade --quiet --custom-compile-command "make lock" --output-file requirements.lock
+
+clean: ## remove the environment and every cache
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,69 @@
+"""The door to agents: one protocol, one module per way of invoking. Every agent stands behind the AgentCore contract."""
+
+import enum
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Outcome(enum.StrEnum):
+    """How an invocation came back."""
+
+    RETURNED = "returned"
+    """The agent answered; `body` holds its JSON."""
+    RAISED = "raised"
+    """The agent's code raised or answered with an error status; the agent is still there."""
+    CRASHED = "crashed"
+    """The process that played this attempt, and no other, died."""
+    UNREACHABLE = "unreachable"
+    """The agent could not be reached at all."""
+    TIMED_OUT = "timed_out"
+    """No answer within the timeout."""
+    LOST = "lost"
+    """A process that played several attempts died or hung: this one may or may not be the cause. Try it again, isolated;
+    that costs it nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """One attempt, as handed to an agent."""
+
+    trajectory_id: str
+    """Also the AgentCore session id; 33 to 256 characters of `[A-Za-z0-9_.-]`."""
+    payload: bytes
+    """The JSON object of the wire contract: prompt, metadata, inferenceParams."""
+    timeout_seconds: float
+    is_isolated: bool = False
+    """Play this attempt alone in a process of its own (after it was LOST with others)."""
+
+
+@dataclass(frozen=True, slots=True)
+class InvocationResult:
+    """What came of an invocation. Failures are data here: `invoke` raises only for bugs."""
+
+    outcome: Outcome
+    body: object = None
+    """The parsed JSON answer (for an SSE answer: the last data event that parses); None when there is none."""
+    message: str = ""
+    """One line on what went wrong, for every outcome but RETURNED."""
+    output: str = ""
+    """stdout and stderr of this attempt, its last 64 KiB; empty where the agent is not ours to watch."""
+
+
+class Agent(Protocol):
+    """A way to invoke an agent.
+
+    `start` raises `heldout.errors.ReferenceProblem` when the agent cannot be there (no such file, function, host), before any
+    rollout begins. `invoke` may be called concurrently; cancelling it abandons the attempt and frees what it held.
+    """
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None:
+        """Ends every process and connection; safe to call twice, and after a failed start."""
+        ...
+
+    async def invoke(self, invocation: Invocation) -> InvocationResult: ...
+
+    async def is_busy(self) -> bool:
+        """Whether the agent says it still works in the background (`/ping` answers HealthyBusy): a reward may yet come."""
+        ...

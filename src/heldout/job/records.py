@@ -1,0 +1,111 @@
+"""What one rollout leaves behind, as frozen records that pickle. Data only.
+
+A rollout is one play of one prompt. It may take several attempts; each attempt records the turns (model calls) it
+made. Exactly one attempt of a finished rollout is final.
+"""
+
+import enum
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One row of a prompt dataset."""
+
+    index: int
+    """Row number in the dataset, from 0, files in name order; it stays the same under `limit` and shuffling."""
+    text: str
+    """What the agent is given, byte for byte."""
+    columns: str = "{}"
+    """The row's other columns, as a JSON object."""
+
+
+class Boundary(enum.StrEnum):
+    """Where a failure happened."""
+
+    AGENT = "agent"
+    """The agent's own code: it raised, crashed, hung, returned no reward or reported a failure."""
+    POLICY = "policy"
+    """The model could not be reached or refused, after every retry."""
+    RUNTIME = "runtime"
+    """The Job Runtime refused what the agent sent."""
+    REWARD = "reward"
+    """A reward came that is not a finite number."""
+    HARNESS = "harness"
+    """Heldout itself: the attempt was interrupted, or lost with its worker through no fault of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why an attempt failed."""
+
+    boundary: Boundary
+    kind: str
+    """A short stable word to count by: `timeout`, `crashed`, `raised`, `no_reward`, `reported_failed`, `bad_reward`,
+    `unreachable`, `refused`, `interrupted`, `lost`."""
+    message: str
+    """One line for a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One model call, with each message stored once.
+
+    The conversation of turn t is: the first `shared_messages` messages of its parent's conversation (the parent's request
+    messages followed by the parent's reply), then `messages`. A turn without a parent stores its whole conversation.
+    """
+
+    index: int
+    """From 0, in the order the calls were made."""
+    parent: int | None
+    """Index of the earlier turn whose conversation this one continues; None for a conversation of its own."""
+    shared_messages: int
+    messages: bytes
+    """JSON array of the messages that are new since the parent."""
+    request: bytes
+    """JSON object: the rest of the request as the agent sent it (no messages); empty when equal to the parent's."""
+    reply: bytes
+    """JSON array of the reply's choices' messages, usually one; empty when the call failed. The first is the message
+    that a child turn's conversation continues from."""
+    finish_reason: str | None
+    prompt_tokens: int | None
+    response_tokens: int | None
+    logprobs: tuple[float, ...] | None
+    """Log-probability of each response token (first choice); None when the policy gave none."""
+    started_at: float
+    """Unix time, seconds."""
+    seconds: float
+    status: int
+    """HTTP status the agent was answered with; 200 for a call that worked."""
+    error: str | None
+    """Why the call failed; None when it worked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at a rollout, ended. The attempt that decided the rollout has `is_final` set."""
+
+    prompt_index: int
+    rollout_index: int
+    number: int
+    """From 1; tries that were lost through no fault of their own keep their number and are not counted."""
+    trajectory_id: str
+    is_final: bool
+    failure: Failure | None
+    """None exactly when `rewards` is not None."""
+    rewards: tuple[float, ...] | None
+    """As reported: one value, or one for each turn; the rollout's reward is their sum."""
+    metrics: tuple[tuple[str, float], ...]
+    """Named numbers the agent returned or reported beside its reward."""
+    flags: tuple[str, ...]
+    """What was odd but not fatal: `no_model_call`, `reward_mismatch`, `failed_after_reward`, `sampling_differs`."""
+    turns: tuple[Turn, ...]
+    output: str
+    """What the agent printed (stdout and stderr), its last 64 KiB."""
+    started_at: float
+    seconds: float
+
+    @property
+    def reward(self) -> float | None:
+        """Sum of the rewards; None for a failed attempt."""
+        return None if self.rewards is None else float(sum(self.rewards))
