@@ -1,0 +1,110 @@
+"""Reward and success so far, with intervals, from sums that are kept as rollouts finish: for a live display.
+
+Memory is one small entry a prompt, adding a rollout and asking for the estimate take constant time. The final numbers come
+from `heldout.metrics.summary`; these agree with them on the value, and use the plain clustered standard error for the interval.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special
+
+from heldout.metrics.intervals import Interval, limits_at_size
+from heldout.metrics.settings import MetricSettings
+
+
+@dataclass(frozen=True, slots=True)
+class RunningEstimate:
+    """Where an evaluation stands. NaN and None: nothing to say yet."""
+
+    num_prompts: int
+    num_rollouts: int
+    """Rollouts that count: all finished ones, or the scored ones when failed rollouts are excluded."""
+    reward_mean: float
+    reward_interval: Interval | None
+    """None with fewer than two prompts, or while all rewards are equal."""
+    success_rate: float
+    success_interval: Interval | None
+    """None with fewer than two prompts."""
+
+
+class RunningTotals:
+    """Sums over the rollouts so far."""
+
+    def __init__(self, settings: MetricSettings) -> None:
+        self._settings = settings
+        self._reward = _RatioSums()
+        self._success = _RatioSums()
+
+    def add(self, prompt_index: int, reward: float | None) -> None:
+        """Counts one finished rollout; `reward` is None when it failed for good."""
+        if reward is None:
+            if self._settings.failed_rollouts == "exclude":
+                return
+            reward, success = 0.0, 0.0
+        else:
+            success = float(reward >= self._settings.success_threshold)
+        self._reward.add(prompt_index, reward)
+        self._success.add(prompt_index, success)
+
+    def estimate(self) -> RunningEstimate:
+        """The numbers so far."""
+        confidence = self._settings.confidence
+        return RunningEstimate(
+            num_prompts=self._reward.num_prompts,
+            num_rollouts=self._reward.count,
+            reward_mean=self._reward.mean,
+            reward_interval=_reward_interval(self._reward, confidence),
+            success_rate=self._success.mean,
+            success_interval=_success_interval(self._success, confidence),
+        )
+
+
+class _RatioSums:
+    """What the mean over rollouts and its clustered standard error need, kept up to date in constant time."""
+
+    def __init__(self) -> None:
+        self._by_prompt: dict[int, tuple[float, int]] = {}
+        self._sum = 0.0
+        self._sum_squares = 0.0
+        self._sum_products = 0.0
+        self._count_squares = 0.0
+        self.count = 0
+
+    def add(self, prompt_index: int, value: float) -> None:
+        total, count = self._by_prompt.get(prompt_index, (0.0, 0))
+        self._by_prompt[prompt_index] = (total + value, count + 1)
+        self._sum += value
+        self._sum_squares += (2 * total + value) * value
+        self._sum_products += total + value * (count + 1)
+        self._count_squares += 2 * count + 1
+        self.count += 1
+
+    @property
+    def num_prompts(self) -> int:
+        return len(self._by_prompt)
+
+    @property
+    def mean(self) -> float:
+        return self._sum / self.count if self.count else float("nan")
+
+    @property
+    def variance(self) -> float:
+        """Of the mean, clustered by prompt; needs two prompts."""
+        mean = self.mean
+        scatter = self._sum_squares - 2 * mean * self._sum_products + mean * mean * self._count_squares
+        variance = scatter / self.count**2 * self.num_prompts / (self.num_prompts - 1)
+        return 0.0 if variance < 1e-15 else variance
+
+
+def _reward_interval(sums: _RatioSums, confidence: float) -> Interval | None:
+    if sums.num_prompts < 2 or (variance := sums.variance) == 0:
+        return None
+    half = float(special.stdtrit(sums.num_prompts - 1, 0.5 + confidence / 2)) * float(np.sqrt(variance))
+    return Interval(sums.mean - half, sums.mean + half)
+
+
+def _success_interval(sums: _RatioSums, confidence: float) -> Interval | None:
+    if sums.num_prompts < 2:
+        return None
+    return limits_at_size(sums.mean, sums.variance, sums.num_prompts - 1.0, confidence, sums.num_prompts, sums.count)

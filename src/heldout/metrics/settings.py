@@ -1,0 +1,39 @@
+"""What the user decides about metrics."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from heldout.errors import MetricError, shown
+
+FAILED_ROLLOUTS = ("zero", "exclude")
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSettings:
+    """How rollouts become numbers.
+
+    Raises MetricError for a k below 1, a threshold that is not a finite number, a confidence outside (0, 1) or an unknown
+    rule for failed rollouts.
+    """
+
+    pass_k_values: tuple[int, ...]
+    """The k of pass@k and pass^k."""
+    success_threshold: float
+    """A rollout succeeds when its reward is at least this."""
+    failed_rollouts: Literal["zero", "exclude"] = "zero"
+    """`zero`: a failed rollout has reward 0 and no success. `exclude`: it is left out, so groups may be unequal."""
+    confidence: float = 0.95
+    """The share of evaluations whose intervals hold the truth."""
+    seed: int = 0
+    """Of every random draw an interval or a test makes: the same table and seed give the same numbers."""
+
+    def __post_init__(self) -> None:
+        for k in self.pass_k_values:
+            if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+                raise MetricError(f"pass_k_values has {shown(k)}; every k must be an integer from 1 up")
+        if not abs(self.success_threshold) < float("inf"):
+            raise MetricError(f"success_threshold is {self.success_threshold!r}; it must be a finite number")
+        if not 0 < self.confidence < 1:
+            raise MetricError(f"confidence is {self.confidence!r}; it must lie between 0 and 1, such as 0.95")
+        if self.failed_rollouts not in FAILED_ROLLOUTS:
+            raise MetricError(f"failed_rollouts is {shown(self.failed_rollouts)}; it must be 'zero' or 'exclude'")

@@ -1,0 +1,196 @@
+"""A run in numbers: every name of the contract on tables small enough to do by hand."""
+
+import numpy as np
+import pytest
+
+from heldout.errors import MetricError
+from heldout.metrics.settings import MetricSettings
+from heldout.metrics.summary import Summary, summarize
+from heldout.metrics.table import FloatArray, LogprobSums, RolloutTable, TurnTable
+
+NAN = float("nan")
+SETTINGS = MetricSettings(pass_k_values=(1, 2, 4), success_threshold=1.0)
+
+
+def rollout_table(groups: list[list[float | None]], turns: list[int] | None = None) -> RolloutTable:
+    """One inner list for each prompt; None is a rollout that failed for good."""
+    rewards = [reward for group in groups for reward in group]
+    return RolloutTable(
+        prompt_index=np.repeat(np.arange(len(groups)), [len(group) for group in groups]),
+        rollout_index=np.array([j for group in groups for j in range(len(group))], dtype=np.int64),
+        is_scored=np.array([reward is not None for reward in rewards], dtype=np.bool_),
+        reward=np.array([NAN if reward is None else reward for reward in rewards], dtype=np.float64),
+        turns=np.array(turns if turns is not None else [1] * len(rewards), dtype=np.int64),
+    )
+
+
+def summary_of(groups: list[list[float | None]], settings: MetricSettings = SETTINGS) -> Summary:
+    return summarize(rollout_table(groups), None, settings, seconds=None)
+
+
+def test_reward_metrics_of_a_hand_made_run() -> None:
+    summary = summary_of([[1.0, 0.0], [1.0, 1.0], [0.5, 0.0]])
+    expected = {
+        "mean": 3.5 / 6,  # (1 + 0 + 1 + 1 + 0.5 + 0) / 6
+        "min": 0.0,
+        "max": 1.0,
+        "std": np.sqrt(3.25 / 6 - (3.5 / 6) ** 2),  # squares: 1 + 0 + 1 + 1 + 0.25 + 0 = 3.25
+        "zero_frac": 2 / 6,
+        "pass_at_1": 3 / 6,  # (1/2 + 1 + 0) / 3
+        "pass_at_2": 2 / 3,  # two prompts have a success
+        "pass_power_1": 3 / 6,
+        "pass_power_2": 1 / 3,  # one prompt has both
+        "succeeded_rollouts": 3,
+        "failed_rollouts": 0,
+        "num_prompts": 3,
+        "rollouts_per_prompt": 2,
+        "success_threshold": 1.0,
+        "mean_within_groups": (0.5 + 1.0 + 0.25) / 3,
+        "std_within_groups": (0.5 + 0.0 + 0.25) / 3,
+        "min_within_groups": (0.0 + 1.0 + 0.0) / 3,
+        "max_within_groups": (1.0 + 1.0 + 0.5) / 3,
+    }
+    found = {name.removeprefix("eval/reward/"): value for name, value in summary.metrics.items() if "reward" in name}
+    assert found == pytest.approx(expected)
+
+
+def test_a_k_above_every_group_is_absent_with_the_reason() -> None:
+    summary = summary_of([[1.0, 0.0], [1.0, 1.0]])
+    assert "eval/reward/pass_at_4" not in summary.metrics
+    assert summary.notes["eval/reward/pass_at_4"] == "k = 4 needs 4 rollouts of a prompt; the largest group has 2"
+
+
+def test_failed_rollouts_count_as_zero_unless_excluded() -> None:
+    groups: list[list[float | None]] = [[1.0, None], [1.0, 1.0]]
+    as_zero = summary_of(groups)
+    assert as_zero.metrics["eval/reward/mean"] == 0.75  # (1 + 0 + 1 + 1) / 4
+    assert as_zero.metrics["eval/reward/pass_at_1"] == 0.75  # (1/2 + 1) / 2
+    assert as_zero.metrics["eval/reward/failed_rollouts"] == 1
+    without = summary_of(groups, MetricSettings((1, 2), 1.0, failed_rollouts="exclude"))
+    assert without.metrics["eval/reward/mean"] == 1.0
+    assert without.metrics["eval/reward/pass_at_2"] == 1.0  # only the second prompt has two
+    assert "1 prompts with fewer than 2 rollouts are left out" in without.notes["eval/reward/pass_at_2"]
+    assert (without.scored, without.failed) == (3, 1)
+
+
+def test_a_failed_rollout_is_no_success_even_when_the_threshold_is_zero() -> None:
+    summary = summary_of([[None, 0.0], [0.0, 0.0]], MetricSettings((1,), 0.0))
+    assert summary.metrics["eval/reward/pass_at_1"] == 0.75  # (1/2 + 1) / 2
+    assert summary.metrics["eval/reward/succeeded_rollouts"] == 3
+
+
+def test_one_prompt_has_values_and_no_interval() -> None:
+    summary = summary_of([[1.0, 0.0, 1.0, 0.0]])
+    assert summary.metrics["eval/reward/pass_at_2"] == pytest.approx(5 / 6)  # 1 - C(2,2) / C(4,2)
+    assert summary.intervals == {}
+    assert summary.notes["eval/reward/pass_at_1"].startswith("one prompt: no interval")
+
+
+def test_one_rollout_a_prompt_has_no_spread_within_groups() -> None:
+    summary = summary_of([[1.0], [0.0], [1.0]])
+    assert "eval/reward/std_within_groups" not in summary.metrics
+    assert summary.notes["eval/reward/std_within_groups"] == "one rollout a prompt: no spread within groups"
+
+
+def test_all_successes_say_what_the_prompts_can_rule_out() -> None:
+    summary = summary_of([[1.0, 1.0]] * 30)
+    low, high = summary.intervals["eval/reward/pass_at_1"]
+    assert high == 1.0
+    assert low == pytest.approx(0.025 ** (1 / 30))  # 30 prompts without a failure, exactly
+    assert "all rollouts succeeded" in summary.notes["eval/reward/pass_at_1"]
+
+
+def test_no_rollouts_at_all_gives_counts_and_a_reason() -> None:
+    summary = summary_of([])
+    assert summary.metrics["eval/reward/num_prompts"] == 0
+    assert summary.notes["eval/reward/mean"] == "no rollout to count: none has finished"
+
+
+def test_only_failures_excluded_gives_a_reason() -> None:
+    summary = summary_of([[None], [None]], MetricSettings((1,), 1.0, failed_rollouts="exclude"))
+    assert "eval/reward/mean" not in summary.metrics
+    assert "all 2 failed" in summary.notes["eval/reward/mean"]
+
+
+def test_order_of_rows_does_not_matter() -> None:
+    table = rollout_table([[1.0, 0.0, None], [0.5, 1.0, 0.25], [0.0, 0.0, 1.0]], turns=[1, 2, 3, 4, 5, 6, 7, 8, 9])
+    order = np.random.default_rng(5).permutation(9)
+    shuffled = RolloutTable(*(getattr(table, name)[order] for name in RolloutTable.__slots__))
+    first, second = (summarize(t, None, SETTINGS, seconds=1.0) for t in (table, shuffled))
+    assert first.metrics == pytest.approx(second.metrics)
+    assert first.intervals.keys() == second.intervals.keys()
+    for name, interval in first.intervals.items():
+        assert interval == pytest.approx(second.intervals[name])
+
+
+def test_turns_tokens_and_logprobs_of_a_hand_made_run() -> None:
+    rollouts = rollout_table([[1.0], [0.0]], turns=[2, 1])
+    turns = TurnTable.from_turns(
+        rollout_row=np.array([0, 0, 1]),
+        prompt_tokens=np.array([10.0, 20.0, NAN]),
+        response_tokens=np.array([4.0, 6.0, 8.0]),
+        logprobs=[LogprobSums.of((-1.0, 0.0)), LogprobSums.of((-3.0,)), LogprobSums.of(None)],
+    )
+    metrics = summarize(rollouts, turns, SETTINGS, seconds=12.5).metrics
+    expected = {
+        "eval/turns/mean": 1.5,
+        "eval/turns/min": 1,
+        "eval/turns/max": 2,
+        "eval/tokens/prompt_mean": 15.0,  # the unknown one is left out
+        "eval/tokens/response_mean": 6.0,
+        "eval/tokens/response_min": 4.0,
+        "eval/tokens/response_max": 8.0,
+        "eval/tokens/response_std": np.sqrt(8 / 3),  # (4 + 0 + 4) / 3
+        "eval/logprob/nz_mean": -2.0,
+        "eval/logprob/nz_min": -3.0,
+        "eval/logprob/nz_max": -1.0,
+        "eval/logprob/nz_std": 1.0,
+        "eval/logprob/zero_count": 1,
+        "eval/logprob/zero_frac": 1 / 3,
+        "eval/logprob/zero_per_group": 0.5,
+        "timing_s/eval": 12.5,
+    }
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+
+
+def test_unknown_tokens_and_logprobs_are_absent_and_not_zero() -> None:
+    turns = TurnTable.from_turns(np.array([0, 1]), np.array([NAN, NAN]), np.array([NAN, NAN]), [LogprobSums()] * 2)
+    summary = summarize(rollout_table([[1.0], [0.0]]), turns, SETTINGS, seconds=None)
+    assert not [name for name in summary.metrics if name.startswith(("eval/tokens", "eval/logprob", "timing"))]
+    assert summary.notes["eval/tokens/response_mean"] == "the policy gave no token counts"
+
+
+def test_agent_metrics_become_columns_of_their_own() -> None:
+    values: FloatArray = np.array([1.0, NAN, 0.5, 0.0])
+    table = rollout_table([[1.0, 1.0], [0.0, 0.0]])
+    summary = summarize(table, None, SETTINGS, agent_metrics={"completed": values}, seconds=None)
+    assert summary.metrics["agent/completed"] == 0.5  # (1 + 0.5 + 0) / 3
+    assert "agent/completed" in summary.intervals
+    assert summary.notes["agent/completed"] == "from the 3 of 4 rollouts that gave one"
+
+
+def test_missing_rollouts_are_known_only_when_the_plan_is() -> None:
+    table = rollout_table([[1.0, 1.0], [0.0]])
+    assert summarize(table, None, SETTINGS, seconds=None, expected_rollouts=4).missing == 1
+    assert summarize(table, None, SETTINGS, seconds=None).missing is None
+
+
+def test_columns_of_different_length_are_refused() -> None:
+    with pytest.raises(MetricError, match=r"columns of RolloutTable differ in length: prompt_index 2, .* reward 1"):
+        RolloutTable(np.array([0, 1]), np.array([0, 0]), np.array([True, True]), np.array([1.0]), np.array([1, 1]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"pass_k_values": (0,), "success_threshold": 1.0},
+            "pass_k_values has 0; every k must be an integer from 1 up",
+        ),
+        ({"pass_k_values": (1,), "success_threshold": NAN}, "success_threshold is nan; it must be a finite number"),
+        ({"pass_k_values": (1,), "success_threshold": 1.0, "confidence": 95}, "confidence is 95; it must lie between"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(MetricError, match=message):
+        MetricSettings(**settings)  # type: ignore[arg-type]
