@@ -1,0 +1,269 @@
+"""The four file formats that prompts come in, each read as a stream of rows.
+
+A reader takes an open binary file and yields `FormatRow`s; it holds a few rows at a time, however long the file. What is
+wrong with a file is raised as `Malformed`, which knows the place but not the file's name.
+"""
+
+import codecs
+import csv
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from heldout.errors import HeldoutError
+
+# Large enough that decoding, not calls, takes the time; small enough to hold several.
+_CHUNK_CHARACTERS = 1024 * 1024
+# Rows of a Parquet file become Python objects this many at a time: a row may hold a whole document or image.
+_PARQUET_ROWS = 256
+_PARQUET_BUFFER_BYTES = 2 * 1024 * 1024
+# A literal cut off by the end of a chunk is reported at most this far before it (the longest is -Infinity, or \\uXXXX).
+_CUT_CHARACTERS = 16
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+class FormatRow(NamedTuple):
+    """One row as the file has it."""
+
+    number: int
+    """From 1: the line of a text file it starts on, or its number in a file without lines."""
+    columns: dict[str, object]
+
+
+class Malformed(Exception):
+    """A file is not what its name says, or a row of it is not; `str()` is the place and the problem, in one line."""
+
+
+class Format(NamedTuple):
+    """One file format."""
+
+    unit: str
+    """What `FormatRow.number` counts: `line` or `row`."""
+    read: Callable[[BinaryIO], Iterator[FormatRow]]
+
+
+def read_json_lines(file: BinaryIO) -> Iterator[FormatRow]:
+    """One JSON object a line, UTF-8; empty lines are passed over."""
+    for number, line in _lines(file):
+        if line and not line.isspace():
+            yield FormatRow(number, _row(_decoded(line, f"line {number}"), f"line {number}"))
+
+
+def read_json(file: BinaryIO) -> Iterator[FormatRow]:
+    """One JSON array of objects, UTF-8, split up as it is read."""
+    text = _JsonText(file)
+    opening = text.next_character()
+    if opening == "":
+        return
+    if opening != "[":
+        raise Malformed(
+            f"line {text.line}: the file is not a JSON array of objects (if it is JSON Lines, name it .jsonl)"
+        )
+    text.skip()
+    is_first = True
+    while (character := text.next_character()) != "]":
+        if not is_first:
+            if character != ",":
+                raise Malformed(f"line {text.line}: {_seen(character)} where ',' or ']' should follow a row")
+            text.skip()
+            text.next_character()
+        is_first = False
+        place = f"line {text.line}"
+        yield FormatRow(text.line, _row(text.value(), place))
+    text.skip()
+    if character := text.next_character():
+        raise Malformed(f"line {text.line}: {_seen(character)} after the end of the array")
+
+
+def read_csv(file: BinaryIO) -> Iterator[FormatRow]:
+    """Comma-separated values as in RFC 4180, UTF-8, with a header row; every value is a string, line ends in quotes kept."""
+    # Python's reader refuses fields over 128 KiB unless told otherwise, for the whole process; prompts may be longer.
+    csv.field_size_limit(sys.maxsize)
+    reader = csv.reader((_text(line, number) for number, line in _lines(file)), strict=True)
+    header: list[str] | None = None
+    while True:
+        number = reader.line_num + 1
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            raise Malformed(f"line {number}: not CSV ({error})") from error
+        if fields is None:
+            return
+        if not fields:
+            continue
+        if header is None:
+            header = _checked_header(fields)
+        elif len(fields) != len(header):
+            raise Malformed(
+                f"line {number}: {len(fields)} fields where the header has {len(header)} (is a quote missing?)"
+            )
+        else:
+            yield FormatRow(number, dict(zip(header, fields, strict=True)))
+
+
+def read_parquet(file: BinaryIO) -> Iterator[FormatRow]:
+    """Rows of an Apache Parquet file, pages decoded as they are needed: row groups of any size are fine."""
+    # pyarrow asks for exactly what it needs; the buffer between would fetch the same bytes again after each seek.
+    source = file.raw if isinstance(file, io.BufferedReader) else file
+    number = 0
+    try:
+        parquet = pq.ParquetFile(source, pre_buffer=False, buffer_size=_PARQUET_BUFFER_BYTES)
+        for batch in parquet.iter_batches(batch_size=_PARQUET_ROWS, use_threads=False):
+            for columns in batch.to_pylist():
+                number += 1
+                yield FormatRow(number, columns)
+    except HeldoutError:
+        raise
+    except UnicodeDecodeError as error:
+        raise Malformed(f"row {number + 1} or one of the {_PARQUET_ROWS} after it: a string is not UTF-8") from error
+    except (pa.ArrowException, OSError) as error:
+        place = f"after row {number}" if number else "the file"
+        raise Malformed(f"{place}: not readable as Parquet ({str(error).splitlines()[0]})") from error
+
+
+FORMATS = {
+    ".csv": Format("line", read_csv),
+    ".json": Format("line", read_json),
+    ".jsonl": Format("line", read_json_lines),
+    ".parquet": Format("row", read_parquet),
+}
+"""By file name suffix, in lower case."""
+
+
+class _JsonText:
+    """A window that moves over a JSON text too long to hold."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._text = ""
+        self._position = 0
+        self._is_at_end = False
+        self._line = 1
+        self._counted = 0
+
+    @property
+    def line(self) -> int:
+        """The line of the current position, from 1."""
+        self._line += self._text.count("\n", self._counted, self._position)
+        self._counted = self._position
+        return self._line
+
+    def next_character(self) -> str:
+        """The character after any white space, which becomes the current position; empty at the end of the text."""
+        while True:
+            found = _SPACE.match(self._text, self._position)
+            self._position = found.end() if found else self._position
+            if self._position < len(self._text) or self._is_at_end:
+                return self._text[self._position : self._position + 1]
+            self._grow()
+
+    def skip(self) -> None:
+        """Moves past the current character."""
+        self._position += 1
+
+    def value(self) -> object:
+        """The JSON value at the current position."""
+        while True:
+            try:
+                value, self._position = _scan(self._text, self._position)
+            except json.JSONDecodeError as error:
+                if self._is_at_end or not self._may_be_cut(error):
+                    raise Malformed(f"line {self.line}: not JSON ({_reason(error)})") from error
+                self._grow()
+            except (ValueError, RecursionError) as error:
+                raise Malformed(f"line {self.line}: not JSON ({error})") from error
+            else:
+                return value
+
+    def _may_be_cut(self, error: json.JSONDecodeError) -> bool:
+        return error.msg.startswith("Unterminated string") or error.pos >= len(self._text) - _CUT_CHARACTERS
+
+    def _grow(self) -> None:
+        line = self.line
+        kept = self._text[self._position :]
+        # Reading at least as much again as is held keeps the work linear in the length of the longest row.
+        data = self._file.read(max(_CHUNK_CHARACTERS, len(kept)))
+        try:
+            self._text = kept + self._decoder.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            raise Malformed(f"line {line} or later: not UTF-8") from error
+        self._position = self._counted = 0
+        self._is_at_end = not data
+
+
+def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    for number, line in enumerate(file, start=1):
+        yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+
+
+def _text(line: bytes, number: int) -> str:
+    try:
+        return line.decode()
+    except UnicodeDecodeError as error:
+        raise Malformed(f"line {number}: not UTF-8") from error
+
+
+def _refuse_constant(name: str) -> object:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+# Python's own decoder, because it keeps integers of any length where faster ones round them to floats.
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_scan = _DECODER.raw_decode
+
+
+def _decoded(line: bytes, place: str) -> object:
+    try:
+        return _DECODER.decode(line.decode())
+    except UnicodeDecodeError as error:
+        raise Malformed(f"{place}: not UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise Malformed(f"{place}: not JSON ({_reason(error)})") from error
+    except (ValueError, RecursionError) as error:
+        raise Malformed(f"{place}: not JSON ({error})") from error
+
+
+def _reason(error: json.JSONDecodeError) -> str:
+    return f"{error.msg[:1].lower()}{error.msg[1:]}, column {error.colno}"
+
+
+def _row(value: object, place: str) -> dict[str, object]:
+    if not isinstance(value, dict):
+        raise Malformed(f'{place}: {kind(value)} where a row should be a JSON object, such as {{"prompt": "..."}}')
+    return value
+
+
+def _seen(character: str) -> str:
+    return repr(character) if character else "the file ends"
+
+
+def _checked_header(header: list[str]) -> list[str]:
+    twice = next((name for position, name in enumerate(header) if name in header[:position]), None)
+    if twice is not None:
+        raise Malformed(f"line 1: the header has column {twice!r} twice")
+    return header
+
+
+def kind(value: object) -> str:
+    """What a value is, in JSON's words with an article: `a number`, `an array`."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "an array"
+        case dict():
+            return "an object"
+    return f"a {type(value).__name__}"

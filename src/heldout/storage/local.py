@@ -1,0 +1,120 @@
+"""Files of this machine, each replaced as a whole and on the disk before a write returns."""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from heldout.errors import HeldoutError, StorageError, did_you_mean
+from heldout.storage.base import FileInfo
+
+# What a killed writer may leave behind; such files are never listed.
+_PARTIAL_SUFFIX = ".heldout-partial"
+
+
+@contextmanager
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
+    """A new file that appears at `path` whole, when the block ends well, and not at all when it raises.
+
+    A reader sees the old file or the new one, also after a power cut: data and folder are synchronised before the block
+    returns. Folders above `path` are made. Raises StorageError when the file system refuses.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL_SUFFIX}")
+    with _refusals_explained("write", path):
+        _make_folder(path.parent)
+        try:
+            with partial.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        _synchronise_folder(path.parent)
+
+
+class LocalFiles:
+    """The files below a folder, which need not exist yet."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def list(self, prefix: str) -> Iterator[FileInfo]:
+        with _refusals_explained("list", self._root / prefix):
+            found = sorted(
+                (path.relative_to(self._root).as_posix(), path)
+                for folder, _, names in os.walk(self._root / prefix)
+                for path in (Path(folder, name) for name in names)
+                if path.is_file() and not path.name.endswith(_PARTIAL_SUFFIX)
+            )
+            yield from (FileInfo(name, path.stat().st_size) for name, path in found)
+
+    def children(self, prefix: str) -> Sequence[str]:
+        folder = self._root / prefix
+        with _refusals_explained("list", folder):
+            return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+    def read(self, name: str) -> bytes:
+        with self._reading(name) as path:
+            return path.read_bytes()
+
+    def open(self, name: str) -> BinaryIO:
+        with self._reading(name) as path:
+            return path.open("rb")
+
+    def write(self, name: str, data: bytes) -> None:
+        with open_atomic(self._root / name) as file:
+            file.write(data)
+
+    def upload(self, name: str, path: Path) -> None:
+        with _refusals_explained("read", path), path.open("rb") as source, open_atomic(self._root / name) as file:
+            shutil.copyfileobj(source, file, 1024 * 1024)
+
+    def exists(self, name: str) -> bool:
+        return (self._root / name).is_file()
+
+    def delete(self, name: str) -> None:
+        with _refusals_explained("delete", self._root / name):
+            (self._root / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[Path]:
+        path = self._root / name
+        with _refusals_explained("read", path):
+            try:
+                yield path
+            except FileNotFoundError as error:
+                folder, _, last = name.rpartition("/")
+                hint = did_you_mean(last, self.children(folder))
+                raise StorageError(f"no file {name!r} in {str(self._root)!r}.{hint}") from error
+
+
+@contextmanager
+def _refusals_explained(verb: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except HeldoutError:
+        raise
+    except OSError as error:
+        raise StorageError(f"cannot {verb} {str(path)!r}: {error.strerror or error}") from error
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes `folder` and those above it; each new name is on the disk when this returns."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _synchronise_folder(folder.parent)
+
+
+def _synchronise_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

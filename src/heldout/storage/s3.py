@@ -1,0 +1,196 @@
+"""Objects in S3, or in anything that speaks its protocol, through obstore."""
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO
+
+import obstore
+from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
+from obstore.store import S3Store
+
+from heldout.errors import HeldoutError, ReferenceProblem, StorageError, did_you_mean
+from heldout.storage.aws import AwsSettings, aws_settings
+from heldout.storage.base import FileInfo
+
+# One request costs a round trip of some 50 ms; at 8 MiB that wait is no longer what limits a sequential read.
+_READ_AHEAD_BYTES = 8 * 1024 * 1024
+# Six tries over about two seconds: outlasts a connection dropped or a server restarting a worker, and still tells
+# soon that nothing listens at an endpoint.
+_RETRIES = 5
+
+
+class S3Files:
+    """The objects of a bucket below a prefix. Settings are looked up in `environ`, as AWS tools do, at the first call."""
+
+    def __init__(self, bucket: str, prefix: str, environ: Mapping[str, str], *, kms_key: str | None = None) -> None:
+        self._bucket = bucket
+        self._prefix = prefix
+        self._location = f"s3://{bucket}/{prefix}".rstrip("/")
+        self._environ = environ
+        self._kms_key = kms_key
+
+    def list(self, prefix: str) -> Iterator[FileInfo]:
+        with self._refusals_explained(prefix):
+            pages = obstore.list(self._store, self._key(prefix) or None)
+            found = {self._name(entry["path"]): entry["size"] for page in pages for entry in page}
+        # A key that ends in `/`, by which consoles mark a folder, arrives here as the folder itself.
+        found.pop("", None)
+        found.pop(prefix, None)
+        yield from (FileInfo(name, size) for name, size in sorted(found.items()))
+
+    def children(self, prefix: str) -> Sequence[str]:
+        with self._refusals_explained(prefix):
+            page = obstore.list_with_delimiter(self._store, self._key(prefix) or None)
+        keys = [*page["common_prefixes"], *(entry["path"] for entry in page["objects"])]
+        return sorted({key.rpartition("/")[2] for key in keys if key != self._key(prefix)})
+
+    def read(self, name: str) -> bytes:
+        with self._refusals_explained(name):
+            return bytes(obstore.get(self._store, self._key(name)).bytes())
+
+    def open(self, name: str) -> BinaryIO:
+        with self._refusals_explained(name):
+            head = obstore.head(self._store, self._key(name))
+        return io.BufferedReader(_ObjectReader(self, name, head["size"], head["e_tag"]), _READ_AHEAD_BYTES)
+
+    def write(self, name: str, data: bytes) -> None:
+        with self._refusals_explained(name):
+            obstore.put(self._store, self._key(name), data)
+
+    def upload(self, name: str, path: Path) -> None:
+        if not path.is_file():
+            raise StorageError(f"cannot upload {str(path)!r}: no such file")
+        with self._refusals_explained(name):
+            obstore.put(self._store, self._key(name), path)
+
+    def exists(self, name: str) -> bool:
+        with self._refusals_explained(name):
+            try:
+                obstore.head(self._store, self._key(name))
+            except FileNotFoundError:
+                return False
+            return True
+
+    def delete(self, name: str) -> None:
+        with self._refusals_explained(name):
+            obstore.delete(self._store, self._key(name))
+
+    def read_range(self, name: str, start: int, end: int, e_tag: str | None) -> memoryview:
+        """Bytes `start` to `end` (exclusive) of the version of an object that `e_tag` names."""
+        with self._refusals_explained(name):
+            options: obstore.GetOptions = {"range": (start, end)}
+            if e_tag is not None:
+                options["if_match"] = e_tag
+            return memoryview(obstore.get(self._store, self._key(name), options=options).bytes())
+
+    @cached_property
+    def _settings(self) -> AwsSettings:
+        return aws_settings(self._location, self._environ)
+
+    @cached_property
+    def _store(self) -> S3Store:
+        settings = self._settings
+        encryption = {"server_side_encryption": "aws:kms", "sse_kms_key_id": self._kms_key} if self._kms_key else {}
+        endpoint = {"endpoint": settings.endpoint} if settings.endpoint else {}
+        return S3Store(
+            self._bucket,
+            region=settings.region,
+            credential_provider=settings.credentials,
+            client_options={"allow_http": True, "timeout": "10min", "read_timeout": "1min", "connect_timeout": "5s"},
+            retry_config={"max_retries": _RETRIES, "retry_timeout": timedelta(minutes=1)},
+            **endpoint,  # type: ignore[arg-type]
+            **encryption,  # type: ignore[arg-type]
+        )
+
+    def _key(self, name: str) -> str:
+        return f"{self._prefix}/{name}".strip("/")
+
+    def _name(self, key: str) -> str:
+        return key.removeprefix(self._prefix).lstrip("/")
+
+    @contextmanager
+    def _refusals_explained(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except HeldoutError:
+            raise
+        except (BaseError, OSError, ValueError) as error:
+            raise self._explained(error, name) from error
+
+    def _explained(self, error: Exception, name: str) -> HeldoutError:
+        message = str(error)
+        code = _error_code(message)
+        place = f"{self._location}/{name}".rstrip("/")
+        where = self._settings.endpoint or f"Amazon S3 in {self._settings.region}"
+        if code == "NoSuchBucket":
+            return ReferenceProblem(f"no bucket {self._bucket!r} at {where} (looked for {place})")
+        if isinstance(error, FileNotFoundError):
+            return StorageError(f"no object {name!r} in {self._location}.{self._nearest(name)}")
+        if isinstance(error, PreconditionError):
+            return StorageError(f"{place} was replaced while it was being read; start again")
+        if isinstance(error, (PermissionDeniedError, UnauthenticatedError)):
+            return StorageError(
+                f"{where} denies access to {place}: {code or 'no reason given'} ({self._settings.origin})"
+            )
+        if "error sending request" in message:
+            return StorageError(
+                f"cannot reach {where} for {place}; the endpoint is set by AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL"
+            )
+        if "redirect" in message.lower():
+            return StorageError(
+                f"{place} is not in region {self._settings.region!r}; set AWS_REGION to the bucket's region"
+            )
+        return StorageError(f"{place}: {code or message.splitlines()[0]}")
+
+    def _nearest(self, name: str) -> str:
+        folder, _, last = name.rpartition("/")
+        try:
+            return did_you_mean(last, self.children(folder))
+        except StorageError:
+            return ""
+
+
+class _ObjectReader(io.RawIOBase):
+    """An object as an unbuffered file: each read is one ranged request for the version that was opened."""
+
+    def __init__(self, files: S3Files, name: str, size: int, e_tag: str | None) -> None:
+        super().__init__()
+        self._files = files
+        self._name = name
+        self._size = size
+        self._e_tag = e_tag
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        end = min(self._size, self._position + len(buffer))
+        if end <= self._position:
+            return 0
+        data = self._files.read_range(self._name, self._position, end, self._e_tag)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+def _error_code(message: str) -> str | None:
+    """The `Code` of S3's XML error body, where the message carries one."""
+    found = re.search(r"<Code>(\w+)</Code>", message)
+    return found.group(1) if found else None

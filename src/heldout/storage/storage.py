@@ -1,0 +1,116 @@
+"""The door itself: a root, local or remote, and the files below it."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
+
+from heldout.errors import ReferenceProblem
+from heldout.storage.base import FileInfo, Files
+from heldout.storage.local import LocalFiles
+from heldout.storage.s3 import S3Files
+
+_S3 = "s3://"
+_FILE = "file://"
+
+
+def is_remote(location: str) -> bool:
+    """Whether `location` is not on this machine: an `s3://` URI."""
+    return location.startswith(_S3)
+
+
+def split_location(location: str) -> tuple[str, str]:
+    """The folder a location lies in, and its name there; the name is empty where nothing lies above (a bucket, `/`, `..`).
+
+    "s3://bucket/a/b.csv" -> ("s3://bucket/a", "b.csv"); "b.csv" -> (".", "b.csv"); "s3://bucket" -> ("s3://bucket", "")
+    """
+    trimmed = location.rstrip("/")
+    folder, _, name = trimmed.rpartition("/")
+    if name in {"", ".", ".."} or folder == _S3.rstrip("/") + "/":
+        return location, ""
+    return folder or ("/" if trimmed.startswith("/") else "."), name
+
+
+class Storage:
+    """The files below one root: a folder, or a bucket and prefix. Names are relative to it, parts separated by `/`.
+
+    What was written is there for every reader when the call returns, whole. Every method raises
+    `heldout.errors.StorageError` when reading or writing fails, and `ReferenceProblem` when the root names nothing
+    usable (no such bucket, no credentials) or a name leads out of it.
+    """
+
+    def __init__(self, location: str, files: Files) -> None:
+        self.location = location
+        """As given to `at`."""
+        self._files = files
+
+    @staticmethod
+    def at(location: str, *, kms_key: str | None = None) -> "Storage":
+        """The storage at a local path, a `file://` URI or `s3://bucket/prefix`; touches neither disk nor network.
+
+        kms_key: ARN or id of the AWS KMS key that new objects are encrypted with; only for `s3://`. By default the
+        bucket decides. Raises ReferenceProblem for anything else.
+        """
+        if is_remote(location):
+            bucket, _, prefix = location.removeprefix(_S3).partition("/")
+            if not bucket:
+                raise ReferenceProblem(f"{location!r} names no bucket; expected s3://bucket/prefix")
+            return Storage(location, S3Files(bucket, prefix.strip("/"), os.environ, kms_key=kms_key))
+        if kms_key is not None:
+            raise ReferenceProblem(f"a KMS key encrypts objects in s3:// only, and {location!r} is a local path")
+        return Storage(location, LocalFiles(_local_path(location)))
+
+    def list(self, prefix: str = "") -> Iterator[FileInfo]:
+        """Every file at any depth below the folder `prefix`, sorted by name; none if there is no such folder."""
+        return self._files.list(_checked(prefix.rstrip("/")) if prefix else "")
+
+    def children(self, prefix: str = "") -> Sequence[str]:
+        """Names of the files and folders directly in the folder `prefix`, sorted."""
+        return self._files.children(_checked(prefix.rstrip("/")) if prefix else "")
+
+    def read(self, name: str) -> bytes:
+        """A whole file, in memory."""
+        return self._files.read(_checked(name))
+
+    def open(self, name: str) -> BinaryIO:
+        """A buffered, seekable file to read, fetched as it is read; the caller closes it.
+
+        An object that changes while it is read raises StorageError rather than mixing two versions.
+        """
+        return self._files.open(_checked(name))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Makes or replaces a file; readers see the old one or the whole new one, and on return it is durable."""
+        self._files.write(_checked(name), data)
+
+    def upload(self, name: str, path: Path) -> None:
+        """`write` with the contents of a local file, in bounded memory."""
+        self._files.upload(_checked(name), path)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file (not a folder) of this name."""
+        return self._files.exists(_checked(name))
+
+    def delete(self, name: str) -> None:
+        """Removes a file; one that is not there is no error."""
+        self._files.delete(_checked(name))
+
+
+def _local_path(location: str) -> Path:
+    if location.startswith(_FILE):
+        location = unquote(urlsplit(location).path)
+    scheme, separator, _ = location.partition("://")
+    if separator and scheme.isalnum():
+        raise ReferenceProblem(
+            f"{location!r} cannot be read from; expected a local path, file:// or s3://bucket/prefix"
+        )
+    if not location:
+        raise ReferenceProblem("a location is empty; expected a local path, file:// or s3://bucket/prefix")
+    return Path(location).expanduser()
+
+
+def _checked(name: str) -> str:
+    if not name or any(part in {"", ".", ".."} for part in name.split("/")):
+        raise ReferenceProblem(f"file name {name!r} must be a relative path without empty parts, '.' and '..'")
+    return name
