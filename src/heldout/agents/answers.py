@@ -1,0 +1,78 @@
+"""Reads an agent's HTTP answer into an InvocationResult: JSON or server-sent events, as the AgentCore contract allows."""
+
+import json
+
+from heldout.agents.base import InvocationResult, Outcome
+
+_SHOWN_CHARACTERS = 500
+"""How much of an error body a message quotes: enough for a reason, little enough for one line."""
+
+
+def read_answer(status: int, content_type: str, body: bytes) -> InvocationResult:
+    """RETURNED with the parsed body, or RAISED with one line that says why.
+
+    An error is a status from 400 up, or the object `{"error": ..., "error_type": ...}` that bedrock-agentcore 1.x (and our
+    worker) sends as the last event when a stream breaks off. NaN and Infinity are kept as floats: whether they may be a
+    reward is not decided here. An empty answer is a body of None.
+    """
+    if status >= 400:
+        return _raised(_error_text(status, body))
+    if content_type.partition(";")[0].strip().lower() == "text/event-stream":
+        return _read_events(body)
+    if not body.strip():
+        return InvocationResult(Outcome.RETURNED)
+    try:
+        return InvocationResult(Outcome.RETURNED, body=json.loads(body))
+    except (ValueError, RecursionError):
+        return _raised(f"answered something that is not JSON: {_start_of(body)}")
+
+
+def says_busy(ping: bytes) -> bool:
+    """Whether an answer to GET /ping says HealthyBusy: the agent still works in the background."""
+    try:
+        answer = json.loads(ping)
+    except ValueError:
+        return False
+    return isinstance(answer, dict) and answer.get("status") == "HealthyBusy"
+
+
+def one_line(text: str) -> str:
+    """`text` with its line breaks and runs of blanks folded, cut to fit a line of a report."""
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN_CHARACTERS else f"{line[: _SHOWN_CHARACTERS - 1]}…"
+
+
+def _raised(message: str) -> InvocationResult:
+    return InvocationResult(Outcome.RAISED, message=one_line(message))
+
+
+def _read_events(body: bytes) -> InvocationResult:
+    answer: object = None
+    for event in body.replace(b"\r\n", b"\n").split(b"\n\n"):
+        lines = (line.removeprefix(b"data:") for line in event.split(b"\n") if line.startswith(b"data:"))
+        try:
+            answer = json.loads(b"\n".join(lines))
+        except (ValueError, RecursionError):
+            continue  # not JSON: a comment, a keep-alive, `[DONE]`
+    failure = _reported_error(answer)
+    return InvocationResult(Outcome.RETURNED, body=answer) if failure is None else _raised(failure)
+
+
+def _error_text(status: int, body: bytes) -> str:
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError):
+        answer = None
+    return _reported_error(answer) or f"answered {status}: {_start_of(body)}"
+
+
+def _reported_error(answer: object) -> str | None:
+    match answer:
+        case {"error": str(error), "error_type": str(kind)}:
+            return f"{kind}: {error}"
+        case _:
+            return None
+
+
+def _start_of(body: bytes) -> str:
+    return body[: 4 * _SHOWN_CHARACTERS].decode(errors="replace") or "(empty)"

@@ -1,0 +1,183 @@
+"""Hosts an entry point (`file.py:function`, `package.module:function`) in supervised worker processes."""
+
+import asyncio
+import math
+import os
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
+
+import aiohttp
+
+from heldout.agents.base import Agent, Invocation, InvocationResult, Outcome
+from heldout.agents.lookup import check_entry_point, parse_entry_point
+from heldout.agents.process import WorkerGone, WorkerProblem, WorkerProcess, WorkerSettings
+from heldout.errors import ReferenceProblem
+
+__all__ = ["EntryPointAgent", "check_entry_point"]
+
+_GIVE_UP_AFTER = 3
+"""So many starts that failed in a row, with no worker left: the agent counts as unreachable until one succeeds."""
+_FIRST_PAUSE_SECONDS = 0.2
+_LONGEST_PAUSE_SECONDS = 10.0
+_SPREAD_SECONDS = 5.0
+"""How long the first attempts are held back for workers that are still starting, so that the first does not get them all."""
+
+
+class EntryPointAgent(Agent):
+    """Plays attempts in worker processes, each on the one with the fewest.
+
+    A worker that dies is replaced. So is one with an attempt that cannot be cancelled, once the others on it are done.
+    """
+
+    def __init__(
+        self,
+        entry_point: str,
+        *,
+        environment: Mapping[str, str],
+        workers: int | None = None,
+        working_directory: Path | None = None,
+    ) -> None:
+        """`environment` is set in the workers on top of this process's own. `workers`: default one per core.
+
+        Raises ReferenceProblem when `entry_point` is not one.
+        """
+        parse_entry_point(entry_point)
+        folder = (working_directory or Path.cwd()).resolve()
+        self._settings = WorkerSettings(entry_point, {**os.environ, **environment}, folder)
+        self._num_workers = workers or os.cpu_count() or 1
+        self._http: aiohttp.ClientSession | None = None
+        self._ready: list[WorkerProcess] = []
+        self._processes: set[WorkerProcess] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._room = asyncio.Semaphore(2 * self._num_workers)
+        """Retired workers play on beside their replacements, but not without bound."""
+        self._isolated_room = asyncio.Semaphore(self._num_workers)
+        self._changed = asyncio.Event()
+        self._num_waiting = 0
+        self._num_starting = 0
+        self._num_failures = 0
+        self._problem = ""
+
+    async def start(self) -> None:
+        """Starts all workers and returns when the first serves. Raises ReferenceProblem when the agent cannot be loaded."""
+        check_entry_point(self._settings.entry_point, working_directory=self._settings.working_directory)
+        timeout = aiohttp.ClientTimeout(total=None)
+        self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
+        self._num_starting = self._num_workers
+        for _ in range(self._num_workers):
+            self._in_background(self._keep_worker())
+        while not self._ready and not self._problem:
+            await self._changed.wait()
+        if not self._ready:
+            await self.stop()
+            raise ReferenceProblem(self._problem)
+        asyncio.get_running_loop().call_later(_SPREAD_SECONDS, self._stop_spreading)
+
+    async def stop(self) -> None:
+        """Ends every worker; the agent's own clean-up code gets two seconds."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(worker.close() for worker in list(self._processes)))
+        self._ready.clear()
+        if self._http is not None:
+            await self._http.close()
+
+    async def invoke(self, invocation: Invocation) -> InvocationResult:
+        """Plays one attempt on the least loaded worker, or alone in a process of its own."""
+        if invocation.is_isolated:
+            return await self._play_isolated(invocation)
+        while (worker := await self._next_worker()) is not None:
+            try:
+                return await worker.play(invocation)
+            except WorkerGone:
+                self._retire(worker)
+        return InvocationResult(Outcome.UNREACHABLE, message=self._problem)
+
+    async def is_busy(self) -> bool:
+        """Whether the agent in any worker says that it works in the background."""
+        return any(await asyncio.gather(*(worker.is_busy() for worker in self._ready)))
+
+    async def _play_isolated(self, invocation: Invocation) -> InvocationResult:
+        async with self._isolated_room:
+            worker = self._new_worker()
+            try:
+                await worker.start()
+                return await worker.play(invocation)
+            except (WorkerProblem, WorkerGone) as problem:
+                return InvocationResult(Outcome.UNREACHABLE, message=str(problem))
+            finally:
+                self._in_background(worker.close())
+
+    async def _next_worker(self) -> WorkerProcess | None:
+        """The worker to play on, as soon as there is one; None when workers cannot start any more."""
+        self._num_waiting += 1
+        try:
+            while (worker := self._least_loaded()) is None:
+                if self._num_failures >= _GIVE_UP_AFTER and not self._ready:
+                    return None
+                await self._changed.wait()
+            return worker
+        finally:
+            self._num_waiting -= 1
+
+    def _least_loaded(self) -> WorkerProcess | None:
+        worker = min(self._ready, key=lambda ready: ready.num_playing, default=None)
+        if worker is None or not self._num_starting:
+            return worker
+        total = sum(ready.num_playing for ready in self._ready) + self._num_waiting
+        return worker if worker.num_playing < math.ceil(total / self._num_workers) else None
+
+    async def _keep_worker(self) -> None:
+        """Keeps one worker there: starts it, and another when it retires, with pauses when that fails."""
+        is_first = True
+        while True:
+            await self._room.acquire()
+            worker = self._new_worker()
+            worker.exited.add_done_callback(lambda _: self._room.release())
+            try:
+                await worker.start()
+            except WorkerProblem as problem:
+                self._note_failure(str(problem))
+            else:
+                self._num_failures = 0
+                self._ready.append(worker)
+            self._num_starting -= is_first and self._num_starting > 0
+            is_first = False
+            self._notify()
+            if worker in self._ready:
+                await worker.retired.wait()
+                self._retire(worker)
+                if worker.num_taken:
+                    continue
+                self._note_failure("the agent's process ended before it was given anything to play")
+            await asyncio.sleep(min(_FIRST_PAUSE_SECONDS * 2**self._num_failures, _LONGEST_PAUSE_SECONDS))
+
+    def _new_worker(self) -> WorkerProcess:
+        assert self._http is not None  # `start` comes before `invoke`
+        worker = WorkerProcess(self._settings, self._http)
+        self._processes.add(worker)
+        worker.exited.add_done_callback(lambda _: self._processes.discard(worker))
+        return worker
+
+    def _retire(self, worker: WorkerProcess) -> None:
+        if worker in self._ready:
+            self._ready.remove(worker)
+
+    def _note_failure(self, problem: str) -> None:
+        self._num_failures += 1
+        self._problem = problem
+
+    def _stop_spreading(self) -> None:
+        self._num_starting = 0
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,106 @@
+"""Invokes an agent behind the AgentCore HTTP contract at an address: a container, or anything else that speaks it."""
+
+import asyncio
+
+import aiohttp
+
+from heldout.agents.answers import one_line, read_answer, says_busy
+from heldout.agents.base import Agent, Invocation, InvocationResult, Outcome
+from heldout.agents.wire import SESSION_HEADER
+from heldout.errors import ReferenceProblem, shown
+
+_PING_SECONDS = 10.0
+_CONNECT_PAUSES_SECONDS = (0.1, 0.4, 1.6)
+"""Between tries to connect: a container that restarts is back in about two seconds."""
+_KEEP_SECONDS = 2.0
+"""Idle connections are dropped before uvicorn's 5 s: a request sent on one that the server closes cannot be told from one that
+it was playing, and is not sent twice."""
+
+
+class HttpAgent(Agent):
+    """Any AgentCore-contract agent at `http(s)://host:port[/path]`: POST /invocations and GET /ping below it."""
+
+    def __init__(self, url: str) -> None:
+        """Raises ReferenceProblem when `url` is not an http or https address."""
+        if not url.startswith(("http://", "https://")):
+            raise ReferenceProblem(
+                f"agent {shown(url)} is not an address; expected http://host:port or https://host:port"
+            )
+        self._url = url.rstrip("/")
+        self._http: aiohttp.ClientSession | None = None
+
+    async def start(self) -> None:
+        """Checks that the agent answers GET /ping. Raises ReferenceProblem when it does not."""
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_SECONDS)
+        self._http = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
+        try:
+            status, _ = await self._ping()
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            await self.stop()
+            reason = str(error) or f"no answer within {_PING_SECONDS:g} s"
+            raise ReferenceProblem(
+                f"agent {self._url!r} does not answer GET {self._url}/ping ({one_line(reason)}); start it first, "
+                "or give an entry point (agent.py:function) to have it hosted here"
+            ) from error
+        if status != 200:
+            await self.stop()
+            raise ReferenceProblem(
+                f"agent {self._url!r} answers GET {self._url}/ping with status {status}; expected 200, as AgentCore agents do"
+            )
+
+    async def stop(self) -> None:
+        """Closes the connections."""
+        if self._http is not None:
+            await self._http.close()
+
+    async def invoke(self, invocation: Invocation) -> InvocationResult:
+        """Plays one attempt. An attempt is sent once: only a connection that could not be made is tried again."""
+        for pause_seconds in (*_CONNECT_PAUSES_SECONDS, None):
+            try:
+                return await self._post(invocation)
+            except TimeoutError:
+                return InvocationResult(Outcome.TIMED_OUT, message=f"no answer within {invocation.timeout_seconds:g} s")
+            except aiohttp.ClientConnectorError as error:
+                if pause_seconds is None:
+                    return _unreachable(error)
+                await asyncio.sleep(pause_seconds)
+            except aiohttp.ClientError as error:
+                return _unreachable(error)
+        raise AssertionError("the last try returns")
+
+    async def is_busy(self) -> bool:
+        """Whether GET /ping answers HealthyBusy."""
+        try:
+            _, body = await self._ping()
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+        return says_busy(body)
+
+    async def _post(self, invocation: Invocation) -> InvocationResult:
+        headers = {
+            SESSION_HEADER: invocation.trajectory_id,
+            "Content-Type": "application/json",
+            "Accept": "application/json, text/event-stream",
+        }
+        async with (
+            asyncio.timeout(invocation.timeout_seconds),
+            self._session.post(f"{self._url}/invocations", data=invocation.payload, headers=headers) as response,
+        ):
+            return read_answer(response.status, response.content_type, await response.read())
+
+    async def _ping(self) -> tuple[int, bytes]:
+        async with self._session.get(
+            f"{self._url}/ping", timeout=aiohttp.ClientTimeout(total=_PING_SECONDS)
+        ) as response:
+            return response.status, await response.read()
+
+    @property
+    def _session(self) -> aiohttp.ClientSession:
+        assert self._http is not None  # `start` comes before `invoke`
+        return self._http
+
+
+def _unreachable(error: aiohttp.ClientError) -> InvocationResult:
+    return InvocationResult(
+        Outcome.UNREACHABLE, message=one_line(f"the agent cannot be reached: {error or type(error).__name__}")
+    )

@@ -1,0 +1,113 @@
+"""Finds what an entry point names, without running a line of it. `load` in the worker runs it."""
+
+import ast
+import importlib.machinery
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from heldout.errors import ReferenceProblem, did_you_mean, shown
+
+
+@dataclass(frozen=True, slots=True)
+class EntryPoint:
+    """`file.py:function` or `package.module:function`, taken apart."""
+
+    text: str
+    """As the user wrote it."""
+    source: str
+    """`file.py` or `package.module`."""
+    name: str
+    """What to take from it: a function, a class instance with `__call__`, or an ASGI application."""
+
+    @property
+    def is_file(self) -> bool:
+        """Whether `source` is the path of a file, not a module's name."""
+        return self.source.endswith(".py") or os.sep in self.source
+
+
+def parse_entry_point(text: str) -> EntryPoint:
+    """Takes an entry point apart. Raises ReferenceProblem when it has no `:` or no Python name after it."""
+    source, colon, name = text.rpartition(":")
+    if not colon or not source or not name.isidentifier():
+        example = f"{text.rstrip(':')}:FUNCTION" if text.rstrip(":").endswith(".py") else "agent.py:solve"
+        raise ReferenceProblem(
+            f"agent {shown(text)} is not an entry point; expected file.py:function or package.module:function, as in {example}"
+        )
+    return EntryPoint(text, source, name)
+
+
+def check_entry_point(entry_point: str, *, working_directory: Path | None = None) -> None:
+    """Checks that an entry point's file or module is there and defines or imports the name. Runs none of its code.
+
+    Paths are relative to `working_directory`, by default the current one. Raises ReferenceProblem. What only running can tell (a
+    star import, a module-level `__getattr__`, a compiled module) passes.
+    """
+    parsed = parse_entry_point(entry_point)
+    folder = working_directory or Path.cwd()
+    path = _find_file(parsed, folder) if parsed.is_file else _find_module(parsed, folder)
+    if path is None:
+        return
+    try:
+        tree = ast.parse(path.read_bytes(), filename=str(path))
+    except (SyntaxError, ValueError) as error:
+        place = f" ({path.name}:{error.lineno})" if isinstance(error, SyntaxError) else ""
+        reason = error.msg if isinstance(error, SyntaxError) else str(error)
+        raise ReferenceProblem(
+            f"agent {entry_point!r} cannot be imported: {type(error).__name__}: {reason}{place}"
+        ) from error
+    names = set(_defined_names(tree.body))
+    if parsed.name not in names and not names & {"*", "__getattr__"}:
+        raise ReferenceProblem(
+            f"agent {entry_point!r} not found: {parsed.source} has no function {parsed.name!r}."
+            f"{did_you_mean(parsed.name, names)}"
+        )
+
+
+def _find_file(entry_point: EntryPoint, folder: Path) -> Path:
+    path = folder / entry_point.source
+    if path.is_file():
+        return path
+    near = [str(Path(entry_point.source).with_name(other.name)) for other in path.parent.glob("*.py")]
+    raise ReferenceProblem(
+        f"agent {entry_point.text!r} not found: there is no file {entry_point.source} in {folder}."
+        f"{did_you_mean(entry_point.source, near)}"
+    )
+
+
+def _find_module(entry_point: EntryPoint, folder: Path) -> Path | None:
+    """The module's source file; None for a module without one. Parents are searched, not imported."""
+    search: Sequence[str] = [str(folder), *sys.path]
+    name = ""
+    spec = None
+    for part in entry_point.source.split("."):
+        name = f"{name}.{part}" if name else part
+        spec = importlib.machinery.PathFinder.find_spec(name, search)
+        if spec is None:
+            raise ReferenceProblem(
+                f"agent {entry_point.text!r} not found: there is no module {name} in {folder} or installed"
+            )
+        search = list(spec.submodule_search_locations or ())
+    has_source = spec is not None and spec.origin is not None and spec.origin.endswith(".py")
+    return Path(spec.origin) if has_source and spec is not None and spec.origin is not None else None
+
+
+def _defined_names(body: Sequence[ast.stmt]) -> Iterator[str]:
+    """Names that a module's statements bind at its top level, in blocks (`if`, `try`, `with`) too; `*` for a star import."""
+    for statement in body:
+        match statement:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                yield from (alias.asname or alias.name.partition(".")[0] for alias in aliases)
+            case ast.If() | ast.Try() | ast.With() | ast.For() | ast.While() | ast.Match():
+                for child in ast.iter_child_nodes(statement):
+                    yield from _defined_names([child] if isinstance(child, ast.stmt) else getattr(child, "body", []))
+            case _:
+                yield from (
+                    node.id
+                    for node in ast.walk(statement)
+                    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+                )

@@ -1,0 +1,352 @@
+"""One worker process as the engine sees it: started, played on, cancelled on, ended; and what its attempts printed."""
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Coroutine, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import aiohttp
+
+from heldout.agents.answers import one_line, read_answer, says_busy
+from heldout.agents.base import Invocation, InvocationResult, Outcome
+from heldout.agents.wire import CANCEL_SECONDS, KEY_HEADER, LOOP_ANSWER_SECONDS, SESSION_HEADER, FrameReader
+
+OUTPUT_BYTES = 64 * 1024
+"""How much of an attempt's output is kept: its last 64 KiB."""
+START_SECONDS = 300.0
+"""Importing an agent may load a model; an import that takes longer hangs."""
+CANCEL_ANSWER_SECONDS = LOOP_ANSWER_SECONDS + 2 * CANCEL_SECONDS + 1
+"""A worker's own checks on a cancelled attempt take less; without an answer by then its loop is blocked."""
+_STOP_SECONDS = 2.0
+"""How long a worker told to stop has for the agent's own clean-up (atexit, an application's lifespan)."""
+_READ_BYTES = 1 << 16
+
+
+class WorkerProblem(Exception):
+    """A worker process could not start; the message is one line."""
+
+
+class WorkerGone(Exception):
+    """The worker was gone before it got the attempt: another can play it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What every worker of an agent is started with."""
+
+    entry_point: str
+    environment: Mapping[str, str]
+    """All of it, not what to add."""
+    working_directory: Path
+
+
+class WorkerProcess:
+    """One worker process. `start` it, `play` attempts on it concurrently, `close` it."""
+
+    def __init__(self, settings: WorkerSettings, http: aiohttp.ClientSession) -> None:
+        self._settings = settings
+        self._http = http
+        self._key = secrets.token_hex(16)
+        self._url = ""
+        self._playing: dict[str, Tail] = {}
+        self._stuck: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._words = b""
+        self._stray = Tail()
+        self._num_inside_at_exit = 0
+        self._ended_because = ""
+        loop = asyncio.get_running_loop()
+        self._ready: asyncio.Future[dict[str, object]] = loop.create_future()
+        self.exited: asyncio.Future[int] = loop.create_future()
+        """Resolves to the exit status, negative for a signal, once all output is in."""
+        self.retired = asyncio.Event()
+        """Set when the worker takes no more attempts: it ended, or an attempt on it cannot be cancelled."""
+        self.num_taken = 0
+        """Attempts it was ever given."""
+
+    @property
+    def num_playing(self) -> int:
+        """Attempts in flight that someone still waits for."""
+        return len(self._playing)
+
+    async def start(self) -> None:
+        """Starts the process and waits until it serves. Raises WorkerProblem if it cannot."""
+        try:
+            self._spawn()
+        except OSError as error:
+            self.exited.set_result(1)
+            raise WorkerProblem(f"a worker process cannot be started: {error}") from error
+        started: set[asyncio.Future[dict[str, object]] | asyncio.Future[int]] = {self._ready, self.exited}
+        await asyncio.wait(started, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        word = self._ready.result() if self._ready.done() else {}
+        if "port" in word:
+            self._url = f"http://127.0.0.1:{word['port']}"
+            return
+        if not self.exited.done() and "problem" not in word:
+            self.kill()
+            raise WorkerProblem(f"agent {self._settings.entry_point!r} took over {START_SECONDS:.0f} s to import")
+        status = await self.exited
+        last_line = (self._stray.text().strip().splitlines() or [""])[-1]
+        reason = f"its process {shown_exit(status)} while starting" + (f": {last_line}" if last_line else "")
+        raise WorkerProblem(
+            str(word["problem"])
+            if word
+            else f"agent {self._settings.entry_point!r} cannot be imported: {one_line(reason)}"
+        )
+
+    async def play(self, invocation: Invocation) -> InvocationResult:
+        """Plays one attempt. Raises WorkerGone if the worker ended before it got the attempt.
+
+        A timeout, or cancelling this, cancels the attempt in the worker; if that is not possible the worker retires.
+        """
+        session = invocation.trajectory_id
+        self._playing[session] = output = Tail()
+        self.num_taken += 1
+        try:
+            result = await self._invoke(invocation)
+        except asyncio.CancelledError:
+            self._in_background(self._abandon(session))
+            raise
+        self._leave(session)
+        return replace(result, output=output.text())
+
+    async def is_busy(self) -> bool:
+        """Whether the agent in this process says it works in the background."""
+        try:
+            async with self._http.get(f"{self._url}/ping", headers=self._headers(""), timeout=_quick()) as response:
+                return says_busy(await response.read())
+        except (aiohttp.ClientError, TimeoutError):
+            return False
+
+    def kill(self) -> None:
+        """Ends the process and its own children at once."""
+        if not self.exited.done():
+            _kill_group(self._process.pid)
+
+    async def close(self) -> None:
+        """Ends the process, giving the agent's clean-up a moment. Attempts in flight are lost."""
+        if not self.exited.done():
+            self._ended_because = self._ended_because or "the agent was stopped"
+            self._process.terminate()
+            await asyncio.wait({self.exited}, timeout=_STOP_SECONDS)
+            self.kill()
+            await self.exited
+        for task in list(self._tasks):
+            await asyncio.wait({task})
+
+    def _spawn(self) -> None:
+        loop = asyncio.get_running_loop()
+        frames_fd, worker_fd = os.pipe()
+        line = {
+            "entry_point": self._settings.entry_point,
+            "key": self._key,
+            "frames_fd": worker_fd,
+            "engine_pid": os.getpid(),
+        }
+        try:
+            self._process = self._open_process(worker_fd)
+        except OSError:
+            os.close(frames_fd)
+            raise
+        finally:
+            os.close(worker_fd)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # it died at once; its exit says so
+            self._process.stdin.write(json.dumps(line).encode() + b"\n")
+        self._frames_fd, self._raw_fd = frames_fd, self._process.stdout.fileno()
+        self._frames = FrameReader()
+        for fd, read in ((self._frames_fd, self._read_frames), (self._raw_fd, self._read_raw)):
+            os.set_blocking(fd, False)
+            loop.add_reader(fd, read)
+        threading.Thread(target=self._wait, args=(loop,), name="worker-exit", daemon=True).start()
+
+    def _open_process(self, worker_fd: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-X", "faulthandler", "-m", "heldout.agents.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=self._settings.working_directory,
+            env=dict(self._settings.environment),
+            pass_fds=(worker_fd,),
+            start_new_session=True,  # Ctrl-C at the terminal is the engine's to handle, and its children end with it
+            bufsize=0,
+        )
+
+    def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
+        status = self._process.wait()
+        with contextlib.suppress(RuntimeError):  # the engine's loop is closed: nobody wants to know
+            loop.call_soon_threadsafe(self._on_exit, status)
+
+    def _on_exit(self, status: int) -> None:
+        self._num_inside_at_exit = len(self._playing) + len(self._stuck)
+        self._read_output()
+        for fd in (self._frames_fd, self._raw_fd):
+            asyncio.get_running_loop().remove_reader(fd)
+        os.close(self._frames_fd)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.stdout.close()
+        _kill_group(self._process.pid)  # children it left behind
+        self.exited.set_result(status)
+        self.retired.set()
+
+    async def _invoke(self, invocation: Invocation) -> InvocationResult:
+        session = invocation.trajectory_id
+        headers = {
+            **self._headers(session),
+            "Content-Type": "application/json",
+            "Accept": "application/json, text/event-stream",
+        }
+        try:
+            async with (
+                asyncio.timeout(invocation.timeout_seconds),
+                self._http.post(f"{self._url}/invocations", data=invocation.payload, headers=headers) as response,
+            ):
+                result = read_answer(response.status, response.content_type, await response.read())
+        except TimeoutError:
+            return await self._time_out(session, invocation.timeout_seconds)
+        except aiohttp.ClientConnectorError as error:
+            await asyncio.wait({self.exited}, timeout=LOOP_ANSWER_SECONDS)
+            self._leave(session)
+            if self.exited.done():
+                raise WorkerGone(str(error)) from error
+            return InvocationResult(Outcome.UNREACHABLE, message=one_line(str(error)))
+        except aiohttp.ClientError as error:
+            return await self._lose(error)
+        self._read_output()
+        return result
+
+    async def _time_out(self, session: str, seconds: float) -> InvocationResult:
+        await self._abandon(session)
+        if self.exited.done() and self._num_inside_at_exit > 1:
+            return self._lost()
+        return InvocationResult(Outcome.TIMED_OUT, message=f"no answer within {seconds:g} s")
+
+    async def _lose(self, error: aiohttp.ClientError) -> InvocationResult:
+        """What came of an attempt whose connection broke: nearly always the process is gone."""
+        await asyncio.wait({self.exited}, timeout=LOOP_ANSWER_SECONDS)
+        if not self.exited.done():
+            return InvocationResult(Outcome.RAISED, message=one_line(f"the agent's answer broke off: {error}"))
+        if self._num_inside_at_exit > 1 or self._ended_because:
+            return self._lost()
+        return InvocationResult(Outcome.CRASHED, message=f"the agent's process {shown_exit(self.exited.result())}")
+
+    def _lost(self) -> InvocationResult:
+        reason = self._ended_because or f"its process {shown_exit(self.exited.result())}"
+        return InvocationResult(Outcome.LOST, message=f"{reason}, with {self._num_inside_at_exit} attempts in it")
+
+    async def _abandon(self, session: str) -> None:
+        """Ends an attempt that nobody waits for any more, with the whole process if there is no other way."""
+        state = await self._cancel(session)
+        if state == "blocked" and not self.exited.done():
+            self._ended_because = "its event loop was blocked when an attempt ran out of time"
+            self.kill()
+            await self.exited
+        elif state == "stuck":
+            self._stuck.add(session)
+            self.retired.set()
+        self._leave(session)
+
+    async def _cancel(self, session: str) -> str:
+        timeout = aiohttp.ClientTimeout(total=CANCEL_ANSWER_SECONDS)
+        try:
+            async with self._http.post(
+                f"{self._url}/cancel", headers=self._headers(session), timeout=timeout
+            ) as response:
+                return str((await response.json())["state"])
+        except (aiohttp.ClientError, TimeoutError):
+            return "blocked"
+
+    def _leave(self, session: str) -> None:
+        self._playing.pop(session, None)
+        if self._stuck and not self._playing:
+            self.kill()  # only attempts that cannot be cancelled are left
+
+    def _headers(self, session: str) -> dict[str, str]:
+        return {SESSION_HEADER: session, KEY_HEADER: self._key}
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _read_output(self) -> None:
+        """Takes in all that was written so far: the event loop may hear of an answer before it hears of the output."""
+        if not self.exited.done():
+            while self._read_frames():
+                pass
+            while self._read_raw():
+                pass
+
+    def _read_frames(self) -> bool:
+        data = _read(self._frames_fd)
+        for session, piece in self._frames.feed(data):
+            if not session:
+                self._hear(piece)
+            elif (output := self._playing.get(session)) is not None:
+                output.add(piece)
+        return bool(data)
+
+    def _read_raw(self) -> bool:
+        data = _read(self._raw_fd)
+        for output in self._playing.values() or (self._stray,):
+            output.add(data)
+        return bool(data)
+
+    def _hear(self, piece: bytes) -> None:
+        self._words += piece
+        if self._words.endswith(b"\n") and not self._ready.done():
+            self._ready.set_result(json.loads(self._words))
+
+
+class Tail:
+    """The last OUTPUT_BYTES of what was added."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def add(self, data: bytes) -> None:
+        """Adds bytes, dropping the oldest."""
+        self._data += data
+        if len(self._data) > 2 * OUTPUT_BYTES:
+            del self._data[:-OUTPUT_BYTES]
+
+    def text(self) -> str:
+        """What is kept, as text."""
+        return self._data[-OUTPUT_BYTES:].decode("utf-8", "replace")
+
+
+def shown_exit(status: int) -> str:
+    """An exit status in words: `ended with exit status 3`, `was killed by SIGSEGV`."""
+    if status >= 0:
+        return f"ended with exit status {status}"
+    with contextlib.suppress(ValueError):
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"was killed by signal {-status}"
+
+
+def _read(fd: int) -> bytes:
+    try:
+        return os.read(fd, _READ_BYTES)
+    except BlockingIOError:
+        return b""
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS answers EPERM for a group of zombies
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _quick() -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=LOOP_ANSWER_SECONDS)

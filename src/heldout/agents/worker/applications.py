@@ -1,0 +1,157 @@
+"""Serves an ASGI application, such as bedrock-agentcore's app, as the app it is: its own /invocations and /ping.
+
+Source: the ASGI specification 3.0, HTTP and lifespan protocols.
+"""
+
+import asyncio
+import contextlib
+import sys
+import threading
+from asyncio.base_events import BaseEventLoop
+from collections.abc import Awaitable, Callable, MutableMapping
+from concurrent.futures import Future
+from types import FrameType
+from typing import Any
+from urllib.parse import unquote
+
+from heldout.agents.worker.http import Reply, Request
+
+_Message = MutableMapping[str, Any]
+_Application = Callable[
+    [_Message, Callable[[], Awaitable[_Message]], Callable[[_Message], Awaitable[None]]], Awaitable[None]
+]
+
+_APP_THREADS = 4096
+"""Frameworks on anyio run sync handlers in 40 threads at most; an attempt must not wait for another's thread."""
+
+
+class ApplicationHost:
+    """Answers every request by handing it to the application."""
+
+    def __init__(self, application: object) -> None:
+        assert callable(application)  # told apart by its parameters when it was loaded
+        self._application: _Application = application
+        self._to_lifespan: asyncio.Queue[_Message] = asyncio.Queue()
+        self._lifespan: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Starts the application's lifespan, if it has one. Raises RuntimeError when the application says it failed."""
+        if "anyio" in sys.modules:
+            sys.modules["anyio"].to_thread.current_default_thread_limiter().total_tokens = _APP_THREADS
+        started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._lifespan = asyncio.create_task(self._run_lifespan(started))
+        await self._to_lifespan.put({"type": "lifespan.startup"})
+        if failure := await started:
+            raise RuntimeError(f"the application did not start: {failure}")
+
+    async def stop(self) -> None:
+        """Ends the application's lifespan."""
+        await self._to_lifespan.put({"type": "lifespan.shutdown"})
+        if self._lifespan is not None:
+            await self._lifespan
+
+    async def ping(self) -> bytes:
+        """The body of the application's own answer to GET /ping."""
+        answer: list[bytes] = []
+
+        async def send(message: _Message) -> None:
+            answer.append(message.get("body", b""))
+
+        request = Request("GET", "/ping", [], b"")
+        await self._application(_scope(request), _receiver(request), send)
+        return b"".join(answer)
+
+    async def play(self, session: str, request: Request, reply: Reply, running: list[Future[object]]) -> None:  # noqa: ARG002
+        """Plays one attempt and answers. Threads are the application's own: cancelling waits for them."""
+
+        async def send(message: _Message) -> None:
+            if message["type"] == "http.response.start":
+                reply.start(
+                    message["status"], [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
+                )
+            elif message["type"] == "http.response.body":
+                await reply.send(bytes(message.get("body", b"")))
+
+        await self._application(_scope(request), _receiver(request), send)
+
+    async def _run_lifespan(self, started: asyncio.Future[str]) -> None:
+        async def send(message: _Message) -> None:
+            if message["type"].startswith("lifespan.startup.") and not started.done():
+                is_complete = message["type"] == "lifespan.startup.complete"
+                started.set_result("" if is_complete else str(message.get("message") or "lifespan.startup.failed"))
+
+        # The specification has an application without a lifespan raise here; it is served all the same.
+        with contextlib.suppress(Exception):
+            await self._application(
+                {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, self._to_lifespan.get, send
+            )
+        if not started.done():
+            started.set_result("")
+
+
+async def blocked_loops(seconds: float) -> int:
+    """How many event loops in other threads, such as the one on which bedrock-agentcore plays, do not answer within `seconds`.
+
+    Loops inside anyio's own worker threads belong to one attempt each and are left out.
+    """
+    answers = [asyncio.wrap_future(_call_on(loop)) for loop in _other_loops()]
+    if not answers:
+        return 0
+    _, silent = await asyncio.wait(answers, timeout=seconds)
+    return len(silent)
+
+
+def _call_on(loop: BaseEventLoop) -> Future[None]:
+    answer: Future[None] = Future()
+    with contextlib.suppress(RuntimeError):  # closed in the meantime
+        loop.call_soon_threadsafe(answer.set_result, None)
+        return answer
+    answer.set_result(None)
+    return answer
+
+
+def _other_loops() -> list[BaseEventLoop]:
+    """asyncio keeps no list of loops, but the thread that runs one has it as `self` in a frame of `run_forever`."""
+    frames = sys._current_frames()
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    own = threading.get_ident()
+    found = []
+    for ident, top in frames.items():
+        frame: FrameType | None = None if ident == own or names.get(ident, "").startswith("AnyIO") else top
+        while frame is not None:
+            if frame.f_code is BaseEventLoop.run_forever.__code__:
+                found.append(frame.f_locals["self"])
+            frame = frame.f_back
+    return found
+
+
+def _scope(request: Request) -> _Message:
+    path, _, query = request.target.partition("?")
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": request.method,
+        "scheme": "http",
+        "path": unquote(path),
+        "raw_path": path.encode("latin-1"),
+        "query_string": query.encode("latin-1"),
+        "root_path": "",
+        "headers": request.headers,
+        "client": ("127.0.0.1", 0),
+        "server": ("127.0.0.1", 8080),
+        "state": {},
+    }
+
+
+def _receiver(request: Request) -> Callable[[], Awaitable[_Message]]:
+    messages: list[_Message] = [{"type": "http.request", "body": request.body, "more_body": False}]
+
+    async def receive() -> _Message:
+        if messages:
+            return messages.pop()
+        # A disconnect never comes this way: an attempt that is given up is cancelled.
+        await asyncio.get_running_loop().create_future()
+        raise AssertionError("unreachable")
+
+    return receive

@@ -1,0 +1,165 @@
+"""Plays attempts with a Python function: sync or async, plain or generator, taking (payload) or (payload, context)."""
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from heldout.agents.worker.http import Reply, Request
+from heldout.agents.worker.loading import LoadedAgent, describe, print_error
+
+_MAX_THREADS = 4096
+"""Threads are made only when all are taken, so this is no cost: it is there so that no sync attempt ever waits for another."""
+
+_CUSTOM_HEADERS = b"x-amzn-bedrock-agentcore-runtime-custom-"
+
+
+@dataclass(frozen=True, slots=True)
+class AgentContext:
+    """The second argument of an agent that takes `(payload, context)`, with the names of bedrock-agentcore's RequestContext."""
+
+    session_id: str
+    request_headers: dict[str, str] | None = None
+    request: None = None
+
+
+class FunctionHost:
+    """Answers `POST /invocations` by calling the user's function."""
+
+    def __init__(self, agent: LoadedAgent) -> None:
+        assert callable(agent.target)  # `load` has checked it for the user
+        self._function: Callable[..., object] = agent.target
+        self._folder = agent.folder
+        self._is_async = _is_async(agent.target)
+        self._takes_context = _takes_context(agent.target)
+        self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="attempt")
+        self._apps = [value for value in vars(agent.module).values() if hasattr(type(value), "get_current_ping_status")]
+
+    async def start(self) -> None:
+        """Nothing to start: the function is loaded."""
+
+    async def stop(self) -> None:
+        """Lets go of idle threads; one that is stuck stays, and dies with the process."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def is_busy(self) -> bool:
+        """Whether a BedrockAgentCoreApp in the agent's module says that a task of its own still runs."""
+        return any(str(getattr(app.get_current_ping_status(), "value", "")) == "HealthyBusy" for app in self._apps)
+
+    async def play(self, session: str, request: Request, reply: Reply, running: list[Future[object]]) -> None:
+        """Plays one attempt and answers. `running` gets the threads that the attempt takes, which cancelling cannot end."""
+        try:
+            payload = json.loads(request.body)
+            result = await self._call(session, payload, request, running)
+            if inspect.isasyncgen(result):
+                await _stream(result, reply)
+            elif inspect.isgenerator(result):
+                await _stream(self._in_threads(result, running), reply)
+            else:
+                await reply.whole(200, "application/json", _encode(result))
+        except BaseException as error:  # the user's code may raise anything; it is the answer
+            if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
+                raise  # ours: the attempt was cancelled
+            print_error(error, self._folder)
+            await self._answer_error(error, reply)
+
+    async def _call(self, session: str, payload: object, request: Request, running: list[Future[object]]) -> object:
+        arguments: tuple[object, ...] = (payload,)
+        if self._takes_context:
+            arguments = (payload, AgentContext(session, _custom_headers(request)))
+        if self._is_async:
+            result = self._function(*arguments)
+        else:
+            result = await self._in_thread(running, self._function, *arguments)
+        return await result if inspect.isawaitable(result) else result
+
+    async def _in_thread(
+        self, running: list[Future[object]], call: Callable[..., object], *arguments: object
+    ) -> object:
+        future = self._threads.submit(contextvars.copy_context().run, _StopSafe(call), *arguments)
+        running.append(future)
+        return await asyncio.wrap_future(future)
+
+    async def _in_threads(self, results: Iterator[object], running: list[Future[object]]) -> AsyncIterator[object]:
+        end = object()
+        while (value := await self._in_thread(running, next, results, end)) is not end:
+            yield value
+
+    async def _answer_error(self, error: BaseException, reply: Reply) -> None:
+        body = error_body(*describe(error, self._folder))
+        if reply.is_started:
+            await reply.send(b"data: " + body + b"\n\n")
+        else:
+            await reply.whole(500, "application/json", body)
+
+
+def error_body(kind: str, text: str) -> bytes:
+    """The JSON of an error answer, as `heldout.agents.answers` reads it."""
+    return json.dumps({"error": text, "error_type": kind}).encode()
+
+
+class _StopSafe:
+    """A call whose StopIteration becomes a RuntimeError: a future cannot hold a StopIteration, and would never end."""
+
+    def __init__(self, call: Callable[..., object]) -> None:
+        self._call = call
+
+    def __call__(self, *arguments: object) -> object:
+        try:
+            return self._call(*arguments)
+        except StopIteration as error:
+            raise RuntimeError("the agent raised StopIteration") from error
+
+
+async def _stream(values: AsyncIterator[object], reply: Reply) -> None:
+    """Server-sent events, one a value; the last is the answer."""
+    async for value in values:
+        event = b"data: " + _encode(value) + b"\n\n"
+        if not reply.is_started:
+            reply.start(200, [(b"content-type", b"text/event-stream")])
+        await reply.send(event)
+    if not reply.is_started:
+        await reply.whole(200, "text/event-stream", b"")
+
+
+def _encode(value: object) -> bytes:
+    """JSON that keeps NaN and Infinity, so that the engine can refuse them by name."""
+    return json.dumps(value, ensure_ascii=False, default=_refuse).encode("utf-8", "surrogatepass")
+
+
+def _refuse(value: object) -> object:
+    raise TypeError(f"the agent returned a value of type {type(value).__name__}, which is not JSON")
+
+
+def _unwrapped(target: object) -> object:
+    while isinstance(target, functools.partial):
+        target = target.func
+    return target
+
+
+def _is_async(target: object) -> bool:
+    """Whether calling it returns at once, with something to wait for: it need not be called in a thread."""
+    target = _unwrapped(target)
+    return any(
+        inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+        for function in (target, getattr(target, "__call__", None))  # noqa: B004  # not a test: we want the method
+    )
+
+
+def _takes_context(target: Callable[..., object]) -> bool:
+    """The rule of bedrock-agentcore 1.x: a second parameter named `context`."""
+    try:
+        parameters = list(inspect.signature(target).parameters)
+    except (TypeError, ValueError):
+        return False
+    return parameters[1:2] == ["context"]
+
+
+def _custom_headers(request: Request) -> dict[str, str] | None:
+    """The headers that AgentCore forwards to agents: those of its custom prefix."""
+    headers = {name.decode(): value.decode() for name, value in request.headers if name.startswith(_CUSTOM_HEADERS)}
+    return headers or None

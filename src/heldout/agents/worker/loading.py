@@ -1,0 +1,109 @@
+"""Runs the user's file or module and takes the named agent out of it."""
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+from heldout.agents.lookup import EntryPoint
+from heldout.errors import did_you_mean
+
+
+class LoadProblem(Exception):
+    """The user's code could not be loaded; the message is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedAgent:
+    """What the entry point names, and the module it came from."""
+
+    target: object
+    module: ModuleType
+    folder: Path
+    """Code below it is the user's own: errors name the innermost line in it."""
+
+    @property
+    def is_application(self) -> bool:
+        """Whether it is an ASGI application (three parameters: scope, receive, send), such as a BedrockAgentCoreApp."""
+        if not callable(self.target) or inspect.isclass(self.target):
+            return False
+        try:
+            parameters = list(inspect.signature(self.target).parameters)
+        except (TypeError, ValueError):
+            return False
+        return parameters == ["scope", "receive", "send"]
+
+
+def load(entry_point: EntryPoint, working_directory: Path) -> LoadedAgent:
+    """Imports the agent with its file's folder (for a module: the working directory) first on sys.path.
+
+    Raises LoadProblem with the last line of the traceback and the user's own line it came from.
+    """
+    path = working_directory / entry_point.source
+    folder = path.parent if entry_point.is_file else working_directory
+    sys.path[:0] = [str(folder)] if folder == working_directory else [str(folder), str(working_directory)]
+    try:
+        module = _run_file(path) if entry_point.is_file else importlib.import_module(entry_point.source)
+    except (Exception, SystemExit) as error:  # the user's module-level code may raise anything
+        traceback.print_exc()
+        raise LoadProblem(
+            f"agent {entry_point.text!r} cannot be imported: {': '.join(describe(error, folder))}"
+        ) from error
+    if not hasattr(module, entry_point.name):
+        raise LoadProblem(
+            f"agent {entry_point.text!r} not found: {entry_point.source} has no function {entry_point.name!r}."
+            f"{did_you_mean(entry_point.name, vars(module))}"
+        )
+    target = getattr(module, entry_point.name)
+    if not callable(target):
+        raise LoadProblem(f"agent {entry_point.text!r} is {type(target).__name__}, which cannot be called")
+    return LoadedAgent(target, module, folder)
+
+
+class Description(NamedTuple):
+    """An exception in one line, in two parts."""
+
+    kind: str
+    text: str
+    """The message and, in brackets, where it was raised."""
+
+
+def describe(error: BaseException, folder: Path) -> Description:
+    """`("ValueError", "message (file.py:12)")`: where it was raised, or the innermost line below `folder` that led there."""
+    if isinstance(error, SyntaxError):
+        return Description(type(error).__name__, f"{error.msg} ({Path(error.filename or '').name}:{error.lineno})")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if _is_own(Path(frame.filename), folder)]
+    kind, _, message = traceback.format_exception_only(error)[0].strip().partition(": ")
+    place = [f"({Path(frame.filename).name}:{frame.lineno})" for frame in (own or frames)[-1:]]
+    return Description(kind, " ".join([*message.split(), *place]))
+
+
+def print_error(error: BaseException, folder: Path) -> None:
+    """Prints the traceback from the first line below `folder` on: what led there is Heldout's."""
+    start = error.__traceback__
+    while start is not None and not _is_own(Path(start.tb_frame.f_code.co_filename), folder):
+        start = start.tb_next
+    traceback.print_exception(error if start is None else error.with_traceback(start))
+
+
+def _is_own(path: Path, folder: Path) -> bool:
+    return path.is_relative_to(folder) and "site-packages" not in path.parts
+
+
+def _run_file(path: Path) -> ModuleType:
+    name = path.stem
+    if not name.isidentifier() or name in sys.modules or name in sys.stdlib_module_names:
+        name = f"agent_in_{path.stem}"  # `math.py` must not become everybody's `math`
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

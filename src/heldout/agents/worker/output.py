@@ -1,0 +1,73 @@
+"""Sends what an attempt prints to the engine under its session, the moment it is written."""
+
+import io
+import os
+import sys
+from contextvars import ContextVar
+
+from heldout.agents.wire import write_output
+
+current_session: ContextVar[bytes] = ContextVar("current_session", default=b"")
+"""The attempt this code runs for; empty outside of one. Tasks and `asyncio.to_thread` inherit it, bare threads do not."""
+
+
+def route_output(frames_fd: int) -> None:
+    """Replaces sys.stdout and sys.stderr. What no attempt can be named for goes to the raw descriptors 1 and 2."""
+    sys.stdout = AttemptStream(frames_fd, 1)
+    sys.stderr = AttemptStream(frames_fd, 2)
+
+
+class AttemptBytes(io.RawIOBase):
+    """The binary side of an AttemptStream, for `sys.stdout.buffer.write`."""
+
+    def __init__(self, frames_fd: int, raw_fd: int) -> None:
+        self._frames_fd = frames_fd
+        self._raw_fd = raw_fd
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._raw_fd
+
+    def write(self, data: object) -> int:
+        content = bytes(memoryview(data))  # type: ignore[arg-type]  # any buffer, as RawIOBase.write takes
+        session = current_session.get()
+        if session:
+            write_output(self._frames_fd, session, content)
+        else:
+            _write_all(self._raw_fd, content)
+        return len(content)
+
+
+class AttemptStream(io.TextIOBase):
+    """A text stream that stands in for sys.stdout or sys.stderr; unbuffered, so that a crash loses nothing."""
+
+    def __init__(self, frames_fd: int, raw_fd: int) -> None:
+        self.buffer = AttemptBytes(frames_fd, raw_fd)
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]  # a plain attribute in typeshed
+        return "utf-8"
+
+    @property
+    def errors(self) -> str:  # type: ignore[override]
+        return "backslashreplace"
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self.buffer.fileno()
+
+    def reconfigure(self, **_options: object) -> None:
+        """Accepts what programs ask of a TextIOWrapper (encoding, buffering); this stream needs none of it."""
+
+    def write(self, text: str) -> int:
+        self.buffer.write(text.encode("utf-8", "backslashreplace"))
+        return len(text)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
