@@ -1,0 +1,294 @@
+"""The settings of one evaluation job: names, types, ranges and defaults, in every spelling that is in use.
+
+Three spellings are met in the wild (the SDK's, the nested one of the developer guide, the flat one of the hosted API);
+all are read, one is written. A value that was set is never dropped.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from heldout.errors import HyperparameterError, did_you_mean, shown
+
+Value = int | float | bool | str | tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Specification:
+    """What one hyperparameter may be."""
+
+    name: str
+    """The canonical spelling."""
+    default: Value
+    meaning: str
+    low: float | None = None
+    high: float | None = None
+    is_low_excluded: bool = False
+    choices: tuple[str, ...] = ()
+    spellings: tuple[str, ...] = ()
+    """The other spellings; a dot separates the levels of the nested one."""
+
+    @property
+    def expected(self) -> str:
+        """In words: type and range, as an error line says it."""
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if isinstance(self.default, bool):
+            return "true or false"
+        if isinstance(self.default, tuple):
+            return "a list of integers from 1 up, such as [1, 4, 16]"
+        kind = "an integer" if isinstance(self.default, int) else "a number"
+        if self.low is None:
+            return f"{kind} that is finite"
+        start = f"above {self.low:g}" if self.is_low_excluded else f"from {self.low:g}"
+        return f"{kind} {start} up" if self.high is None else f"{kind} {start} to {self.high:g}"
+
+    def parse(self, value: object) -> Value:
+        """`value` (or its text, as the SDK sends it) in this hyperparameter's type.
+
+        Raises HyperparameterError when the type or the range is not met.
+        """
+        parsed = self._converted(_from_text(value) if not self.choices else value)
+        if parsed is None:
+            raise HyperparameterError(
+                f"hyperparameter {self.name!r} is {shown(value)}; it must be {self.expected} ({self.meaning})"
+            )
+        return parsed
+
+    def _converted(self, value: object) -> Value | None:
+        if self.choices:
+            return value if isinstance(value, str) and value in self.choices else None
+        if isinstance(self.default, bool):
+            return value if isinstance(value, bool) else None
+        if isinstance(self.default, tuple):
+            return _counts(value)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return None
+        if isinstance(self.default, int):
+            if value != int(value):
+                return None
+            value = int(value)
+        else:
+            value = float(value)
+        return value if self._is_in_range(value) else None
+
+    def _is_in_range(self, value: float) -> bool:
+        if self.low is not None and (value <= self.low if self.is_low_excluded else value < self.low):
+            return False
+        return self.high is None or value <= self.high
+
+
+def _from_text(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    try:
+        parsed: object = json.loads(text.lower() if text in ("True", "False") else text)
+    except ValueError:
+        parts = [part.strip() for part in text.split(",")]
+        return [int(part) for part in parts] if len(parts) > 1 and all(p.isdigit() for p in parts) else value
+    return parsed
+
+
+def _counts(value: object) -> tuple[int, ...] | None:
+    values = [value] if isinstance(value, int) else value
+    if not isinstance(values, list | tuple) or not values:
+        return None
+    if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
+        return None
+    return tuple(sorted(set(values)))
+
+
+SPECIFICATIONS: Mapping[str, Specification] = {
+    s.name: s
+    for s in (
+        Specification(
+            "eval_group_size", 1, "how many rollouts each prompt gets", 1, 4096, spellings=("batch.eval_group_size",)
+        ),
+        Specification(
+            "sampling_temperature",
+            0.0,
+            "0 is greedy",
+            0,
+            2,
+            spellings=("eval_sampling_params.temperature", "temperature"),
+        ),
+        Specification(
+            "top_p",
+            1.0,
+            "nucleus sampling",
+            0,
+            1,
+            is_low_excluded=True,
+            spellings=("eval_sampling_params.sampling_top_p", "sampling_top_p"),
+        ),
+        Specification(
+            "max_tokens",
+            4096,
+            "most tokens of one reply",
+            1,
+            spellings=("eval_sampling_params.sampling_max_tokens", "sampling_max_tokens"),
+        ),
+        Specification(
+            "pass_k_values",
+            (1, 2, 4, 8, 16, 32),
+            "the k of pass@k and pass^k",
+            spellings=("eval_metrics_config.pass_k_values",),
+        ),
+        Specification(
+            "success_threshold",
+            1.0,
+            "a rollout succeeds when its reward is at least this",
+            spellings=("eval_metrics_config.success_threshold",),
+        ),
+        Specification(
+            "rollout_timeout",
+            600.0,
+            "seconds one attempt may take",
+            0,
+            is_low_excluded=True,
+            spellings=("rollout.timeout",),
+        ),
+        Specification(
+            "rollout_max_concurrency",
+            96,
+            "how many rollouts play at once",
+            1,
+            65536,
+            spellings=("rollout.max_concurrency",),
+        ),
+        Specification(
+            "rollout_max_retries",
+            3,
+            "further attempts after one that failed",
+            0,
+            100,
+            spellings=("rollout.max_retries",),
+        ),
+        Specification("enforce_sampling", False, "overwrite the sampling parameters an agent sends by the job's"),
+        Specification("logprobs", False, "ask the policy for log-probabilities and report their metrics"),
+        Specification(
+            "failed_rollouts",
+            "zero",
+            "what a rollout that failed for good counts as: reward 0, or nothing",
+            choices=("zero", "exclude"),
+        ),
+        Specification("seed", 0, "what every rollout's sampling seed is drawn from", 0, 2**31 - 1),
+    )
+}
+
+_SECTIONS = frozenset(
+    spelling.split(".")[0] for s in SPECIFICATIONS.values() for spelling in s.spellings if "." in spelling
+)
+_CANONICAL = {
+    spelling: s.name for s in SPECIFICATIONS.values() for spelling in (s.name, *s.spellings, s.name.replace("_", "-"))
+}
+
+
+class Hyperparameters:
+    """The hyperparameters of one job; every value is checked when it is set.
+
+    Attributes are the canonical names, and any other spelling reads and writes the same value. Raises HyperparameterError
+    for an unknown name (with the nearest right one), a value out of type or range, and one value given twice, differently.
+    """
+
+    eval_group_size: int
+    sampling_temperature: float
+    top_p: float
+    max_tokens: int
+    pass_k_values: tuple[int, ...]
+    success_threshold: float
+    rollout_timeout: float
+    rollout_max_concurrency: int
+    rollout_max_retries: int
+    enforce_sampling: bool
+    logprobs: bool
+    failed_rollouts: str
+    seed: int
+
+    def __init__(self, values: Mapping[str, object] | None = None) -> None:
+        self.__dict__["_set"] = {}
+        for name, value in _flattened(values or {}):
+            canonical = canonical_name(name)
+            parsed = SPECIFICATIONS[canonical].parse(value)
+            if self._set.get(canonical, parsed) != parsed:
+                raise HyperparameterError(
+                    f"hyperparameter {canonical!r} is given twice: {self._set[canonical]!r} and, as {name!r}, {parsed!r}"
+                )
+            self._set[canonical] = parsed
+
+    _set: dict[str, Value]
+
+    def __getattr__(self, name: str) -> Value:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        try:
+            canonical = canonical_name(name)
+        except HyperparameterError as error:
+            raise AttributeError(str(error)) from error
+        return self._set.get(canonical, SPECIFICATIONS[canonical].default)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        canonical = canonical_name(name)
+        self._set[canonical] = SPECIFICATIONS[canonical].parse(value)
+
+    def __dir__(self) -> list[str]:
+        return sorted([*SPECIFICATIONS, "get_info", "set_values", "to_dict"])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Hyperparameters) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{name}={value!r}" for name, value in self.to_dict().items())
+        return f"Hyperparameters({inside})"
+
+    def to_dict(self) -> dict[str, Value]:
+        """Every value under its canonical name, defaults included."""
+        return {name: self._set.get(name, s.default) for name, s in SPECIFICATIONS.items()}
+
+    def set_values(self) -> dict[str, Value]:
+        """Only the values that were set."""
+        return dict(self._set)
+
+    def get_info(self) -> dict[str, dict[str, Value]]:
+        """Prints a line for each hyperparameter, and returns the same: value, default, expected, meaning."""
+        info: dict[str, dict[str, Value]] = {
+            name: {
+                "value": self._set.get(name, s.default),
+                "default": s.default,
+                "expected": s.expected,
+                "meaning": s.meaning,
+            }
+            for name, s in SPECIFICATIONS.items()
+        }
+        width = max(map(len, info))
+        for name, entry in info.items():
+            print(f"{name:<{width}}  {entry['value']!s:<22} {entry['meaning']}; {entry['expected']}")
+        return info
+
+
+def canonical_name(name: str) -> str:
+    """The one spelling of a hyperparameter's name. Raises HyperparameterError, with the nearest name, if there is none."""
+    if name in _CANONICAL:
+        return _CANONICAL[name]
+    nearest = did_you_mean(name, _CANONICAL)
+    raise HyperparameterError(
+        f"no hyperparameter {name!r}.{nearest or ' There are: ' + ', '.join(SPECIFICATIONS) + '.'}"
+    )
+
+
+def _flattened(values: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            if name not in _SECTIONS:
+                raise HyperparameterError(
+                    f"hyperparameter {name!r} is {shown(value)}; only these hold others: {', '.join(sorted(_SECTIONS))}."
+                    + did_you_mean(name, _SECTIONS)
+                )
+            for inner, inner_value in value.items():
+                yield f"{name}.{inner}", inner_value
+        else:
+            yield name, value

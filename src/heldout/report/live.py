@@ -1,0 +1,101 @@
+"""A job while it plays: one live panel on a terminal, plain lines elsewhere."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from heldout.report.terminal import number
+from heldout.rollouts.progress import Progress
+
+_REDRAWS_PER_SECOND = 4
+_LINE_EVERY_SECONDS = 10.0
+
+
+@contextlib.asynccontextmanager
+async def shown(progress: Progress, console: Console, title: str) -> AsyncIterator[None]:
+    """Shows `progress` on `console` while inside."""
+    task = asyncio.create_task(
+        _live(progress, console, title) if console.is_terminal else _lines(progress, console, title)
+    )
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _live(progress: Progress, console: Console, title: str) -> None:
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        while True:
+            live.update(panel(progress, title), refresh=True)
+            await asyncio.sleep(1 / _REDRAWS_PER_SECOND)
+
+
+async def _lines(progress: Progress, console: Console, title: str) -> None:
+    while True:
+        await asyncio.sleep(_LINE_EVERY_SECONDS)
+        console.print(f"{title}: {line(progress)}", highlight=False, soft_wrap=True)
+
+
+def line(progress: Progress) -> str:
+    """Where the job stands, on one line."""
+    left = progress.seconds_left
+    parts = [
+        f"{progress.finished}/{progress.planned} rollouts",
+        f"{progress.in_flight} playing",
+        *_estimates(progress),
+        f"{progress.turns / max(progress.seconds, 1e-9):.1f} turns/s",
+    ]
+    if progress.failed:
+        parts.append(f"{progress.failed} failed")
+    if left is not None:
+        parts.append(f"{_duration(left)} left")
+    return ", ".join(parts)
+
+
+def panel(progress: Progress, title: str) -> RenderableType:
+    """Where the job stands, as a few lines with a bar."""
+    grid = Table.grid(padding=(0, 2))
+    left = progress.seconds_left
+    grid.add_row("rollouts", f"{progress.finished}/{progress.planned}, {progress.in_flight} playing")
+    grid.add_row(
+        "rate", f"{_rate(progress):.2f} rollouts/s, {progress.turns / max(progress.seconds, 1e-9):.1f} turns/s"
+    )
+    grid.add_row("so far", ", ".join(_estimates(progress)) or "-")
+    grid.add_row("tokens", f"{progress.prompt_tokens:,} prompt, {progress.response_tokens:,} response")
+    if progress.failures:
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in progress.failures.most_common(4))
+        grid.add_row(Text("failed attempts", style="yellow"), reasons)
+    grid.add_row("time", f"{_duration(progress.seconds)}, {'-' if left is None else _duration(left)} left")
+    bar = ProgressBar(total=max(progress.planned, 1), completed=progress.finished, width=60)
+    return Group(Text(title, style="bold"), bar, grid)
+
+
+def _rate(progress: Progress) -> float:
+    return (progress.finished - progress.finished_before) / max(progress.seconds, 1e-9)
+
+
+def _estimates(progress: Progress) -> list[str]:
+    estimate = progress.totals.estimate()
+    if estimate.num_rollouts == 0:
+        return []
+    named = (
+        ("reward", estimate.reward_mean, estimate.reward_interval),
+        ("success", estimate.success_rate, estimate.success_interval),
+    )
+    return [
+        f"{name} {number(value)}" + (f" [{number(i.low)}, {number(i.high)}]" if i is not None else "")
+        for name, value, i in named
+    ]
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

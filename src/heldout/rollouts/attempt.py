@@ -1,0 +1,349 @@
+"""One attempt, from its opened trajectory to its durable end.
+
+An attempt ends once, whatever comes: a reward reported to the Job Runtime, a reward in the invocation's answer, a
+reported failure, an exception, a crash, a timeout. The first of them decides; what comes later is refused or flagged.
+"""
+
+import asyncio
+import hashlib
+import itertools
+import math
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import orjson
+
+from heldout.agents.base import Agent, Invocation, InvocationResult, Outcome
+from heldout.job.records import Attempt, Boundary, Failure, Prompt
+from heldout.rollouts.journal import Journal
+from heldout.runtime import JobRuntime, Report, ReportKind, ReportRefused, Trajectory
+
+_GRACE_SECONDS = 30.0
+"""How long an agent may go on after its end was decided, so that what it prints and returns is still kept."""
+_NO_REWARD_SECONDS = 2.0
+"""How long a reward may still come after an answer that holds none and an agent that says it is idle."""
+_POLL_SECONDS = 0.5
+_ACCEPTED = frozenset({"accepted", "processing", "started", "running", "in_progress", "pending", "queued"})
+
+_FAILURES: Mapping[Outcome, tuple[Boundary, str]] = {
+    Outcome.RAISED: (Boundary.AGENT, "raised"),
+    Outcome.CRASHED: (Boundary.AGENT, "crashed"),
+    Outcome.UNREACHABLE: (Boundary.AGENT, "unreachable"),
+    Outcome.TIMED_OUT: (Boundary.AGENT, "timeout"),
+    Outcome.LOST: (Boundary.HARNESS, "lost"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PlayRules:
+    """What the job decides about every attempt."""
+
+    job_arn: str
+    region: str
+    temperature: float
+    top_p: float
+    max_tokens: int
+    timeout_seconds: float
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """Which attempt of which rollout."""
+
+    prompt: Prompt
+    rollout_index: int
+    number: int
+    is_last: bool
+    """Whether the rollout has failed for good if this attempt fails."""
+    is_isolated: bool
+
+
+class AttemptPlayer:
+    """Plays attempts of one job; any number at once."""
+
+    def __init__(self, *, rules: PlayRules, runtime: JobRuntime, agent: Agent, journal: Journal) -> None:
+        self._rules = rules
+        self._runtime = runtime
+        self._agent = agent
+        self._journal = journal
+        self._start = secrets.token_hex(4)
+        self._serial = itertools.count(1)
+
+    async def play(self, this: Try) -> Attempt:
+        """Plays one attempt. When this returns, the attempt is in the journal.
+
+        Cancelled, it leaves nothing behind, unless the attempt's end was already decided.
+        """
+        play = _Play(this, self._rules, self._agent, self._journal)
+        name = f"{this.prompt.index}-{this.rollout_index}-{this.number}-{self._start}{next(self._serial):x}"
+        trajectory = self._runtime.open(name, seed=_seed(self._rules.seed, this), on_report=play.take_report)
+        try:
+            return await play.run(trajectory, self._payload(trajectory, this.prompt))
+        finally:
+            trajectory.close()
+
+    def _payload(self, trajectory: Trajectory, prompt: Prompt) -> bytes:
+        rules = self._rules
+        sampling = {"temperature": rules.temperature, "topP": rules.top_p, "maxTokens": rules.max_tokens}
+        return orjson.dumps(
+            {
+                "prompt": prompt.text,
+                "metadata": {
+                    "jobArn": rules.job_arn,
+                    "job_arn": rules.job_arn,
+                    "rolloutId": trajectory.id,
+                    "trajectoryId": trajectory.id,
+                    "trajectory_id": trajectory.id,
+                    "endpoint": self._runtime.endpoint,
+                    "baseUrl": trajectory.base_url,
+                    "region": rules.region,
+                },
+                "inferenceParams": sampling,
+                "inference_params": sampling,
+            }
+        )
+
+
+class _Play:
+    """The state of one attempt: who decided it, and what is to be written down."""
+
+    def __init__(self, this: Try, rules: PlayRules, agent: Agent, journal: Journal) -> None:
+        self._this = this
+        self._rules = rules
+        self._agent = agent
+        self._journal = journal
+        self._started_at = time.time()
+        self._started = time.monotonic()
+        self._is_decided = asyncio.Event()
+        self._is_completed = False
+        self._rewards: tuple[float, ...] | None = None
+        self._failure: Failure | None = None
+        self._metrics: dict[str, float] = {}
+        self._flags: set[str] = set()
+        self._output = ""
+        self._writing: asyncio.Future[None] | None = None
+
+    async def run(self, trajectory: Trajectory, payload: bytes) -> Attempt:
+        self._trajectory = trajectory
+        invocation = Invocation(trajectory.id, payload, self._rules.timeout_seconds, self._this.is_isolated)
+        result = await self._invoked(invocation)
+        if result is not None:
+            self._output = result.output
+            await self._take_result(result)
+        trajectory.close()
+        if self._writing is None:
+            return await self._written()
+        await self._writing
+        return await self._amended()
+
+    async def take_report(self, report: Report) -> None:
+        """Takes what the agent reports to the Job Runtime. Returns when a reward is durable; raises ReportRefused for what
+        comes after the end."""
+        if self._is_decided.is_set():
+            raise ReportRefused(f"trajectory {self._trajectory.id} is not in valid status: it has ended")
+        self._metrics.update(report.metrics)
+        match report.kind:
+            case ReportKind.COMPLETED:
+                self._is_completed = True
+            case ReportKind.FAILED:
+                boundary = Boundary.REWARD if report.failure_kind == "bad_reward" else Boundary.AGENT
+                self._fail(boundary, report.failure_kind, report.message)
+            case ReportKind.REWARDED:
+                self._score(report.rewards)
+                self._writing = asyncio.ensure_future(self._journal.append(self._record()))
+                await asyncio.shield(self._writing)
+
+    async def _invoked(self, invocation: Invocation) -> InvocationResult | None:
+        task = asyncio.create_task(self._agent.invoke(invocation))
+        decided = asyncio.create_task(self._is_decided.wait())
+        try:
+            await asyncio.wait({task, decided}, return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                await asyncio.wait({task}, timeout=_GRACE_SECONDS)
+            if task.done():
+                return task.result()
+            self._flags.add("ran_on_after_end")
+            return None
+        finally:
+            decided.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    async def _take_result(self, result: InvocationResult) -> None:
+        if result.outcome is not Outcome.RETURNED:
+            if self._is_decided.is_set():
+                self._flag_if_scored("failed_after_reward")
+            else:
+                self._fail(*_FAILURES[result.outcome], result.message)
+            return
+        body = result.body
+        if isinstance(body, Mapping):
+            self._take_metrics(body.get("metrics"))
+        error = _reported_error(body)
+        if self._is_decided.is_set():
+            self._compare_reward(body, error)
+        elif error is not None:
+            self._fail(Boundary.AGENT, "reported_failed", error)
+        elif isinstance(body, Mapping) and body.get("reward") is not None:
+            self._take_returned(body["reward"])
+        else:
+            await self._wait_for_report(body)
+
+    def _take_returned(self, reward: object) -> None:
+        rewards = parsed_rewards(reward)
+        if rewards is None:
+            self._fail(
+                Boundary.REWARD,
+                "bad_reward",
+                f"the reward is {reward!r:.80}; it must be a finite number or a list of them",
+            )
+        else:
+            self._score(rewards)
+
+    def _compare_reward(self, body: object, error: str | None) -> None:
+        if error is not None:
+            self._flag_if_scored("failed_after_reward")
+        elif isinstance(body, Mapping) and body.get("reward") is not None and self._rewards is not None:
+            returned = parsed_rewards(body["reward"])
+            if returned is None or not math.isclose(sum(returned), sum(self._rewards), rel_tol=1e-6, abs_tol=1e-9):
+                self._flags.add("reward_mismatch")
+
+    async def _wait_for_report(self, body: object) -> None:
+        """The agent answered without a reward: it may have moved to the background and report later."""
+        idle_seconds = 0.0
+        is_accepted = _is_accepted(body)
+        while (left := self._rules.timeout_seconds - (time.monotonic() - self._started)) > 0:
+            step = min(_POLL_SECONDS, left)
+            try:
+                await asyncio.wait_for(self._is_decided.wait(), step)
+            except TimeoutError:
+                pass
+            else:
+                return
+            if is_accepted or self._is_completed or await self._agent.is_busy():
+                idle_seconds = 0.0
+                continue
+            idle_seconds += step
+            if idle_seconds >= _NO_REWARD_SECONDS:
+                self._fail(Boundary.AGENT, "no_reward", f"the agent answered {body!r:.80} and reported no reward")
+                return
+        self._fail(
+            Boundary.AGENT,
+            "timeout",
+            f"no reward was reported within {self._rules.timeout_seconds:g} s of the invocation",
+        )
+
+    def _score(self, rewards: tuple[float, ...]) -> None:
+        self._rewards = rewards
+        turns = len(self._trajectory.turns)
+        if turns == 0:
+            self._flags.add("no_model_call")
+        if len(rewards) not in (1, turns):
+            self._flags.add("reward_count")
+        self._is_decided.set()
+
+    def _fail(self, boundary: Boundary, kind: str, message: str) -> None:
+        if self._trajectory.policy_error and boundary is Boundary.AGENT:
+            boundary, kind = Boundary.POLICY, "unreachable"
+            message = f"{self._trajectory.policy_error}; the agent then: {message}" if message else ""
+        self._failure = Failure(boundary, kind, _encodable(" ".join(message.split())) or kind)
+        self._is_decided.set()
+
+    def _flag_if_scored(self, flag: str) -> None:
+        if self._rewards is not None:
+            self._flags.add(flag)
+
+    def _take_metrics(self, metrics: object) -> None:
+        if metrics is None:
+            return
+        if not isinstance(metrics, Mapping):
+            self._flags.add("metric_dropped")
+            return
+        for name, value in metrics.items():
+            number = _finite(value)
+            if number is None or not isinstance(name, str):
+                self._flags.add("metric_dropped")
+            else:
+                self._metrics[name] = number
+
+    async def _written(self) -> Attempt:
+        record = self._record()
+        await self._journal.append(record)
+        return record
+
+    async def _amended(self) -> Attempt:
+        record = self._record()
+        if record.output or record.metrics or record.flags:
+            await self._journal.amend(record)
+        return record
+
+    def _record(self) -> Attempt:
+        if self._trajectory.sampling_differs:
+            self._flags.add("sampling_differs")
+        failure = self._failure
+        is_lost = failure is not None and failure.kind == "lost"
+        return Attempt(
+            prompt_index=self._this.prompt.index,
+            rollout_index=self._this.rollout_index,
+            number=self._this.number,
+            trajectory_id=self._trajectory.id,
+            is_final=failure is None or (self._this.is_last and not is_lost),
+            failure=failure,
+            rewards=self._rewards,
+            metrics=tuple(sorted(self._metrics.items())),
+            flags=tuple(sorted(self._flags)),
+            turns=tuple(self._trajectory.turns),
+            output=_encodable(self._output),
+            started_at=self._started_at,
+            seconds=time.monotonic() - self._started,
+        )
+
+
+def _encodable(text: str) -> str:
+    """`text` without the lone surrogates that no UTF-8 file can hold."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def parsed_rewards(reward: object) -> tuple[float, ...] | None:
+    """A returned reward as one or several finite numbers; None when it is anything else."""
+    values = reward if isinstance(reward, list) else [reward]
+    rewards = [_finite(value) for value in values]
+    finite = tuple(value for value in rewards if value is not None)
+    return finite if finite and len(finite) == len(rewards) and math.isfinite(sum(finite)) else None
+
+
+def _finite(value: object) -> float | None:
+    if not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _reported_error(body: object) -> str | None:
+    """What an answer says went wrong: the published handler's `status: error`, a Lambda's `errorType`."""
+    if not isinstance(body, Mapping):
+        return None
+    if body.get("status") == "error":
+        return str(body.get("error") or "the agent answered status: error")
+    if "errorType" in body:
+        return f"{body['errorType']}: {body.get('errorMessage', '')}"
+    return None
+
+
+def _is_accepted(body: object) -> bool:
+    if not body:
+        return True
+    return isinstance(body, Mapping) and str(body.get("status", "")).lower() in _ACCEPTED
+
+
+def _seed(job_seed: int, this: Try) -> int:
+    """A sampling seed of its own for each attempt, the same on every machine: 31 bits."""
+    text = f"{job_seed}/{this.prompt.index}/{this.rollout_index}/{this.number}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big") >> 1

@@ -1,0 +1,300 @@
+"""The journal of a running job: an append-only log in which every line is one ended attempt.
+
+Owns durability: `append` returns when its line is on disk (one fdatasync serves all lines that wait). A line cut short by a
+crash is dropped when the journal is opened again. Lines go to numbered segments, so that a sealed one can be copied
+elsewhere while the next is written. Does not know what a line means beyond the attempt it encodes.
+"""
+
+import asyncio
+import os
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from heldout.errors import RunError
+from heldout.job.records import Attempt, Boundary, Failure, Turn
+
+SEGMENT_BYTES = 64 * 1024 * 1024
+"""Large enough that a million rollouts make some hundred files, small enough to copy as one piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a line stands."""
+
+    segment: Path
+    offset: int
+
+
+class Journal:
+    """The writer; there is one at a time for a folder (the run's lock sees to it). Lives on one event loop."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
+        self._flusher: asyncio.Task[None] | None = None
+        self._file: int | None = None
+        self._size = 0
+        self._failure: OSError | None = None
+
+    def open(self) -> None:
+        """Makes the folder ready to append to; drops a line that a crash cut short."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        existing = segments(self._folder)
+        if existing:
+            _drop_torn_tail(existing[-1])
+        self._start_segment(existing[-1] if existing else self._folder / "000001.jsonl")
+
+    async def append(self, attempt: Attempt) -> None:
+        """Returns when the attempt is durable. Raises OSError if the disk refuses; nothing later is taken then."""
+        await self._append_line(encode(attempt))
+
+    async def amend(self, attempt: Attempt) -> None:
+        """As `append`, for an attempt whose turns are in the journal already: replaces everything else of it."""
+        await self._append_line(encode(attempt, is_amendment=True))
+
+    async def close(self) -> None:
+        """Waits for what is under way."""
+        if self._flusher is not None:
+            await self._flusher
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def seal(self) -> Path | None:
+        """Ends the current segment and starts the next; the sealed one, or None when nothing was in it or a write is
+        under way."""
+        if self._size == 0 or self._flusher is not None:
+            return None
+        sealed = segments(self._folder)[-1]
+        self._start_segment(self._folder / f"{int(sealed.stem) + 1:06d}.jsonl")
+        return sealed
+
+    async def _append_line(self, line: bytes) -> None:
+        if self._failure is not None:
+            raise self._failure
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((line, done))
+        if self._flusher is None:
+            self._flusher = asyncio.create_task(self._flush())
+        # The line is written whether or not whoever waits for it is cancelled meanwhile.
+        await asyncio.shield(done)
+
+    async def _flush(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                await self._write(b"".join(line for line, _ in batch), [done for _, done in batch])
+        finally:
+            self._flusher = None
+        if self._size >= SEGMENT_BYTES:
+            self.seal()
+
+    async def _write(self, lines: bytes, waiting: list[asyncio.Future[None]]) -> None:
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, self._write_durably, lines)
+        except OSError as error:
+            self._failure = error
+            for done in waiting:
+                done.set_exception(error)
+            return
+        for done in waiting:
+            if not done.done():
+                done.set_result(None)
+
+    def _write_durably(self, lines: bytes) -> None:
+        if self._file is None:
+            raise RunError(f"journal {self._folder} is not open")
+        rest = memoryview(lines)
+        while rest:
+            rest = rest[os.write(self._file, rest) :]
+        os.fdatasync(self._file)
+        self._size += len(lines)
+
+    def _start_segment(self, path: Path) -> None:
+        if self._file is not None:
+            os.close(self._file)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._size = os.fstat(self._file).st_size
+        sync_folder(self._folder)
+
+
+def segments(folder: Path) -> list[Path]:
+    """The journal's files, oldest first; empty when there is no journal."""
+    return sorted(folder.glob("[0-9]" * 6 + ".jsonl"))
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a new or renamed name in `folder` durable."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _drop_torn_tail(segment: Path) -> None:
+    good = 0
+    with segment.open("rb") as file:
+        for line in file:
+            if not _is_whole(line):
+                break
+            good += len(line)
+    if good < segment.stat().st_size:
+        with segment.open("r+b") as file:
+            file.truncate(good)
+            os.fsync(file.fileno())
+
+
+def _is_whole(line: bytes) -> bool:
+    if not line.endswith(b"\n"):
+        return False
+    try:
+        orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
+def encode(attempt: Attempt, *, is_amendment: bool = False) -> bytes:
+    """One journal line for `attempt`, newline included; an amendment carries no turns."""
+    failure = attempt.failure
+    record: dict[str, Any] = {
+        "prompt": attempt.prompt_index,
+        "rollout": attempt.rollout_index,
+        "number": attempt.number,
+        "id": attempt.trajectory_id,
+        "final": attempt.is_final,
+        "amends": is_amendment,
+        "failure": None if failure is None else [failure.boundary, failure.kind, failure.message],
+        "rewards": attempt.rewards,
+        "metrics": attempt.metrics,
+        "flags": attempt.flags,
+        "output": attempt.output,
+        "at": attempt.started_at,
+        "seconds": attempt.seconds,
+        "turns": () if is_amendment else [_encoded_turn(turn) for turn in attempt.turns],
+    }
+    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _encoded_turn(turn: Turn) -> list[Any]:
+    return [
+        turn.parent,
+        turn.shared_messages,
+        orjson.Fragment(turn.messages or b"[]"),
+        orjson.Fragment(turn.request or b"null"),
+        orjson.Fragment(turn.reply or b"null"),
+        turn.finish_reason,
+        turn.prompt_tokens,
+        turn.response_tokens,
+        turn.logprobs,
+        turn.started_at,
+        turn.seconds,
+        turn.status,
+        turn.error,
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line read back: the attempt, and whether it amends one written before."""
+
+    attempt: Attempt
+    is_amendment: bool
+    place: Place
+
+
+def decode(line: bytes, place: Place, *, with_turns: bool = True) -> Line:
+    """A journal line as the attempt it encodes; without its turns when only its end matters."""
+    record = orjson.loads(line)
+    failure = record["failure"]
+    turns = record["turns"] if with_turns else ()
+    rewards = record["rewards"]
+    attempt = Attempt(
+        prompt_index=record["prompt"],
+        rollout_index=record["rollout"],
+        number=record["number"],
+        trajectory_id=record["id"],
+        is_final=record["final"],
+        failure=None if failure is None else Failure(Boundary(failure[0]), failure[1], failure[2]),
+        rewards=None if rewards is None else tuple(rewards),
+        metrics=tuple((name, value) for name, value in record["metrics"]),
+        flags=tuple(record["flags"]),
+        turns=tuple(_decoded_turn(index, turn) for index, turn in enumerate(turns)),
+        output=record["output"],
+        started_at=record["at"],
+        seconds=record["seconds"],
+    )
+    return Line(attempt, record["amends"], place)
+
+
+def _decoded_turn(index: int, turn: list[Any]) -> Turn:
+    return Turn(
+        index=index,
+        parent=turn[0],
+        shared_messages=turn[1],
+        messages=orjson.dumps(turn[2]),
+        request=b"" if turn[3] is None else orjson.dumps(turn[3]),
+        reply=b"" if turn[4] is None else orjson.dumps(turn[4]),
+        finish_reason=turn[5],
+        prompt_tokens=turn[6],
+        response_tokens=turn[7],
+        logprobs=None if turn[8] is None else tuple(turn[8]),
+        started_at=turn[9],
+        seconds=turn[10],
+        status=turn[11],
+        error=turn[12],
+    )
+
+
+def read(folder: Path, *, with_turns: bool = True) -> Iterator[Line]:
+    """Every whole line, oldest first, one in memory at a time; also while a writer is at work."""
+    for segment in segments(folder):
+        with segment.open("rb") as file:
+            offset = 0
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                yield decode(line, Place(segment, offset), with_turns=with_turns)
+                offset += len(line)
+
+
+class Amendments:
+    """Where each rollout's last amendment stands: 20 bytes an amendment, whatever it holds."""
+
+    def __init__(self) -> None:
+        self._segments: list[Path] = []
+        self._keys = array("q")
+        self._offsets = array("q")
+        self._files = array("i")
+        self._order: npt.NDArray[np.int64] | None = None
+
+    def note(self, key: int, place: Place) -> None:
+        """The amendment at `place` is the latest for the rollout numbered `key`."""
+        if not self._segments or self._segments[-1] != place.segment:
+            self._segments.append(place.segment)
+        self._keys.append(key)
+        self._offsets.append(place.offset)
+        self._files.append(len(self._segments) - 1)
+        self._order = None
+
+    def find(self, key: int) -> Attempt | None:
+        """The latest amendment of the rollout numbered `key`, read from disk; None when there is none."""
+        keys = np.frombuffer(self._keys, dtype=np.int64) if self._keys else np.empty(0, dtype=np.int64)
+        if self._order is None:
+            self._order = np.argsort(keys, kind="stable")
+        after = int(np.searchsorted(keys, key, side="right", sorter=self._order))
+        if after == 0 or keys[self._order[after - 1]] != key:
+            return None
+        position = int(self._order[after - 1])
+        place = Place(self._segments[self._files[position]], self._offsets[position])
+        with place.segment.open("rb") as file:
+            file.seek(place.offset)
+            return decode(file.readline(), place).attempt

@@ -1,0 +1,75 @@
+"""Where a job stands, counted as attempts end. Read by whoever displays it, as often as they like."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from heldout.job.records import Attempt
+from heldout.metrics.running import RunningTotals
+from heldout.metrics.settings import MetricSettings
+
+
+@dataclass(slots=True)
+class Progress:
+    """Running counts of one job. `planned` is the number of rollouts, prompts x group size."""
+
+    planned: int
+    totals: RunningTotals
+    scored: int = 0
+    failed: int = 0
+    finished_before: int = 0
+    """Rollouts finished before this start of the job."""
+    in_flight: int = 0
+    turns: int = 0
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    retried: int = 0
+    """Attempts of this start that failed and were, or will be, tried again."""
+    failures: Counter[str] = field(default_factory=Counter)
+    """Failed attempts by `boundary: kind`."""
+    flags: Counter[str] = field(default_factory=Counter)
+    started: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def of(cls, planned: int, settings: MetricSettings) -> "Progress":
+        return cls(planned, RunningTotals(settings))
+
+    @property
+    def finished(self) -> int:
+        return self.scored + self.failed
+
+    @property
+    def seconds(self) -> float:
+        """Since this start of the job."""
+        return time.monotonic() - self.started
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the rate so far; None before the first rollout of this start has finished."""
+        done = self.finished - self.finished_before
+        return None if done == 0 else self.seconds / done * (self.planned - self.finished)
+
+    def count_before(self, attempt: Attempt) -> None:
+        """Counts a rollout that was finished before this start."""
+        self._count_final(attempt)
+        self.finished_before += 1
+
+    def count(self, attempt: Attempt) -> None:
+        """Counts an attempt that has ended."""
+        self.turns += len(attempt.turns)
+        self.prompt_tokens += sum(turn.prompt_tokens or 0 for turn in attempt.turns)
+        self.response_tokens += sum(turn.response_tokens or 0 for turn in attempt.turns)
+        if attempt.failure is not None:
+            self.failures[f"{attempt.failure.boundary}: {attempt.failure.kind}"] += 1
+        if attempt.is_final:
+            self._count_final(attempt)
+            self.flags.update(attempt.flags)
+        else:
+            self.retried += 1
+
+    def _count_final(self, attempt: Attempt) -> None:
+        if attempt.failure is None:
+            self.scored += 1
+        else:
+            self.failed += 1
+        self.totals.add(attempt.prompt_index, attempt.reward)

@@ -1,0 +1,94 @@
+"""A run's numbers: from its Parquet files alone, or from its journal while there are none yet."""
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from heldout.job.hyperparameters import Hyperparameters
+from heldout.metrics.settings import MetricSettings
+from heldout.metrics.summary import Summary, summarize
+from heldout.rollouts.run import JobStatus, Run, SecondaryStatus, write_whole
+from heldout.rollouts.tables import JournalIndex, RunTables, read_tables, write_tables
+
+
+def metric_settings(parameters: Hyperparameters) -> MetricSettings:
+    """What the job's hyperparameters decide about its metrics."""
+    return MetricSettings(
+        pass_k_values=parameters.pass_k_values,
+        success_threshold=parameters.success_threshold,
+        failed_rollouts="exclude" if parameters.failed_rollouts == "exclude" else "zero",
+        seed=parameters.seed,
+    )
+
+
+def write_results(run: Run, *, is_partial: bool) -> Summary:
+    """Writes the run's Parquet files from its journal and `metrics.json` from those."""
+    if run.has_journal:
+        index = JournalIndex.of(run.journal_folder, run.document.hyperparameters.eval_group_size)
+        write_tables(run, index, run.folder)
+    summary = _summarize(run, read_run_tables(run))
+    write_whole(run.metrics_path, orjson.dumps(metrics_document(summary, is_partial=is_partial), option=_JSON))
+    return summary
+
+
+def complete(run: Run) -> None:
+    """Marks a run done whose results are all written; from then on its journal is not needed, and it goes."""
+    run.update(
+        status=JobStatus.COMPLETED,
+        secondary_status=SecondaryStatus.COMPLETED,
+        failure_reason=None,
+        ended_at=time.time(),
+    )
+    shutil.rmtree(run.journal_folder, ignore_errors=True)
+
+
+def summarize_run(run: Run) -> Summary:
+    """The run's numbers as they are now, computed again; also of a run that is still playing, or was interrupted."""
+    return _summarize(run, read_run_tables(run))
+
+
+def read_run_tables(run: Run) -> RunTables:
+    """The run's tables: from its Parquet files when it is done, else from its journal as far as that goes."""
+    group_size = run.document.hyperparameters.eval_group_size
+    if run.state.status is JobStatus.COMPLETED or not run.has_journal:
+        return read_tables(run.folder, group_size)
+    with tempfile.TemporaryDirectory(prefix="heldout-") as folder:
+        write_tables(run, JournalIndex.of(run.journal_folder, group_size), Path(folder))
+        return read_tables(Path(folder), group_size)
+
+
+def metrics_document(summary: Summary, *, is_partial: bool) -> dict[str, Any]:
+    """What `metrics.json` holds."""
+    return {
+        "metrics": summary.metrics,
+        "intervals": {name: list(interval) for name, interval in summary.intervals.items()},
+        "notes": summary.notes,
+        "rollouts": {
+            "prompts": summary.num_prompts,
+            "scored": summary.scored,
+            "failed": summary.failed,
+            "missing": summary.missing,
+        },
+        "partial": is_partial,
+        "confidence": summary.confidence,
+    }
+
+
+_JSON = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
+
+
+def _summarize(run: Run, tables: RunTables) -> Summary:
+    parameters = run.document.hyperparameters
+    planned = None if run.state.num_prompts is None else run.state.num_prompts * parameters.eval_group_size
+    return summarize(
+        tables.rollouts,
+        tables.turns,
+        metric_settings(parameters),
+        agent_metrics=tables.agent_metrics,
+        seconds=run.state.evaluation_seconds or None,
+        expected_rollouts=planned,
+    )

@@ -1,0 +1,235 @@
+"""The run: the folder a job leaves behind, and the only state there is.
+
+    job.json              the document, status and times            (replaced whole)
+    prompts.parquet       the prompts as read, a row a prompt       (written once, before anything else starts)
+    journal/              ended attempts while the job is not done  (append only)
+    rollouts.parquet      a row a rollout                           (written when the job ends, or stops)
+    trajectories.parquet  a row a turn
+    attempts.parquet      a row an attempt
+    metrics.json          the numbers
+
+One process at a time works on a run: it holds the lock on `lock`. The lock goes with the process, so a run whose status
+says InProgress and whose lock is free was interrupted.
+"""
+
+import enum
+import fcntl
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from heldout.errors import RunError, did_you_mean, shown
+from heldout.job.document import JobConfigDocument
+from heldout.rollouts.journal import segments, sync_folder
+
+BASE_RUN = "base-model-eval"
+FINE_TUNED_RUN = "fine-tuned-model-eval"
+_LOCK_TRIES = 5
+_LOCK_PAUSE_SECONDS = 0.01
+_JOB_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
+
+
+class JobStatus(enum.StrEnum):
+    """The job's status, in the service's words."""
+
+    IN_PROGRESS = "InProgress"
+    COMPLETED = "Completed"
+    FAILED = "Failed"
+    STOPPED = "Stopped"
+
+
+class SecondaryStatus(enum.StrEnum):
+    """What the job is doing, or how it ended, in the service's words."""
+
+    STARTING = "Starting"
+    DOWNLOADING = "Downloading"
+    EVALUATING = "Evaluating"
+    UPLOADING = "Uploading"
+    COMPLETED = "Completed"
+    FAILED = "Failed"
+    STOPPED = "Stopped"
+    INTERRUPTED = "Interrupted"
+    MAX_RUNTIME_EXCEEDED = "MaxRuntimeExceeded"
+
+
+class JobState(BaseModel):
+    """What `job.json` holds. Times are Unix seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    run_name: str
+    arn: str
+    document: dict[str, Any]
+    status: JobStatus = JobStatus.IN_PROGRESS
+    secondary_status: SecondaryStatus = SecondaryStatus.STARTING
+    failure_reason: str | None = None
+    created_at: float = Field(default_factory=time.time)
+    started_at: float | None = None
+    ended_at: float | None = None
+    evaluation_seconds: float = 0.0
+    """Time spent playing rollouts, over all starts."""
+    num_prompts: int | None = None
+    dataset_hash: str | None = None
+
+
+class Run:
+    """A run folder that is there."""
+
+    def __init__(self, folder: Path, state: JobState) -> None:
+        self.folder = folder
+        self.state = state
+        self.document = JobConfigDocument.model_validate(state.document)
+
+    @classmethod
+    def create(cls, folder: Path, *, name: str, run_name: str, region: str, document: JobConfigDocument) -> Self:
+        """A new run in `folder`, which must not hold one. Raises RunError if it does, or if the name is not a job's."""
+        if not _JOB_NAME.fullmatch(name):
+            raise RunError(
+                f"name {shown(name)} is not a job name: up to 63 letters, digits and hyphens, first and last no hyphen"
+            )
+        if (folder / "job.json").exists():
+            raise RunError(
+                f"there is a run in {folder} already; resume it (heldout resume {folder}) or choose another --name"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        arn = f"arn:aws:sagemaker:{region}:000000000000:job/AgentRFTEvaluation/{name}"
+        wire = orjson.loads(document.to_json())
+        run = cls(folder, JobState(name=name, run_name=run_name, arn=arn, document=wire))
+        run.save(run.state)
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """The run in `folder`. Raises RunError when there is none, naming the runs that are near."""
+        path = folder / "job.json"
+        if not path.is_file():
+            raise RunError(f"no run in {shown(str(folder))}: it has no job.json.{_hint(folder)}")
+        try:
+            return cls(folder, JobState.model_validate_json(path.read_bytes()))
+        except ValidationError as error:
+            raise RunError(f"{path} is not a job's state: {error.errors()[0]['msg']}") from error
+
+    @property
+    def prompts_path(self) -> Path:
+        return self.folder / "prompts.parquet"
+
+    @property
+    def journal_folder(self) -> Path:
+        return self.folder / "journal"
+
+    @property
+    def rollouts_path(self) -> Path:
+        return self.folder / "rollouts.parquet"
+
+    @property
+    def trajectories_path(self) -> Path:
+        return self.folder / "trajectories.parquet"
+
+    @property
+    def attempts_path(self) -> Path:
+        return self.folder / "attempts.parquet"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.folder / "metrics.json"
+
+    @property
+    def has_journal(self) -> bool:
+        """Whether attempts are still in the journal: the job is not done, or is being written up."""
+        return bool(segments(self.journal_folder))
+
+    def save(self, state: JobState) -> None:
+        """Replaces job.json."""
+        self.state = state
+        write_whole(self.folder / "job.json", orjson.dumps(state.model_dump(mode="json"), option=orjson.OPT_INDENT_2))
+
+    def update(self, **changes: object) -> None:
+        """Replaces job.json with these fields changed."""
+        self.save(self.state.model_copy(update=changes))
+
+    def remove_if_never_begun(self) -> None:
+        """Takes the folder away again if no rollout was ever begun in it, and the folders above that are empty then."""
+        if self.journal_folder.exists() or self.rollouts_path.exists():
+            return
+        for path in (self.folder / "job.json", self.folder / "lock", self.prompts_path):
+            path.unlink(missing_ok=True)
+        for folder in (self.folder, *self.folder.parents[:2]):
+            try:
+                folder.rmdir()
+            except OSError:
+                return
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the run's lock. Raises RunError when another process has it."""
+        file = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if not _try_lock(file):
+                pid = os.pread(file, 32, 0).decode() or "unknown"
+                raise RunError(f"run {self.folder} is being worked on by process {pid}; stop that one first")
+            os.ftruncate(file, 0)
+            os.pwrite(file, str(os.getpid()).encode(), 0)
+            yield
+        finally:
+            os.close(file)
+
+    def is_running(self) -> bool:
+        """Whether a process works on this run now."""
+        try:
+            file = os.open(self.folder / "lock", os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            return not _try_lock(file)
+        finally:
+            os.close(file)
+
+
+def _try_lock(file: int) -> bool:
+    # Whoever asks `is_running` holds the lock for an instant, so one refusal proves nothing.
+    for _ in range(_LOCK_TRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_PAUSE_SECONDS)
+        else:
+            return True
+    return False
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file so that a reader, also after a crash, sees the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    publish(temporary, path)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Puts a finished, synced file in its place, durably."""
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The run folders in `folder` and two levels below (output / name / run), in name order."""
+    found = {path.parent for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}job.json")}
+    return sorted(found)
+
+
+def _hint(folder: Path) -> str:
+    if folder.is_dir():
+        inside = runs_below(folder)
+        return f" Did you mean {str(inside[0])!r}?" if inside else ""
+    parent = folder.parent
+    return did_you_mean(folder.name, [p.name for p in parent.iterdir()]) if parent.is_dir() else ""

@@ -1,0 +1,418 @@
+"""From the journal to the run's Parquet files, and from those to the tables that metrics are functions of.
+
+Both ways are streamed: what is in memory does not grow with the number of rollouts, but for some 30 bytes each.
+"""
+
+import os
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from heldout.job.records import Attempt, Turn
+from heldout.metrics.table import FloatArray, IntArray, RolloutTable, TurnTable
+from heldout.rollouts.journal import Amendments, read
+from heldout.rollouts.run import Run, publish
+
+_BATCH_ATTEMPTS = 1024
+"""Attempts turned into columns at once: enough to make writing cheap, few enough to stay small beside long turns."""
+_ROW_GROUP_BYTES = 16 * 1024 * 1024
+
+ROLLOUT_COLUMNS: list[pa.Field[Any]] = [
+    pa.field("prompt_index", pa.int64()),
+    pa.field("rollout_index", pa.int32()),
+    pa.field("trajectory_id", pa.string()),
+    pa.field("status", pa.string()),
+    pa.field("reward", pa.float64()),
+    pa.field("rewards", pa.list_(pa.float64())),
+    pa.field("success", pa.bool_()),
+    pa.field("turns", pa.int32()),
+    pa.field("prompt_tokens", pa.int64()),
+    pa.field("response_tokens", pa.int64()),
+    pa.field("attempts", pa.int32()),
+    pa.field("started_at", pa.timestamp("us", tz="UTC")),
+    pa.field("seconds", pa.float64()),
+    pa.field("error", pa.string()),
+    pa.field("error_boundary", pa.string()),
+    pa.field("error_kind", pa.string()),
+    pa.field("flags", pa.list_(pa.string())),
+]
+_TRAJECTORY_COLUMNS: list[pa.Field[Any]] = [
+    pa.field("prompt_index", pa.int64()),
+    pa.field("rollout_index", pa.int32()),
+    pa.field("attempt", pa.int32()),
+    pa.field("is_final", pa.bool_()),
+    pa.field("trajectory_id", pa.string()),
+    pa.field("turn", pa.int32()),
+    pa.field("parent", pa.int32()),
+    pa.field("shared_messages", pa.int32()),
+    pa.field("messages", pa.string()),
+    pa.field("request", pa.string()),
+    pa.field("reply", pa.string()),
+    pa.field("finish_reason", pa.string()),
+    pa.field("prompt_tokens", pa.int64()),
+    pa.field("response_tokens", pa.int64()),
+    pa.field("logprobs", pa.list_(pa.float32())),
+    pa.field("started_at", pa.timestamp("us", tz="UTC")),
+    pa.field("seconds", pa.float64()),
+    pa.field("status", pa.int32()),
+    pa.field("error", pa.string()),
+]
+_ATTEMPT_COLUMNS: list[pa.Field[Any]] = [
+    pa.field("prompt_index", pa.int64()),
+    pa.field("rollout_index", pa.int32()),
+    pa.field("attempt", pa.int32()),
+    pa.field("is_final", pa.bool_()),
+    pa.field("trajectory_id", pa.string()),
+    pa.field("error_boundary", pa.string()),
+    pa.field("error_kind", pa.string()),
+    pa.field("error", pa.string()),
+    pa.field("started_at", pa.timestamp("us", tz="UTC")),
+    pa.field("seconds", pa.float64()),
+    pa.field("output", pa.string()),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class JournalIndex:
+    """What one pass over the journal learns: which rollouts are finished, how often each was tried, what was amended.
+
+    Some 30 bytes an attempt, whatever the attempts hold.
+    """
+
+    finished_keys: IntArray
+    """`rollout_key` of each finished rollout, sorted."""
+    tried_keys: IntArray
+    """`rollout_key` of each rollout with a counted attempt, sorted, each once."""
+    attempts_made: IntArray
+    """Highest counted attempt number of each of `tried_keys`."""
+    amendments: Amendments
+    metric_names: tuple[str, ...]
+    """Names of the agents' own metrics, sorted."""
+
+    @classmethod
+    def of(cls, journal: Path, group_size: int, on_final: Callable[[Attempt], None] | None = None) -> Self:
+        """Reads the whole journal once, showing each final attempt (without its turns) to `on_final`."""
+        finished, tried, numbers = array("q"), array("q"), array("q")
+        amendments = Amendments()
+        names: set[str] = set()
+        for line in read(journal, with_turns=False):
+            attempt = line.attempt
+            key = rollout_key(attempt.prompt_index, attempt.rollout_index, group_size)
+            names.update(name for name, _ in attempt.metrics)
+            if line.is_amendment:
+                amendments.note(key, line.place)
+                continue
+            if is_counted(attempt):
+                tried.append(key)
+                numbers.append(attempt.number)
+            if attempt.is_final:
+                finished.append(key)
+                if on_final is not None:
+                    on_final(attempt)
+        order = np.lexsort((np.array(numbers, dtype=np.int64), np.array(tried, dtype=np.int64)))
+        keys, counts = np.array(tried, dtype=np.int64)[order], np.array(numbers, dtype=np.int64)[order]
+        is_last = np.append(keys[1:] != keys[:-1], np.ones(min(1, len(keys)), dtype=bool))
+        return cls(
+            np.sort(np.array(finished, dtype=np.int64)),
+            keys[is_last],
+            counts[is_last],
+            amendments,
+            tuple(sorted(names)),
+        )
+
+    def is_finished(self, key: int) -> bool:
+        """Whether the rollout numbered `key` has its final attempt."""
+        place = int(np.searchsorted(self.finished_keys, key))
+        return place < len(self.finished_keys) and bool(self.finished_keys[place] == key)
+
+    def attempts(self, key: int) -> int:
+        """How many counted attempts the rollout numbered `key` has had."""
+        place = int(np.searchsorted(self.tried_keys, key))
+        if place < len(self.tried_keys) and self.tried_keys[place] == key:
+            return int(self.attempts_made[place])
+        return 0
+
+
+def rollout_key(prompt_index: int, rollout_index: int, group_size: int) -> int:
+    """One number for a rollout of a job."""
+    return prompt_index * group_size + rollout_index
+
+
+def is_counted(attempt: Attempt) -> bool:
+    """Whether an attempt uses up a retry: not one that was lost through no fault of its own."""
+    return attempt.failure is None or attempt.failure.kind not in ("lost", "interrupted")
+
+
+def write_tables(run: Run, index: JournalIndex, folder: Path) -> None:
+    """Writes the three Parquet files from the run's journal into `folder`; each appears whole or not at all."""
+    parameters = run.document.hyperparameters
+    group_size, threshold = parameters.eval_group_size, parameters.success_threshold
+    rollout_schema = _rollout_schema(index.metric_names)
+    with ExitStack() as stack:
+        rollouts = stack.enter_context(_Table(folder / "rollouts.parquet", rollout_schema))
+        trajectories = stack.enter_context(_Table(folder / "trajectories.parquet", pa.schema(_TRAJECTORY_COLUMNS)))
+        attempts = stack.enter_context(_Table(folder / "attempts.parquet", pa.schema(_ATTEMPT_COLUMNS)))
+        for batch in _batches(_amended(run.journal_folder, index, group_size), _BATCH_ATTEMPTS):
+            final = [a for a in batch if a.is_final]
+            rollouts.write(
+                [
+                    rollout_row(a, max(a.number, index.attempts(_key(a, group_size))), threshold, index.metric_names)
+                    for a in final
+                ]
+            )
+            trajectories.write([turn_row(a, turn) for a in batch for turn in a.turns])
+            attempts.write([_attempt_row(a) for a in batch])
+
+
+def _key(attempt: Attempt, group_size: int) -> int:
+    return rollout_key(attempt.prompt_index, attempt.rollout_index, group_size)
+
+
+def _amended(journal: Path, index: JournalIndex, group_size: int) -> Iterator[Attempt]:
+    for line in read(journal):
+        attempt = line.attempt
+        if line.is_amendment:
+            continue
+        latest = index.amendments.find(_key(attempt, group_size)) if attempt.is_final else None
+        yield attempt if latest is None else _with_end_of(attempt, latest)
+
+
+def _with_end_of(attempt: Attempt, latest: Attempt) -> Attempt:
+    return Attempt(
+        prompt_index=attempt.prompt_index,
+        rollout_index=attempt.rollout_index,
+        number=attempt.number,
+        trajectory_id=attempt.trajectory_id,
+        is_final=True,
+        failure=latest.failure,
+        rewards=latest.rewards,
+        metrics=latest.metrics,
+        flags=latest.flags,
+        turns=attempt.turns,
+        output=latest.output,
+        started_at=attempt.started_at,
+        seconds=latest.seconds,
+    )
+
+
+def _batches(attempts: Iterable[Attempt], size: int) -> Iterator[list[Attempt]]:
+    batch: list[Attempt] = []
+    for attempt in attempts:
+        batch.append(attempt)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+class _Table:
+    """One Parquet file in the writing; leaving the context without an error publishes it."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        self._schema = schema
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_bytes = 0
+
+    def __enter__(self) -> Self:
+        self._writer = pq.ParquetWriter(self._temporary, self._schema, compression="zstd")
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._write_row_group()
+        self._writer.close()
+        if kind is not None:
+            self._temporary.unlink(missing_ok=True)
+            return
+        with self._temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        publish(self._temporary, self._path)
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        if not rows:
+            return
+        batch = pa.RecordBatch.from_pylist(rows, schema=self._schema)
+        self._pending.append(batch)
+        self._pending_bytes += batch.nbytes
+        if self._pending_bytes >= _ROW_GROUP_BYTES:
+            self._write_row_group()
+
+    def _write_row_group(self) -> None:
+        if self._pending:
+            self._writer.write_table(pa.Table.from_batches(self._pending))
+        self._pending, self._pending_bytes = [], 0
+
+
+def _rollout_schema(metric_names: tuple[str, ...]) -> pa.Schema:
+    if not metric_names:
+        return pa.schema(ROLLOUT_COLUMNS)
+    fields: list[pa.Field[Any]] = [pa.field(name, pa.float64()) for name in metric_names]
+    return pa.schema([*ROLLOUT_COLUMNS, pa.field("metrics", pa.struct(fields))])
+
+
+def rollout_row(attempt: Attempt, attempts: int, threshold: float, metric_names: tuple[str, ...]) -> dict[str, Any]:
+    """A finished rollout as a row of `rollouts.parquet`."""
+    reward, failure = attempt.reward, attempt.failure
+    row: dict[str, Any] = {
+        "prompt_index": attempt.prompt_index,
+        "rollout_index": attempt.rollout_index,
+        "trajectory_id": attempt.trajectory_id,
+        "status": "scored" if failure is None else "failed",
+        "reward": reward,
+        "rewards": None if attempt.rewards is None else list(attempt.rewards),
+        "success": reward is not None and reward >= threshold,
+        "turns": len(attempt.turns),
+        "prompt_tokens": _total(turn.prompt_tokens for turn in attempt.turns),
+        "response_tokens": _total(turn.response_tokens for turn in attempt.turns),
+        "attempts": attempts,
+        "started_at": _microseconds(attempt.started_at),
+        "seconds": attempt.seconds,
+        "error": None if failure is None else failure.message,
+        "error_boundary": None if failure is None else str(failure.boundary),
+        "error_kind": None if failure is None else failure.kind,
+        "flags": list(attempt.flags),
+    }
+    if metric_names:
+        given = dict(attempt.metrics)
+        row["metrics"] = {name: given.get(name) for name in metric_names}
+    return row
+
+
+def turn_row(attempt: Attempt, turn: Turn) -> dict[str, Any]:
+    """A turn as a row of `trajectories.parquet`."""
+    return {
+        "prompt_index": attempt.prompt_index,
+        "rollout_index": attempt.rollout_index,
+        "attempt": attempt.number,
+        "is_final": attempt.is_final,
+        "trajectory_id": attempt.trajectory_id,
+        "turn": turn.index,
+        "parent": turn.parent,
+        "shared_messages": turn.shared_messages,
+        "messages": turn.messages.decode(),
+        "request": turn.request.decode() or None,
+        "reply": turn.reply.decode() or None,
+        "finish_reason": turn.finish_reason,
+        "prompt_tokens": turn.prompt_tokens,
+        "response_tokens": turn.response_tokens,
+        "logprobs": turn.logprobs,
+        "started_at": _microseconds(turn.started_at),
+        "seconds": turn.seconds,
+        "status": turn.status,
+        "error": turn.error,
+    }
+
+
+def _attempt_row(attempt: Attempt) -> dict[str, Any]:
+    failure = attempt.failure
+    return {
+        "prompt_index": attempt.prompt_index,
+        "rollout_index": attempt.rollout_index,
+        "attempt": attempt.number,
+        "is_final": attempt.is_final,
+        "trajectory_id": attempt.trajectory_id,
+        "error_boundary": None if failure is None else str(failure.boundary),
+        "error_kind": None if failure is None else failure.kind,
+        "error": None if failure is None else failure.message,
+        "started_at": _microseconds(attempt.started_at),
+        "seconds": attempt.seconds,
+        "output": attempt.output,
+    }
+
+
+def _total(counts: Iterable[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
+def _microseconds(seconds: float) -> int:
+    return round(seconds * 1_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class RunTables:
+    """The tables of a run that metrics are functions of."""
+
+    rollouts: RolloutTable
+    turns: TurnTable
+    agent_metrics: dict[str, FloatArray]
+    """Each of the agents' own metrics, shape (num_rollouts,); NaN where a rollout did not give it."""
+
+
+def read_tables(folder: Path, group_size: int) -> RunTables:
+    """The tables of a run from its Parquet files in `folder` alone."""
+    table = pq.read_table(folder / "rollouts.parquet")
+    prompt_index = table["prompt_index"].to_numpy()
+    rollout_index = table["rollout_index"].to_numpy().astype(np.int64)
+    rollouts = RolloutTable(
+        prompt_index=prompt_index,
+        rollout_index=rollout_index,
+        is_scored=np.asarray(table["status"].combine_chunks().to_numpy(zero_copy_only=False) == "scored"),
+        reward=_floats(table["reward"]),
+        turns=table["turns"].to_numpy().astype(np.int64),
+    )
+    agent_metrics = {}
+    if "metrics" in table.column_names:
+        column: Any = table["metrics"].combine_chunks()
+        agent_metrics = {
+            field.name: _floats(column.field(number)) for number, field in enumerate(table.schema.field("metrics").type)
+        }
+    turns = _read_turns(folder / "trajectories.parquet", prompt_index * group_size + rollout_index, group_size)
+    return RunTables(rollouts, turns, agent_metrics)
+
+
+def _floats(column: Any) -> FloatArray:
+    values = column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+def _read_turns(path: Path, keys: IntArray, group_size: int) -> TurnTable:
+    order = np.argsort(keys, kind="stable")
+    columns = ["prompt_index", "rollout_index", "is_final", "prompt_tokens", "response_tokens", "logprobs"]
+    parts: list[TurnTable] = []
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=columns, batch_size=65_536):
+            final = batch.filter(batch["is_final"])
+            turn_keys = final["prompt_index"].to_numpy() * group_size + final["rollout_index"].to_numpy()
+            rows = order[np.searchsorted(keys, turn_keys, sorter=order)]
+            parts.append(_turn_table(rows.astype(np.int64), final))
+    if not parts:
+        return TurnTable.from_turns(np.empty(0, np.int64), np.empty(0), np.empty(0), [])
+    return TurnTable(
+        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in TurnTable.__dataclass_fields__}
+    )
+
+
+def _turn_table(rows: IntArray, batch: pa.RecordBatch) -> TurnTable:
+    logprobs: Any = batch["logprobs"]
+    lengths = np.diff(logprobs.offsets.to_numpy()) if len(logprobs) else np.empty(0, np.int64)
+    lengths = np.where(logprobs.is_valid().to_numpy(zero_copy_only=False), lengths, 0).astype(np.int64)
+    tokens = _floats(logprobs.flatten())
+    turn_of_token = np.repeat(np.arange(len(rows)), lengths)
+    is_known = np.isfinite(tokens)
+    is_nonzero = is_known & (tokens != 0)
+    n, of, values = len(rows), turn_of_token[is_nonzero], tokens[is_nonzero]
+    low, high = np.full(n, np.inf), np.full(n, -np.inf)
+    np.minimum.at(low, of, values)
+    np.maximum.at(high, of, values)
+    return TurnTable(
+        rollout_row=rows,
+        prompt_tokens=_floats(batch["prompt_tokens"]),
+        response_tokens=_floats(batch["response_tokens"]),
+        logprob_zero_count=np.bincount(turn_of_token[is_known & (tokens == 0)], minlength=n).astype(np.int64),
+        logprob_nz_count=np.bincount(of, minlength=n).astype(np.int64),
+        logprob_nz_sum=np.bincount(of, weights=values, minlength=n).astype(np.float64),
+        logprob_nz_squares=np.bincount(of, weights=values * values, minlength=n).astype(np.float64),
+        logprob_nz_min=np.where(np.isinf(low), np.nan, low),
+        logprob_nz_max=np.where(np.isinf(high), np.nan, high),
+    )
