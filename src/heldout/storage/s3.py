@@ -180,6 +180,12 @@ class _ObjectReader(io.RawIOBase):
         self._position = max(0, start + offset)
         return self._position
 
+    def readall(self) -> bytes:
+        # The inherited one asks for 8 KiB at a time, each a request.
+        data = bytearray(max(0, self._size - self._position))
+        self.readinto(memoryview(data))
+        return bytes(data)
+
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         end = min(self._size, self._position + len(buffer))
         if end <= self._position:
