@@ -86,7 +86,7 @@ def _from_text(value: object) -> object:
     try:
         parsed: object = json.loads(text.lower() if text in ("True", "False") else text)
     except ValueError:
-        parts = [part.strip() for part in text.split(",")]
+        parts = [part.strip() for part in text.strip("()").split(",")]
         return [int(part) for part in parts] if len(parts) > 1 and all(p.isdigit() for p in parts) else value
     return parsed
 

@@ -1,0 +1,74 @@
+"""Small jobs for tests: prompts written to a file, an agent of `players.py`, a scripted model."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from heldout.backends.local import Played, run_job
+from heldout.job.document import (
+    AgentConfig,
+    DataSource,
+    InputChannel,
+    JobConfigDocument,
+    OutputDataConfig,
+    StoppingCondition,
+    evaluation_config_for,
+)
+from heldout.job.hyperparameters import Hyperparameters
+from heldout.job.references import EndpointModel, EntryPoint
+from heldout.policies.scripted import ScriptedServer
+from heldout.rollouts.engine import StopSwitch
+from heldout.rollouts.run import Run
+
+PLAYERS = Path(__file__).parent / "players.py"
+
+
+def new_run(
+    folder: Path,
+    model_url: str,
+    prompts: Sequence[str],
+    *,
+    agent: str = f"{PLAYERS}:play",
+    max_runtime: int = 86_400,
+    **hyperparameters: object,
+) -> Run:
+    """A run in `folder`/run of `agent` on `prompts`, not yet begun."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dataset = folder / "prompts.jsonl"
+    dataset.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    document = JobConfigDocument(
+        agent_config=AgentConfig.of(EntryPoint(agent)),
+        input_data_config=(InputChannel(data_source=DataSource.of(str(dataset))),),
+        output_data_config=OutputDataConfig(local_output_path=str(folder)),
+        evaluation_config=evaluation_config_for(
+            EndpointModel((model_url,), "scripted"), Hyperparameters(hyperparameters), accept_eula=True
+        ),
+        stopping_condition=StoppingCondition(max_runtime_in_seconds=max_runtime),
+    )
+    return Run.create(folder / "run", name="test", run_name="base-model-eval", region="us-west-2", document=document)
+
+
+async def played(folder: Path, prompts: Sequence[str], **settings: Any) -> Run:
+    """A run played to its end against a scripted model of its own."""
+    async with ScriptedServer() as server:
+        run = new_run(folder, server.url, prompts, **settings)
+        await run_job(run, StopSwitch())
+    return run
+
+
+async def played_with(run: Run, switch: StopSwitch | None = None) -> Played:
+    """Plays a run as it stands, from its files."""
+    return await run_job(Run.open(run.folder), switch or StopSwitch())
+
+
+def rows(run: Run, table: str = "rollouts") -> list[dict[str, Any]]:
+    """The rows of one of a run's Parquet files."""
+    return pq.read_table(run.folder / f"{table}.parquet").to_pylist()
+
+
+def by_prompt(run: Run, prompts: Sequence[str], table: str = "rollouts") -> Mapping[str, dict[str, Any]]:
+    """The row of each prompt's one rollout."""
+    return {prompts[row["prompt_index"]]: row for row in rows(run, table)}

@@ -1,0 +1,162 @@
+"""How a rollout can end, each way played by a real agent in a real worker process."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from heldout.rollouts.run import Run
+from jobs import by_prompt, played, rows
+
+PROMPTS = [
+    "turns 3",
+    "per-turn 0.25,0.5,0.25",
+    "report-then-crash 0.75",
+    "report-and-return 0.5,0.5",
+    "report-and-return 0.5,0.9",
+    "report-twice 0.5,0.9",
+    "report-failed gave up",
+    "fail-first 1",
+    "raise no such move",
+    "crash 9",
+    "no-model-call 0.5",
+    "nan nan",
+    "nan inf",
+    'return {"score": 1}',
+    'return {"reward": "high"}',
+    'return {"reward": []}',
+    'return {"errorType": "ValidationError", "errorMessage": "no board"}',
+]
+Rows = Mapping[str, dict[str, Any]]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("endings")
+    return await played(folder, PROMPTS, rollout_max_retries=1, success_threshold=0.5)
+
+
+@pytest.fixture(scope="module")
+def ended(run: Run) -> Rows:
+    return by_prompt(run, PROMPTS)
+
+
+def test_every_prompt_ends_exactly_once(run: Run) -> None:
+    assert sorted(row["prompt_index"] for row in rows(run)) == list(range(len(PROMPTS)))
+    assert sum(row["is_final"] for row in rows(run, "attempts")) == len(PROMPTS)
+
+
+def test_a_returned_reward_scores_the_rollout_and_its_turns_are_kept(ended: Rows) -> None:
+    row = ended["turns 3"]
+    assert (row["status"], row["reward"], row["success"], row["turns"], row["attempts"]) == ("scored", 1.0, True, 3, 1)
+    assert row["prompt_tokens"] > 0
+    assert row["response_tokens"] > 0
+
+
+def test_named_metrics_become_columns(ended: Rows) -> None:
+    assert ended["turns 3"]["metrics"] == {"turns_played": 3.0, "half": 0.5, "seen": None}
+
+
+def test_rewards_for_each_turn_are_kept_and_summed(ended: Rows) -> None:
+    row = ended["per-turn 0.25,0.5,0.25"]
+    assert (row["rewards"], row["reward"], row["flags"]) == ([0.25, 0.5, 0.25], 1.0, [])
+
+
+def test_a_crash_after_the_report_does_not_undo_the_reward(ended: Rows) -> None:
+    row = ended["report-then-crash 0.75"]
+    assert (row["status"], row["reward"], row["attempts"]) == ("scored", 0.75, 1)
+    assert row["flags"] == ["failed_after_reward"]
+
+
+def test_a_reward_both_reported_and_returned_counts_once(ended: Rows) -> None:
+    row = ended["report-and-return 0.5,0.5"]
+    assert (row["reward"], row["rewards"], row["flags"]) == (0.5, [0.5], [])
+    assert row["metrics"]["seen"] == 1.0
+
+
+def test_when_they_differ_the_reported_reward_counts_and_the_rollout_is_flagged(ended: Rows) -> None:
+    row = ended["report-and-return 0.5,0.9"]
+    assert (row["reward"], row["flags"]) == (0.5, ["reward_mismatch"])
+
+
+def test_a_second_report_with_another_reward_is_a_conflict(run: Run, ended: Rows) -> None:
+    assert ended["report-twice 0.5,0.9"]["reward"] == 0.5
+    assert "statuses 200 409" in by_prompt(run, PROMPTS, "attempts")["report-twice 0.5,0.9"]["output"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "boundary", "kind", "words"),
+    [
+        ("report-failed gave up", "agent", "reported_failed", "failed"),
+        ("raise no such move", "agent", "raised", "no such move"),
+        ("crash 9", "agent", "crashed", ""),
+        ("nan nan", "reward", "bad_reward", "nan"),
+        ("nan inf", "reward", "bad_reward", "inf"),
+        ('return {"score": 1}', "agent", "no_reward", "score"),
+        ('return {"reward": "high"}', "reward", "bad_reward", "high"),
+        ('return {"reward": []}', "reward", "bad_reward", "[]"),
+        (
+            'return {"errorType": "ValidationError", "errorMessage": "no board"}',
+            "agent",
+            "reported_failed",
+            "no board",
+        ),
+    ],
+)
+def test_an_attempt_that_fails_is_tried_again_and_then_failed_for_good_with_its_reason(
+    ended: Rows, prompt: str, boundary: str, kind: str, words: str
+) -> None:
+    row = ended[prompt]
+    assert (row["status"], row["reward"], row["success"], row["attempts"]) == ("failed", None, False, 2)
+    assert (row["error_boundary"], row["error_kind"]) == (boundary, kind)
+    assert words in row["error"]
+
+
+def test_an_attempt_that_failed_first_keeps_what_it_printed(run: Run, ended: Rows) -> None:
+    row = ended["fail-first 1"]
+    assert (row["status"], row["reward"], row["attempts"]) == ("scored", 1.0, 2)
+    first = next(r for r in rows(run, "attempts") if r["prompt_index"] == 7 and r["attempt"] == 1)
+    assert "attempt 1 gives up" in first["output"]
+
+
+def test_a_crash_costs_only_the_attempt_that_crashed(run: Run, ended: Rows) -> None:
+    crashed = {r["prompt_index"] for r in rows(run, "attempts") if r["error_kind"] == "crashed"}
+    assert crashed == {PROMPTS.index("crash 9")}
+    assert ended["turns 3"]["attempts"] == 1
+
+
+def test_what_an_agent_printed_before_it_crashed_is_kept(run: Run) -> None:
+    crashed = [r for r in rows(run, "attempts") if r["error_kind"] == "crashed"]
+    assert len(crashed) == 2
+    assert all("about to crash" in row["output"] for row in crashed)
+
+
+def test_a_rollout_without_a_model_call_is_scored_and_flagged(ended: Rows) -> None:
+    row = ended["no-model-call 0.5"]
+    assert (row["reward"], row["turns"], row["flags"]) == (0.5, 0, ["no_model_call"])
+
+
+async def test_a_report_after_the_timeout_is_a_conflict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log"
+    monkeypatch.setenv("HELDOUT_TEST_LOG", str(log))
+    run = await played(tmp_path / "job", ["report-late 1.5", "hang"], rollout_timeout=1, rollout_max_retries=0)
+    kinds = {row["error_kind"] for row in rows(run)}
+    assert kinds == {"timeout"}
+    # A sync agent runs on in its thread until its worker is ended: if it got to report, it was refused.
+    assert not log.exists() or set(log.read_text().split()) == {"409"}
+
+
+def test_failed_rollouts_count_as_reward_zero(run: Run, ended: Rows) -> None:
+    scored = [row["reward"] for row in ended.values() if row["status"] == "scored"]
+    metrics = _metrics(run)
+    assert metrics["eval/reward/failed_rollouts"] == len(PROMPTS) - len(scored)
+    assert math.isclose(metrics["eval/reward/mean"], sum(scored) / len(PROMPTS))
+
+
+def _metrics(run: Run) -> dict[str, float]:
+    import orjson
+
+    return dict(orjson.loads(run.metrics_path.read_bytes())["metrics"])

@@ -1,0 +1,139 @@
+"""The journal: what was appended is there, whatever happens to the process or to the last line."""
+
+import asyncio
+import string
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from heldout.job.records import Attempt, Boundary, Failure, Turn
+from heldout.rollouts.journal import Amendments, Journal, Place, decode, encode, read, segments
+
+_TEXT = st.text(max_size=20)
+_COUNTS = st.none() | st.integers(0, 10_000)
+_NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+_JSON_TEXTS = st.sampled_from(['[{"role":"user","content":"å\\n"}]', "[]", '[{"content":null,"n":[1,2.5]}]'])
+_TURNS = st.builds(
+    Turn,
+    index=st.just(0),
+    parent=st.none() | st.integers(0, 5),
+    shared_messages=st.integers(0, 9),
+    messages=_JSON_TEXTS.map(str.encode),
+    request=st.sampled_from([b"", b'{"model":"default","temperature":0.5}']),
+    reply=st.sampled_from([b"", b'[{"role":"assistant","content":"7"}]']),
+    finish_reason=st.none() | _TEXT,
+    prompt_tokens=_COUNTS,
+    response_tokens=_COUNTS,
+    logprobs=st.none() | st.lists(_NUMBERS, max_size=3).map(tuple),
+    started_at=_NUMBERS,
+    seconds=_NUMBERS,
+    status=st.integers(200, 599),
+    error=st.none() | _TEXT,
+)
+_FAILURES = st.builds(Failure, st.sampled_from(Boundary), st.text(string.ascii_lowercase, min_size=1), _TEXT)
+ATTEMPTS = st.builds(
+    Attempt,
+    prompt_index=st.integers(0, 2**40),
+    rollout_index=st.integers(0, 100),
+    number=st.integers(1, 9),
+    trajectory_id=_TEXT,
+    is_final=st.booleans(),
+    failure=st.none() | _FAILURES,
+    rewards=st.none() | st.lists(_NUMBERS, min_size=1, max_size=4).map(tuple),
+    metrics=st.lists(st.tuples(_TEXT, _NUMBERS), max_size=3).map(tuple),
+    flags=st.lists(_TEXT, max_size=2).map(tuple),
+    turns=st.lists(_TURNS, max_size=1).map(tuple),
+    output=_TEXT,
+    started_at=_NUMBERS,
+    seconds=_NUMBERS,
+)
+
+
+@given(ATTEMPTS)
+def test_an_attempt_reads_back_as_it_was_written(attempt: Attempt) -> None:
+    line = encode(attempt)
+    assert line.count(b"\n") == 1
+    assert decode(line, Place(Path(), 0)).attempt == attempt
+
+
+def _attempt(number: int, output: str = "") -> Attempt:
+    return Attempt(number, 0, 1, f"t{number}", True, None, (1.0,), (), (), (), output, 0.0, 0.0)
+
+
+async def _append(folder: Path, attempts: list[Attempt]) -> None:
+    journal = Journal(folder)
+    journal.open()
+    await asyncio.gather(*(journal.append(attempt) for attempt in attempts))
+    await journal.close()
+
+
+@settings(max_examples=30, deadline=None)
+@given(cut=st.integers(0, 400), keep=st.integers(0, 3))
+def test_a_crash_in_the_middle_of_a_line_loses_that_line_alone(
+    tmp_path_factory: pytest.TempPathFactory, cut: int, keep: int
+) -> None:
+    folder = tmp_path_factory.mktemp("journal")
+    asyncio.run(_append(folder, [_attempt(n) for n in range(4)]))
+    segment = segments(folder)[0]
+    whole = segment.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    torn = b"".join(lines[:keep]) + lines[keep][: min(cut, len(lines[keep]) - 1)]
+    segment.write_bytes(torn)
+    asyncio.run(_append(folder, [_attempt(9)]))
+    assert [line.attempt.prompt_index for line in read(folder)] == [*range(keep), 9]
+
+
+async def test_a_new_writer_goes_on_where_the_last_one_stopped(tmp_path: Path) -> None:
+    for number in range(3):
+        await _append(tmp_path, [_attempt(number)])
+    assert [line.attempt.prompt_index for line in read(tmp_path)] == [0, 1, 2]
+
+
+async def test_a_sealed_segment_takes_no_more_lines(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.open()
+    await journal.append(_attempt(0))
+    sealed = journal.seal()
+    assert sealed is not None
+    before = sealed.read_bytes()
+    await journal.append(_attempt(1))
+    await journal.close()
+    assert sealed.read_bytes() == before
+    assert [line.attempt.prompt_index for line in read(tmp_path)] == [0, 1]
+
+
+async def test_the_latest_amendment_of_a_rollout_is_found(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.open()
+    for number in (0, 1):
+        await journal.append(_attempt(number))
+    for text in ("first", "second"):
+        await journal.amend(_attempt(1, text))
+    await journal.close()
+    amendments = Amendments()
+    for line in read(tmp_path):
+        if line.is_amendment:
+            amendments.note(line.attempt.prompt_index, line.place)
+    found = amendments.find(1)
+    assert found is not None
+    assert found.output == "second"
+    assert amendments.find(0) is None
+
+
+async def test_a_full_disk_is_told_to_everyone_who_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path)
+    journal.open()
+
+    def refuse(file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fdatasync", refuse)
+    results = await asyncio.gather(*(journal.append(_attempt(n)) for n in range(3)), return_exceptions=True)
+    assert all(isinstance(result, OSError) for result in results)
+    monkeypatch.undo()
+    # After a refused write nobody knows what is on disk: nothing more is taken.
+    with pytest.raises(OSError, match="No space left"):
+        await journal.append(_attempt(5))
+    await journal.close()
