@@ -14,6 +14,8 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
+from heldout.rollouts.arrow import as_numpy, integers
+
 _BUCKETS = 256
 _BUCKET_BITS = 8
 _RUN_BYTES = 32 * 1024 * 1024
@@ -49,12 +51,12 @@ class Shuffle:
         """table: the next rows, in order."""
         keys = self._keys.random_raw(table.num_rows)
         buckets = (keys >> np.uint64(64 - _BUCKET_BITS)).astype(np.int64)
-        table = table.append_column(_KEY, pa.array(keys))
+        table = table.append_column(_KEY, integers(keys))
         if self._limit is not None:
             # Buckets before this one already hold enough rows to fill the limit.
             last_useful = int(np.searchsorted(np.cumsum(self._counts), self._limit))
-            is_useful = buckets <= last_useful
-            table, buckets = table.filter(pa.array(is_useful)), buckets[is_useful]
+            useful = np.flatnonzero(buckets <= last_useful)
+            table, buckets = table.take(integers(useful)), buckets[useful]
         self._counts += np.bincount(buckets, minlength=_BUCKETS)
         self._pending.append(table)
         self._pending_bytes += table.nbytes
@@ -101,7 +103,7 @@ class _Runs:
 
     def append(self, table: pa.Table) -> None:
         """table: sorted by key."""
-        keys = table.column(_KEY).to_numpy()
+        keys = as_numpy(table.column(_KEY))
         edges = np.arange(_BUCKETS, dtype=np.uint64) << np.uint64(64 - _BUCKET_BITS)
         starts = [*np.searchsorted(keys, edges).tolist(), len(keys)]
         for start, end in pairwise(starts):
@@ -120,9 +122,8 @@ class _Runs:
 
 
 def _sorted(table: pa.Table) -> pa.Table:
-    return table.take(np.argsort(table.column(_KEY).to_numpy(), kind="stable"))
+    return table.take(integers(np.argsort(as_numpy(table.column(_KEY)), kind="stable")))
 
 
 def _batch(table: pa.Table) -> pa.RecordBatch:
-    batches = table.combine_chunks().to_batches()
-    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
+    return pa.RecordBatch.from_arrays([column.combine_chunks() for column in table.columns], schema=table.schema)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from heldout.errors import DatasetError, RunError
 from heldout.job.records import Prompt
+from heldout.rollouts.arrow import integers, strings
 from heldout.rollouts.prompt_files import PromptDataset
 from heldout.rollouts.prompt_shuffle import Shuffle
 from heldout.storage import open_atomic
@@ -82,8 +83,7 @@ def copy_prompts(source: PromptSource, destination: Path) -> PromptCount:
     usable (no such bucket, no credentials); StorageError when `destination` cannot be written.
     """
     dataset = PromptDataset(source.dataset)
-    with open_atomic(destination) as file:
-        writer = _PromptWriter(file)
+    with open_atomic(destination) as file, _PromptWriter(file) as writer:
         for table in _selected(dataset, source, destination.parent):
             writer.write(table)
         return writer.finish(dataset.column or "")
@@ -153,6 +153,12 @@ class _PromptWriter:
         self._content = hashlib.sha256()
         self._hashes = array("Q")
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._parquet.close()
+
     def write(self, table: pa.Table) -> None:
         """table: of `_READ_SCHEMA`."""
         rows = max(1, _TABLE_ROWS if table.nbytes < _GROUP_BYTES else table.num_rows * _GROUP_BYTES // table.nbytes)
@@ -160,7 +166,7 @@ class _PromptWriter:
             self._append(table.slice(start, rows))
 
     def finish(self, column: str) -> PromptCount:
-        """Ends the file (without closing it)."""
+        """Ends the file and says what is in it."""
         self._flush()
         self._parquet.close()
         hashes = np.frombuffer(self._hashes, dtype=np.uint64)
@@ -180,7 +186,7 @@ class _PromptWriter:
             return
         table = pa.concat_tables(self._pending).combine_chunks()
         hashes = [self._count(prompt) for prompt in _prompts(table)]
-        table = table.append_column(PROMPTS_SCHEMA.field("prompt_hash"), pa.array(hashes, pa.string()))
+        table = table.append_column(PROMPTS_SCHEMA.field("prompt_hash"), strings(hashes))
         self._parquet.write_table(table)
         self._pending = []
         self._pending_bytes = self._pending_rows = 0
@@ -220,12 +226,9 @@ def _tables(prompts: Iterable[Prompt]) -> Iterator[pa.Table]:
 
 
 def _table(rows: list[Prompt]) -> pa.Table:
-    columns: dict[str, list[Any]] = {
-        "prompt_index": [row.index for row in rows],
-        "prompt": [row.text for row in rows],
-        "columns": [row.columns for row in rows],
-    }
-    return pa.Table.from_pydict(columns, schema=_READ_SCHEMA)
+    indices = np.fromiter((row.index for row in rows), dtype=np.int64, count=len(rows))
+    columns = [integers(indices), strings([row.text for row in rows]), strings([row.columns for row in rows])]
+    return pa.Table.from_arrays(columns, schema=_READ_SCHEMA)
 
 
 def _prompts(table: pa.Table) -> list[Prompt]:

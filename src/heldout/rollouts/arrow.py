@@ -1,0 +1,37 @@
+"""Arrow arrays straight from memory.
+
+`pyarrow.array` and `to_numpy` first import pandas wherever it is installed, to see whether they were given something of
+its kind. That takes more than a second, which a job would spend before its first model call.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64] | NDArray[np.uint64]
+
+
+def integers(values: IntArray) -> Any:
+    """A pyarrow array of the same type over the same memory. values: shape (n,)."""
+    kind = pa.int64() if values.dtype == np.int64 else pa.uint64()
+    return pa.Array.from_buffers(kind, len(values), [None, _buffer(np.ascontiguousarray(values))])
+
+
+def strings(values: Sequence[str]) -> Any:
+    """A pyarrow array of strings; raises UnicodeEncodeError for half of a surrogate pair, OverflowError from 2 GiB up."""
+    encoded = [value.encode() for value in values]
+    offsets = np.fromiter(accumulate(map(len, encoded), initial=0), dtype=np.int32, count=len(encoded) + 1)
+    return pa.StringArray.from_buffers(len(encoded), _buffer(offsets), pa.py_buffer(b"".join(encoded)))
+
+
+def as_numpy(column: Any) -> Any:
+    """The numbers of a pyarrow column without nulls, as a read-only numpy array of shape (n,)."""
+    return np.from_dlpack(column.combine_chunks())
+
+
+def _buffer(values: Any) -> pa.Buffer:
+    return pa.py_buffer(values)
