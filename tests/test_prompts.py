@@ -175,9 +175,10 @@ def test_a_json_array_may_be_cut_anywhere_by_the_reading(tmp_path: Path) -> None
 
 
 ONE_PROMPT: list[Row] = [{"prompt": "a"}]
+NUMBER_FIRST: list[Row] = [{"id": 7, "text": "a"}]
 NULL_PROMPT: list[Row] = [{"prompt": None}]
 
-# np.argsort(np.random.Philox(key=1).random_raw(10))
+# Rows by the keys that numpy's Philox stream of key 1 begins with.
 SEED_1_ORDER = [3, 5, 2, 9, 7, 0, 8, 6, 1, 4]
 
 JSON_LINE_PROBLEMS = {
@@ -240,12 +241,12 @@ def test_a_row_nested_without_end_is_refused(tmp_path: Path, name: str) -> None:
         ("p.parquet", b"", "the file: not readable as Parquet ("),
         (
             "p.parquet",
-            as_parquet([{"prompt": "a"}] * 400 + [{"prompt": None}]),
+            as_parquet(ONE_PROMPT * 400 + NULL_PROMPT),
             "row 401: the prompt (column 'prompt') is null",
         ),
         (
             "p.parquet",
-            as_parquet([{"id": 7, "text": "a"}]),
+            as_parquet(NUMBER_FIRST),
             "row 1: the prompt (column 'id') is a number (7); it must be a string",
         ),
     ],

@@ -1,0 +1,89 @@
+"""Imports run one way, and lower rooms stay light: each room is imported in a fresh process and what came along is looked at."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import heldout
+
+ROOT = Path(next(iter(heldout.__path__)))
+
+# What a room may bring in of the project besides itself and `errors`; the order of the house, lowest first.
+ROOMS_BELOW = {
+    "errors": set[str](),
+    "job": {"metrics"},
+    "metrics": {"job"},
+    "storage": {"job"},
+    "runtime": {"storage", "job", "policies", "agents"},
+    "policies": {"storage", "job", "runtime", "agents"},
+    "agents": {"storage", "job", "runtime", "policies"},
+    "report": {"storage", "job", "metrics", "rollouts"},
+    "rollouts": {"storage", "job", "metrics", "runtime", "policies", "agents"},
+    "backends": {"storage", "job", "metrics", "runtime", "policies", "agents", "rollouts", "report"},
+}
+
+CLIENTS = {"aiohttp", "boto3", "botocore", "mlflow", "ray", "rich", "typer", "uvloop"}
+# Packages that a room must not cost its importer.
+TOO_HEAVY = {
+    "errors": CLIENTS | {"numpy", "obstore", "orjson", "pandas", "pyarrow", "pydantic", "scipy"},
+    "job": CLIENTS | {"numpy", "obstore", "pandas", "pyarrow", "scipy"},
+    "metrics": CLIENTS | {"obstore", "pandas", "pyarrow"},
+    "storage": CLIENTS | {"numpy", "pandas", "pyarrow", "scipy"},
+    "runtime": {"boto3", "mlflow", "pandas", "ray"},
+    "policies": {"boto3", "mlflow", "pandas", "ray"},
+    "agents": {"boto3", "mlflow", "pandas", "ray"},
+    "rollouts": {"boto3", "mlflow", "pandas", "ray"},
+}
+
+
+def modules_of(room: str) -> list[str]:
+    folder = ROOT / room
+    if not folder.is_dir():
+        return [f"heldout.{room}"] if folder.with_suffix(".py").exists() else []
+    parts = (path.relative_to(ROOT).with_suffix("").parts for path in sorted(folder.rglob("*.py")))
+    return [".".join(("heldout", *parts)).removesuffix(".__init__") for parts in parts if parts[-1] != "__main__"]
+
+
+def brought_in_by(modules: list[str]) -> set[str]:
+    """Every module in a fresh interpreter after importing these."""
+    code = f"import importlib, json, sys\nfor m in {modules}: importlib.import_module(m)\nprint(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS_BELOW if modules_of(room)])
+def test_a_room_brings_in_no_room_above_it_and_nothing_heavy(room: str) -> None:
+    modules = brought_in_by(modules_of(room))
+    rooms = {module.split(".")[1] for module in modules if module.startswith("heldout.")}
+    assert rooms - ROOMS_BELOW[room] - {room, "errors"} == set()
+    assert {module.split(".")[0] for module in modules} & TOO_HEAVY.get(room, set()) == set()
+
+
+def test_every_room_has_its_place_in_the_order() -> None:
+    rooms = {path.name for path in ROOT.iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert rooms <= ROOMS_BELOW.keys()
+
+
+def packages() -> list[Path]:
+    return [path for path in sorted(ROOT.rglob("__init__.py")) if path.read_text().strip()]
+
+
+@pytest.mark.parametrize("path", packages(), ids=lambda path: path.parent.name)
+def test_a_package_re_exports_exactly_what_its_all_says_in_order(path: Path) -> None:
+    body = ast.parse(path.read_text()).body
+    imports = [node for node in body if isinstance(node, ast.ImportFrom)]
+    exported = [alias.asname or alias.name for node in imports for alias in node.names]
+    listed = [ast.literal_eval(node.value) for node in body if isinstance(node, ast.Assign)]
+    assert all(isinstance(node, (ast.Expr, ast.ImportFrom, ast.Assign)) for node in body), "it only re-exports"
+    if exported:
+        assert listed == [sorted(exported, key=_order)]
+
+
+def _order(name: str) -> tuple[bool, bool, str]:
+    """Constants, then classes, then functions, each by the alphabet: the order the linter keeps."""
+    return (not name.isupper(), not name[0].isupper(), name)
