@@ -1,0 +1,101 @@
+"""Finds what is new in each model call of a trajectory, so that every message is stored once. Pure: no clock, no socket.
+
+The conversations of a trajectory form a tree, since a call usually continues an earlier one and sometimes branches off
+it. A call walks the tree along its messages; where it leaves, its own begin. One call takes time in proportion to its
+conversation, and the tree holds each message once.
+
+Messages are the same if they are equal as JSON but for keys whose value is null: clients drop and add those when they send
+a reply back. (As Python compares: 1, 1.0 and true are equal.)
+"""
+
+from typing import NamedTuple
+
+import orjson
+
+
+class _Node:
+    """A message in its place: after the messages on the way to it, and first said by a turn."""
+
+    __slots__ = ("children", "message", "turn")
+
+    def __init__(self, message: object, turn: int | None) -> None:
+        self.message = message
+        self.turn = turn
+        self.children: list[_Node] = []
+
+    def child(self, message: object) -> "_Node | None":
+        """The child that says this message; the latest is tried first, being the usual one."""
+        for child in reversed(self.children):
+            if child.message == message:
+                return child
+        bare = _without_nulls(message)
+        if bare is message:
+            return None
+        for child in reversed(self.children):
+            if child.message == bare:
+                return child
+        return None
+
+    def add(self, message: object, turn: int) -> "_Node":
+        node = _Node(_without_nulls(message), turn)
+        self.children.append(node)
+        return node
+
+
+class CapturedCall(NamedTuple):
+    """What is stored of a model call when it begins. Fields as in `heldout.job.records.Turn`."""
+
+    turn: int
+    """Its index."""
+    parent: int | None
+    shared_messages: int
+    messages: bytes
+    request: bytes
+    end: _Node
+    """Where its reply belongs."""
+
+
+class Capture:
+    """What an open trajectory remembers of its calls: its conversations, each message once, and its last parameters."""
+
+    def __init__(self) -> None:
+        self._root = _Node(None, None)
+        self._requests: list[dict[str, object]] = []
+
+    def begin(self, request: dict[str, object], messages: list[object]) -> CapturedCall:
+        """A call is made. request: what it sent beside its messages; it must not be changed afterwards."""
+        index = len(self._requests)
+        node = self._root
+        shared = 0
+        for message in messages:
+            child = node.child(message)
+            if child is None:
+                break
+            node = child
+            shared += 1
+        parent = node.turn
+        new = messages[shared:]
+        for message in new:
+            node = node.add(message, index)
+        if parent is not None and self._requests[parent] == request:
+            self._requests.append(self._requests[parent])
+            return CapturedCall(index, parent, shared, orjson.dumps(new), b"", node)
+        self._requests.append(request)
+        return CapturedCall(index, parent, shared, orjson.dumps(new), orjson.dumps(request), node)
+
+    def end(self, call: CapturedCall, message: object) -> None:
+        """The call was answered with this message; a later call may continue from it."""
+        if call.end.child(message) is None:
+            call.end.add(message, call.turn)
+
+
+def _without_nulls(value: object) -> object:
+    """The JSON value without the keys that are null, at every depth; the very same object if there are none."""
+    if isinstance(value, dict):
+        bare = {key: _without_nulls(item) for key, item in value.items() if item is not None}
+        is_same = len(bare) == len(value) and all(bare[key] is value[key] for key in bare)
+        return value if is_same else bare
+    if isinstance(value, list):
+        items = [_without_nulls(item) for item in value]
+        return value if all(ours is theirs for ours, theirs in zip(items, value, strict=True)) else items
+    return value

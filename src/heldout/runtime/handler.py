@@ -1,0 +1,230 @@
+"""The Job Runtime's HTTP: which operation a request asks for, whether it may, and the answer.
+
+Source: CompleteRollout, UpdateReward, Sample and SampleWithResponseStream of botocore's service model `sagemakerjobruntime`
+(2026-02-01); the client published in sagemaker-train 1.27, which sends `JobArn` in the body; OpenAI's API for the rest.
+"""
+
+import asyncio
+import enum
+import logging
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import orjson
+from aiohttp import web
+
+from heldout.errors import shown
+from heldout.policies.base import Policy
+from heldout.runtime.access import Access
+from heldout.runtime.model_calls import CHAT_PATH, COMPLETION_PATH, ModelCalls
+from heldout.runtime.refusals import Refusal, denied, internal, invalid, not_found
+from heldout.runtime.reports import Report, ReportBody, ReportKind, completion, not_in_valid_status, parse_body, reward
+from heldout.runtime.signing import SignedRequest
+from heldout.runtime.trajectories import Trajectories, Trajectory
+
+log = logging.getLogger(__name__)
+
+BODY_BYTES = 64 * 2**20
+"""Most bytes of a request's body: a long conversation with images, far below what AgentCore hands an agent (100 MB)."""
+_BODY_SECONDS = 60.0
+"""How long a request's body may take to arrive once its headers have."""
+_JOB_HEADER = "X-Amzn-SageMaker-Job-Arn"
+_TRAJECTORY_HEADER = "X-Amzn-SageMaker-Trajectory-Id"
+_JSON = {"Content-Type": "application/json"}
+
+
+class _Operation(enum.Enum):
+    CHAT = enum.auto()
+    COMPLETION = enum.auto()
+    SAMPLE = enum.auto()
+    SAMPLE_STREAMED = enum.auto()
+    COMPLETE_ROLLOUT = enum.auto()
+    UPDATE_REWARD = enum.auto()
+    MODELS = enum.auto()
+    HEALTH = enum.auto()
+
+
+_OPERATIONS = {
+    ("POST", "/chat/completions"): _Operation.CHAT,
+    ("POST", "/completions"): _Operation.COMPLETION,
+    ("POST", "/sample"): _Operation.SAMPLE,
+    ("POST", "/sample-with-response-stream"): _Operation.SAMPLE_STREAMED,
+    ("POST", "/complete-rollout"): _Operation.COMPLETE_ROLLOUT,
+    ("POST", "/update-reward"): _Operation.UPDATE_REWARD,
+    ("GET", "/models"): _Operation.MODELS,
+    ("GET", "/health"): _Operation.HEALTH,
+    ("GET", "/ping"): _Operation.HEALTH,
+}
+_OPERATIONS |= {(method, f"/v1{path}"): operation for (method, path), operation in _OPERATIONS.items()}
+
+
+class _Target(NamedTuple):
+    operation: _Operation
+    trajectory_id: str | None
+    url_token: str | None
+
+
+class RequestHandler:
+    """Answers the requests of one job's agents."""
+
+    def __init__(self, *, access: Access, trajectories: Trajectories, calls: ModelCalls, policy: Policy) -> None:
+        self._access = access
+        self._trajectories = trajectories
+        self._calls = calls
+        self._policy = policy
+        self._reporting: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await self._answer(request)
+        except Refusal as refusal:
+            return _refused(refusal)
+        except ConnectionError:
+            raise
+        except Exception as error:
+            # A bug must cost one request, told to the agent in the words of the wire, and not the server.
+            log.exception("the Job Runtime failed on %s %s", request.method, request.path)
+            return _refused(internal(f"{type(error).__name__}: {error}"))
+
+    async def finish_reports(self) -> None:
+        """Waits until every report that has come in has been taken."""
+        while self._reporting:
+            await asyncio.wait(self._reporting)
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        path, _, query = request.raw_path.partition("?")
+        target = _target(request.method, path)
+        operation = target.operation
+        if operation is _Operation.HEALTH:
+            return web.Response(body=b'{"status":"Healthy"}', headers=_JSON)
+        body = await self._admit(request, target, path, query)
+        if operation is _Operation.MODELS:
+            return _models(self._policy.model_name)
+        if operation is _Operation.COMPLETE_ROLLOUT or operation is _Operation.UPDATE_REWARD:
+            return await self._take_report(target, parse_body(body))
+        trajectory = self._trajectory(target.trajectory_id or request.headers.get(_TRAJECTORY_HEADER))
+        match operation:
+            case _Operation.CHAT:
+                return await self._calls.answer(request, trajectory, body, path=CHAT_PATH)
+            case _Operation.COMPLETION:
+                return await self._calls.answer(request, trajectory, body, path=COMPLETION_PATH)
+            case _:
+                must_stream = operation is _Operation.SAMPLE_STREAMED
+                return await self._calls.answer(request, trajectory, body, path=None, must_stream=must_stream)
+
+    async def _admit(self, request: web.BaseRequest, target: _Target, path: str, query: str) -> bytes:
+        """The body of a request that may come in. Nothing is read of one that may not, unless its proof covers the body."""
+        headers = request.headers
+        authorization = headers.get("Authorization", "")
+        if target.url_token is not None:
+            if not self._access.is_url_token(target.trajectory_id or "", target.url_token):
+                raise denied("the secret in the URL's path is not that of its trajectory")
+        elif self._access.needs_body(authorization):
+            body = await _read(request)
+            signed = {name.lower(): value for name, value in headers.items()}
+            self._access.check_signature(SignedRequest(request.method, path, query, signed, body))
+            self._access.check_job(headers.get(_JOB_HEADER))
+            return body
+        else:
+            self._access.check_bearer(authorization)
+        self._access.check_job(headers.get(_JOB_HEADER))
+        return await _read(request)
+
+    def _trajectory(self, trajectory_id: str | None) -> Trajectory:
+        if not trajectory_id:
+            raise invalid(
+                f"which trajectory? Send the header {_TRAJECTORY_HEADER}, or use the trajectory's own base URL"
+            )
+        trajectory = self._trajectories.get(trajectory_id)
+        if trajectory is not None:
+            return trajectory
+        self._check_id(trajectory_id)
+        raise not_in_valid_status(trajectory_id, "model calls: it has ended")
+
+    def _check_id(self, trajectory_id: str) -> None:
+        if not self._access.is_own_id(trajectory_id):
+            raise not_found(f"there is no trajectory {shown(trajectory_id, 300)} in this job")
+
+    async def _take_report(self, target: _Target, body: ReportBody) -> web.Response:
+        self._access.check_job(body.text("JobArn"))
+        trajectory_id = body.text("TrajectoryId") or target.trajectory_id
+        if not trajectory_id:
+            raise invalid("TrajectoryId is missing; it must say which trajectory the report is of")
+        if target.trajectory_id is not None and trajectory_id != target.trajectory_id:
+            raise denied("this URL is that of another trajectory than the body's TrajectoryId")
+        report = completion(body) if target.operation is _Operation.COMPLETE_ROLLOUT else reward(body)
+        await self._hand_on(trajectory_id, report, body.text("ClientToken"))
+        if report.kind is ReportKind.FAILED and report.failure_kind == "bad_reward":
+            raise invalid(report.message)
+        return web.Response(body=b"{}", headers=_JSON)
+
+    async def _hand_on(self, trajectory_id: str, report: Report, client_token: str | None) -> None:
+        trajectory = self._trajectories.get(trajectory_id)
+        if trajectory is not None:
+            # Shielded: an agent that hangs up must not interrupt the report's being made to last.
+            task = asyncio.create_task(trajectory.report(report, client_token))
+            self._reporting.add(task)
+            task.add_done_callback(self._reporting.discard)
+            await asyncio.shield(task)
+            return
+        self._check_id(trajectory_id)
+        ledger = self._trajectories.ledger_of_closed(trajectory_id)
+        if ledger is None or ledger.is_news(report, client_token):
+            raise not_in_valid_status(trajectory_id, f"the report {report.kind}: it has ended")
+
+
+def _target(method: str, path: str) -> _Target:
+    """Which operation a path names, and whose own URL it is: `/trajectories/ID/SECRET` may come before any operation.
+
+    Raises Refusal (404).
+    """
+    trajectory_id = url_token = None
+    below = path
+    if path.startswith("/trajectories/"):
+        parts = path.split("/", 4)
+        if len(parts) == 5:
+            trajectory_id, url_token, below = parts[2], parts[3], f"/{parts[4]}"
+    operation = _OPERATIONS.get((method, below))
+    if operation is None:
+        known = ", ".join(" ".join(key) for key in _OPERATIONS if not key[1].startswith("/v1/"))
+        raise not_found(f"there is no operation {method} {shown(below, 200)}; there are {known}")
+    return _Target(operation, trajectory_id, url_token)
+
+
+def _models(name: str) -> web.Response:
+    model = {"id": name, "object": "model", "created": 0, "owned_by": "heldout"}
+    return web.Response(body=orjson.dumps({"object": "list", "data": [model]}), headers=_JSON)
+
+
+def _refused(refusal: Refusal) -> web.Response:
+    return web.Response(body=refusal.body(), status=refusal.status, headers=refusal.headers())
+
+
+async def _read(request: web.BaseRequest) -> bytes:
+    """The whole body. Raises Refusal if it is too long or too slow."""
+    content = request.content
+    if content.is_eof():
+        # Nearly always: headers and body came together, so neither a timer nor a copy is needed.
+        return content.read_nowait()
+    if (request.content_length or 0) > BODY_BYTES:
+        raise _too_long()
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            await _invite(request.headers, request)
+            return await request.read()
+    except TimeoutError:
+        raise Refusal(408, "ValidationException", f"the body did not arrive within {_BODY_SECONDS:.0f} s") from None
+    except web.HTTPRequestEntityTooLarge:
+        raise _too_long() from None
+
+
+async def _invite(headers: Mapping[str, str], request: web.BaseRequest) -> None:
+    """Tells a client that asks before it sends a long body (curl does) to go on."""
+    if headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def _too_long() -> Refusal:
+    return Refusal(
+        413, "ValidationException", f"the body is longer than {BODY_BYTES // 2**20} MiB, the most that is taken"
+    )

@@ -1,0 +1,260 @@
+"""Reads what a policy answered: a whole JSON body, or server-sent events that are relayed as they arrive.
+
+Pure: bytes and parsed JSON in, records and bytes out. Source of the formats: OpenAI's API reference, chat completions and
+completions (version of openai 2.54).
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import orjson
+
+from heldout.runtime.edits import without_logprobs
+
+_EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+_LONGEST_END = 4
+
+
+class Reply(NamedTuple):
+    """What is kept of a policy's answer. Fields as in `heldout.job.records.Turn`."""
+
+    messages: list[object]
+    finish_reason: str | None
+    prompt_tokens: int | None
+    response_tokens: int | None
+    logprobs: tuple[float, ...] | None
+
+
+class ReplyTooLong(Exception):
+    """A streamed reply, or one event in it, has more bytes than are taken."""
+
+
+def read_reply(body: object) -> Reply | None:
+    """What a parsed, unstreamed reply says; None if it is no completion."""
+    choices = body.get("choices") if isinstance(body, dict) else None
+    if not isinstance(body, dict) or not isinstance(choices, list) or not choices:
+        return None
+    first = choices[0] if isinstance(choices[0], dict) else {}
+    return Reply(
+        [_message(choice) for choice in choices],
+        _text_or_none(first.get("finish_reason")),
+        *_token_counts(body.get("usage")),
+        _as_tuple(_logprobs(first)),
+    )
+
+
+def error_text(body: bytes) -> str:
+    """What an error reply says, for one line: its OpenAI error message, or else how it begins."""
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        parsed = None
+    error = parsed.get("error", parsed) if isinstance(parsed, dict) else None
+    message = error.get("message") if isinstance(error, dict) else error
+    text = message if isinstance(message, str) else body[:400].decode(errors="replace")
+    return " ".join(text.split())[:400]
+
+
+class StreamedReply:
+    """Follows a streamed reply: what to relay of each piece, and what the pieces amount to.
+
+    hides_usage, hides_logprobs: take out what the agent did not ask for. limit: most bytes of the whole reply.
+    Only whole events are relayed, byte for byte unless something is taken out of them.
+    """
+
+    def __init__(self, *, hides_usage: bool, hides_logprobs: bool, limit: int) -> None:
+        self.is_done = False
+        """Whether the event `[DONE]` has come."""
+        self.error: str | None = None
+        """What an error event in the stream said."""
+        self._hides_usage = hides_usage
+        self._hides_logprobs = hides_logprobs
+        self._room = limit
+        self._rest = bytearray()
+        self._searched = 0
+        self._choices: dict[int, _Choice] = {}
+        self._usage: object = None
+
+    def feed(self, data: bytes) -> bytes:
+        """Takes the next bytes and returns those to relay. Raises ReplyTooLong once there are more than the limit."""
+        self._room -= len(data)
+        if self._room < 0:
+            raise ReplyTooLong("the policy's streamed reply is longer than the Job Runtime takes")
+        self._rest += data
+        start = 0
+        relayed = []
+        for end in _EVENT_END.finditer(self._rest, self._searched):
+            relayed.append(self._take(bytes(self._rest[start : end.end()])))
+            start = end.end()
+        del self._rest[:start]
+        self._searched = max(0, len(self._rest) - _LONGEST_END + 1)
+        return b"".join(relayed)
+
+    def finish(self) -> bytes:
+        """The stream has ended: what is left to relay, if the last event was not closed by an empty line."""
+        rest, self._rest = bytes(self._rest), bytearray()
+        return self._take(rest) if rest else b""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every choice has said why it finished: nothing of the reply is missing, though [DONE] may be."""
+        return bool(self._choices) and all(choice.finish_reason for choice in self._choices.values())
+
+    def reply(self) -> Reply:
+        """What has come so far, put together."""
+        choices = [self._choices[index] for index in sorted(self._choices)]
+        first = choices[0] if choices else _Choice()
+        return Reply(
+            [choice.message() for choice in choices],
+            first.finish_reason,
+            *_token_counts(self._usage),
+            _as_tuple(first.logprobs),
+        )
+
+    def _take(self, event: bytes) -> bytes:
+        data = _event_data(event)
+        if data == b"[DONE]":
+            self.is_done = True
+            return event
+        try:
+            chunk = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            return event
+        if not isinstance(chunk, dict):
+            return event
+        return self._take_chunk(chunk, event)
+
+    def _take_chunk(self, chunk: dict[str, object], event: bytes) -> bytes:
+        if chunk.get("error") is not None:
+            self.error = error_text(orjson.dumps(chunk))
+        if chunk.get("usage") is not None:
+            self._usage = chunk["usage"]
+        choices = chunk.get("choices")
+        if not isinstance(choices, list) or not choices:
+            return b"" if self._hides_usage and chunk.get("usage") is not None else event
+        has_logprobs = False
+        for choice in choices:
+            if isinstance(choice, dict):
+                self._take_choice(choice)
+                has_logprobs = has_logprobs or choice.get("logprobs") is not None
+        if self._hides_logprobs and has_logprobs:
+            return b"data: " + without_logprobs(chunk) + b"\n\n"
+        return event
+
+    def _take_choice(self, choice: dict[str, object]) -> None:
+        index = choice.get("index")
+        kept = self._choices.setdefault(index if isinstance(index, int) else 0, _Choice())
+        delta = choice.get("delta")
+        if isinstance(delta, dict):
+            kept.add(delta)
+        elif isinstance(choice.get("text"), str):
+            kept.add({"role": "assistant", "content": choice["text"]})
+        kept.finish_reason = _text_or_none(choice.get("finish_reason")) or kept.finish_reason
+        if (logprobs := _logprobs(choice)) is not None:
+            kept.logprobs = kept.logprobs or []
+            kept.logprobs += logprobs
+
+
+@dataclass(slots=True)
+class _Choice:
+    """One choice of a streamed reply, as far as it has come."""
+
+    fields: dict[str, object] = field(default_factory=dict)
+    texts: dict[str, list[str]] = field(default_factory=dict)
+    tool_calls: dict[int, "_ToolCall"] = field(default_factory=dict)
+    finish_reason: str | None = None
+    logprobs: list[float] | None = None
+
+    def add(self, delta: dict[str, object]) -> None:
+        for key, value in delta.items():
+            if key == "tool_calls" and isinstance(value, list):
+                for position, part in enumerate(value):
+                    if isinstance(part, dict):
+                        index = part.get("index", position)
+                        self.tool_calls.setdefault(index if isinstance(index, int) else position, _ToolCall()).add(part)
+            elif isinstance(value, str) and key != "role":
+                self.texts.setdefault(key, []).append(value)
+            elif value is not None:
+                earlier = self.fields.get(key)
+                are_lists = isinstance(earlier, list) and isinstance(value, list)
+                self.fields[key] = [*earlier, *value] if are_lists else value  # type: ignore[misc]
+
+    def message(self) -> dict[str, object]:
+        """As the reply would have had it unstreamed. Null where there is no content, as OpenAI has it."""
+        message = {"role": "assistant", "content": None, **self.fields}
+        message.update((key, "".join(texts)) for key, texts in self.texts.items())
+        if self.tool_calls:
+            message["tool_calls"] = [self.tool_calls[index].whole() for index in sorted(self.tool_calls)]
+            message["content"] = message["content"] or None
+        return message
+
+
+@dataclass(slots=True)
+class _ToolCall:
+    """A tool call of which the arguments come in pieces and all else at once."""
+
+    fields: dict[str, object] = field(default_factory=dict)
+    function: dict[str, object] = field(default_factory=dict)
+    arguments: list[str] = field(default_factory=list)
+
+    def add(self, part: dict[str, object]) -> None:
+        function = part.get("function")
+        for key, value in (function if isinstance(function, dict) else {}).items():
+            if key == "arguments" and isinstance(value, str):
+                self.arguments.append(value)
+            elif value not in (None, ""):
+                self.function[key] = value
+        self.fields.update(
+            (key, value) for key, value in part.items() if key not in ("index", "function") and value not in (None, "")
+        )
+
+    def whole(self) -> dict[str, object]:
+        return {"type": "function", **self.fields, "function": {**self.function, "arguments": "".join(self.arguments)}}
+
+
+def _event_data(event: bytes) -> bytes:
+    """The data of a server-sent event: its `data` lines, joined (WHATWG HTML, section 9.2.6)."""
+    if event.startswith(b"data:") and event.find(b"\n") >= len(event) - 2:
+        return event[5:].strip()
+    lines = [line[5:].removeprefix(b" ") for line in _LINE_END.split(event) if line.startswith(b"data:")]
+    return b"\n".join(lines).strip()
+
+
+def _message(choice: object) -> object:
+    if not isinstance(choice, dict):
+        return None
+    if "message" not in choice and "text" in choice:
+        return {"role": "assistant", "content": choice["text"]}
+    return choice.get("message")
+
+
+def _token_counts(usage: object) -> tuple[int | None, int | None]:
+    counts = usage if isinstance(usage, dict) else {}
+    prompt, response = counts.get("prompt_tokens"), counts.get("completion_tokens")
+    return (prompt if isinstance(prompt, int) else None, response if isinstance(response, int) else None)
+
+
+def _logprobs(choice: dict[str, object]) -> list[float] | None:
+    """Of each token of a choice; a plain completion has them in a list of their own."""
+    logprobs = choice.get("logprobs")
+    if not isinstance(logprobs, dict):
+        return None
+    tokens = logprobs.get("content")
+    if isinstance(tokens, list):
+        values = [token.get("logprob") for token in tokens if isinstance(token, dict)]
+    else:
+        listed = logprobs.get("token_logprobs")
+        if not isinstance(listed, list):
+            return None
+        values = listed
+    return [float(value) for value in values if isinstance(value, int | float)]
+
+
+def _as_tuple(values: list[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(values)
+
+
+def _text_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) else None

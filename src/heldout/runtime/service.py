@@ -1,0 +1,134 @@
+"""The Job Runtime of one job: an HTTP server on the engine's own loop, and the trajectories that agents reach through it."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http_parser import RawRequestMessage
+from aiohttp.streams import StreamReader
+from aiohttp.web_protocol import RequestHandler as Connection
+
+from heldout.policies.base import Policy
+from heldout.runtime.access import Access
+from heldout.runtime.edits import CallRules
+from heldout.runtime.handler import BODY_BYTES, RequestHandler
+from heldout.runtime.model_calls import ModelCalls
+from heldout.runtime.reports import Report
+from heldout.runtime.signing import Credentials
+from heldout.runtime.trajectories import Trajectories, Trajectory
+
+_IDLE_SECONDS = 300.0
+"""How long a connection may be silent, or take over a request's headers. Agents think between their turns."""
+_BACKLOG = 1024
+"""Connections that may wait to be accepted: a job's agents all start at once."""
+_STOP_SECONDS = 2.0
+"""How long requests in flight may take to end when the service stops."""
+
+
+class JobRuntime:
+    """What agents of one job call: for the model, and to report how their rollouts ended.
+
+    job_arn, region: requests that name another job, or are signed for another region, are refused. credentials: AWS key
+    pairs that agents may sign with. public_url: where agents reach the service, if not at the host and port it listens on.
+    """
+
+    def __init__(
+        self,
+        *,
+        job_arn: str,
+        region: str,
+        policy: Policy,
+        rules: CallRules,
+        credentials: Sequence[Credentials],
+        host: str = "127.0.0.1",
+        port: int = 0,
+        public_url: str | None = None,
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._public_url = public_url.rstrip("/") if public_url else None
+        self._access = Access(job_arn=job_arn, region=region, credentials=credentials)
+        self._trajectories = Trajectories()
+        self._calls = ModelCalls(policy=policy, rules=rules)
+        self._handler = RequestHandler(
+            access=self._access, trajectories=self._trajectories, calls=self._calls, policy=policy
+        )
+        self._server: web.Server | None = None
+        self._listener: asyncio.Server | None = None
+
+    @property
+    def endpoint(self) -> str:
+        """The service's URL, without a slash at the end. Raises RuntimeError before `start` if the port is not known."""
+        if self._public_url is not None:
+            return self._public_url
+        if self._port == 0:
+            raise RuntimeError("the Job Runtime has no endpoint before it is started")
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{self._port}"
+
+    @property
+    def secret(self) -> str:
+        """As a bearer token, it opens every trajectory of the job. Drawn anew for each instance."""
+        return self._access.secret
+
+    @property
+    def differences(self) -> Mapping[str, int]:
+        """How many calls had another `temperature`, `top_p` or `max_tokens` than the job's, or none. Empty if enforced."""
+        return self._calls.differences
+
+    async def start(self) -> None:
+        """Listens. Raises OSError if the port is taken."""
+        self._server = web.Server(
+            self._handler,
+            request_factory=_make_request,
+            handler_cancellation=True,
+            access_log=None,
+            keepalive_timeout=_IDLE_SECONDS,
+        )
+        self._listener = await asyncio.get_running_loop().create_server(
+            self._server, self._host, self._port, backlog=_BACKLOG
+        )
+        self._port = self._listener.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Takes no more requests, lets reports that have come in be taken, and ends the rest. Safe to call twice."""
+        if self._listener is None or self._server is None:
+            return
+        self._listener.close()
+        self._server.pre_shutdown()
+        await self._handler.finish_reports()
+        await self._server.shutdown(_STOP_SECONDS)
+        await self._listener.wait_closed()
+        self._listener = None
+
+    def open(self, name: str, *, seed: int | None, on_report: Callable[[Report], Awaitable[None]]) -> Trajectory:
+        """A trajectory for one attempt; its id is `name` and a mac.
+
+        name: 1 to 200 characters of `[A-Za-z0-9_.-]`, its own for each attempt. seed: for calls that bring none; None leaves
+        those without. on_report: is awaited before the agent is told that its report was taken, so whatever makes it last
+        belongs in it; it may raise ReportRefused. Raises ValueError for a name that is not allowed or open already.
+        """
+        trajectory_id = self._access.trajectory_id(name)
+        trajectory = Trajectory(
+            trajectory_id,
+            base_url=f"{self.endpoint}/trajectories/{trajectory_id}/{self._access.url_token(trajectory_id)}/v1",
+            seed=seed,
+            on_report=on_report,
+            on_close=self._trajectories.remove,
+        )
+        self._trajectories.add(trajectory)
+        return trajectory
+
+
+def _make_request(
+    message: RawRequestMessage,
+    payload: StreamReader,
+    protocol: Connection,
+    writer: AbstractStreamWriter,
+    task: "asyncio.Task[None]",
+) -> web.BaseRequest:
+    """As aiohttp makes requests, but with this service's limit on their bodies."""
+    return web.BaseRequest(
+        message, payload, protocol, writer, task, asyncio.get_running_loop(), client_max_size=BODY_BYTES
+    )

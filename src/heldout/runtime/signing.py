@@ -1,0 +1,219 @@
+"""Checks AWS Signature Version 4, on requests and on SageMaker's bearer tokens. Pure functions: the time comes in.
+
+Source: "AWS Signature Version 4 for API requests" (IAM user guide); the token's form was read off the published package
+sagemaker-core 2.27 (`sagemaker.core.token_generator`). Both are tested against botocore's own signer.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import NamedTuple
+from urllib.parse import parse_qsl, quote
+
+ALGORITHM = "AWS4-HMAC-SHA256"
+TOKEN_PREFIX = "sagemaker-api-key-"
+
+_SERVICE = "sagemaker"
+_TOKEN_HOST = "sagemaker.amazonaws.com"
+_TOKEN_ACTION = "CallWithBearerToken"
+_TOKEN_SECONDS = 43_200
+"""Longest life of a token: what the published generator allows."""
+_SKEW_SECONDS = 900
+"""How far the agent's clock may be from ours."""
+_EMPTY_HASH = hashlib.sha256(b"").hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """An AWS key pair. Only the access key shows in `repr`."""
+
+    access_key: str
+    secret_key: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
+
+
+class SignatureRefused(Exception):
+    """A signature does not hold; the message is one line and holds no secret."""
+
+
+class SignedRequest(NamedTuple):
+    """What a signature covers of a request, as it came over the wire."""
+
+    method: str
+    path: str
+    query: str
+    headers: Mapping[str, str]
+    """Looked up by lower-case name."""
+    body: bytes
+
+
+def verify_request(request: SignedRequest, *, credentials: Sequence[Credentials], region: str, now: float) -> None:
+    """Checks the `Authorization` header of a request, its body included.
+
+    credentials: key pairs that may sign. region: the one the signature must be for. now: Unix time, seconds.
+    Raises SignatureRefused if the signature is missing a part, is not made with one of the key pairs, is for another
+    region or service, does not cover the host, the date and the body, or is older than 15 minutes.
+    """
+    parts = _authorization_parts(request.headers.get("authorization", ""))
+    signed_at = request.headers.get("x-amz-date", "")
+    scope = _scope(parts.credential, signed_at, region)
+    signer = _signer(credentials, scope.access_key, request.headers.get("x-amz-security-token"))
+    if abs(now - _unix_time(signed_at)) > _SKEW_SECONDS:
+        raise SignatureRefused(
+            f"the signature's date {signed_at} is more than 15 minutes away from this machine's clock"
+        )
+    names = parts.signed_headers.split(";")
+    if not {"host", "x-amz-date"} <= set(names):
+        raise SignatureRefused(
+            f"the signature must cover the headers host and x-amz-date, not only {parts.signed_headers!r}"
+        )
+    body_hash = hashlib.sha256(request.body).hexdigest()
+    if request.headers.get("x-amz-content-sha256", body_hash) != body_hash:
+        raise SignatureRefused("the header x-amz-content-sha256 is not the hash of the body")
+    canonical = "\n".join(
+        (
+            request.method,
+            quote(request.path, safe="/~"),
+            _canonical_query(request.query),
+            *(f"{name}:{' '.join(request.headers.get(name, '').split())}" for name in names),
+            "",
+            parts.signed_headers,
+            body_hash,
+        )
+    )
+    _compare(signer, scope, signed_at, canonical, parts.signature)
+
+
+def verify_token(token: str, *, credentials: Sequence[Credentials], region: str, now: float) -> float:
+    """Checks a bearer token: `sagemaker-api-key-` and the base64 of a presigned URL without its scheme.
+
+    credentials, region, now: as for `verify_request`. Returns the Unix time at which the token expires, in seconds.
+    Raises SignatureRefused if it is malformed, expired, for another region, or made with another key pair.
+    """
+    query = _token_query(token)
+    parameters = dict(parse_qsl(query, keep_blank_values=True))
+    if parameters.get("Action") != _TOKEN_ACTION or parameters.get("X-Amz-Algorithm") != ALGORITHM:
+        raise SignatureRefused(f"the bearer token is not a presigned {_TOKEN_ACTION} request")
+    signed_at = parameters.get("X-Amz-Date", "")
+    scope = _scope(parameters.get("X-Amz-Credential", ""), signed_at, region)
+    signer = _signer(credentials, scope.access_key, parameters.get("X-Amz-Security-Token"))
+    expires_at = _token_expiry(signed_at, parameters.get("X-Amz-Expires", ""), now)
+    # The version is appended after signing, so the signature covers neither it nor itself.
+    covered = [pair for pair in query.split("&") if not pair.startswith(("X-Amz-Signature=", "Version="))]
+    canonical = "\n".join(
+        ("POST", "/", _canonical_query("&".join(covered)), f"host:{_TOKEN_HOST}", "", "host", _EMPTY_HASH)
+    )
+    _compare(signer, scope, signed_at, canonical, parameters.get("X-Amz-Signature", ""))
+    return expires_at
+
+
+class _Authorization(NamedTuple):
+    credential: str
+    signed_headers: str
+    signature: str
+
+
+class _Scope(NamedTuple):
+    access_key: str
+    date: str
+    region: str
+
+    def __str__(self) -> str:
+        return f"{self.date}/{self.region}/{_SERVICE}/aws4_request"
+
+
+def _authorization_parts(header: str) -> _Authorization:
+    fields = dict(part.strip().partition("=")[::2] for part in header.removeprefix(ALGORITHM).split(","))
+    try:
+        return _Authorization(fields["Credential"], fields["SignedHeaders"], fields["Signature"])
+    except KeyError as missing:
+        raise SignatureRefused(f"the Authorization header has no {missing.args[0]}") from None
+
+
+def _scope(credential: str, signed_at: str, region: str) -> _Scope:
+    match credential.split("/"):
+        case [access_key, date, scoped_region, service, "aws4_request"]:
+            pass
+        case _:
+            raise SignatureRefused("the signature's credential is not KEY/DATE/REGION/SERVICE/aws4_request")
+    if service != _SERVICE:
+        raise SignatureRefused(f"the signature is for the service {service!r}, expected {_SERVICE!r}")
+    if scoped_region != region:
+        raise SignatureRefused(f"the signature is for the region {scoped_region!r}; the job is in {region!r}")
+    if not signed_at.startswith(date):
+        raise SignatureRefused(f"the signature's date {signed_at!r} is not of the day in its credential")
+    return _Scope(access_key, date, scoped_region)
+
+
+def _signer(credentials: Sequence[Credentials], access_key: str, session_token: str | None) -> Credentials:
+    for candidate in credentials:
+        if candidate.access_key == access_key and candidate.session_token == session_token:
+            return candidate
+    raise SignatureRefused(f"the access key {access_key!r} is not one that this job was started with")
+
+
+def _unix_time(stamp: str) -> float:
+    try:
+        return datetime.strptime(stamp, "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        raise SignatureRefused(f"the signature's date {stamp!r} is not like 20260131T235959Z") from None
+
+
+def _token_query(token: str) -> str:
+    try:
+        url = base64.b64decode(token.removeprefix(TOKEN_PREFIX), validate=True).decode()
+    except (binascii.Error, ValueError):
+        raise SignatureRefused(f"the bearer token is not {TOKEN_PREFIX} and base64") from None
+    target, _, query = url.partition("?")
+    if target.rstrip("/") != _TOKEN_HOST:
+        raise SignatureRefused(f"the bearer token is for {target!r}, expected {_TOKEN_HOST!r}")
+    return query
+
+
+def _token_expiry(signed_at: str, expires: str, now: float) -> float:
+    if not (expires.isascii() and expires.isdigit() and len(expires) < 6 and 0 < int(expires) <= _TOKEN_SECONDS):
+        raise SignatureRefused(f"the bearer token's life is {expires!r}, expected 1 to {_TOKEN_SECONDS} seconds")
+    start = _unix_time(signed_at)
+    if now < start - _SKEW_SECONDS:
+        raise SignatureRefused(f"the bearer token is not valid before {signed_at}")
+    if now >= start + int(expires):
+        raise SignatureRefused(f"the bearer token of {signed_at} has expired; make a new one")
+    return start + int(expires)
+
+
+def _canonical_query(query: str) -> str:
+    return "&".join(f"{key}={value}" for key, value in sorted(_pair(part) for part in query.split("&") if part))
+
+
+def _pair(part: str) -> tuple[str, str]:
+    key, _, value = part.partition("=")
+    return key, value
+
+
+def _compare(signer: Credentials, scope: _Scope, signed_at: str, canonical: str, signature: str) -> None:
+    text = "\n".join((ALGORITHM, signed_at, str(scope), hashlib.sha256(_bytes(canonical)).hexdigest()))
+    expected = _hmac(_signing_key(signer.secret_key, scope), text).hex()
+    if not hmac.compare_digest(_bytes(expected), _bytes(signature)):
+        raise SignatureRefused("the signature does not match the request")
+
+
+@lru_cache(maxsize=64)
+def _signing_key(secret_key: str, scope: _Scope) -> bytes:
+    key = f"AWS4{secret_key}".encode()
+    for part in (scope.date, scope.region, _SERVICE, "aws4_request"):
+        key = _hmac(key, part)
+    return key
+
+
+def _hmac(key: bytes, text: str) -> bytes:
+    return hmac.digest(key, _bytes(text), "sha256")
+
+
+def _bytes(text: str) -> bytes:
+    """Header bytes that are no UTF-8 arrive as surrogates; they must fail to match, not to encode."""
+    return text.encode("utf-8", "surrogateescape")
