@@ -15,18 +15,26 @@ def play(payload: dict[str, Any]) -> object:
     """A prompt is `verb` or `verb argument`; a number as the verb is a reward after one turn."""
     verb, _, argument = str(payload["prompt"]).partition(" ")
     if verb in _VERBS:
-        return _VERBS[verb](payload, argument)
+        verbs: dict[str, Any] = _VERBS
+        return verbs[verb](payload, argument)
     chat(payload, "hello")
     return {"reward": float(verb)}
 
 
 def chat(payload: dict[str, Any], *texts: str) -> str:
     """Asks the model, one turn a text, and gives its last reply."""
-    messages = []
+    sampling = payload["inferenceParams"]
+    request: dict[str, Any] = {
+        "model": "default",
+        "temperature": sampling["temperature"],
+        "top_p": sampling["topP"],
+        "max_tokens": sampling["maxTokens"],
+    }
+    messages: list[dict[str, Any]] = []
     reply = ""
     for text in texts:
         messages.append({"role": "user", "content": text})
-        body = post(payload["metadata"]["baseUrl"] + "/chat/completions", {"model": "default", "messages": messages})
+        body = post(payload["metadata"]["baseUrl"] + "/chat/completions", request | {"messages": messages})
         message = body["choices"][0]["message"]
         messages.append(message)
         reply = message["content"]

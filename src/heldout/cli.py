@@ -36,6 +36,7 @@ from heldout.report import live
 from heldout.report.findings import find
 from heldout.report.terminal import results
 from heldout.rollouts.engine import Ending, StopSwitch
+from heldout.rollouts.mirror import has_run, new_folder, open_run
 from heldout.rollouts.progress import Progress
 from heldout.rollouts.results import metrics_document, summarize_run
 from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN, JobStatus, Run, runs_below
@@ -52,7 +53,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
-RunArgument = Annotated[Path, typer.Argument(help="A run's folder.", metavar="RUN")]
+RunArgument = Annotated[str, typer.Argument(help="A run's folder, or its s3:// URI.", metavar="RUN")]
 
 
 def main() -> None:
@@ -93,11 +94,13 @@ def evaluate(
     policy = parse_model(model, frozenset(EMBEDDED_MODELS))
     document = _document(policy, agent, dataset, output, hyperparameter, max_runtime, limit, shuffle_seed)
     name = name or _default_name(agent)
-    folder = Path(output) / name / _run_name(policy)
-    if resume and (folder / "job.json").exists():
-        run = Run.open(folder)
+    location = f"{output.rstrip('/')}/{name}/{_run_name(policy)}"
+    if resume and has_run(location):
+        run = open_run(location)
     else:
-        run = Run.create(folder, name=name, run_name=_run_name(policy), region=_region(), document=document)
+        run = Run.create(
+            new_folder(location), name=name, run_name=_run_name(policy), region=_region(), document=document
+        )
     with _removed_if_never_begun(run):
         _play(run, as_json=as_json)
 
@@ -105,7 +108,7 @@ def evaluate(
 @app.command()
 def resume(run: RunArgument, as_json: JsonOption = False) -> None:
     """Go on with a run that was interrupted, stopped or failed; what is finished stays."""
-    opened = Run.open(run)
+    opened = open_run(run)
     if opened.state.status is JobStatus.COMPLETED:
         _show(opened, as_json=as_json)
     else:
@@ -115,7 +118,7 @@ def resume(run: RunArgument, as_json: JsonOption = False) -> None:
 @app.command()
 def show(run: RunArgument, as_json: JsonOption = False) -> None:
     """Show a run's numbers, computed again from its files."""
-    _show(Run.open(run), as_json=as_json)
+    _show(open_run(run), as_json=as_json)
 
 
 @app.command("list")
@@ -151,15 +154,12 @@ def _document(
     played_by = parse_agent(agent)
     if isinstance(played_by, EntryPoint):
         check_entry_point(played_by.entry_point)
-    place = {"s3_output_path" if "://" in output else "local_output_path": _absolute(output)}
     return JobConfigDocument(
         agent_config=AgentConfig.of(played_by),
         input_data_config=(
             InputChannel(data_source=DataSource.of(_absolute(dataset)), limit=limit, shuffle_seed=shuffle_seed),
         ),
-        output_data_config=OutputDataConfig(s3_output_path=output)
-        if remote
-        else OutputDataConfig(local_output_path=_absolute(output)),
+        output_data_config=OutputDataConfig.at(_absolute(output)),
         evaluation_config=evaluation_config_for(model, Hyperparameters(_settings(hyperparameter)), accept_eula=True),
         stopping_condition=_stopping_condition(max_runtime),
     )
@@ -215,11 +215,11 @@ def _play(run: Run, *, as_json: bool) -> None:
     played = _run_async(run, console)
     _show(run, as_json=as_json)
     if played.ending is Ending.STOPPED:
-        console.print(f"stopped; go on with: heldout resume {run.folder}", highlight=False, soft_wrap=True)
+        console.print(f"stopped; go on with: heldout resume {run.location}", highlight=False, soft_wrap=True)
         raise typer.Exit(EXIT_INTERRUPTED)
     if played.ending is Ending.OUT_OF_TIME:
         console.print(
-            f"the maximum runtime is over; go on with: heldout resume {run.folder}", highlight=False, soft_wrap=True
+            f"the maximum runtime is over; go on with: heldout resume {run.location}", highlight=False, soft_wrap=True
         )
         raise typer.Exit(EXIT_FAILED)
 
@@ -279,11 +279,11 @@ def _show(run: Run, *, as_json: bool) -> None:
     findings = find(run.folder, run.document.hyperparameters) if run.rollouts_path.exists() else []
     if as_json:
         _print_json(
-            {"run": str(run.folder), "status": run.state.status, **metrics_document(summary, is_partial=is_partial)}
+            {"run": run.location, "status": run.state.status, **metrics_document(summary, is_partial=is_partial)}
         )
         return
     title = f"{run.state.name}/{run.state.run_name}"
-    Console().print(results(summary, findings, title=title, where=run.folder, is_partial=is_partial))
+    Console().print(results(summary, findings, title=title, where=run.location, is_partial=is_partial))
 
 
 def _print_json(value: object) -> None:

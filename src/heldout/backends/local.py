@@ -29,12 +29,14 @@ from heldout.policies.base import Policy
 from heldout.rollouts.attempt import AttemptPlayer, PlayRules
 from heldout.rollouts.engine import Ending, Engine, StopSwitch
 from heldout.rollouts.journal import Journal
+from heldout.rollouts.mirror import Mirror
 from heldout.rollouts.progress import Progress
 from heldout.rollouts.prompts import PromptReader, PromptSource, copy_prompts
 from heldout.rollouts.results import complete, metric_settings, write_results
 from heldout.rollouts.run import JobStatus, Run, SecondaryStatus
 from heldout.rollouts.tables import JournalIndex
 from heldout.runtime import CallRules, Credentials, JobRuntime
+from heldout.storage import is_remote
 
 _WRITE_EVERY_SECONDS = 5.0
 """How often the time spent so far goes into job.json."""
@@ -65,8 +67,10 @@ async def run_job(run: Run, switch: StopSwitch, on_start: Callable[[Progress], N
             ended_at=None,
             started_at=run.state.started_at or time.time(),
         )
+        location = run.location
+        mirror = Mirror(run, location, kms_key=run.kms_key) if is_remote(location) else None
         try:
-            return await _run_locked(run, switch, on_start)
+            return await _run_locked(run, switch, on_start, mirror)
         except (HeldoutError, OSError) as error:
             _fail(run, str(error))
             raise
@@ -75,9 +79,13 @@ async def run_job(run: Run, switch: StopSwitch, on_start: Callable[[Progress], N
             raise
 
 
-async def _run_locked(run: Run, switch: StopSwitch, on_start: Callable[[Progress], None]) -> Played:
+async def _run_locked(
+    run: Run, switch: StopSwitch, on_start: Callable[[Progress], None], mirror: Mirror | None
+) -> Played:
     parameters = run.document.hyperparameters
     await _fetch_prompts(run)
+    if mirror is not None:
+        await mirror.begin()
     progress = Progress.of((run.state.num_prompts or 0) * parameters.eval_group_size, metric_settings(parameters))
     index = JournalIndex.of(run.journal_folder, parameters.eval_group_size, progress.count_before)
     if progress.finished == progress.planned:
@@ -102,7 +110,7 @@ async def _run_locked(run: Run, switch: StopSwitch, on_start: Callable[[Progress
                 progress=progress,
                 switch=switch,
             )
-            async with _timed(run):
+            async with _timed(run), _mirrored(mirror, journal):
                 ending = await engine.play(run.document.stopping_condition.max_runtime_in_seconds)
             differences = dict(services.runtime.differences)
     finally:
@@ -264,6 +272,19 @@ async def _timed(run: Run) -> AsyncIterator[None]:
         writing.cancel()
         await asyncio.gather(writing, return_exceptions=True)
         run.update(evaluation_seconds=spent())
+
+
+@contextlib.asynccontextmanager
+async def _mirrored(mirror: Mirror | None, journal: Journal) -> AsyncIterator[None]:
+    if mirror is None:
+        yield
+        return
+    copying = asyncio.create_task(mirror.keep_up(journal))
+    try:
+        yield
+    finally:
+        copying.cancel()
+        await asyncio.gather(copying, return_exceptions=True)
 
 
 async def _write_up(run: Run, ending: Ending, differences: Mapping[str, int]) -> Played:

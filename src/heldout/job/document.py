@@ -180,6 +180,11 @@ class OutputDataConfig(_Section):
         _exactly_one(self, "s3_output_path", "local_output_path")
         return self
 
+    @classmethod
+    def at(cls, location: str) -> Self:
+        """The section for an output's string: an `s3://` URI or a local path."""
+        return cls(s3_output_path=location) if location.startswith("s3://") else cls(local_output_path=location)
+
     @property
     def location(self) -> str:
         """Where the run goes: an S3 URI or a local path."""

@@ -144,6 +144,8 @@ class _Play:
         comes after the end."""
         if self._is_decided.is_set():
             raise ReportRefused(f"trajectory {self._trajectory.id} is not in valid status: it has ended")
+        if self._is_out_of_time():
+            raise ReportRefused(f"trajectory {self._trajectory.id} is not in valid status: its time is over")
         self._metrics.update(report.metrics)
         match report.kind:
             case ReportKind.COMPLETED:
@@ -155,6 +157,10 @@ class _Play:
                 self._score(report.rewards)
                 self._writing = asyncio.ensure_future(self._journal.append(self._record()))
                 await asyncio.shield(self._writing)
+
+    def _is_out_of_time(self) -> bool:
+        # The clock of an isolated attempt starts when its process does, which only the agent's host knows.
+        return not self._this.is_isolated and time.monotonic() - self._started > self._rules.timeout_seconds
 
     async def _invoked(self, invocation: Invocation) -> InvocationResult | None:
         task = asyncio.create_task(self._agent.invoke(invocation))
@@ -175,10 +181,10 @@ class _Play:
 
     async def _take_result(self, result: InvocationResult) -> None:
         if result.outcome is not Outcome.RETURNED:
-            if self._is_decided.is_set():
-                self._flag_if_scored("failed_after_reward")
-            else:
+            if not self._is_decided.is_set():
                 self._fail(*_FAILURES[result.outcome], result.message)
+            elif result.outcome is not Outcome.LOST:
+                self._flag_if_scored("failed_after_reward")
             return
         body = result.body
         if isinstance(body, Mapping):

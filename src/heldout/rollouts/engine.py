@@ -8,12 +8,11 @@ import enum
 from collections import Counter
 from collections.abc import Iterator
 
-from heldout.rollouts.prompts import PromptReader
-
 from heldout.errors import JobFailed
 from heldout.job.records import Attempt, Boundary, Prompt
 from heldout.rollouts.attempt import AttemptPlayer, Try
 from heldout.rollouts.progress import Progress
+from heldout.rollouts.prompts import PromptReader
 from heldout.rollouts.tables import JournalIndex, is_counted, rollout_key
 
 _HOPELESS_FACTOR = 2

@@ -27,10 +27,10 @@ def metric_settings(parameters: Hyperparameters) -> MetricSettings:
 
 def write_results(run: Run, *, is_partial: bool) -> Summary:
     """Writes the run's Parquet files from its journal and `metrics.json` from those."""
+    group_size = run.document.hyperparameters.eval_group_size
     if run.has_journal:
-        index = JournalIndex.of(run.journal_folder, run.document.hyperparameters.eval_group_size)
-        write_tables(run, index, run.folder)
-    summary = _summarize(run, read_run_tables(run))
+        write_tables(run, JournalIndex.of(run.journal_folder, group_size), run.folder)
+    summary = _summarize(run, read_tables(run.folder, group_size))
     write_whole(run.metrics_path, orjson.dumps(metrics_document(summary, is_partial=is_partial), option=_JSON))
     return summary
 
@@ -78,7 +78,7 @@ def metrics_document(summary: Summary, *, is_partial: bool) -> dict[str, Any]:
     }
 
 
-_JSON = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
+_JSON = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY
 
 
 def _summarize(run: Run, tables: RunTables) -> Summary:

@@ -27,7 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from heldout.errors import RunError, did_you_mean, shown
 from heldout.job.document import JobConfigDocument
-from heldout.rollouts.journal import segments, sync_folder
+from heldout.rollouts.journal import segments
+from heldout.storage import is_remote, open_atomic
 
 BASE_RUN = "base-model-eval"
 FINE_TUNED_RUN = "fine-tuned-model-eval"
@@ -116,6 +117,17 @@ class Run:
             return cls(folder, JobState.model_validate_json(path.read_bytes()))
         except ValidationError as error:
             raise RunError(f"{path} is not a job's state: {error.errors()[0]['msg']}") from error
+
+    @property
+    def location(self) -> str:
+        """Where the user wanted the run; `folder` itself unless that is remote."""
+        output = self.document.output_data_config.location.rstrip("/")
+        return f"{output}/{self.state.name}/{self.state.run_name}" if is_remote(output) else str(self.folder)
+
+    @property
+    def kms_key(self) -> str | None:
+        """The key that a remote output is encrypted with; None: the bucket decides."""
+        return self.document.output_data_config.kms_key_arn
 
     @property
     def prompts_path(self) -> Path:
@@ -207,18 +219,8 @@ def _try_lock(file: int) -> bool:
 
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file so that a reader, also after a crash, sees the old content or the new, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
+    with open_atomic(path) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    publish(temporary, path)
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Puts a finished, synced file in its place, durably."""
-    temporary.replace(path)
-    sync_folder(path.parent)
 
 
 def runs_below(folder: Path) -> list[Path]:

@@ -3,12 +3,12 @@
 Both ways are streamed: what is in memory does not grow with the number of rollouts, but for some 30 bytes each.
 """
 
-import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 from heldout.job.records import Attempt, Turn
 from heldout.metrics.table import FloatArray, IntArray, RolloutTable, TurnTable
 from heldout.rollouts.journal import Amendments, read
-from heldout.rollouts.run import Run, publish
+from heldout.rollouts.run import Run
+from heldout.storage import open_atomic
 
 _BATCH_ATTEMPTS = 1024
 """Attempts turned into columns at once: enough to make writing cheap, few enough to stay small beside long turns."""
 _ROW_GROUP_BYTES = 16 * 1024 * 1024
 
-ROLLOUT_COLUMNS: list[pa.Field[Any]] = [
+ROLLOUT_COLUMNS: "list[pa.Field[Any]]" = [
     pa.field("prompt_index", pa.int64()),
     pa.field("rollout_index", pa.int32()),
     pa.field("trajectory_id", pa.string()),
@@ -43,7 +44,7 @@ ROLLOUT_COLUMNS: list[pa.Field[Any]] = [
     pa.field("error_kind", pa.string()),
     pa.field("flags", pa.list_(pa.string())),
 ]
-_TRAJECTORY_COLUMNS: list[pa.Field[Any]] = [
+_TRAJECTORY_COLUMNS: "list[pa.Field[Any]]" = [
     pa.field("prompt_index", pa.int64()),
     pa.field("rollout_index", pa.int32()),
     pa.field("attempt", pa.int32()),
@@ -64,7 +65,7 @@ _TRAJECTORY_COLUMNS: list[pa.Field[Any]] = [
     pa.field("status", pa.int32()),
     pa.field("error", pa.string()),
 ]
-_ATTEMPT_COLUMNS: list[pa.Field[Any]] = [
+_ATTEMPT_COLUMNS: "list[pa.Field[Any]]" = [
     pa.field("prompt_index", pa.int64()),
     pa.field("rollout_index", pa.int32()),
     pa.field("attempt", pa.int32()),
@@ -218,25 +219,22 @@ class _Table:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
         self._schema = schema
         self._pending: list[pa.RecordBatch] = []
         self._pending_bytes = 0
+        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        self._writer = pq.ParquetWriter(self._temporary, self._schema, compression="zstd")
+        file = self._stack.enter_context(open_atomic(self._path))
+        self._writer = self._stack.enter_context(pq.ParquetWriter(file, self._schema, compression="zstd"))
         return self
 
-    def __exit__(self, kind: object, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self._write_row_group()
-        self._writer.close()
-        if kind is not None:
-            self._temporary.unlink(missing_ok=True)
-            return
-        with self._temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        publish(self._temporary, self._path)
+        self._stack.__exit__(kind, error, trace)
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         if not rows:
@@ -256,7 +254,7 @@ class _Table:
 def _rollout_schema(metric_names: tuple[str, ...]) -> pa.Schema:
     if not metric_names:
         return pa.schema(ROLLOUT_COLUMNS)
-    fields: list[pa.Field[Any]] = [pa.field(name, pa.float64()) for name in metric_names]
+    fields: "list[pa.Field[Any]]" = [pa.field(name, pa.float64()) for name in metric_names]
     return pa.schema([*ROLLOUT_COLUMNS, pa.field("metrics", pa.struct(fields))])
 
 
