@@ -1,0 +1,78 @@
+"""The environment: a secret number, and an answer of higher or lower to each guess. No model, no network.
+
+A prompt is the rules of one game, `Guess the number from 12 to 34.`; the secret is drawn from the prompt's own hash, so every
+rollout of a prompt is the same game and no row has to carry the answer.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from typing import Self
+
+PROMPT = "Guess the number from {low} to {high}."
+SPARE_GUESSES = 1
+"""Guesses beyond par before a game is lost: room to be slow, at a price, but not to try every number."""
+_RANGE = re.compile(r"from (\d{1,9}) to (\d{1,9})")
+_NUMBER = re.compile(r"\d{1,9}")
+
+
+@dataclass(slots=True)
+class Game:
+    """One game in play."""
+
+    low: int
+    """Smallest number that the answers so far leave possible."""
+    high: int
+    """Largest such number."""
+    secret: int
+    par: int = field(init=False)
+    """Guesses that halving the range needs at worst: the bits of its size."""
+    guesses: int = 0
+    wasted_guesses: int = 0
+    """Guesses that could not be right: no number, or one that an earlier answer had ruled out."""
+    is_found: bool = False
+
+    def __post_init__(self) -> None:
+        self.par = (self.high - self.low + 1).bit_length()
+
+    @classmethod
+    def of(cls, prompt: str) -> Self:
+        """The game that a prompt describes; the same one each time.
+
+        Raises ValueError when the prompt names no range, or an empty one.
+        """
+        match = _RANGE.search(prompt)
+        low, high = map(int, match.groups()) if match else (1, 0)
+        if low > high:
+            raise ValueError(f"prompt {prompt!r} has no range to guess in; expected {PROMPT.format(low=12, high=34)!r}")
+        digest = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:8])
+        return cls(low, high, secret=low + digest % (high - low + 1))
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the number was found or the guesses are used up."""
+        return self.is_found or self.guesses >= self.par + SPARE_GUESSES
+
+    @property
+    def reward(self) -> float:
+        """1 for the number within par, less for each guess more (par / guesses), 0 if it was not found."""
+        return min(1.0, self.par / self.guesses) if self.is_found else 0.0
+
+    def answer(self, reply: str) -> str:
+        """What the environment says to a guess: the first whole number in `reply` counts."""
+        self.guesses += 1
+        match = _NUMBER.search(reply)
+        if match is None:
+            self.wasted_guesses += 1
+            return f"That is no number. From {self.low} to {self.high}."
+        guess = int(match[0])
+        if not self.low <= guess <= self.high:
+            self.wasted_guesses += 1
+        if guess == self.secret:
+            self.is_found = True
+            return "Correct."
+        if guess < self.secret:
+            self.low = max(self.low, guess + 1)
+            return f"Higher. From {self.low} to {self.high}."
+        self.high = min(self.high, guess - 1)
+        return f"Lower. From {self.low} to {self.high}."

@@ -1,0 +1,145 @@
+"""The guessing game of the examples: its prompts, its rules, and the agent that plays it."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent import client, play
+from game import PROMPT, SPARE_GUESSES, Game
+from heldout.policies.scripted import ScriptedServer
+from heldout.policies.scripted_replies import Reply, ScriptedCall
+from prompts import draw_prompts
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "guess_number"
+PROMPT_TEXT = PROMPT.format(low=20, high=30)
+
+
+def committed(name: str) -> list[str]:
+    return [json.loads(line)["prompt"] for line in (EXAMPLE / name).read_text().splitlines()]
+
+
+def halve(call: ScriptedCall) -> Reply:
+    low, high = re.findall(r"from (\d+) to (\d+)", call.last_message, re.IGNORECASE)[-1]
+    return Reply(str((int(low) + int(high)) // 2))
+
+
+async def played(
+    script: Callable[[ScriptedCall], Reply], *, prompt: str = PROMPT_TEXT
+) -> tuple[dict[str, object], ScriptedServer]:
+    async with ScriptedServer(script) as server:
+        result = await play(
+            {
+                "prompt": prompt,
+                "metadata": {"baseUrl": server.url},
+                "inferenceParams": {"temperature": 0.25, "topP": 0.5, "maxTokens": 7},
+            }
+        )
+    await client().close()  # each test has an event loop of its own
+    client.cache_clear()
+    return result, server
+
+
+def test_no_range_is_in_both_the_training_and_the_held_out_prompts() -> None:
+    train, held_out = committed("train.jsonl"), committed("held-out.jsonl")
+    assert len(train) == len(set(train)) >= 200
+    assert len(held_out) == len(set(held_out)) >= 24
+    assert not set(train) & set(held_out)
+
+
+def test_the_committed_prompts_are_drawn_again_from_their_seed() -> None:
+    train, held_out = draw_prompts(seed=1)
+    assert train == committed("train.jsonl")
+    assert held_out == committed("held-out.jsonl")
+
+
+def test_another_seed_draws_other_prompts() -> None:
+    assert set(draw_prompts(seed=2).held_out) != set(draw_prompts(seed=1).held_out)
+
+
+@given(low=st.integers(0, 500), size=st.integers(1, 300))
+def test_halving_the_range_always_finds_the_number_within_par(low: int, size: int) -> None:
+    game = Game.of(PROMPT.format(low=low, high=low + size - 1))
+    while not game.is_over:
+        game.answer(str((game.low + game.high) // 2))
+    assert game.is_found
+    assert game.reward == 1.0
+    assert game.wasted_guesses == 0
+
+
+def test_every_rollout_of_a_prompt_is_the_same_game() -> None:
+    assert Game.of(PROMPT_TEXT).secret == Game.of(PROMPT_TEXT).secret
+    secrets = {Game.of(text).secret for text in committed("train.jsonl")}
+    assert len(secrets) > 50, "each prompt has a secret of its own"
+
+
+def test_an_answer_narrows_the_range_and_never_widens_it() -> None:
+    game = Game(1, 15, secret=9)
+    assert game.answer("4") == "Higher. From 5 to 15."
+    assert game.answer("2") == "Higher. From 5 to 15."
+    assert game.answer("I say 12!") == "Lower. From 5 to 11."
+    assert game.wasted_guesses == 1
+
+
+def test_a_reply_without_a_number_costs_a_guess() -> None:
+    game = Game(1, 15, secret=9)
+    assert game.answer("seven?") == "That is no number. From 1 to 15."
+    assert (game.guesses, game.wasted_guesses) == (1, 1)
+
+
+@pytest.mark.parametrize(("misses", "reward"), [(0, 1.0), (3, 1.0), (4, 4 / 5)])
+def test_the_reward_falls_with_each_guess_beyond_par(misses: int, reward: float) -> None:
+    game = Game(1, 15, secret=9)  # 15 numbers: par is 4
+    for _ in range(misses):
+        game.answer("1")
+    game.answer("9")
+    assert game.reward == pytest.approx(reward)
+    assert game.is_over
+
+
+def test_a_number_that_is_not_found_earns_nothing() -> None:
+    game = Game(1, 15, secret=9)
+    while not game.is_over:
+        game.answer("1")
+    assert game.guesses == 4 + SPARE_GUESSES
+    assert game.reward == 0.0
+
+
+@pytest.mark.parametrize("prompt", ["Guess the number.", "Guess the number from 9 to 3."])
+def test_a_prompt_without_a_range_is_named(prompt: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(repr(prompt))):
+        Game.of(prompt)
+
+
+async def test_a_model_that_halves_the_range_is_rewarded_in_full() -> None:
+    result, server = await played(halve)
+    assert result["reward"] == 1.0
+    assert result["metrics"] == {"found": 1, "guesses": server.num_calls, "wasted_guesses": 0}
+
+
+async def test_a_model_that_never_names_a_number_loses() -> None:
+    result, server = await played(lambda _: Reply("hm"))
+    limit = Game.of(PROMPT_TEXT).par + SPARE_GUESSES
+    assert result == {"reward": 0.0, "metrics": {"found": 0, "guesses": limit, "wasted_guesses": limit}}
+    assert server.num_calls == limit
+
+
+async def test_each_turn_continues_the_conversation_with_the_answer_of_the_environment() -> None:
+    _, server = await played(halve)
+    first, second = (call.body["messages"] for call in list(server.calls)[:2])
+    assert isinstance(first, list)
+    assert isinstance(second, list)
+    assert first[-1]["content"].endswith(PROMPT_TEXT)
+    assert second[: len(first)] == first
+    assert second[len(first)] == {"role": "assistant", "content": "25"}
+    assert re.fullmatch(r"(Higher|Lower)\. From \d+ to \d+\.", second[-1]["content"])
+
+
+async def test_the_model_is_sampled_as_the_job_says() -> None:
+    _, server = await played(halve)
+    for call in server.calls:
+        assert (call.body["temperature"], call.body["top_p"], call.body["max_tokens"]) == (0.25, 0.5, 7)
