@@ -123,7 +123,8 @@ class EntryPointAgent(Agent):
             self._num_waiting -= 1
 
     def _least_loaded(self) -> WorkerProcess | None:
-        worker = min(self._ready, key=lambda ready: ready.num_playing, default=None)
+        usable = [worker for worker in self._ready if not worker.retired.is_set()]
+        worker = min(usable, key=lambda usable: usable.num_playing, default=None)
         if worker is None or not self._num_starting:
             return worker
         total = sum(ready.num_playing for ready in self._ready) + self._num_waiting

@@ -4,7 +4,7 @@ import asyncio
 
 import aiohttp
 
-from heldout.agents.answers import one_line, read_answer, says_busy
+from heldout.agents.answers import one_line, read_answer, request_body, says_busy
 from heldout.agents.base import Agent, Invocation, InvocationResult, Outcome
 from heldout.agents.wire import SESSION_HEADER
 from heldout.errors import ReferenceProblem, shown
@@ -84,7 +84,9 @@ class HttpAgent(Agent):
         }
         async with (
             asyncio.timeout(invocation.timeout_seconds),
-            self._session.post(f"{self._url}/invocations", data=invocation.payload, headers=headers) as response,
+            self._session.post(
+                f"{self._url}/invocations", data=request_body(invocation.payload), headers=headers
+            ) as response,
         ):
             return read_answer(response.status, response.content_type, await response.read())
 

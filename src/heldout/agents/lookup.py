@@ -2,6 +2,7 @@
 
 import ast
 import importlib.machinery
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -80,18 +81,20 @@ def _find_file(entry_point: EntryPoint, folder: Path) -> Path:
 def _find_module(entry_point: EntryPoint, folder: Path) -> Path | None:
     """The module's source file; None for a module without one. Parents are searched, not imported."""
     search: Sequence[str] = [str(folder), *sys.path]
-    name = ""
     spec = None
-    for part in entry_point.source.split("."):
-        name = f"{name}.{part}" if name else part
-        spec = importlib.machinery.PathFinder.find_spec(name, search)
+    for depth, part in enumerate(entry_point.source.split("."), 1):
+        # By its last name alone: with the full name, finders look the parents up among the imported modules.
+        spec = importlib.machinery.PathFinder.find_spec(part, search)
+        if spec is None and depth == 1:
+            spec = importlib.util.find_spec(part)  # editable installs have finders of their own
         if spec is None:
+            name = ".".join(entry_point.source.split(".")[:depth])
             raise ReferenceProblem(
                 f"agent {entry_point.text!r} not found: there is no module {name} in {folder} or installed"
             )
         search = list(spec.submodule_search_locations or ())
-    has_source = spec is not None and spec.origin is not None and spec.origin.endswith(".py")
-    return Path(spec.origin) if has_source and spec is not None and spec.origin is not None else None
+    origin = spec.origin if spec is not None else None
+    return Path(origin) if origin is not None and origin.endswith(".py") else None
 
 
 def _defined_names(body: Sequence[ast.stmt]) -> Iterator[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import aiohttp
 
-from heldout.agents.answers import one_line, read_answer, says_busy
+from heldout.agents.answers import one_line, read_answer, request_body, says_busy
 from heldout.agents.base import Invocation, InvocationResult, Outcome
 from heldout.agents.wire import CANCEL_SECONDS, KEY_HEADER, LOOP_ANSWER_SECONDS, SESSION_HEADER, FrameReader
 
@@ -68,7 +68,8 @@ class WorkerProcess:
         self.exited: asyncio.Future[int] = loop.create_future()
         """Resolves to the exit status, negative for a signal, once all output is in."""
         self.retired = asyncio.Event()
-        """Set when the worker takes no more attempts: it ended, or an attempt on it cannot be cancelled."""
+        """Set when the worker takes no more attempts: it ended, or an attempt on it cannot be cancelled. It then ends with the
+        last of its attempts."""
         self.num_taken = 0
         """Attempts it was ever given."""
 
@@ -93,7 +94,7 @@ class WorkerProcess:
         if not self.exited.done() and "problem" not in word:
             self.kill()
             raise WorkerProblem(f"agent {self._settings.entry_point!r} took over {START_SECONDS:.0f} s to import")
-        status = await self.exited
+        status = await self._exit_status()
         last_line = (self._stray.text().strip().splitlines() or [""])[-1]
         reason = f"its process {shown_exit(status)} while starting" + (f": {last_line}" if last_line else "")
         raise WorkerProblem(
@@ -128,6 +129,7 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """Ends the process and its own children at once."""
+        self.retired.set()
         if not self.exited.done():
             _kill_group(self._process.pid)
 
@@ -138,7 +140,7 @@ class WorkerProcess:
             self._process.terminate()
             await asyncio.wait({self.exited}, timeout=_STOP_SECONDS)
             self.kill()
-            await self.exited
+            await self._exit_status()
         for task in list(self._tasks):
             await asyncio.wait({task})
 
@@ -187,6 +189,10 @@ class WorkerProcess:
         with contextlib.suppress(RuntimeError):  # the engine's loop is closed: nobody wants to know
             loop.call_soon_threadsafe(self._on_exit, status)
 
+    async def _exit_status(self) -> int:
+        await asyncio.wait({self.exited})  # awaiting a future itself would cancel it with the task that awaits
+        return self.exited.result()
+
     def _on_exit(self, status: int) -> None:
         self._num_inside_at_exit = len(self._playing) + len(self._stuck)
         self._read_output()
@@ -211,7 +217,9 @@ class WorkerProcess:
         try:
             async with (
                 asyncio.timeout(invocation.timeout_seconds),
-                self._http.post(f"{self._url}/invocations", data=invocation.payload, headers=headers) as response,
+                self._http.post(
+                    f"{self._url}/invocations", data=request_body(invocation.payload), headers=headers
+                ) as response,
             ):
                 result = read_answer(response.status, response.content_type, await response.read())
         except TimeoutError:
@@ -235,6 +243,7 @@ class WorkerProcess:
 
     async def _lose(self, error: aiohttp.ClientError) -> InvocationResult:
         """What came of an attempt whose connection broke: nearly always the process is gone."""
+        self.retired.set()
         await asyncio.wait({self.exited}, timeout=LOOP_ANSWER_SECONDS)
         if not self.exited.done():
             return InvocationResult(Outcome.RAISED, message=one_line(f"the agent's answer broke off: {error}"))
@@ -252,7 +261,7 @@ class WorkerProcess:
         if state == "blocked" and not self.exited.done():
             self._ended_because = "its event loop was blocked when an attempt ran out of time"
             self.kill()
-            await self.exited
+            await self._exit_status()
         elif state == "stuck":
             self._stuck.add(session)
             self.retired.set()
@@ -270,8 +279,8 @@ class WorkerProcess:
 
     def _leave(self, session: str) -> None:
         self._playing.pop(session, None)
-        if self._stuck and not self._playing:
-            self.kill()  # only attempts that cannot be cancelled are left
+        if self.retired.is_set() and not self._playing:
+            self.kill()  # at most attempts that cannot be cancelled are left
 
     def _headers(self, session: str) -> dict[str, str]:
         return {SESSION_HEADER: session, KEY_HEADER: self._key}

@@ -50,10 +50,9 @@ def load(entry_point: EntryPoint, working_directory: Path) -> LoadedAgent:
     try:
         module = _run_file(path) if entry_point.is_file else importlib.import_module(entry_point.source)
     except (Exception, SystemExit) as error:  # the user's module-level code may raise anything
-        traceback.print_exc()
-        raise LoadProblem(
-            f"agent {entry_point.text!r} cannot be imported: {': '.join(describe(error, folder))}"
-        ) from error
+        print_error(error, folder)
+        reason = ": ".join(describe(error, folder))
+        raise LoadProblem(f"agent {entry_point.text!r} cannot be imported: {reason}") from error
     if not hasattr(module, entry_point.name):
         raise LoadProblem(
             f"agent {entry_point.text!r} not found: {entry_point.source} has no function {entry_point.name!r}."
