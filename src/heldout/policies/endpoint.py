@@ -7,7 +7,8 @@ and when to ask again. Requests and replies pass through as bytes.
 import asyncio
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
 import aiohttp
 import orjson
@@ -189,18 +190,18 @@ class EndpointPolicy:
         return f"{replica.address} answers {status}: it refuses the API key in environment variable {self._api_key_variable!r}"
 
 
-class _Chunks:
-    """The body of a streamed reply, as it arrives; the first chunk is already here."""
+class _Chunks(AsyncGenerator[bytes, None]):
+    """The body of a streamed reply, as it arrives; the first chunk is already here.
+
+    Not a generator function: closing one of those before its first step would not free the connection.
+    """
 
     def __init__(self, response: aiohttp.ClientResponse, first: bytes, address: str) -> None:
         self._response = response
         self._first: bytes | None = first
         self._address = address
 
-    def __aiter__(self) -> "_Chunks":
-        return self
-
-    async def __anext__(self) -> bytes:
+    async def asend(self, value: None) -> bytes:  # noqa: ARG002
         chunk, self._first = self._first, None
         if chunk is None:
             chunk = await self._read()
@@ -208,6 +209,10 @@ class _Chunks:
             self._response.release()
             raise StopAsyncIteration
         return chunk
+
+    async def athrow(self, *problem: Any) -> bytes:
+        self._response.close()
+        raise problem[0]
 
     async def aclose(self) -> None:
         """Gives the stream up; the server sees a closed connection."""

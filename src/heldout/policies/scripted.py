@@ -66,6 +66,11 @@ class ScriptedServer:
         """The base URL, up to `/v1`."""
         return f"http://127.0.0.1:{self.port}/v1"
 
+    @property
+    def num_open(self) -> int:
+        """Connections that are open now."""
+        return len(self._connections)
+
     async def start(self) -> None:
         """Listens; with port 0 on a free one, which `port` then says. Raises OSError when the port is taken."""
         loop = asyncio.get_running_loop()
