@@ -64,8 +64,8 @@ def read_run_tables(run: Run) -> RunTables:
 def metrics_document(summary: Summary, *, is_partial: bool) -> dict[str, Any]:
     """What `metrics.json` holds."""
     return {
-        "metrics": summary.metrics,
-        "intervals": {name: list(interval) for name, interval in summary.intervals.items()},
+        "metrics": {name: float(value) for name, value in summary.metrics.items()},
+        "intervals": {name: [float(low), float(high)] for name, (low, high) in summary.intervals.items()},
         "notes": summary.notes,
         "rollouts": {
             "prompts": summary.num_prompts,
@@ -78,7 +78,7 @@ def metrics_document(summary: Summary, *, is_partial: bool) -> dict[str, Any]:
     }
 
 
-_JSON = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY
+_JSON = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
 
 
 def _summarize(run: Run, tables: RunTables) -> Summary:

@@ -1,0 +1,199 @@
+"""A job as a whole: stopped, out of time, killed and resumed; and the numbers that come out."""
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from heldout.backends.local import run_job
+from heldout.errors import JobFailed, ReferenceProblem, RunError
+from heldout.policies.scripted import ScriptedServer
+from heldout.rollouts.engine import Ending, StopSwitch
+from heldout.rollouts.progress import Progress
+from heldout.rollouts.results import read_run_tables, summarize_run
+from heldout.rollouts.run import JobStatus, Run, SecondaryStatus
+from jobs import PLAYERS, new_run, played, played_with, rows
+
+DEADLINE_SECONDS = 60.0
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def _metrics(run: Run) -> dict[str, Any]:
+    return dict(orjson.loads(run.metrics_path.read_bytes()))
+
+
+async def test_known_rewards_come_out_as_the_published_estimates(tmp_path: Path) -> None:
+    # Three prompts x 4 rollouts with 0, 1 and 4 successes, told apart by the rollout's number in its id.
+    agent = tmp_path / "known.py"
+    agent.write_text(
+        "def play(payload):\n"
+        "    rollout = int(payload['metadata']['rolloutId'].split('-')[1])\n"
+        "    return {'reward': 1.0 if rollout < int(payload['prompt']) else 0.0}\n"
+    )
+    successes = [0, 1, 4]
+    run = await played(
+        tmp_path / "job",
+        [str(c) for c in successes],
+        agent=f"{agent}:play",
+        eval_group_size=4,
+        pass_k_values=[1, 2, 4, 8],
+    )
+    metrics = _metrics(run)["metrics"]
+    for k in (1, 2, 4):
+        at_k = sum(1 - comb(4 - c, k) / comb(4, k) for c in successes) / 3
+        power_k = sum(comb(c, k) / comb(4, k) for c in successes) / 3
+        assert metrics[f"eval/reward/pass_at_{k}"] == pytest.approx(at_k, abs=1e-12)
+        assert metrics[f"eval/reward/pass_power_{k}"] == pytest.approx(power_k, abs=1e-12)
+    assert "eval/reward/pass_at_8" not in metrics
+    assert metrics["eval/reward/rollouts_per_prompt"] == 4
+
+
+async def test_a_run_shows_the_same_numbers_from_its_parquet_files_alone(tmp_path: Path) -> None:
+    run = await played(tmp_path, ["0.25", "1", "turns 3", "raise x"], eval_group_size=2, rollout_max_retries=0)
+    written = _metrics(run)
+    run.metrics_path.unlink()
+    summary = summarize_run(Run.open(run.folder))
+    assert summary.metrics == pytest.approx(written["metrics"])
+    assert written["rollouts"] == {"prompts": 4, "scored": 6, "failed": 2, "missing": 0}
+    assert written["metrics"]["agent/turns_played"] == 3.0
+    assert not run.has_journal
+    assert not written["partial"]
+
+
+async def test_the_first_stop_finishes_what_is_in_flight_and_resume_completes_the_rest(tmp_path: Path) -> None:
+    async with ScriptedServer() as server:
+        run = new_run(
+            tmp_path, server.url, ["0.5"] * 6, agent=f"{PLAYERS}:slow", rollout_max_concurrency=2, success_threshold=0.5
+        )
+        switch = StopSwitch()
+        playing = asyncio.create_task(played_with(run, switch))
+        await _until(lambda: server.num_calls >= 2)
+        switch.stop()
+        first = await playing
+        assert first.ending is Ending.STOPPED
+        finished = {row["prompt_index"] for row in rows(run)}
+        assert len(finished) == 2
+        assert _metrics(run)["partial"] is True
+        state = Run.open(run.folder).state
+        assert (state.status, state.secondary_status) == (JobStatus.STOPPED, SecondaryStatus.INTERRUPTED)
+
+        second = await played_with(run)
+        assert second.ending is Ending.FINISHED
+        assert server.num_calls == 6
+    assert sorted(row["prompt_index"] for row in rows(run)) == list(range(6))
+    assert _metrics(run)["partial"] is False
+
+
+async def test_the_second_stop_gives_up_what_is_in_flight(tmp_path: Path) -> None:
+    async with ScriptedServer() as server:
+        run = new_run(tmp_path, server.url, ["300"] * 3, agent=f"{PLAYERS}:slow")
+        switch = StopSwitch()
+        playing = asyncio.create_task(played_with(run, switch))
+        await _until(lambda: server.num_calls >= 3)
+        switch.stop()
+        switch.stop()
+        result = await asyncio.wait_for(playing, DEADLINE_SECONDS)
+    assert result.ending is Ending.STOPPED
+    assert result.summary.scored == 0
+    assert rows(run) == []
+
+
+async def test_the_maximum_runtime_stops_scheduling_and_writes_partial_results(tmp_path: Path) -> None:
+    run = await played(tmp_path, ["1.5"] * 4, agent=f"{PLAYERS}:slow", rollout_max_concurrency=2, max_runtime=1)
+    assert len(rows(run)) == 2
+    assert _metrics(run)["partial"] is True
+    assert _metrics(run)["rollouts"]["missing"] == 2
+    assert Run.open(run.folder).state.secondary_status is SecondaryStatus.MAX_RUNTIME_EXCEEDED
+
+
+async def test_never_more_rollouts_play_at_once_than_asked_for(tmp_path: Path) -> None:
+    async with ScriptedServer() as server:
+        run = new_run(tmp_path, server.url, ["0.05"] * 12, agent=f"{PLAYERS}:slow", rollout_max_concurrency=3)
+        most = 0
+        started: list[Progress] = []
+        playing = asyncio.create_task(run_job(run, StopSwitch(), started.append))
+        while not playing.done():
+            most = max(most, started[0].in_flight if started else 0)
+            await asyncio.sleep(0.002)
+        await playing
+    assert most == 3
+
+
+async def test_a_policy_that_is_gone_fails_the_job_rather_than_scoring_everything_zero(tmp_path: Path) -> None:
+    async with ScriptedServer() as server:
+        run = new_run(tmp_path, server.url, ["raise broken"] * 60, rollout_max_concurrency=8, rollout_max_retries=3)
+        with pytest.raises(JobFailed, match=r"the last 50 attempts all failed.*broken"):
+            await played_with(run)
+    state = Run.open(run.folder).state
+    assert state.status is JobStatus.FAILED
+    assert "broken" in (state.failure_reason or "")
+
+
+async def test_an_agent_that_is_not_there_stops_the_job_before_any_rollout(tmp_path: Path) -> None:
+    async with ScriptedServer() as server:
+        run = new_run(tmp_path, server.url, ["1"], agent=f"{tmp_path}/nowhere.py:play")
+        with pytest.raises(ReferenceProblem, match=r"nowhere\.py"):
+            await played_with(run)
+        assert server.num_calls == 0
+
+
+async def test_one_process_at_a_time_works_on_a_run(tmp_path: Path) -> None:
+    async with ScriptedServer() as server:
+        run = new_run(tmp_path, server.url, ["1"])
+        with run.locked(), pytest.raises(RunError, match="being worked on by process"):
+            await played_with(run)
+
+
+def test_a_new_run_never_overwrites_one_that_is_there(tmp_path: Path) -> None:
+    new_run(tmp_path, "http://127.0.0.1:1/v1", ["1"])
+    with pytest.raises(RunError, match=r"resume it .*or choose another --name"):
+        new_run(tmp_path, "http://127.0.0.1:1/v1", ["1"])
+
+
+def _heldout(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "from heldout.cli import main; main()", *arguments]
+
+
+async def test_a_run_whose_engine_is_killed_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    prompts = [f"turns {1 + n % 3}" for n in range(40)]
+    async with ScriptedServer() as server:
+        run = new_run(tmp_path, server.url, prompts, rollout_max_concurrency=4, eval_group_size=2)
+        finished: Counter[tuple[int, int]] = Counter()
+        for kill_after in (10, 35, 60, None):
+            process = await asyncio.create_subprocess_exec(
+                *_heldout("resume", str(run.folder), "--json"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+            if kill_after is not None:
+                before = server.num_calls
+                await _until(lambda: server.num_calls - before >= kill_after)  # noqa: B023
+                process.send_signal(signal.SIGKILL)
+                await process.wait()
+                done = _finished(run)
+                assert finished.keys() <= done.keys()
+                finished = done
+            else:
+                out, _ = await process.communicate()
+                assert process.returncode == 0
+                assert json.loads(out)["rollouts"]["scored"] == 80
+    ended = Counter((row["prompt_index"], row["rollout_index"]) for row in rows(run))
+    assert ended == Counter((p, r) for p in range(40) for r in range(2))
+    assert set(finished.values()) <= {1}
+
+
+def _finished(run: Run) -> Counter[tuple[int, int]]:
+    tables = read_run_tables(Run.open(run.folder)).rollouts
+    return Counter(zip(tables.prompt_index.tolist(), tables.rollout_index.tolist(), strict=True))
