@@ -1,0 +1,201 @@
+"""What a process and all that it starts cost, the machine that it ran on, and where results are kept."""
+
+import ctypes
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+WORK = ROOT / "benchmarks" / ".work"
+"""What runs leave behind while they are measured. Ignored by git."""
+_POLL_SECONDS = 0.1
+_PR_SET_CHILD_SUBREAPER = 36
+"""From linux/prctl.h: orphans of what we start become ours, so that their CPU is counted too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one command cost, with every process it started."""
+
+    exit_status: int
+    started_at: float
+    """Of the machine's monotonic clock, seconds."""
+    wall_seconds: float
+    cpu_seconds: float
+    main_peak_mib: float
+    """Most memory that the command's first process had resident."""
+    largest_peak_mib: float
+    """The same of whichever process had most."""
+    sum_peak_mib: float
+    """Sum over its processes of each one's most."""
+
+
+def measured(command: Sequence[str], *, environment: Mapping[str, str] | None = None, log: Path) -> Usage:
+    """Runs a command in the repository's root to its end; its output goes to `log`."""
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        started = time.monotonic()
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        peaks = _Peaks(process.pid)
+        _, status, usage = os.wait4(process.pid, 0)
+        ended = time.monotonic()
+        process.returncode = os.waitstatus_to_exitcode(status)
+    mib = peaks.stop()
+    cpu_seconds = usage.ru_utime + usage.ru_stime + sum(_reaped(pid) for pid in mib)
+    return Usage(
+        exit_status=process.returncode,
+        started_at=started,
+        wall_seconds=ended - started,
+        cpu_seconds=cpu_seconds,
+        main_peak_mib=mib.get(process.pid, 0.0),
+        largest_peak_mib=max(mib.values(), default=0.0),
+        sum_peak_mib=sum(mib.values()),
+    )
+
+
+def _reaped(pid: int) -> float:
+    """CPU seconds of a process that its parent left to us; 0 for any other."""
+    try:
+        _, _, usage = os.wait4(pid, 0)
+    except ChildProcessError:
+        return 0.0
+    return usage.ru_utime + usage.ru_stime
+
+
+class _Peaks:
+    """Watches the most memory each process of a tree had resident. The kernel keeps the peak; it is only to be read in time."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._mib: dict[int, float] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> dict[int, float]:
+        """Peak in MiB by process."""
+        self._ended.set()
+        self._thread.join()
+        return self._mib
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_POLL_SECONDS):
+            for pid in descendants(self._pid):
+                peak = _peak_mib(pid)
+                if peak is not None:
+                    self._mib[pid] = peak
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and all those below it, as of now."""
+    children: dict[int, list[int]] = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            parent = _parent(int(entry.name))
+            if parent is not None:
+                children.setdefault(parent, []).append(int(entry.name))
+    found = [pid]
+    for each in found:
+        found += children.get(each, [])
+    return found
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    return int(stat.rpartition(b")")[2].split()[1])
+
+
+def _peak_mib(pid: int) -> float | None:
+    try:
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    return None
+
+
+class Spread(NamedTuple):
+    """A measure over repeats."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        return cls(round(statistics.median(values), 4), round(min(values), 4), round(max(values), 4))
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f}-{self.high:.2f})"
+
+
+def machine() -> dict[str, object]:
+    """What the figures were measured on."""
+    packages = ("aiohttp", "openai", "orjson", "pyarrow", "uvloop")
+    return {
+        "cores": len(os.sched_getaffinity(0)),
+        "processor": _processor(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "heldout": importlib.metadata.version("heldout"),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "commit": _commit(),
+        "load_at_end": os.getloadavg()[0],
+    }
+
+
+def write_results(name: str, results: Mapping[str, object]) -> Path:
+    """Writes `results/<name>-<date>.json`, with the machine, and says where."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}-{datetime.date.today().isoformat()}.json"
+    document = {"benchmark": name, "date": datetime.datetime.now().isoformat(timespec="seconds"), "machine": machine()}
+    path.write_text(json.dumps({**document, **results}, indent=1) + "\n")
+    print(f"\nwritten to {path.relative_to(ROOT)}")
+    return path
+
+
+def verdict(name: str, value: float, bound: float, *, at_most: bool = False) -> dict[str, object]:
+    """A target and whether it is met, printed."""
+    is_met = value <= bound if at_most else value >= bound
+    words = "at most" if at_most else "at least"
+    print(f"{'met   ' if is_met else 'MISSED'} {name}: {value:.2f} ({words} {bound:g})")
+    return {"target": name, "value": round(value, 4), words.replace(" ", "_"): bound, "met": is_met}
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _commit() -> str:
+    shown = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return shown.stdout.strip() or "unknown"

@@ -1,0 +1,99 @@
+"""The model behind every benchmark: the scripted server with one fixed reply, and a way to ask what it was asked.
+
+`python -m benchmarks.model_server` prints its port. A chat whose last message is `REPORT` is not counted; it is answered with
+a Report and starts the counts again.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import orjson
+import uvloop
+from benchmarks.workload import MODEL, REPLY
+
+from heldout.policies.scripted import ScriptedServer
+from heldout.policies.scripted_replies import Reply, ScriptedCall
+
+REPORT = "benchmark: report and start again"
+
+
+class Report(NamedTuple):
+    """What the server saw since the last report. Times are of the machine's monotonic clock, seconds."""
+
+    calls: int
+    first_call_at: float | None
+    last_call_at: float | None
+    cpu_seconds: float
+
+
+class ModelServer(NamedTuple):
+    """A model server in a process of its own."""
+
+    url: str
+    """Its OpenAI base URL."""
+
+    def report(self) -> Report:
+        """What it saw since the last report."""
+        body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": REPORT}]}).encode()
+        request = urllib.request.Request(f"{self.url}/chat/completions", body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return Report(**json.loads(reply.read()))
+
+
+@contextmanager
+def model_server(latency_ms: float = 0.0) -> Iterator[ModelServer]:
+    """Starts a model server that waits `latency_ms` before each reply, and ends it."""
+    command = [sys.executable, "-m", "benchmarks.model_server", "--latency-ms", str(latency_ms)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield ModelServer(f"http://127.0.0.1:{int(process.stdout.readline())}/v1")
+        finally:
+            process.kill()
+
+
+class _Script:
+    def __init__(self) -> None:
+        self._reply = Reply(content=REPLY)
+        self._calls = 0
+        self._first_call_at: float | None = None
+        self._last_call_at: float | None = None
+        self._cpu_before = time.process_time()
+
+    def __call__(self, call: ScriptedCall) -> Reply:
+        if call.last_message == REPORT:
+            return Reply(raw=orjson.dumps(self._reported()._asdict()))
+        self._last_call_at = time.monotonic()
+        if self._first_call_at is None:
+            self._first_call_at = self._last_call_at
+        self._calls += 1
+        return self._reply
+
+    def _reported(self) -> Report:
+        cpu = time.process_time()
+        report = Report(self._calls, self._first_call_at, self._last_call_at, cpu - self._cpu_before)
+        self._calls, self._first_call_at, self._last_call_at, self._cpu_before = 0, None, None, cpu
+        return report
+
+
+async def _serve(latency_ms: float) -> None:
+    server = ScriptedServer(_Script(), models=[MODEL], latency_seconds=latency_ms / 1000, kept_calls=0)
+    async with server:
+        print(server.port, flush=True)
+        while os.getppid() != 1:
+            await asyncio.sleep(1)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--latency-ms", type=float, default=0.0)
+    uvloop.run(_serve(parser.parse_args().latency_ms))
