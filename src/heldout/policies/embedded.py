@@ -12,6 +12,7 @@ import asyncio
 import importlib.util
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -257,18 +258,26 @@ class EmbeddedPolicy:
         process, self._process = self._process, None
         if process is None:
             return
-        with suppress(ProcessLookupError):
-            process.kill()  # it has nothing to save
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                # Not process.kill(): it may collect the exit status itself, which asyncio then misses (Python 3.11).
+                os.kill(process.pid, signal.SIGKILL)
         await process.wait()
 
     def _log_tail(self) -> str:
-        """The last lines of the server's log as one."""
+        """What the server said last, as one line."""
         if self._log_file is None:
             return "no log"
         size = self._log_file.seek(0, os.SEEK_END)
         self._log_file.seek(max(0, size - _LOG_TAIL_BYTES))
-        lines = self._log_file.read().decode("utf-8", "replace").splitlines()
-        return " | ".join(line.strip() for line in lines[-6:] if line.strip()) or "its log is empty"
+        return _reason(self._log_file.read().decode("utf-8", "replace"))
+
+
+def _reason(log: str) -> str:
+    """The first errors of a log in llama.cpp's format (`0.01.045 E place: message`), else its last lines."""
+    errors = re.findall(r"^[\d.]+ E +(.+)$", log, flags=re.MULTILINE)[:3]
+    lines = errors or [line.strip() for line in log.splitlines() if line.strip()][-3:]
+    return " | ".join(lines) or "its log is empty"
 
 
 def _check_gguf(path: Path, what: str) -> Path:

@@ -54,12 +54,15 @@ class ServerOptions:
 
 
 def main(arguments: list[str]) -> int:
-    """Serves until the standard input closes."""
+    """Serves until the standard input closes. Returns 1 when the model or the adapter does not load."""
     options = ServerOptions.from_json(arguments[0])
     _end_with_parent(options.parent)
     announcements = os.dup(1)
     os.dup2(2, 1)  # whatever the native code prints belongs to the log
-    server = _start(options)
+    try:
+        server = _start(options)
+    except RuntimeError:  # the native code has logged why
+        return 1
     os.write(announcements, f"{server.listening_address}\n".encode())
     threading.Event().wait()
     return 0
