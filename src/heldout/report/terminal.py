@@ -1,7 +1,6 @@
 """A run's results as a person reads them in a terminal."""
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -12,13 +11,13 @@ from heldout.report.findings import Finding
 
 
 def results(
-    summary: Summary, findings: Iterable[Finding], *, title: str, where: Path, is_partial: bool
+    summary: Summary, findings: Iterable[Finding], *, title: str, where: str, is_partial: bool
 ) -> RenderableType:
     """The table, what to know about it, and where the run lies."""
     parts: list[RenderableType] = [_table(summary, title, is_partial=is_partial)]
     warnings = [*_about_counts(summary), *(Text.assemble((f.seen, "yellow"), "; ", f.advice) for f in findings)]
     parts += [Text.assemble(("! ", "bold yellow"), warning) for warning in warnings]
-    parts.append(Text.assemble(("run ", "dim"), str(where)))
+    parts.append(Text.assemble(("run ", "dim"), where))
     return Group(*parts)
 
 

@@ -1,0 +1,139 @@
+"""The columns of `rollouts.parquet` that findings and charts are made from, some 60 bytes a rollout."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from heldout.metrics.table import BoolArray, FloatArray, IntArray, RolloutTable
+
+__all__ = ["BoolArray", "FloatArray", "IntArray", "RolloutRows"]
+
+_COLUMNS = [
+    "prompt_index",
+    "rollout_index",
+    "trajectory_id",
+    "status",
+    "reward",
+    "success",
+    "turns",
+    "prompt_tokens",
+    "response_tokens",
+    "seconds",
+    "error_boundary",
+    "error_kind",
+    "flags",
+]
+
+
+@dataclass(frozen=True)
+class RolloutRows:
+    """Finished rollouts; every array has shape (num_rollouts,)."""
+
+    prompt_index: IntArray
+    rollout_index: IntArray
+    is_failed: BoolArray
+    """Failed for good: there is no reward."""
+    reward: FloatArray
+    """NaN where the rollout failed."""
+    is_success: BoolArray
+    turns: IntArray
+    prompt_tokens: FloatArray
+    """NaN where the policy gave no count."""
+    response_tokens: FloatArray
+    """NaN where the policy gave no count."""
+    seconds: FloatArray
+    metrics: dict[str, FloatArray]
+    """The agent's own metrics; NaN where a rollout gave none."""
+    table: pa.Table
+    """The columns with text: `trajectory_id`, `error_boundary`, `error_kind`, `flags`."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The rollouts in `folder`/rollouts.parquet."""
+        path = folder / "rollouts.parquet"
+        names = pq.read_schema(path).names
+        table: Any = pq.read_table(path, columns=[*_COLUMNS, *(["metrics"] if "metrics" in names else [])])
+        return cls(
+            prompt_index=table["prompt_index"].to_numpy(),
+            rollout_index=table["rollout_index"].to_numpy().astype(np.int64),
+            is_failed=_bools(pc.equal(table["status"], pa.scalar("failed"))),
+            reward=_floats(table["reward"]),
+            is_success=_bools(table["success"]),
+            turns=table["turns"].to_numpy().astype(np.int64),
+            prompt_tokens=_floats(table["prompt_tokens"]),
+            response_tokens=_floats(table["response_tokens"]),
+            seconds=_floats(table["seconds"]),
+            metrics=_metrics(table),
+            table=table.select(["trajectory_id", "error_boundary", "error_kind", "flags"]),
+        )
+
+    @property
+    def num_rollouts(self) -> int:
+        return len(self.prompt_index)
+
+    @property
+    def is_scored(self) -> BoolArray:
+        return ~self.is_failed
+
+    @property
+    def rewards_or_zero(self) -> FloatArray:
+        """The reward, and 0 for a rollout that failed."""
+        return np.where(self.is_failed, 0.0, self.reward)
+
+    def rollout_table(self, mask: BoolArray | None = None) -> RolloutTable:
+        """What metrics are worked out from, of the rollouts where `mask` holds."""
+        rows: Any = slice(None) if mask is None else mask
+        return RolloutTable(
+            prompt_index=self.prompt_index[rows],
+            rollout_index=self.rollout_index[rows],
+            is_scored=self.is_scored[rows],
+            reward=self.reward[rows],
+            turns=self.turns[rows],
+        )
+
+    def ids(self, mask: BoolArray, most: int) -> tuple[str, ...]:
+        """Trajectory ids of the first rollouts where `mask` holds."""
+        return self.ids_at(np.flatnonzero(mask)[:most])
+
+    def ids_at(self, places: npt.NDArray[Any]) -> tuple[str, ...]:
+        """Trajectory ids of the rollouts in these places, in this order."""
+        return tuple(str(i) for i in self.table["trajectory_id"].take(pa.array(places, pa.int64())).to_pylist())
+
+    def places_of(self, trajectory_ids: list[str]) -> IntArray:
+        """Where these rollouts stand, shape (len(trajectory_ids),); -1 for one that is not among them."""
+        found: Any = pc.index_in(pa.array(trajectory_ids, pa.string()), value_set=self.table["trajectory_id"])
+        return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
+
+    def has_flag(self, flag: str) -> BoolArray:
+        """Where the rollout carries `flag`."""
+        column: Any = self.table["flags"]
+        flagged = np.zeros(self.num_rollouts, dtype=np.bool_)
+        flags: Any = pc.list_flatten(column)
+        holders: Any = pc.list_parent_indices(column)
+        flagged[holders.filter(pc.equal(flags, pa.scalar(flag))).to_numpy()] = True
+        return flagged
+
+
+def _bools(column: Any) -> BoolArray:
+    return np.asarray(column.to_numpy(), dtype=np.bool_)
+
+
+def _floats(column: Any) -> FloatArray:
+    return np.asarray(column.to_numpy(), dtype=np.float64)
+
+
+def _metrics(table: pa.Table) -> dict[str, FloatArray]:
+    if "metrics" not in table.column_names:
+        return {}
+    column: Any = table["metrics"].combine_chunks()
+    fields = table.schema.field("metrics").type
+    return {
+        field.name: np.asarray(column.field(number).to_numpy(zero_copy_only=False), dtype=np.float64)
+        for number, field in enumerate(fields)
+    }

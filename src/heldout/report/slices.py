@@ -1,0 +1,131 @@
+"""Results by a column of the dataset: how the policy does on each kind of prompt."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow.parquet as pq
+
+from heldout.errors import InputError, did_you_mean, shown
+from heldout.metrics.settings import MetricSettings
+from heldout.metrics.summary import summarize
+from heldout.report.rollout_rows import FloatArray, IntArray, RolloutRows
+
+_MOST_VALUES = 20
+"""Slices shown at most; the rarest values beyond them are one slice together."""
+_MOST_NUMBERS = 8
+"""A column of numbers with more values than this is cut into quarters."""
+_QUARTERS = 4
+ABSENT = "(none)"
+OTHERS = "(others)"
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The prompts that share a value of the column."""
+
+    value: str
+    num_prompts: int
+    num_rollouts: int
+    failed: int
+    success: float | None
+    """Success rate (pass@1); None when no rollout counts."""
+    success_interval: tuple[float, float] | None
+    reward: float | None
+    reward_interval: tuple[float, float] | None
+    note: str
+    """Why a number or interval is missing."""
+
+
+def columns_of(prompts: Path) -> list[str]:
+    """Names of the columns beside the prompt, in the order they first appear; `prompts`: the run's prompts.parquet."""
+    names: dict[str, None] = {}
+    for text in _column_texts(prompts)[1]:
+        names.update(dict.fromkeys(orjson.loads(text)))
+    return list(names)
+
+
+def slices(prompts: Path, rows: RolloutRows, column: str, settings: MetricSettings) -> list[Slice]:
+    """Results for each value of `column`, the commonest first; of a number with many values, for each quarter, in order.
+
+    Every slice has its own interval; they are not corrected for looking at several. Raises InputError when no prompt has
+    the column, naming the nearest.
+    """
+    indices, texts = _column_texts(prompts)
+    given = [orjson.loads(text) for text in texts]
+    if not any(column in row for row in given):
+        names = columns_of(prompts)
+        hint = did_you_mean(column, names) or (
+            f" There are: {', '.join(names)}." if names else " It has no other columns."
+        )
+        raise InputError(f"no column {shown(column)} in the dataset.{hint}")
+    labels, order = _labels([row.get(column) for row in given])
+    by_prompt = dict(zip(indices.tolist(), labels, strict=True))
+    of_row = np.array([by_prompt.get(index, ABSENT) for index in rows.prompt_index.tolist()], dtype=object)
+    return [_slice(label, rows, of_row == label, settings) for label in order if (of_row == label).any()]
+
+
+def _slice(label: str, rows: RolloutRows, mask: Any, settings: MetricSettings) -> Slice:
+    success, reward = "eval/reward/pass_at_1", "eval/reward/mean"
+    summary = summarize(rows.rollout_table(mask), None, _only_pass_1(settings), seconds=None)
+    return Slice(
+        value=label,
+        num_prompts=summary.num_prompts,
+        num_rollouts=int(mask.sum()),
+        failed=summary.failed,
+        success=summary.metrics.get(success),
+        success_interval=summary.intervals.get(success),
+        reward=summary.metrics.get(reward),
+        reward_interval=summary.intervals.get(reward),
+        note=summary.notes.get(success) or summary.notes.get(reward, ""),
+    )
+
+
+def _only_pass_1(settings: MetricSettings) -> MetricSettings:
+    return MetricSettings(
+        (1,), settings.success_threshold, settings.failed_rollouts, settings.confidence, settings.seed
+    )
+
+
+def _column_texts(prompts: Path) -> tuple[IntArray, list[str]]:
+    table = pq.read_table(prompts, columns=["prompt_index", "columns"])
+    return table["prompt_index"].to_numpy(), [str(text) for text in table["columns"].to_pylist()]
+
+
+def _labels(values: list[object]) -> tuple[list[str], list[str]]:
+    """Each prompt's slice, and the slices in the order to show them."""
+    given = [value for value in values if value is not None]
+    numbers = [value for value in given if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(numbers) == len(given) and len(set(numbers)) > _MOST_NUMBERS:
+        return _quarters(values, np.array(numbers, dtype=np.float64))
+    labels = [_label(value) for value in values]
+    names, counts = np.unique(np.array(labels, dtype=object), return_counts=True)
+    by_count = sorted(zip(names.tolist(), counts.tolist(), strict=True), key=lambda pair: (-pair[1], pair[0]))
+    order = [name for name, _ in by_count[:_MOST_VALUES]]
+    if len(by_count) > _MOST_VALUES:
+        kept = set(order)
+        labels = [label if label in kept else OTHERS for label in labels]
+        order.append(OTHERS)
+    return labels, order
+
+
+def _quarters(values: list[object], numbers: FloatArray) -> tuple[list[str], list[str]]:
+    edges = np.unique(np.quantile(numbers, np.linspace(0, 1, _QUARTERS + 1)))
+    names = [f"{low:g} to {high:g}" for low, high in pairwise(edges)]
+    labels = []
+    for value in values:
+        if not isinstance(value, int | float):
+            labels.append(ABSENT)
+            continue
+        place = int(np.searchsorted(edges, value, side="left"))
+        labels.append(names[min(max(place - 1, 0), len(names) - 1)])
+    return labels, [*names, ABSENT]
+
+
+def _label(value: object) -> str:
+    if value is None:
+        return ABSENT
+    return value if isinstance(value, str) else orjson.dumps(value).decode()

@@ -1,0 +1,208 @@
+"""Findings that need what the model said: loops, empty replies, inconsistent turns, wrong answers said with confidence.
+
+Only replies are read, not what was sent. Of a large run a sample is read, spread evenly over the whole run, and every
+finding says how large it was.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+import pyarrow.parquet as pq
+
+from heldout.report.finding import Finding, Weight, Wording, counted, finding
+from heldout.report.rollout_rows import BoolArray, RolloutRows
+from heldout.report.said import Reply, form, is_alike, stated_answer
+
+_SAMPLE_BYTES = 96 * 1024 * 1024
+"""Of the trajectories file, uncompressed: some 100,000 replies, read in about two seconds."""
+_LOOP = 3
+"""Alike replies in a row that make a loop: two can be a retry."""
+_WORTH_TELLING = 0.02
+_CONFIDENT = re.compile(
+    r"\b(the (final |correct |right )?answer is|final answer|i am (certain|confident|sure)|i'm (certain|confident|sure)|"
+    r"definitely|certainly|without (a )?doubt|successfully (completed|solved|fixed|done|finished)|"
+    r"(task|problem|issue) (is|has been) (now )?(complete|completed|done|solved|resolved|fixed))\b|\\boxed\{",
+    re.IGNORECASE,
+)
+_HEDGED = re.compile(
+    r"\b(not (sure|certain|confident)|unsure|uncertain|might|maybe|perhaps|probably|i guess|cannot|can't|unable)\b",
+    re.IGNORECASE,
+)
+
+
+class _Seen(NamedTuple):
+    """What one rollout's replies show."""
+
+    loops: bool
+    has_empty: bool
+    is_inconsistent: bool
+    is_confident: bool
+    has_bad_call: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Pattern:
+    wording: Wording
+    is_in: Callable[[_Seen], bool]
+    only_failures: bool
+    """Whether it matters only where the rollout did not succeed."""
+    what: str
+
+
+_PATTERNS = (
+    _Pattern(
+        Wording(
+            "looping",
+            "let the environment say something new when an action is repeated, or end the rollout; penalize repetition",
+            Weight.PATTERN,
+        ),
+        lambda seen: seen.loops,
+        True,
+        f"repeat themselves ({_LOOP} or more replies in a row are alike) and do not succeed",
+    ),
+    _Pattern(
+        Wording(
+            "empty_replies",
+            "look at max_tokens, the stop words and the chat template: the model may have spent its tokens on reasoning",
+            Weight.PATTERN,
+        ),
+        lambda seen: seen.has_empty,
+        False,
+        "have a reply without text or tool call",
+    ),
+    _Pattern(
+        Wording(
+            "inconsistent_turns",
+            "say in the system prompt which form every turn must have, and have the agent remind the model of it",
+            Weight.PATTERN,
+        ),
+        lambda seen: seen.is_inconsistent,
+        True,
+        "change the form of their replies in the middle, or state different answers, and do not succeed",
+    ),
+    _Pattern(
+        Wording(
+            "confident_and_wrong",
+            "read them for a reward that is too strict; else have the policy check its answer before it ends",
+            Weight.PATTERN,
+        ),
+        lambda seen: seen.is_confident,
+        True,
+        "end by stating their result with certainty, and do not succeed",
+    ),
+    _Pattern(
+        Wording(
+            "malformed_tool_calls",
+            "check that the server parses this model's tool calls (its tool-call parser), and the tools' schemas",
+            Weight.PATTERN,
+        ),
+        lambda seen: seen.has_bad_call,
+        False,
+        "have a tool call whose arguments are not a JSON object",
+    ),
+)
+
+
+def text_findings(folder: Path, rows: RolloutRows) -> Iterator[Finding]:
+    """The patterns in the replies of the run whose `trajectories.parquet` lies in `folder`."""
+    places, seen = _scan(folder / "trajectories.parquet", rows)
+    if not seen:
+        return
+    total = len(seen)
+    with_turns = int((rows.turns > 0).sum())
+    sample = "" if total >= with_turns else f" (in a sample of {total:,} of {with_turns:,})"
+    for pattern in _PATTERNS:
+        mask = np.zeros(rows.num_rollouts, dtype=np.bool_)
+        mask[places[np.array([pattern.is_in(one) for one in seen], dtype=np.bool_)]] = True
+        if pattern.only_failures:
+            mask &= ~rows.is_success
+        if mask.any() and mask.sum() >= _WORTH_TELLING * total:
+            yield finding(pattern.wording, f"{counted(int(mask.sum()), total)} {pattern.what}{sample}", rows, mask)
+
+
+def _scan(path: Path, rows: RolloutRows) -> tuple[Any, list[_Seen]]:
+    ids: list[str] = []
+    seen: list[_Seen] = []
+    for trajectory_id, replies in _sampled(path):
+        ids.append(trajectory_id)
+        seen.append(_look_at(replies))
+    places = rows.places_of(ids)
+    known: BoolArray = places >= 0
+    return places[known], [one for one, is_known in zip(seen, known, strict=True) if is_known]
+
+
+def _sampled(path: Path) -> Iterator[tuple[str, list[Reply]]]:
+    """Each sampled rollout with its replies. A row group holds whole attempts, so whole row groups are read."""
+    columns = ["trajectory_id", "is_final", "turn", "parent", "reply", "status"]
+    with pq.ParquetFile(path) as file:
+        for number in _spread(file.metadata):
+            group: Any = file.read_row_group(number, columns=columns)
+            group = group.filter(group["is_final"])
+            current = ""
+            replies: list[Reply] = []
+            for trajectory_id, turn, parent, reply, status in zip(
+                *(group[name].to_pylist() for name in columns if name != "is_final"), strict=True
+            ):
+                if trajectory_id != current:
+                    if replies:
+                        yield current, replies
+                    current, replies = trajectory_id, []
+                replies.append(Reply.of(turn, parent, status, orjson.loads(reply or "[]")))
+            if replies:
+                yield current, replies
+
+
+def _spread(metadata: Any) -> list[int]:
+    """Row groups, evenly spread, that together stay within the sample's size; always at least one when there is one."""
+    total = metadata.num_row_groups
+    if total == 0:
+        return []
+    size = sum(metadata.row_group(number).total_byte_size for number in range(total))
+    wanted = total if size <= _SAMPLE_BYTES else max(1, int(total * _SAMPLE_BYTES / size))
+    return sorted({int(place) for place in np.linspace(0, total - 1, wanted)})
+
+
+def _look_at(replies: list[Reply]) -> _Seen:
+    answered = [reply for reply in replies if reply.status == 200]
+    return _Seen(
+        loops=_loops(answered),
+        has_empty=any(reply.is_empty for reply in answered),
+        is_inconsistent=_changes_form(answered) or _changes_answer(answered),
+        is_confident=bool(answered) and _is_confident(answered[-1].text),
+        has_bad_call=any(reply.has_bad_call for reply in answered),
+    )
+
+
+def _loops(replies: list[Reply]) -> bool:
+    """Whether, along one line of conversation, enough replies in a row are alike."""
+    by_turn = {reply.turn: reply for reply in replies}
+    length: dict[int, int] = {}
+    for reply in replies:
+        before = None if reply.parent is None else by_turn.get(reply.parent)
+        repeats = before is not None and not reply.is_empty and is_alike(before, reply)
+        length[reply.turn] = length.get(before.turn, 1) + 1 if repeats and before is not None else 1
+        if length[reply.turn] >= _LOOP:
+            return True
+    return False
+
+
+def _changes_form(replies: list[Reply]) -> bool:
+    """Whether a turn has another form than the turns before and after it, which share theirs."""
+    forms = [form(reply) for reply in replies]
+    return any(
+        before == after != middle for before, middle, after in zip(forms, forms[1:], forms[2:], strict=False) if middle
+    )
+
+
+def _changes_answer(replies: list[Reply]) -> bool:
+    answers = {answer for reply in replies if (answer := stated_answer(reply.text))}
+    return len(answers) > 1
+
+
+def _is_confident(text: str) -> bool:
+    return _CONFIDENT.search(text) is not None and _HEDGED.search(text) is None
