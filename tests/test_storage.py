@@ -111,6 +111,8 @@ def test_a_location_that_is_no_storage_is_refused(location: str) -> None:
         ("s3://bucket", ("s3://bucket", "")),
         ("b.csv", (".", "b.csv")),
         ("/b.csv", ("/", "b.csv")),
+        ("file:///b.csv", ("file:///", "b.csv")),
+        ("file:///a/b.csv", ("file:///a", "b.csv")),
         ("a/..", ("a/..", "")),
         ("/", ("/", "")),
     ],

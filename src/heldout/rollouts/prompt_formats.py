@@ -52,7 +52,7 @@ def read_json_lines(file: BinaryIO) -> Iterator[FormatRow]:
     """One JSON object a line, UTF-8; empty lines are passed over."""
     for number, line in _lines(file):
         if line and not line.isspace():
-            yield FormatRow(number, _row(_decoded(line, f"line {number}"), f"line {number}"))
+            yield FormatRow(number, _row(_decoded(_text(line, number), number), number))
 
 
 def read_json(file: BinaryIO) -> Iterator[FormatRow]:
@@ -74,8 +74,8 @@ def read_json(file: BinaryIO) -> Iterator[FormatRow]:
             text.skip()
             text.next_character()
         is_first = False
-        place = f"line {text.line}"
-        yield FormatRow(text.line, _row(text.value(), place))
+        number = text.line
+        yield FormatRow(number, _row(text.value(), number))
     text.skip()
     if character := text.next_character():
         raise Malformed(f"line {text.line}: {_seen(character)} after the end of the array")
@@ -219,24 +219,24 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 _scan = _DECODER.raw_decode
 
 
-def _decoded(line: bytes, place: str) -> object:
+def _decoded(line: str, number: int) -> object:
     try:
-        return _DECODER.decode(line.decode())
-    except UnicodeDecodeError as error:
-        raise Malformed(f"{place}: not UTF-8") from error
+        return _DECODER.decode(line)
     except json.JSONDecodeError as error:
-        raise Malformed(f"{place}: not JSON ({_reason(error)})") from error
+        raise Malformed(f"line {number}: not JSON ({_reason(error)})") from error
     except (ValueError, RecursionError) as error:
-        raise Malformed(f"{place}: not JSON ({error})") from error
+        raise Malformed(f"line {number}: not JSON ({error})") from error
 
 
 def _reason(error: json.JSONDecodeError) -> str:
     return f"{error.msg[:1].lower()}{error.msg[1:]}, column {error.colno}"
 
 
-def _row(value: object, place: str) -> dict[str, object]:
+def _row(value: object, number: int) -> dict[str, object]:
     if not isinstance(value, dict):
-        raise Malformed(f'{place}: {kind(value)} where a row should be a JSON object, such as {{"prompt": "..."}}')
+        raise Malformed(
+            f'line {number}: {kind(value)} where a row should be a JSON object, such as {{"prompt": "..."}}'
+        )
     return value
 
 

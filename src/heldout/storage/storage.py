@@ -27,9 +27,11 @@ def split_location(location: str) -> tuple[str, str]:
     """
     trimmed = location.rstrip("/")
     folder, _, name = trimmed.rpartition("/")
-    if name in {"", ".", ".."} or folder == _S3.rstrip("/") + "/":
+    if name in {"", ".", ".."} or folder == _S3.removesuffix("/"):
         return location, ""
-    return folder or ("/" if trimmed.startswith("/") else "."), name
+    if folder in {"", _FILE} and "/" in trimmed:
+        return f"{folder}/", name
+    return folder or ".", name
 
 
 class Storage:
