@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heldout.errors import MetricError
@@ -32,6 +32,7 @@ def test_the_estimates_are_the_share_of_all_draws(n: int) -> None:
             assert pass_power_k(np.array([c]), np.array([n]), k) == pytest.approx(every, abs=1e-15)
 
 
+@settings(deadline=None)
 @given(counts())
 def test_pass_at_1_is_the_mean_success_rate_of_prompts(table: tuple[IntArray, IntArray]) -> None:
     successes, rollouts = table
@@ -40,6 +41,7 @@ def test_pass_at_1_is_the_mean_success_rate_of_prompts(table: tuple[IntArray, In
     assert pass_power_k(successes, rollouts, 1) == pytest.approx(rate)
 
 
+@settings(deadline=None)
 @given(counts(), st.integers(1, 100))
 def test_on_the_same_prompts_pass_power_k_never_exceeds_pass_at_1_nor_that_pass_at_k(
     table: tuple[IntArray, IntArray], k: int
@@ -51,6 +53,7 @@ def test_on_the_same_prompts_pass_power_k_never_exceeds_pass_at_1_nor_that_pass_
     assert (pass_at_k_by_prompt(successes, rollouts, k)[same] >= one - 1e-12).all()
 
 
+@settings(deadline=None)
 @given(counts(), st.integers(1, 100))
 def test_a_prompt_with_fewer_than_k_rollouts_has_no_estimate(table: tuple[IntArray, IntArray], k: int) -> None:
     successes, rollouts = table

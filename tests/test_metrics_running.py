@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from heldout.metrics.running import RunningTotals
 from heldout.metrics.settings import MetricSettings
@@ -15,10 +16,10 @@ ROLLOUTS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(ROLLOUTS)
 def test_the_live_mean_is_the_final_mean(rollouts: list[tuple[int, float | None]]) -> None:
-    settings = MetricSettings((1,), 1.0)
-    totals = RunningTotals(settings)
+    totals = RunningTotals(MetricSettings((1,), 1.0))
     for prompt, reward in rollouts:
         totals.add(prompt, reward)
     table = RolloutTable(
@@ -29,7 +30,7 @@ def test_the_live_mean_is_the_final_mean(rollouts: list[tuple[int, float | None]
         turns=np.ones(len(rollouts), dtype=np.int64),
     )
     assert totals.estimate().reward_mean == pytest.approx(
-        summarize(table, None, settings, seconds=None).metrics["eval/reward/mean"]
+        summarize(table, None, MetricSettings((1,), 1.0), seconds=None).metrics["eval/reward/mean"]
     )
 
 
@@ -48,7 +49,7 @@ def test_rollouts_of_one_prompt_count_as_one_cluster() -> None:
     wide, narrow = clustered.estimate().success_interval, spread.estimate().success_interval
     assert wide is not None
     assert narrow is not None
-    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+    assert wide[1] - wide[0] > 1.5 * (narrow[1] - narrow[0])
 
 
 def test_excluded_failures_leave_no_trace() -> None:
@@ -57,3 +58,41 @@ def test_excluded_failures_leave_no_trace() -> None:
     totals.add(1, 1.0)
     assert totals.estimate().reward_mean == 1.0
     assert totals.estimate().num_prompts == 1
+
+
+def test_the_live_interval_is_near_the_final_one() -> None:
+    rng = np.random.default_rng(9)
+    rewards_PG = (rng.random((200, 8)) < rng.random((200, 1))).astype(np.float64)
+    totals = RunningTotals(MetricSettings((1,), 1.0))
+    for prompt, group in enumerate(rewards_PG):
+        for reward in group:
+            totals.add(prompt, float(reward))
+    table = RolloutTable(
+        prompt_index=np.repeat(np.arange(200), 8),
+        rollout_index=np.tile(np.arange(8), 200),
+        is_scored=np.ones(1600, dtype=np.bool_),
+        reward=rewards_PG.ravel(),
+        turns=np.ones(1600, dtype=np.int64),
+    )
+    final = summarize(table, None, MetricSettings((1,), 1.0), seconds=None).intervals["eval/reward/pass_at_1"]
+    assert totals.estimate().success_interval == pytest.approx(final, abs=0.01)
+
+
+def test_all_successes_so_far_leave_room_below() -> None:
+    totals = RunningTotals(MetricSettings((1,), 1.0))
+    for prompt in range(10):
+        totals.add(prompt, 1.0)
+    interval = totals.estimate().success_interval
+    assert interval is not None
+    assert interval[0] == pytest.approx(0.72, abs=0.08)  # Wilson's limit for 10 of 10 is 0.722
+    assert interval[1] == 1.0
+
+
+@pytest.mark.parametrize("prompts", [2, 3, 4, 6, 11, 31, 1001])
+def test_the_live_reward_interval_is_students(prompts: int) -> None:
+    rewards = np.linspace(0.0, 3.0, prompts)
+    totals = RunningTotals(MetricSettings((1,), 1.0))
+    for prompt, reward in enumerate(rewards):
+        totals.add(prompt, float(reward))
+    half = float(stats.t.ppf(0.975, prompts - 1) * rewards.std(ddof=1) / np.sqrt(prompts))
+    assert totals.estimate().reward_interval == pytest.approx((1.5 - half, 1.5 + half), abs=2e-3 * half)

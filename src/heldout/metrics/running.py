@@ -1,15 +1,14 @@
 """Reward and success so far, with intervals, from sums that are kept as rollouts finish: for a live display.
 
-Memory is one small entry a prompt, adding a rollout and asking for the estimate take constant time. The final numbers come
-from `heldout.metrics.summary`; these agree with them on the value, and use the plain clustered standard error for the interval.
+Memory is one small entry a prompt; adding a rollout and asking for the estimate take constant time. The final numbers come
+from `heldout.metrics.summary`; these agree with them on the value, and take the plain clustered standard error for the
+interval. Nothing here imports numpy or scipy: an evaluation that has just been started must not wait a second for them.
 """
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
-import numpy as np
-from scipy import special
-
-from heldout.metrics.intervals import Interval, limits_at_size
 from heldout.metrics.settings import MetricSettings
 
 
@@ -21,10 +20,10 @@ class RunningEstimate:
     num_rollouts: int
     """Rollouts that count: all finished ones, or the scored ones when failed rollouts are excluded."""
     reward_mean: float
-    reward_interval: Interval | None
+    reward_interval: tuple[float, float] | None
     """None with fewer than two prompts, or while all rewards are equal."""
     success_rate: float
-    success_interval: Interval | None
+    success_interval: tuple[float, float] | None
     """None with fewer than two prompts."""
 
 
@@ -97,14 +96,43 @@ class _RatioSums:
         return 0.0 if variance < 1e-15 else variance
 
 
-def _reward_interval(sums: _RatioSums, confidence: float) -> Interval | None:
+def _reward_interval(sums: _RatioSums, confidence: float) -> tuple[float, float] | None:
     if sums.num_prompts < 2 or (variance := sums.variance) == 0:
         return None
-    half = float(special.stdtrit(sums.num_prompts - 1, 0.5 + confidence / 2)) * float(np.sqrt(variance))
-    return Interval(sums.mean - half, sums.mean + half)
+    half = _student_quantile(confidence, sums.num_prompts - 1) * math.sqrt(variance)
+    return sums.mean - half, sums.mean + half
 
 
-def _success_interval(sums: _RatioSums, confidence: float) -> Interval | None:
+def _success_interval(sums: _RatioSums, confidence: float) -> tuple[float, float] | None:
+    """Wilson's limits at the effective number of rollouts: what would scatter as this rate does, at least one a prompt."""
     if sums.num_prompts < 2:
         return None
-    return limits_at_size(sums.mean, sums.variance, sums.num_prompts - 1.0, confidence, sums.num_prompts, sums.count)
+    rate, variance = sums.mean, sums.variance
+    size = float(sums.num_prompts)
+    if variance > 0:
+        size = min(max(rate * (1 - rate) / variance, size), float(sums.count))
+    z = (
+        _student_quantile(confidence, sums.num_prompts - 1)
+        if variance > 0
+        else NormalDist().inv_cdf(0.5 + confidence / 2)
+    )
+    middle = (rate + z * z / (2 * size)) / (1 + z * z / size)
+    half = z / (1 + z * z / size) * math.sqrt(rate * (1 - rate) / size + z * z / (4 * size * size))
+    return max(0.0, middle - half) if rate > 0 else 0.0, min(1.0, middle + half) if rate < 1 else 1.0
+
+
+def _student_quantile(confidence: float, freedom: int) -> float:
+    """Two-sided quantile of Student's t: exact for 1 and 2 degrees of freedom, Cornish and Fisher's series above."""
+    tail = confidence / 2
+    if freedom == 1:
+        return math.tan(math.pi * tail)
+    if freedom == 2:
+        return 2 * tail * math.sqrt(2 / (1 - 4 * tail * tail))
+    z = NormalDist().inv_cdf(0.5 + tail)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / float(freedom ** (power + 1)) for power, term in enumerate(terms))

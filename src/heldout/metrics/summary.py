@@ -8,8 +8,9 @@ import numpy as np
 
 from heldout.metrics.intervals import Interval, mean_interval, rate_interval
 from heldout.metrics.pass_k import pass_at_k_by_prompt, pass_power_k_by_prompt
+from heldout.metrics.sample import Sample, linearized
 from heldout.metrics.settings import MetricSettings
-from heldout.metrics.table import BoolArray, FloatArray, Groups, IntArray, RolloutTable, TurnTable
+from heldout.metrics.table import FloatArray, Groups, IntArray, RolloutTable, TurnTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +46,10 @@ def summarize(
     seconds: wall-clock time of the evaluation; None when unknown. expected_rollouts: how many the job planned.
     Names and meanings: docs/statistics.md. Every `std` divides by n, not n - 1.
     """
-    counted = rollouts.is_scored if settings.failed_rollouts == "exclude" else np.ones(rollouts.num_rollouts, bool)
     page = _Page(settings.confidence)
     _add_counts(page, rollouts, settings)
-    sample = _Sample.of(rollouts, counted)
-    if len(sample.rewards) == 0:
+    sample = Sample.of(rollouts, settings)
+    if sample.num_rollouts == 0:
         page.notes["eval/reward/mean"] = "no rollout to count: " + _why_empty(rollouts)
     else:
         _add_rewards(page, sample)
@@ -105,24 +105,6 @@ class _Page:
             self.notes[name] = f"all {len(values)} prompts have the same value: no interval, since none of it varies"
 
 
-@dataclass(frozen=True, slots=True)
-class _Sample:
-    """The counted rollouts and their groups; a failed rollout that counts has reward 0 and no success."""
-
-    rewards: FloatArray
-    failed: BoolArray
-    groups: Groups
-    sizes: IntArray
-    """Shape (num_prompts,)."""
-
-    @classmethod
-    def of(cls, rollouts: RolloutTable, counted: BoolArray) -> "_Sample":
-        failed = ~rollouts.is_scored[counted]
-        rewards = np.where(failed, 0.0, rollouts.reward[counted])
-        groups = Groups.of(rollouts.prompt_index[counted])
-        return cls(rewards, failed, groups, groups.count())
-
-
 def _add_counts(page: _Page, rollouts: RolloutTable, settings: MetricSettings) -> None:
     succeeded = rollouts.is_scored & (np.nan_to_num(rollouts.reward, nan=-np.inf) >= settings.success_threshold)
     num_prompts = len(np.unique(rollouts.prompt_index))
@@ -140,7 +122,7 @@ def _why_empty(rollouts: RolloutTable) -> str:
     return f"all {rollouts.num_rollouts} failed, and failed rollouts are excluded"
 
 
-def _add_rewards(page: _Page, sample: _Sample) -> None:
+def _add_rewards(page: _Page, sample: Sample) -> None:
     rewards = sample.rewards
     _add_ratio(page, "eval/reward/mean", sample.groups, rewards)
     page.metrics["eval/reward/min"] = float(rewards.min())
@@ -153,9 +135,7 @@ def _add_rewards(page: _Page, sample: _Sample) -> None:
     _add_ratio(page, "eval/reward/zero_frac", sample.groups, zero, is_rate=True)
 
 
-def _add_pass_k(page: _Page, sample: _Sample, settings: MetricSettings) -> None:
-    is_success = (sample.rewards >= settings.success_threshold) & ~sample.failed
-    successes = sample.groups.count(is_success)
+def _add_pass_k(page: _Page, sample: Sample, settings: MetricSettings) -> None:
     largest = int(sample.sizes.max())
     for k in settings.pass_k_values:
         for name, by_prompt in (("pass_at", pass_at_k_by_prompt), ("pass_power", pass_power_k_by_prompt)):
@@ -163,27 +143,27 @@ def _add_pass_k(page: _Page, sample: _Sample, settings: MetricSettings) -> None:
             if k > largest:
                 page.notes[metric] = f"k = {k} needs {k} rollouts of a prompt; the largest group has {largest}"
                 continue
-            values = by_prompt(successes, sample.sizes, k)
+            values = by_prompt(sample.successes, sample.sizes, k)
             known = ~np.isnan(values)
             page.add_rate(metric, values[known], int(sample.sizes[known].sum()))
-            _note_pass_k(page, metric, int(is_success.sum()), len(is_success), int((~known).sum()), k)
+            _note_pass_k(page, metric, sample, int((~known).sum()), k)
 
 
-def _note_pass_k(page: _Page, metric: str, succeeded: int, total: int, left_out: int, k: int) -> None:
+def _note_pass_k(page: _Page, metric: str, sample: Sample, left_out: int, k: int) -> None:
     notes = [page.notes[metric]] if metric in page.notes else []
     if left_out:
         notes.append(f"{left_out} prompts with fewer than {k} rollouts are left out")
-    if succeeded == total and metric in page.intervals:
+    if sample.is_success.all() and metric in page.intervals:
         notes.append("all rollouts succeeded: the interval is what this many prompts can rule out")
-    if succeeded == 0 and metric in page.intervals:
+    if not sample.is_success.any() and metric in page.intervals:
         notes.append("no rollout succeeded: the interval is what this many prompts can rule out")
     if notes:
         page.notes[metric] = "; ".join(notes)
 
 
-def _add_groups(page: _Page, sample: _Sample) -> None:
+def _add_groups(page: _Page, sample: Sample) -> None:
     groups, rewards = sample.groups, sample.rewards
-    means = groups.sum(rewards) / sample.sizes
+    means = sample.reward_means
     page.add_mean("eval/reward/mean_within_groups", means)
     page.add_mean("eval/reward/min_within_groups", groups.minimum(rewards))
     page.add_mean("eval/reward/max_within_groups", groups.maximum(rewards))
@@ -243,7 +223,7 @@ def _add_logprobs(page: _Page, turns: TurnTable, prompt_index: IntArray) -> None
     page.metrics["eval/logprob/nz_max"] = float(np.nanmax(turns.logprob_nz_max))
     page.metrics["eval/logprob/nz_std"] = float(np.sqrt(max(turns.logprob_nz_squares.sum() / count - mean**2, 0.0)))
     sums, counts = groups.sum(turns.logprob_nz_sum), groups.sum(turns.logprob_nz_count.astype(np.float64))
-    interval = mean_interval(_linearized(sums, counts), page.confidence)
+    interval = mean_interval(linearized(sums, counts), page.confidence)
     if interval is not None:
         page.intervals["eval/logprob/nz_mean"] = (interval.low, interval.high)
 
@@ -262,21 +242,9 @@ def _add_agent_metric(page: _Page, name: str, values: FloatArray, prompt_index: 
 
 def _add_ratio(page: _Page, name: str, groups: Groups, values: FloatArray, *, is_rate: bool = False) -> None:
     """A mean over rows, whose groups may differ in size, shape of values (num_rows,)."""
-    linearized = _linearized(groups.sum(values), groups.count().astype(np.float64))
+    by_prompt = linearized(groups.sum(values), groups.count().astype(np.float64))
     page.metrics[name] = float(values.mean())
     if is_rate:
-        page.keep(name, rate_interval(linearized, page.confidence, num_rollouts=len(values)), linearized)
+        page.keep(name, rate_interval(by_prompt, page.confidence, num_rollouts=len(values)), by_prompt)
     else:
-        page.keep(name, mean_interval(linearized, page.confidence), linearized)
-
-
-def _linearized(sums: FloatArray, counts: FloatArray) -> FloatArray:
-    """One value for each prompt whose mean is sum(sums) / sum(counts) and whose scatter is that of this ratio.
-
-    sums, counts: shape (num_prompts,). The usual linearization of a ratio; for equal counts, each prompt's own mean.
-    Source: Cochran 1977, Sampling Techniques, section 6.3; the clustered standard error of Miller 2024, arXiv:2411.00640,
-    equation 4, follows from it.
-    """
-    ratio = sums.sum() / counts.sum()
-    linearized: FloatArray = ratio + (sums - ratio * counts) / counts.mean()
-    return linearized
+        page.keep(name, mean_interval(by_prompt, page.confidence), by_prompt)

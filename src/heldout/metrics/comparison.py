@@ -1,0 +1,208 @@
+"""Is the fine-tuned policy better than its base? Paired by prompt, with a verdict that says no more than its interval."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from heldout.errors import MetricError
+from heldout.metrics.pairing import Pairs, SharedPrompts, Side, pair_sides
+from heldout.metrics.pass_k import pass_at_k_by_prompt, pass_power_k_by_prompt
+from heldout.metrics.sample import linearized
+from heldout.metrics.settings import MetricSettings
+from heldout.metrics.subset_means import SubsetMeans, subset_means
+from heldout.metrics.table import FloatArray, Groups
+from heldout.metrics.verdicts import Equivalence, MetricColumns, MetricComparison, judge
+
+__all__ = ["Comparison", "Equivalence", "MetricComparison", "PromptMove", "Side", "compare", "holm"]
+
+SUCCESS_RATE = "eval/reward/pass_at_1"
+MEAN_REWARD = "eval/reward/mean"
+
+
+@dataclass(frozen=True, slots=True)
+class PromptMove:
+    """How one prompt fared."""
+
+    key: str
+    base: float
+    """Mean reward."""
+    fine_tuned: float
+    """Mean reward."""
+    base_rollouts: int
+    fine_tuned_rollouts: int
+
+    @property
+    def difference(self) -> float:
+        return self.fine_tuned - self.base
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two runs on the prompts they share."""
+
+    base: str
+    """The run's name."""
+    fine_tuned: str
+    metrics: dict[str, MetricComparison]
+    primary: str
+    """The metric that the verdict is about: the success rate, or the mean reward where nothing ever succeeded."""
+    verdict: str
+    num_prompts: int
+    """Prompts that both runs have."""
+    only_base: tuple[str, ...]
+    """Keys of prompts left out because only the base run has them."""
+    only_fine_tuned: tuple[str, ...]
+    wins: int
+    """Prompts with a higher mean reward after fine-tuning."""
+    losses: int
+    ties: int
+    moves: tuple[PromptMove, ...]
+    """Every shared prompt, those that moved most first."""
+    notes: tuple[str, ...]
+    """What a reader must know: partial runs, prompts left out, metrics that could not be compared."""
+    confidence: float
+
+
+def compare(base: Side, fine_tuned: Side, settings: MetricSettings, *, margin: float | None = None) -> Comparison:
+    """Compares two runs prompt by prompt.
+
+    Rollouts of prompts with the same key are one group. For each metric: the value of each run on the shared prompts, the
+    difference, its interval and the p-value of no difference, both from one sign-flip test (`heldout.metrics.subset_means`),
+    and the p-value after Holm's correction over all metrics. `margin`: also judge whether the two are equivalent, and
+    whether the fine-tuned run is not worse, by this much.
+    Raises MetricError when no prompt is shared or the margin is not above 0.
+    """
+    if margin is not None and not margin > 0:
+        raise MetricError(f"margin is {margin!r}; it must be above 0: the largest difference that does not matter")
+    pairs = pair_sides(base, fine_tuned, settings)
+    columns = _all_columns(pairs, settings)
+    judged = _judge_all(columns, settings, margin)
+    has_success = pairs.base.sample.is_success.any() or pairs.fine_tuned.sample.is_success.any()
+    primary = SUCCESS_RATE if has_success else MEAN_REWARD
+    moves = _moves(pairs)
+    return Comparison(
+        base=base.name,
+        fine_tuned=fine_tuned.name,
+        metrics=judged,
+        primary=primary,
+        verdict=judged[primary].verdict,
+        num_prompts=len(pairs.keys),
+        only_base=pairs.only_base,
+        only_fine_tuned=pairs.only_fine_tuned,
+        wins=sum(move.difference > 0 for move in moves),
+        losses=sum(move.difference < 0 for move in moves),
+        ties=sum(move.difference == 0 for move in moves),
+        moves=moves,
+        notes=pairs.notes,
+        confidence=settings.confidence,
+    )
+
+
+def holm(p_values: Iterable[float]) -> list[float]:
+    """p-values corrected so that the chance of any false finding among them stays at the level of one test.
+
+    Valid however the tests hang together. Source: Holm 1979, Scand. J. Statist. 6, 65-70.
+    """
+    values = np.array(list(p_values), dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    stepped = values[order] * np.arange(len(values), 0, -1)
+    corrected = np.empty_like(values)
+    corrected[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
+    return [float(value) for value in corrected]
+
+
+def _judge_all(
+    all_columns: list[MetricColumns], settings: MetricSettings, margin: float | None
+) -> dict[str, MetricComparison]:
+    means: dict[str, SubsetMeans] = {}
+    for columns in _by_prompts(all_columns):
+        rng = np.random.default_rng(settings.seed)
+        stacked = np.stack([column.differences for column in columns], axis=1)
+        means.update(zip((column.name for column in columns), subset_means(stacked, rng), strict=True))
+    adjusted = holm(means[columns.name].p_value() for columns in all_columns)
+    return {
+        columns.name: judge(columns, means[columns.name], p_value, confidence=settings.confidence, margin=margin)
+        for columns, p_value in zip(all_columns, adjusted, strict=True)
+    }
+
+
+def _by_prompts(all_columns: list[MetricColumns]) -> list[list[MetricColumns]]:
+    """Metrics with equally many prompts together: they can share their subsets."""
+    batches: dict[int, list[MetricColumns]] = {}
+    for columns in all_columns:
+        batches.setdefault(len(columns.base), []).append(columns)
+    return list(batches.values())
+
+
+def _all_columns(pairs: Pairs, settings: MetricSettings) -> list[MetricColumns]:
+    """The metrics both runs have, the success rate first. pass^1 is pass@1 and not listed twice."""
+    columns = [column for k in sorted({1, *settings.pass_k_values}) for column in _pass_columns(pairs, k)]
+    columns.append(_ratio_columns(MEAN_REWARD, _rewards(pairs.base), _rewards(pairs.fine_tuned), more_is_better=True))
+    columns.append(_ratio_columns("eval/turns/mean", _turns(pairs.base), _turns(pairs.fine_tuned), more_is_better=None))
+    for name in sorted(pairs.base.agent_metrics.keys() & pairs.fine_tuned.agent_metrics.keys()):
+        sides = (_agent_metric(pairs.base, name), _agent_metric(pairs.fine_tuned, name))
+        columns.append(_ratio_columns(f"agent/{name}", *sides, more_is_better=None))
+    return [column for column in columns if len(column.base)]
+
+
+def _pass_columns(pairs: Pairs, k: int) -> list[MetricColumns]:
+    """pass@k and, above k = 1, pass^k, on the prompts with k rollouts on both sides."""
+    base, tuned = pairs.base.sample, pairs.fine_tuned.sample
+    enough = (base.sizes >= k) & (tuned.sizes >= k)
+    columns = []
+    for name, by_prompt in (("pass_at", pass_at_k_by_prompt), ("pass_power", pass_power_k_by_prompt))[
+        : 2 if k > 1 else 1
+    ]:
+        before, after = (by_prompt(sample.successes[enough], sample.sizes[enough], k) for sample in (base, tuned))
+        columns.append(MetricColumns(f"eval/reward/{name}_{k}", before, after, is_rate=True, more_is_better=True))
+    return columns
+
+
+class _PromptSums(NamedTuple):
+    """A mean over rollouts in the making: sums and counts by prompt, shape (num_prompts,) each."""
+
+    sums: FloatArray
+    counts: FloatArray
+
+
+def _rewards(side: SharedPrompts) -> _PromptSums:
+    return _PromptSums(side.sample.groups.sum(side.sample.rewards), side.sample.sizes.astype(np.float64))
+
+
+def _turns(side: SharedPrompts) -> _PromptSums:
+    groups = Groups.of(side.rollouts.prompt_index)
+    return _PromptSums(groups.sum(side.rollouts.turns.astype(np.float64)), groups.count().astype(np.float64))
+
+
+def _agent_metric(side: SharedPrompts, name: str) -> _PromptSums:
+    groups, values = Groups.of(side.rollouts.prompt_index), side.agent_metrics[name]
+    known = np.isfinite(values)
+    return _PromptSums(groups.sum(np.where(known, values, 0.0)), groups.count(known).astype(np.float64))
+
+
+def _ratio_columns(
+    name: str, base: _PromptSums, fine_tuned: _PromptSums, *, more_is_better: bool | None
+) -> MetricColumns:
+    """A mean over rollouts, on the prompts that have some on both sides."""
+    known = (base.counts > 0) & (fine_tuned.counts > 0)
+    if not known.any():
+        return MetricColumns(name, np.empty(0), np.empty(0), is_rate=False, more_is_better=more_is_better)
+    before, after = (linearized(side.sums[known], side.counts[known]) for side in (base, fine_tuned))
+    return MetricColumns(name, before, after, is_rate=False, more_is_better=more_is_better)
+
+
+def _moves(pairs: Pairs) -> tuple[PromptMove, ...]:
+    base, tuned = pairs.base.sample, pairs.fine_tuned.sample
+    order = np.argsort(-np.abs(tuned.reward_means - base.reward_means), kind="stable")
+    return tuple(
+        PromptMove(
+            key=pairs.keys[p],
+            base=float(base.reward_means[p]),
+            fine_tuned=float(tuned.reward_means[p]),
+            base_rollouts=int(base.sizes[p]),
+            fine_tuned_rollouts=int(tuned.sizes[p]),
+        )
+        for p in order
+    )

@@ -1,0 +1,35 @@
+"""What a finished comparison could have seen: the smallest difference it had a fair chance to show."""
+
+import numpy as np
+from scipy import special
+
+from heldout.metrics.table import FloatArray
+
+POWER = 0.8
+"""The chance of being shown that a difference needs before we say that it could have been seen."""
+
+
+def least_prompts(confidence: float) -> int:
+    """Fewest prompts that can show a difference at all: if every one of them moves the same way, chance does as much
+    with probability 2 / 2^n."""
+    return int(np.ceil(np.log2(2 / (1 - confidence)) - 1e-9))
+
+
+def detectable_difference(differences: FloatArray, confidence: float, *, is_rate: bool) -> float | None:
+    """Smallest true difference that this many prompts with this scatter would have shown with probability `POWER`.
+
+    differences: shape (num_prompts,), as found. is_rate: each lies in [-1, 1]. None when it cannot be told: too few prompts,
+    or too few that differ at all and no bound on how far they could.
+    """
+    num_prompts, least = len(differences), least_prompts(confidence)
+    if num_prompts < least:
+        return None
+    error = float(differences.std(ddof=1)) / np.sqrt(num_prompts)
+    quantiles = special.stdtrit(num_prompts - 1, np.array([0.5 + confidence / 2, POWER]))
+    from_scatter = float(quantiles.sum() * error)
+    if np.count_nonzero(differences) >= least:
+        return from_scatter
+    if not is_rate:
+        return None
+    # The share of prompts that must move for at least `least` of them to do so with probability POWER.
+    return max(from_scatter, float(special.betaincinv(least, num_prompts - least + 1, POWER)))

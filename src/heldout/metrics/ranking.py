@@ -1,0 +1,71 @@
+"""More than two runs in order, with ties shown as ties."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from heldout.errors import MetricError
+from heldout.metrics.comparison import compare, holm
+from heldout.metrics.pairing import Side, only_keys
+from heldout.metrics.settings import MetricSettings
+from heldout.metrics.table import BoolArray
+
+
+@dataclass(frozen=True, slots=True)
+class RankedRun:
+    """One run in a ranking."""
+
+    name: str
+    value: float
+    """The metric on the prompts all runs share."""
+    rank: int
+    """1 plus the number of runs shown to be better."""
+    tied_with: tuple[str, ...]
+    """Runs not shown to be better or worse than this one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Runs by one metric."""
+
+    metric: str
+    runs: tuple[RankedRun, ...]
+    """Best rank first, equal ranks by value."""
+    num_prompts: int
+    """Prompts that all runs share."""
+
+
+def rank(sides: Sequence[Side], settings: MetricSettings, *, metric: str = "eval/reward/pass_at_1") -> Ranking:
+    """Compares every pair of runs on the prompts all share; p-values are corrected together by Holm's method.
+
+    A run is better than another only if the corrected p-value says so, so "tied" need not carry over: a may tie with b and b
+    with c while a is better than c. Raises MetricError for fewer than two runs, equal names, no shared prompt, or a metric
+    that the runs cannot give.
+    """
+    names = [side.name for side in sides]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise MetricError(f"a ranking needs at least two runs with different names; got {names}")
+    shared = set.intersection(*(set(side.prompt_keys.values()) for side in sides))
+    sides = [only_keys(side, shared) for side in sides]
+    pairs = list(combinations(range(len(sides)), 2))
+    compared = [compare(sides[a], sides[b], settings) for a, b in pairs]
+    if metric not in compared[0].metrics:
+        raise MetricError(f"metric {metric!r} was not compared; compared were {', '.join(compared[0].metrics)}")
+    found = [comparison.metrics[metric] for comparison in compared]
+    adjusted = holm(pair.p_value for pair in found)
+    beats = np.zeros((len(sides), len(sides)), dtype=np.bool_)
+    values = {a: pair.base for (a, _), pair in zip(pairs, found, strict=True)}
+    values |= {b: pair.fine_tuned for (_, b), pair in zip(pairs, found, strict=True)}
+    for (a, b), pair, p_value in zip(pairs, found, adjusted, strict=True):
+        if p_value <= 1 - settings.confidence:
+            beats[(b, a) if pair.difference > 0 else (a, b)] = True
+    runs = [_ranked(a, names, values, beats) for a in range(len(sides))]
+    runs.sort(key=lambda run: (run.rank, -run.value))
+    return Ranking(metric, tuple(runs), found[0].num_prompts)
+
+
+def _ranked(a: int, names: list[str], values: dict[int, float], beats: BoolArray) -> RankedRun:
+    tied = [name for b, name in enumerate(names) if b != a and not beats[a, b] and not beats[b, a]]
+    return RankedRun(names[a], values[a], 1 + int(beats[:, a].sum()), tuple(tied))

@@ -1,0 +1,168 @@
+"""From the differences of one metric to its verdict in words."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from heldout.metrics.detection import detectable_difference, least_prompts
+from heldout.metrics.subset_means import SubsetMeans
+from heldout.metrics.table import FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Equivalence:
+    """Whether a difference is small enough not to matter, by two one-sided tests."""
+
+    margin: float
+    p_not_worse: float
+    """Against "worse by the margin or more"."""
+    p_equivalent: float
+    """Against "different by the margin or more", either way."""
+    is_not_worse: bool
+    is_equivalent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MetricComparison:
+    """One metric in two runs, on the prompts they share."""
+
+    name: str
+    base: float
+    fine_tuned: float
+    difference: float
+    """fine_tuned - base."""
+    interval: tuple[float, float] | None
+    """Of the difference; it leaves out 0 exactly when `p_value` is at most 1 - confidence."""
+    p_value: float
+    """Two-sided, against no difference; of this metric alone."""
+    adjusted_p_value: float
+    """Corrected (Holm) for looking at all metrics of the comparison."""
+    detectable: float | None
+    """The smallest difference this evaluation would have shown with probability 0.8."""
+    num_prompts: int
+    equivalence: Equivalence | None
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class MetricColumns:
+    """One metric, prompt by prompt, on the prompts where both runs have it."""
+
+    name: str
+    base: FloatArray
+    """Shape (num_prompts,)."""
+    fine_tuned: FloatArray
+    """Shape (num_prompts,)."""
+    is_rate: bool
+    """Whether values lie in [0, 1]."""
+    more_is_better: bool | None
+    """None where neither is."""
+
+    @property
+    def differences(self) -> FloatArray:
+        return self.fine_tuned - self.base
+
+
+def judge(
+    columns: MetricColumns, means: SubsetMeans, adjusted_p_value: float, *, confidence: float, margin: float | None
+) -> MetricComparison:
+    """Everything that can be said of one metric; `means` are those of `columns.differences`."""
+    differences = columns.differences
+    found = _Found(
+        difference=float(differences.mean()),
+        interval=_interval(columns, means, confidence),
+        p_value=means.p_value(),
+        detectable=detectable_difference(differences, confidence, is_rate=columns.is_rate),
+        equivalence=None if margin is None else _equivalence(columns, means, margin, confidence),
+    )
+    return MetricComparison(
+        name=columns.name,
+        base=float(columns.base.mean()),
+        fine_tuned=float(columns.fine_tuned.mean()),
+        difference=found.difference,
+        interval=found.interval,
+        p_value=found.p_value,
+        adjusted_p_value=adjusted_p_value,
+        detectable=found.detectable,
+        num_prompts=len(differences),
+        equivalence=found.equivalence,
+        verdict=_verdict(columns, found, confidence),
+    )
+
+
+class _Found(NamedTuple):
+    difference: float
+    interval: tuple[float, float] | None
+    p_value: float
+    detectable: float | None
+    equivalence: Equivalence | None
+
+
+def _interval(columns: MetricColumns, means: SubsetMeans, confidence: float) -> tuple[float, float] | None:
+    if np.any(columns.differences):
+        return means.interval(confidence)
+    if not columns.is_rate:
+        return None
+    # No prompt differs: the share of prompts that could differ, all the same way, is bounded as by Clopper and Pearson.
+    bound = 1 - ((1 - confidence) / 2) ** (1 / len(columns.differences))
+    return -bound, bound
+
+
+def _equivalence(columns: MetricColumns, means: SubsetMeans, margin: float, confidence: float) -> Equivalence:
+    if np.any(columns.differences):
+        p_not_worse, p_not_better = means.p_above(-margin), means.p_below(margin)
+    else:
+        p_not_worse = p_not_better = max(0.0, 1 - margin) ** len(columns.differences) if columns.is_rate else 1.0
+    if columns.more_is_better is False:
+        p_not_worse, p_not_better = p_not_better, p_not_worse
+    level = (1 - confidence) / 2
+    return Equivalence(
+        margin=margin,
+        p_not_worse=p_not_worse,
+        p_equivalent=max(p_not_worse, p_not_better),
+        is_not_worse=p_not_worse <= level,
+        is_equivalent=max(p_not_worse, p_not_better) <= level,
+    )
+
+
+def _verdict(columns: MetricColumns, found: _Found, confidence: float) -> str:
+    words = _difference_words(columns, found, confidence)
+    equivalence = found.equivalence
+    if equivalence is None:
+        return words
+    margin = _number(equivalence.margin)
+    if equivalence.is_equivalent:
+        return f"{words}; equivalent within {margin}"
+    if equivalence.is_not_worse:
+        return f"{words}; not worse by {margin} or more"
+    return f"{words}; worse by {margin} or more cannot be ruled out"
+
+
+def _difference_words(columns: MetricColumns, found: _Found, confidence: float) -> str:
+    if found.interval is None:
+        least = least_prompts(confidence)
+        if len(columns.differences) < least:
+            return f"no verdict: {len(columns.differences)} shared prompts, and fewer than {least} cannot show any difference"
+        return "no prompt differs, and nothing bounds how far one could"
+    if found.p_value > 1 - confidence:
+        if found.detectable is None:
+            return "no difference could be shown"
+        return f"no difference could be shown; this evaluation could have seen {_number(found.detectable)} or more"
+    low, high = found.interval
+    decimals = min(_decimals(low, high), 6)
+    numbers = f"{found.difference:+.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+    if columns.more_is_better is None:
+        return f"fine-tuned is {'higher' if found.difference > 0 else 'lower'}: {numbers}"
+    is_better = (found.difference > 0) == columns.more_is_better
+    return f"fine-tuned is {'better' if is_better else 'worse'}: {numbers}"
+
+
+def _decimals(*values: float) -> int:
+    """Two, or as many as show each of these with a digit that is not 0: a limit above 0 is not shown as 0."""
+    return max([2, *(-math.floor(math.log10(abs(value))) for value in values if value)])
+
+
+def _number(value: float) -> str:
+    return f"{value:.{_decimals(value)}f}"

@@ -1,0 +1,220 @@
+"""Two runs, prompt by prompt: what is paired, what is said, and that p-value, interval and words agree."""
+
+from collections.abc import Mapping, Sequence
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from heldout.errors import MetricError
+from heldout.metrics.comparison import Comparison, Side, compare, holm
+from heldout.metrics.ranking import rank
+from heldout.metrics.settings import MetricSettings
+from heldout.metrics.table import RolloutTable
+
+SETTINGS = MetricSettings(pass_k_values=(1, 2), success_threshold=1.0)
+Groups = Mapping[str, Sequence[float | None]]
+
+
+def side(name: str, groups: Groups, *, is_partial: bool = False) -> Side:
+    """One entry for each prompt, under its key; a key with a `#` part is the same prompt listed again."""
+    rewards = [reward for group in groups.values() for reward in group]
+    sizes = [len(group) for group in groups.values()]
+    table = RolloutTable(
+        prompt_index=np.repeat(np.arange(len(groups)), sizes),
+        rollout_index=np.array([j for size in sizes for j in range(size)], dtype=np.int64),
+        is_scored=np.array([reward is not None for reward in rewards], dtype=np.bool_),
+        reward=np.array([np.nan if reward is None else reward for reward in rewards], dtype=np.float64),
+        turns=np.ones(len(rewards), dtype=np.int64),
+    )
+    return Side(name, table, {i: key.split("#")[0] for i, key in enumerate(groups)}, is_partial=is_partial)
+
+
+def compared(base: Groups, tuned: Groups, *, margin: float | None = None) -> Comparison:
+    return compare(side("base", base), side("tuned", tuned), SETTINGS, margin=margin)
+
+
+def all_same(reward: float, prompts: int = 8, rollouts: int = 2) -> dict[str, list[float]]:
+    return {f"p{i}": [reward] * rollouts for i in range(prompts)}
+
+
+def test_prompts_are_paired_by_content_and_not_by_position() -> None:
+    found = compared({"a": [1.0, 1.0], "b": [0.0, 0.0]}, {"b": [0.0, 0.0], "a": [1.0, 1.0]})
+    assert found.metrics["eval/reward/mean"].difference == 0
+    assert (found.wins, found.losses, found.ties) == (0, 0, 2)
+
+
+def test_what_only_one_side_has_is_named_and_left_out() -> None:
+    found = compared({"a": [1.0], "b": [0.0]}, {"a": [1.0], "c": [1.0]})
+    assert (found.only_base, found.only_fine_tuned, found.num_prompts) == (("b",), ("c",), 1)
+    assert found.metrics["eval/reward/mean"].fine_tuned == 1.0
+    assert "1 of 2 prompts are only in base and are left out" in found.notes
+
+
+def test_the_same_prompt_listed_twice_is_one_group() -> None:
+    twice = compared({"a": [1.0], "a#again": [0.0], "b": [1.0, 1.0]}, {"a": [1.0, 1.0], "b": [1.0, 1.0]})
+    once = compared({"a": [1.0, 0.0], "b": [1.0, 1.0]}, {"a": [1.0, 1.0], "b": [1.0, 1.0]})
+    assert twice.metrics == once.metrics
+    assert twice.num_prompts == 2
+
+
+def test_a_clear_gain_is_called_better_with_its_numbers() -> None:
+    found = compared(all_same(0.0, prompts=20), all_same(1.0, prompts=20))
+    assert found.verdict == "fine-tuned is better: +1.00 [1.00, 1.00]"
+    assert found.metrics["eval/reward/pass_at_1"].p_value < 0.001
+
+
+def test_a_clear_loss_is_called_worse() -> None:
+    found = compared(all_same(1.0, prompts=20), all_same(0.0, prompts=20))
+    assert found.verdict.startswith("fine-tuned is worse: -1.00")
+
+
+def test_no_shown_difference_says_what_could_have_been_seen() -> None:
+    base = {f"p{i}": [float(i % 2), 0.0] for i in range(40)}
+    tuned = {f"p{i}": [float(i % 3 == 0), 0.0] for i in range(40)}
+    found = compared(base, tuned)
+    detectable = found.metrics["eval/reward/pass_at_1"].detectable
+    assert detectable is not None
+    assert found.verdict == f"no difference could be shown; this evaluation could have seen {detectable:.2f} or more"
+
+
+def test_too_few_prompts_give_no_verdict() -> None:
+    found = compared(all_same(0.0, prompts=5), all_same(1.0, prompts=5))
+    assert found.metrics["eval/reward/pass_at_1"].interval is None
+    assert found.verdict == "no verdict: 5 shared prompts, and fewer than 6 cannot show any difference"
+
+
+def test_six_prompts_that_all_move_are_just_enough() -> None:
+    found = compared(all_same(0.0, prompts=6), all_same(1.0, prompts=6))
+    assert found.metrics["eval/reward/pass_at_1"].p_value == 2 / 2**6
+    assert found.verdict.startswith("fine-tuned is better")
+
+
+def test_identical_runs_have_an_interval_as_wide_as_unseen_changes_allow() -> None:
+    found = compared(all_same(1.0, prompts=30), all_same(1.0, prompts=30)).metrics["eval/reward/pass_at_1"]
+    bound = 1 - 0.025 ** (1 / 30)  # more prompts than this share would have shown at least one change
+    assert found.interval == pytest.approx((-bound, bound))
+    assert found.p_value == 1.0
+
+
+def test_nothing_ever_succeeds_so_the_mean_reward_decides() -> None:
+    found = compared(all_same(0.1, prompts=10), all_same(0.4, prompts=10))
+    assert found.primary == "eval/reward/mean"
+    assert found.verdict.startswith("fine-tuned is better: +0.30")
+
+
+def test_small_samples_use_every_sign_flip() -> None:
+    # By hand, all 2**7 sign flips of the differences: count sums at least as high as the one found.
+    differences = [0.5, 1.0, -0.5, 1.0, 0.5, 1.0, 0.0]
+    base: Groups = {f"p{i}": [0.0, 1.0] if d < 0 else [0.0, 0.0] for i, d in enumerate(differences)}
+    tuned: Groups = {
+        f"p{i}": [0.0, 0.0] if d <= 0 else [1.0, 0.0 if d == 0.5 else 1.0] for i, d in enumerate(differences)
+    }
+    flips = list(product((1, -1), repeat=7))
+    as_high = sum(np.dot(flip, differences) >= sum(differences) for flip in flips)
+    found = compared(base, tuned).metrics["eval/reward/pass_at_1"]
+    assert found.difference == pytest.approx(np.mean(differences))
+    assert found.p_value == pytest.approx(2 * as_high / 2**7)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(6, 40), st.floats(0.0, 0.6), st.integers(0, 10_000))
+def test_the_interval_leaves_out_zero_exactly_when_the_p_value_is_small(prompts: int, gain: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    base = {f"p{i}": [float(x) for x in rng.random(3) < 0.4] for i in range(prompts)}
+    tuned = {f"p{i}": [float(x) for x in rng.random(3) < 0.4 + gain] for i in range(prompts)}
+    for metric in compared(base, tuned).metrics.values():
+        if metric.interval is None:
+            continue
+        low, high = metric.interval
+        assert (low > 0 or high < 0) == (metric.p_value <= 0.05)
+        assert low <= metric.difference <= high
+        assert ("better" in metric.verdict or "worse" in metric.verdict or "higher" in metric.verdict) == (
+            metric.p_value <= 0.05
+        )
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(6, 30), st.integers(0, 10_000))
+def test_swapping_the_runs_turns_every_sign(prompts: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a = {f"p{i}": [float(x) for x in rng.random(2) < 0.4] for i in range(prompts)}
+    b = {f"p{i}": [float(x) for x in rng.random(2) < 0.6] for i in range(prompts)}
+    there, back = compared(a, b), compared(b, a)
+    for name, metric in there.metrics.items():
+        assert metric.difference == pytest.approx(-back.metrics[name].difference)
+        assert metric.p_value == pytest.approx(back.metrics[name].p_value)
+    assert (there.wins, there.losses) == (back.losses, back.wins)
+
+
+def test_the_same_seed_gives_the_same_numbers() -> None:
+    rng = np.random.default_rng(1)
+    a = {f"p{i}": [float(x) for x in rng.random(2) < 0.4] for i in range(60)}
+    b = {f"p{i}": [float(x) for x in rng.random(2) < 0.6] for i in range(60)}
+    assert compared(a, b) == compared(a, b)
+
+
+def test_the_prompts_that_moved_most_come_first() -> None:
+    found = compared({"a": [0.0], "b": [1.0], "c": [0.5]}, {"a": [0.25], "b": [0.0], "c": [0.5]})
+    assert [(move.key, move.difference) for move in found.moves] == [("b", -1.0), ("a", 0.25), ("c", 0.0)]
+    assert (found.wins, found.losses, found.ties) == (1, 1, 1)
+
+
+def test_equivalence_is_said_only_when_the_interval_lies_within_the_margin() -> None:
+    base, tuned = all_same(0.5, prompts=200), all_same(0.5, prompts=200)
+    tuned["p0"], tuned["p1"] = [0.6, 0.6], [0.4, 0.4]
+    same = compared(base, tuned, margin=0.05).metrics["eval/reward/mean"]
+    assert same.equivalence is not None
+    assert same.equivalence.is_equivalent
+    assert same.verdict.endswith("; equivalent within 0.05")
+    worse = compared(all_same(1.0), all_same(0.0), margin=0.05).metrics["eval/reward/pass_at_1"]
+    assert worse.verdict.endswith("worse by 0.05 or more cannot be ruled out")
+
+
+def test_a_partial_run_is_flagged() -> None:
+    found = compare(side("base", {"a": [1.0]}), side("tuned", {"a": [1.0]}, is_partial=True), SETTINGS)
+    assert found.notes == ("tuned is partial: its missing rollouts are not counted",)
+
+
+def test_runs_without_a_shared_prompt_are_refused() -> None:
+    with pytest.raises(MetricError, match="runs 'base' and 'tuned' share no prompt"):
+        compared({"a": [1.0]}, {"b": [1.0]})
+
+
+def test_a_prompt_whose_rollouts_all_failed_and_are_excluded_is_not_shared() -> None:
+    exclude = MetricSettings((1,), 1.0, failed_rollouts="exclude")
+    found = compare(side("base", {"a": [None], "b": [1.0]}), side("tuned", {"a": [1.0], "b": [1.0]}), exclude)
+    assert (found.num_prompts, found.only_fine_tuned) == (1, ("a",))
+
+
+def test_holm_by_hand() -> None:
+    # Sorted 0.01, 0.02, 0.03 times 3, 2, 1: 0.03, 0.04, 0.03 -> running maximum 0.03, 0.04, 0.04.
+    assert holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_more_metrics_never_lower_a_corrected_p_value() -> None:
+    found = compared(all_same(0.0, prompts=10), all_same(1.0, prompts=10))
+    assert all(metric.adjusted_p_value >= metric.p_value for metric in found.metrics.values())
+
+
+def test_a_ranking_shows_ties_as_ties() -> None:
+    rng = np.random.default_rng(3)
+    runs = [
+        side(name, {f"p{i}": [float(x) for x in rng.random(4) < rate] for i in range(60)})
+        for name, rate in (("weak", 0.2), ("strong", 0.8), ("strong too", 0.8))
+    ]
+    found = rank(runs, SETTINGS)
+    assert {run.name: run.rank for run in found.runs} == {"strong": 1, "strong too": 1, "weak": 3}
+    assert {run.name: run.tied_with for run in found.runs}["strong"] == ("strong too",)
+
+
+def test_a_ranking_uses_only_prompts_that_all_runs_have() -> None:
+    runs = [
+        side("x", {"a": [1.0], "b": [1.0]}),
+        side("y", {"a": [1.0], "c": [1.0]}),
+        side("z", {"a": [0.0], "b": [1.0]}),
+    ]
+    assert rank(runs, SETTINGS).num_prompts == 1

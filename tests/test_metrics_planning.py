@@ -1,0 +1,143 @@
+"""What an evaluation needs to see a difference."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from heldout.errors import MetricError
+from heldout.metrics.planning import (
+    Spread,
+    next_rollouts,
+    plan,
+    power_of,
+    smallest_difference,
+    spread_from_pair,
+    spread_from_rates,
+    spread_from_run,
+)
+from heldout.metrics.sample import Sample
+from heldout.metrics.settings import MetricSettings
+from heldout.metrics.table import FloatArray, RolloutTable
+
+
+def sample(rewards_PG: FloatArray) -> Sample:
+    prompts, size = rewards_PG.shape
+    table = RolloutTable(
+        prompt_index=np.repeat(np.arange(prompts), size),
+        rollout_index=np.tile(np.arange(size), prompts),
+        is_scored=np.ones(prompts * size, dtype=np.bool_),
+        reward=rewards_PG.ravel(),
+        turns=np.ones(prompts * size, dtype=np.int64),
+    )
+    return Sample.of(table, MetricSettings((1,), 1.0))
+
+
+def test_the_spread_of_assumed_rates_by_hand() -> None:
+    # before 0.5 * 0.5 = 0.25, after 0.6 * 0.4 = 0.24; 0.2 * (0.49 - 2 * 0.5 * sqrt(0.06)) and 0.8 * 0.49
+    spread = spread_from_rates(0.5, 0.1, correlation=0.2, likeness=0.5)
+    assert spread.between == pytest.approx(0.2 * (0.49 - np.sqrt(0.06)))
+    assert spread.within == pytest.approx(0.392)
+
+
+def test_the_textbook_number_of_prompts() -> None:
+    # Variance 1 for a difference of 0.5 at power 0.8: (1.96 + 0.84)**2 / 0.25 = 31.4, and 34 by the t distribution.
+    option = plan(Spread(between=1.0, within=0.0), 0.5, power=0.8, group_sizes=[1]).options[0]
+    assert option.num_prompts == 34
+    assert option.power >= 0.8
+
+
+@settings(deadline=None)
+@given(st.floats(0.01, 1), st.floats(0.01, 1), st.integers(6, 500), st.sampled_from([1, 4, 16]), st.floats(0.05, 0.5))
+def test_power_grows_with_prompts_rollouts_and_the_difference(
+    between: float, within: float, prompts: int, size: int, difference: float
+) -> None:
+    spread = Spread(between, within)
+    power = power_of(spread, prompts, size, difference)
+    assert 0 <= power <= 1
+    assert power_of(spread, prompts + 10, size, difference) >= power - 1e-9
+    assert power_of(spread, prompts, 2 * size, difference) >= power - 1e-9
+    assert power_of(spread, prompts, size, difference + 0.1) >= power - 1e-9
+
+
+@settings(deadline=None)
+@given(st.floats(0.01, 1), st.floats(0.01, 1), st.integers(6, 2000), st.floats(0.5, 0.95))
+def test_the_smallest_difference_is_seen_with_exactly_the_power_asked_for(
+    between: float, within: float, prompts: int, power: float
+) -> None:
+    spread = Spread(between, within)
+    difference = smallest_difference(spread, prompts, 4, power=power)
+    assert difference is not None
+    assert power_of(spread, prompts, 4, difference) == pytest.approx(power, abs=1e-6)
+
+
+def test_no_difference_can_be_planned_with_five_prompts() -> None:
+    assert smallest_difference(Spread(0.1, 0.1), 5, 4) is None
+    assert power_of(Spread(0.1, 0.1), 5, 4, 1.0) == 0.0
+
+
+def test_out_of_prompts_the_plan_turns_to_bigger_groups() -> None:
+    found = plan(Spread(between=0.01, within=0.5), 0.1, max_prompts=40)
+    assert found.recommended is not None
+    assert found.recommended.num_prompts <= 40
+    assert found.recommended.group_size > 1
+
+
+def test_out_of_reach_says_what_could_be_seen() -> None:
+    found = plan(Spread(between=0.5, within=0.5), 0.05, max_prompts=30)
+    assert found.recommended is None
+    assert "30 prompts cannot show a difference of 0.05 however large the groups" in found.advice
+
+
+def test_without_a_limit_more_prompts_beat_bigger_groups() -> None:
+    found = plan(spread_from_rates(0.5, 0.1, correlation=0.3), 0.1)
+    assert found.recommended is not None
+    assert found.recommended.group_size == 1
+
+
+def test_a_pilot_tells_prompts_from_rollouts() -> None:
+    rng = np.random.default_rng(7)
+    rates = rng.beta(2, 2, size=4000)  # variance 1/20 between prompts; mean of p (1 - p) is 1/4 - 1/20 within
+    pilot = sample((rng.random((4000, 8)) < rates[:, None]).astype(np.float64))
+    spread = spread_from_run(pilot, of_success=True, likeness=0.0)
+    assert spread.between == pytest.approx(2 / 20, rel=0.06)
+    assert spread.within == pytest.approx(2 * (1 / 4 - 1 / 20), rel=0.06)
+
+
+def test_a_pair_of_pilots_on_the_same_hard_prompts_has_no_spread_between() -> None:
+    rng = np.random.default_rng(8)
+    rates = rng.beta(2, 2, size=4000)[:, None]
+    pilots = [sample((rng.random((4000, 4)) < rates).astype(np.float64)) for _ in range(2)]
+    spread = spread_from_pair(*pilots, of_success=True)
+    assert spread.between < 0.01
+    assert spread.within == pytest.approx(2 * (1 / 4 - 1 / 20), rel=0.06)
+
+
+def test_where_the_next_rollout_helps() -> None:
+    found = next_rollouts(Spread(between=0.3, within=0.4), num_prompts=100, group_size=4)
+    assert found.error == pytest.approx(np.sqrt(0.4 / 100))  # 0.3 + 0.4 / 4
+    assert found.prompt_share == pytest.approx(0.75)
+    assert found.error_with_twice_the_prompts < found.error_with_twice_the_group < found.error
+
+
+@pytest.mark.parametrize(
+    ("rate", "difference", "correlation", "message"),
+    [
+        (1.2, 0.1, 0.2, r"rate is 1\.2; it must be between 0 and 1"),
+        (0.95, 0.1, 0.2, r"rate \+ difference is 1\.05"),
+        (0.5, 0.1, 2.0, r"correlation is 2\.0"),
+    ],
+)
+def test_rates_that_cannot_be_are_refused(rate: float, difference: float, correlation: float, message: str) -> None:
+    with pytest.raises(MetricError, match=message):
+        spread_from_rates(rate, difference, correlation=correlation)
+
+
+def test_a_pilot_without_a_group_of_two_cannot_be_planned_from() -> None:
+    with pytest.raises(MetricError, match="the pilot has 3 prompts, 0 of them with two rollouts or more"):
+        spread_from_run(sample(np.ones((3, 1))), of_success=True)
+
+
+def test_a_difference_of_zero_cannot_be_planned_for() -> None:
+    with pytest.raises(MetricError, match="plan for a difference that is not 0"):
+        plan(Spread(0.1, 0.1), 0.0)
