@@ -65,9 +65,10 @@ class Access:
         """The secret in the path of a trajectory's own URL."""
         return self._mac("url", trajectory_id)
 
-    def is_url_token(self, trajectory_id: str, token: str) -> bool:
-        """Whether the path of a trajectory's own URL has the right secret."""
-        return hmac.compare_digest(self.url_token(trajectory_id).encode(), _bytes(token))
+    def check_url_token(self, token: str, expected: str) -> None:
+        """Lets in who has a trajectory's own URL. Raises Refusal (403)."""
+        if not hmac.compare_digest(_bytes(token), expected.encode()):
+            raise denied("the secret in the URL's path is not that of its trajectory")
 
     def needs_body(self, authorization: str) -> bool:
         """Whether the header's kind of proof covers the request's body, which must be read first."""

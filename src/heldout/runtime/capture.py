@@ -25,6 +25,8 @@ class _Node:
 
     def child(self, message: object) -> "_Node | None":
         """The child that says this message; the latest is tried first, being the usual one."""
+        if not self.children:
+            return None
         for child in reversed(self.children):
             if child.message == message:
                 return child
@@ -60,23 +62,22 @@ class Capture:
 
     def __init__(self) -> None:
         self._root = _Node(None, None)
+        self._tip = self._root
+        """Where the latest conversation ends, which the next call usually continues."""
+        self._path: list[object] = []
+        """The messages on the way to it."""
         self._requests: list[dict[str, object]] = []
 
     def begin(self, request: dict[str, object], messages: list[object]) -> CapturedCall:
         """A call is made. request: what it sent beside its messages; it must not be changed afterwards."""
         index = len(self._requests)
-        node = self._root
-        shared = 0
-        for message in messages:
-            child = node.child(message)
-            if child is None:
-                break
-            node = child
-            shared += 1
-        parent = node.turn
+        node, path = self._follow(messages)
+        parent, shared = node.turn, len(path)
         new = messages[shared:]
         for message in new:
             node = node.add(message, index)
+            path.append(node.message)
+        self._tip, self._path = node, path
         if parent is not None and self._requests[parent] == request:
             self._requests.append(self._requests[parent])
             return CapturedCall(index, parent, shared, orjson.dumps(new), b"", node)
@@ -85,17 +86,43 @@ class Capture:
 
     def end(self, call: CapturedCall, message: object) -> None:
         """The call was answered with this message; a later call may continue from it."""
-        if call.end.child(message) is None:
-            call.end.add(message, call.turn)
+        node = call.end.child(message) or call.end.add(message, call.turn)
+        if call.end is self._tip:
+            self._tip = node
+            self._path.append(node.message)
+
+    def _follow(self, messages: list[object]) -> tuple[_Node, list[object]]:
+        """As far as the messages lead through the tree: the last node, and the messages on the way to it."""
+        path = self._path
+        node = self._tip
+        if messages[: len(path)] != path:
+            node, path = self._root, []
+        for message in messages[len(path) :]:
+            child = node.child(message)
+            if child is None:
+                break
+            node = child
+            path.append(child.message)
+        return node, path
 
 
 def _without_nulls(value: object) -> object:
     """The JSON value without the keys that are null, at every depth; the very same object if there are none."""
+    if not _has_nulls(value):
+        return value
     if isinstance(value, dict):
-        bare = {key: _without_nulls(item) for key, item in value.items() if item is not None}
-        is_same = len(bare) == len(value) and all(bare[key] is value[key] for key in bare)
-        return value if is_same else bare
-    if isinstance(value, list):
-        items = [_without_nulls(item) for item in value]
-        return value if all(ours is theirs for ours, theirs in zip(items, value, strict=True)) else items
-    return value
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _has_nulls(value: object) -> bool:
+    """Whether a key is null somewhere in the JSON value. A loop, since nearly every message is flat and has none."""
+    if type(value) is dict:
+        for item in value.values():
+            if item is None or (type(item) is not str and _has_nulls(item)):
+                return True
+    elif type(value) is list:
+        for item in value:
+            if _has_nulls(item):
+                return True
+    return False

@@ -16,6 +16,7 @@ from aiohttp import web
 from heldout.errors import shown
 from heldout.policies.base import Policy
 from heldout.runtime.access import Access
+from heldout.runtime.answers import Answer
 from heldout.runtime.model_calls import CHAT_PATH, COMPLETION_PATH, ModelCalls
 from heldout.runtime.refusals import Refusal, denied, internal, invalid, not_found
 from heldout.runtime.reports import Report, ReportBody, ReportKind, completion, not_in_valid_status, parse_body, reward
@@ -60,8 +61,9 @@ _OPERATIONS |= {(method, f"/v1{path}"): operation for (method, path), operation 
 
 class _Target(NamedTuple):
     operation: _Operation
-    trajectory_id: str | None
-    url_token: str | None
+    trajectory_id: str | None = None
+    """Whose own URL was asked."""
+    url_token: str = ""
 
 
 class RequestHandler:
@@ -96,7 +98,7 @@ class RequestHandler:
         target = _target(request.method, path)
         operation = target.operation
         if operation is _Operation.HEALTH:
-            return web.Response(body=b'{"status":"Healthy"}', headers=_JSON)
+            return Answer(b'{"status":"Healthy"}', headers=_JSON)
         body = await self._admit(request, target, path, query)
         if operation is _Operation.MODELS:
             return _models(self._policy.model_name)
@@ -116,9 +118,10 @@ class RequestHandler:
         """The body of a request that may come in. Nothing is read of one that may not, unless its proof covers the body."""
         headers = request.headers
         authorization = headers.get("Authorization", "")
-        if target.url_token is not None:
-            if not self._access.is_url_token(target.trajectory_id or "", target.url_token):
-                raise denied("the secret in the URL's path is not that of its trajectory")
+        if target.trajectory_id is not None:
+            trajectory = self._trajectories.get(target.trajectory_id)
+            expected = trajectory.url_token if trajectory else self._access.url_token(target.trajectory_id)
+            self._access.check_url_token(target.url_token, expected)
         elif self._access.needs_body(authorization):
             body = await _read(request)
             signed = {name.lower(): value for name, value in headers.items()}
@@ -145,7 +148,7 @@ class RequestHandler:
         if not self._access.is_own_id(trajectory_id):
             raise not_found(f"there is no trajectory {shown(trajectory_id, 300)} in this job")
 
-    async def _take_report(self, target: _Target, body: ReportBody) -> web.Response:
+    async def _take_report(self, target: _Target, body: ReportBody) -> Answer:
         self._access.check_job(body.text("JobArn"))
         trajectory_id = body.text("TrajectoryId") or target.trajectory_id
         if not trajectory_id:
@@ -156,7 +159,7 @@ class RequestHandler:
         await self._hand_on(trajectory_id, report, body.text("ClientToken"))
         if report.kind is ReportKind.FAILED and report.failure_kind == "bad_reward":
             raise invalid(report.message)
-        return web.Response(body=b"{}", headers=_JSON)
+        return Answer(b"{}", headers=_JSON)
 
     async def _hand_on(self, trajectory_id: str, report: Report, client_token: str | None) -> None:
         trajectory = self._trajectories.get(trajectory_id)
@@ -178,26 +181,27 @@ def _target(method: str, path: str) -> _Target:
 
     Raises Refusal (404).
     """
-    trajectory_id = url_token = None
-    below = path
-    if path.startswith("/trajectories/"):
-        parts = path.split("/", 4)
-        if len(parts) == 5:
-            trajectory_id, url_token, below = parts[2], parts[3], f"/{parts[4]}"
-    operation = _OPERATIONS.get((method, below))
+    if path.startswith("/trajectories/") and path.count("/") > 4:
+        _, _, trajectory_id, url_token, below = path.split("/", 4)
+        return _Target(_operation(method, f"/{below}"), trajectory_id, url_token)
+    return _Target(_operation(method, path))
+
+
+def _operation(method: str, path: str) -> _Operation:
+    operation = _OPERATIONS.get((method, path))
     if operation is None:
         known = ", ".join(" ".join(key) for key in _OPERATIONS if not key[1].startswith("/v1/"))
-        raise not_found(f"there is no operation {method} {shown(below, 200)}; there are {known}")
-    return _Target(operation, trajectory_id, url_token)
+        raise not_found(f"there is no operation {method} {shown(path, 200)}; there are {known}")
+    return operation
 
 
-def _models(name: str) -> web.Response:
+def _models(name: str) -> Answer:
     model = {"id": name, "object": "model", "created": 0, "owned_by": "heldout"}
-    return web.Response(body=orjson.dumps({"object": "list", "data": [model]}), headers=_JSON)
+    return Answer(orjson.dumps({"object": "list", "data": [model]}), headers=_JSON)
 
 
-def _refused(refusal: Refusal) -> web.Response:
-    return web.Response(body=refusal.body(), status=refusal.status, headers=refusal.headers())
+def _refused(refusal: Refusal) -> Answer:
+    return Answer(refusal.body(), status=refusal.status, headers=refusal.headers())
 
 
 async def _read(request: web.BaseRequest) -> bytes:

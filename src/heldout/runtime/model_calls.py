@@ -10,6 +10,7 @@ from aiohttp import web
 
 from heldout.errors import shown
 from heldout.policies.base import ModelCall, ModelReply, Policy, PolicyUnavailable
+from heldout.runtime.answers import Answer
 from heldout.runtime.edits import CallEditor, CallRules, EditedCall, without_logprobs
 from heldout.runtime.refusals import Refusal, internal, invalid, relayed
 from heldout.runtime.replies import ReplyTooLong, StreamedReply, error_text, read_reply
@@ -93,21 +94,21 @@ class ModelCalls:
 
     async def _pass_on(
         self, trajectory: Trajectory, call: Call, edited: EditedCall, reply: ModelReply, *, is_sample: bool
-    ) -> web.Response:
+    ) -> Answer:
         body = reply.body if reply.chunks is None else await _collected(reply.chunks)
         if reply.status >= 400:
             error = f"the policy answered {reply.status}: {error_text(body)}"
             trajectory.finish(call, status=reply.status, reply=None, error=error)
             if is_sample:
                 raise relayed(reply.status, error)
-            return web.Response(body=body, status=reply.status, headers={"Content-Type": reply.content_type})
+            return Answer(body, status=reply.status, headers={"Content-Type": reply.content_type})
         parsed = _json_or_none(body)
         kept = read_reply(parsed)
         error_or_none = None if kept is not None else f"the policy's answer is no completion: {shown(body)}"
         trajectory.finish(call, status=reply.status, reply=kept, error=error_or_none)
         if edited.hides_logprobs and isinstance(parsed, dict):
             body = without_logprobs(parsed)
-        return web.Response(body=body, status=reply.status, headers={"Content-Type": reply.content_type})
+        return Answer(body, status=reply.status, headers={"Content-Type": reply.content_type})
 
     async def _relay(
         self, request: web.BaseRequest, trajectory: Trajectory, call: Call, edited: EditedCall, reply: ModelReply

@@ -110,9 +110,11 @@ class JobRuntime:
         belongs in it; it may raise ReportRefused. Raises ValueError for a name that is not allowed or open already.
         """
         trajectory_id = self._access.trajectory_id(name)
+        url_token = self._access.url_token(trajectory_id)
         trajectory = Trajectory(
             trajectory_id,
-            base_url=f"{self.endpoint}/trajectories/{trajectory_id}/{self._access.url_token(trajectory_id)}/v1",
+            base_url=f"{self.endpoint}/trajectories/{trajectory_id}/{url_token}/v1",
+            url_token=url_token,
             seed=seed,
             on_report=on_report,
             on_close=self._trajectories.remove,

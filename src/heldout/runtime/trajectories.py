@@ -47,6 +47,7 @@ class Trajectory:
         trajectory_id: str,
         *,
         base_url: str,
+        url_token: str,
         seed: int | None,
         on_report: Callable[[Report], Awaitable[None]],
         on_close: Callable[["Trajectory"], None],
@@ -54,6 +55,8 @@ class Trajectory:
         self.id = trajectory_id
         self.base_url = base_url
         """OpenAI base URL of this trajectory alone; who has it needs no key and no header."""
+        self.url_token = url_token
+        """The secret in `base_url`."""
         self.turns: list[Turn] = []
         """Finished turns in the order of their calls."""
         self.policy_error: str | None = None
