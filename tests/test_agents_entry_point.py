@@ -195,6 +195,36 @@ async def test_attempts_are_spread_evenly_from_the_first_on(tmp_path: Path) -> N
         assert sorted(pids.count(pid) for pid in set(pids)) == [10, 10]
 
 
+async def test_an_asgi_application_is_served_as_the_app_it_is() -> None:
+    async with hosted("asgi_app.py:app") as agent:
+        invocation = attempt("hello")
+        result = await agent.invoke(invocation)
+        assert body(result) == {"reward": 1, "session": invocation.trajectory_id, "has_started": True, "private": []}
+        assert result.output == "playing hello\n"
+        raised = await agent.invoke(attempt("raise"))
+        assert (raised.outcome, raised.message) == (Outcome.RAISED, "ValueError: not today")
+        assert (await agent.invoke(attempt("silence"))).outcome is Outcome.RAISED
+        assert await agent.is_busy()
+
+
+async def test_an_asgi_application_that_cannot_start_says_why() -> None:
+    with pytest.raises(ReferenceProblem, match="the application did not start: no database"):
+        async with hosted("asgi_app.py:broken"):
+            pass
+
+
+async def test_an_agent_may_close_its_standard_output() -> None:
+    async with hosted("troublesome.py:play") as agent:
+        assert body(await agent.invoke(attempt("close-output")))["reward"] == 1.0
+        assert (await agent.invoke(attempt("hello"))).output == "playing hello\n"
+
+
+async def test_two_hundred_async_attempts_may_wait_in_threads_of_their_own() -> None:
+    async with hosted("troublesome.py:play") as agent:
+        results = await asyncio.gather(*(agent.invoke(attempt("to-threads")) for _ in range(200)))
+        assert {result.outcome for result in results} == {Outcome.RETURNED}
+
+
 async def test_a_worker_gets_the_environment_and_the_users_folder() -> None:
     async with hosted("troublesome.py:play", environment={"RFT_RUNTIME_ENDPOINT": "http://here"}) as agent:
         answer = body(await agent.invoke(attempt("environment RFT_RUNTIME_ENDPOINT")))

@@ -72,6 +72,7 @@ async def test_a_container_gets_the_payload_and_the_session_and_its_answer_count
         assert (await agent.invoke(attempt("stream"))).body == {"reward": 1}
 
 
+@pytest.mark.slow
 async def test_a_payload_may_be_a_hundred_megabytes() -> None:
     async with contained(Container()) as agent:
         result = await agent.invoke(attempt("x" * 100_000_000))

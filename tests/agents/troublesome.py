@@ -27,6 +27,11 @@ async def play(payload: dict[str, Any]) -> object:
     match word:
         case "sleep":
             await _sleep(Path(rest))
+        case "to-threads":
+            await asyncio.to_thread(_everyone.wait, 30)
+        case "close-output":
+            os.close(1)
+            os.close(2)
         case "hold":
             await _hold(Path(rest))
         case "swallow":

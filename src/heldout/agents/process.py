@@ -27,7 +27,8 @@ CANCEL_ANSWER_SECONDS = LOOP_ANSWER_SECONDS + 2 * CANCEL_SECONDS + 1
 """A worker's own checks on a cancelled attempt take less; without an answer by then its loop is blocked."""
 _STOP_SECONDS = 2.0
 """How long a worker told to stop has for the agent's own clean-up (atexit, an application's lifespan)."""
-_READ_BYTES = 1 << 16
+_PIPE_BYTES = 1 << 20
+"""What a pipe can hold at most, unless root says otherwise (pipe(7)); it is 64 KiB where nobody asked for more."""
 
 
 class WorkerProblem(Exception):
@@ -195,6 +196,7 @@ class WorkerProcess:
 
     def _on_exit(self, status: int) -> None:
         self._num_inside_at_exit = len(self._playing) + len(self._stuck)
+        _kill_group(self._process.pid)  # children it left behind
         self._read_output()
         for fd in (self._frames_fd, self._raw_fd):
             asyncio.get_running_loop().remove_reader(fd)
@@ -203,7 +205,6 @@ class WorkerProcess:
         assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.stdout.close()
-        _kill_group(self._process.pid)  # children it left behind
         self.exited.set_result(status)
         self.retired.set()
 
@@ -291,27 +292,25 @@ class WorkerProcess:
         task.add_done_callback(self._tasks.discard)
 
     def _read_output(self) -> None:
-        """Takes in all that was written so far: the event loop may hear of an answer before it hears of the output."""
-        if not self.exited.done():
-            while self._read_frames():
-                pass
-            while self._read_raw():
-                pass
+        """Takes in all that was written so far: the event loop may hear of an answer before it hears of the output.
 
-    def _read_frames(self) -> bool:
-        data = _read(self._frames_fd)
-        for session, piece in self._frames.feed(data):
+        One read of each pipe is enough, a pipe holds no more; and a flood must not keep the engine here.
+        """
+        if not self.exited.done():
+            self._read_frames()
+            self._read_raw()
+
+    def _read_frames(self) -> None:
+        for session, piece in self._frames.feed(_read(self._frames_fd)):
             if not session:
                 self._hear(piece)
             elif (output := self._playing.get(session)) is not None:
                 output.add(piece)
-        return bool(data)
 
-    def _read_raw(self) -> bool:
+    def _read_raw(self) -> None:
         data = _read(self._raw_fd)
         for output in self._playing.values() or (self._stray,):
             output.add(data)
-        return bool(data)
 
     def _hear(self, piece: bytes) -> None:
         self._words += piece
@@ -346,10 +345,14 @@ def shown_exit(status: int) -> str:
 
 
 def _read(fd: int) -> bytes:
+    """What a pipe holds now. At its end (the agent closed its side) it is not watched any more."""
     try:
-        return os.read(fd, _READ_BYTES)
+        data = os.read(fd, _PIPE_BYTES)
     except BlockingIOError:
         return b""
+    if not data:
+        asyncio.get_running_loop().remove_reader(fd)
+    return data
 
 
 def _kill_group(pid: int) -> None:

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from heldout.agents.lookup import parse_entry_point
@@ -21,6 +22,7 @@ from heldout.agents.worker.http import serve
 from heldout.agents.worker.loading import LoadedAgent, LoadProblem, load
 from heldout.agents.worker.output import route_output
 from heldout.agents.worker.service import Service
+from heldout.agents.worker.threads import MAX_THREADS
 
 _PR_SET_PDEATHSIG = 1
 """From linux/prctl.h: have the kernel send a signal when the parent dies, even to a process stuck in C."""
@@ -43,14 +45,16 @@ def main() -> None:
 
 
 async def _serve(agent: LoadedAgent, key: str, frames_fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(MAX_THREADS))
     host = ApplicationHost(agent.target) if agent.is_application else FunctionHost(agent)
     try:
         await host.start()
-    except RuntimeError as error:
-        write_word(frames_fd, {"problem": str(error)})
+    except LoadProblem as problem:
+        write_word(frames_fd, {"problem": str(problem)})
         return
     stopped = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
+    loop.add_signal_handler(signal.SIGTERM, stopped.set)
     server = await serve(Service(host, key).handle)
     write_word(frames_fd, {"port": server.sockets[0].getsockname()[1]})
     await stopped.wait()

@@ -15,14 +15,13 @@ from typing import Any
 from urllib.parse import unquote
 
 from heldout.agents.worker.http import Reply, Request
+from heldout.agents.worker.loading import LoadProblem
+from heldout.agents.worker.threads import MAX_THREADS
 
 _Message = MutableMapping[str, Any]
 _Application = Callable[
     [_Message, Callable[[], Awaitable[_Message]], Callable[[_Message], Awaitable[None]]], Awaitable[None]
 ]
-
-_APP_THREADS = 4096
-"""Frameworks on anyio run sync handlers in 40 threads at most; an attempt must not wait for another's thread."""
 
 
 class ApplicationHost:
@@ -35,14 +34,17 @@ class ApplicationHost:
         self._lifespan: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Starts the application's lifespan, if it has one. Raises RuntimeError when the application says it failed."""
-        if "anyio" in sys.modules:
-            sys.modules["anyio"].to_thread.current_default_thread_limiter().total_tokens = _APP_THREADS
+        """Starts the application's lifespan, if it has one. Raises LoadProblem when the application says it failed.
+
+        Frameworks on anyio run sync handlers in 40 threads at most: here an attempt never waits for another's thread.
+        """
+        if "anyio.to_thread" in sys.modules:
+            sys.modules["anyio.to_thread"].current_default_thread_limiter().total_tokens = MAX_THREADS
         started: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._lifespan = asyncio.create_task(self._run_lifespan(started))
         await self._to_lifespan.put({"type": "lifespan.startup"})
         if failure := await started:
-            raise RuntimeError(f"the application did not start: {failure}")
+            raise LoadProblem(f"the application did not start: {failure}")
 
     async def stop(self) -> None:
         """Ends the application's lifespan."""

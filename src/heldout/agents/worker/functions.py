@@ -11,9 +11,7 @@ from dataclasses import dataclass
 
 from heldout.agents.worker.http import Reply, Request
 from heldout.agents.worker.loading import LoadedAgent, describe, print_error
-
-_MAX_THREADS = 4096
-"""Threads are made only when all are taken, so this is no cost: it is there so that no sync attempt ever waits for another."""
+from heldout.agents.worker.threads import MAX_THREADS
 
 _CUSTOM_HEADERS = b"x-amzn-bedrock-agentcore-runtime-custom-"
 
@@ -36,7 +34,7 @@ class FunctionHost:
         self._folder = agent.folder
         self._is_async = _is_async(agent.target)
         self._takes_context = _takes_context(agent.target)
-        self._threads = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="attempt")
+        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="attempt")
         self._apps = [value for value in vars(agent.module).values() if hasattr(type(value), "get_current_ping_status")]
 
     async def start(self) -> None:
