@@ -75,9 +75,12 @@ def test_going_down_is_said_once_and_coming_back_too(caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING):
         assert replicas.mark_down(replicas.all[0], "refuses connections")
         assert replicas.mark_down(replicas.all[0], "refuses connections")
+        assert not replicas.mark_down(replicas.all[1], "refuses connections")
+        replicas.mark_up(replicas.all[0])
         replicas.mark_up(replicas.all[0])
     assert caplog.messages == [
-        "replica http://a/v1 refuses connections; its trajectories move to the other 1 of 2",
+        "replica http://a/v1 refuses connections; its trajectories move to the other 1",
+        "replica http://b/v1 refuses connections; none of the others is up either",
         "replica http://a/v1 is back and gets new trajectories",
     ]
 

@@ -96,6 +96,7 @@ class EndpointPolicy:
         budget: Budget | None = None  # most calls need none
         while True:
             replica = self._replicas.choose(call.trajectory_id)
+            was_down = replica.down_until is not None  # asked before: a call begun while it was up proves nothing
             try:
                 reply = await self._try(replica, call.path, call.body, is_streamed=call.is_streamed)
             except TryFailed as failure:
@@ -105,7 +106,7 @@ class EndpointPolicy:
                 if not is_another_up:
                     await budget.wait(replica.address, failure)
                 continue
-            if replica.down_until is not None:
+            if was_down:
                 self._replicas.mark_up(replica)
             return reply
 

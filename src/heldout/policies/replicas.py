@@ -66,21 +66,18 @@ class Replicas:
         """Notes that no connection could be made. Returns whether another replica is up."""
         others = sum(other.down_until is None for other in self.all if other is not replica)
         if replica.down_until is None and len(self.all) > 1:
-            _log.warning(
-                "replica %s %s; its trajectories move to the other %d of %d",
-                replica.address,
-                reason,
-                others,
-                len(self.all),
+            consequence = (
+                f"its trajectories move to the other {others}" if others else "none of the others is up either"
             )
+            _log.warning("replica %s %s; %s", replica.address, reason, consequence)
         replica.down_until = self._clock() + _PROBE_SECONDS
         return others > 0
 
     def mark_up(self, replica: Replica) -> None:
-        """Notes that a replica that was down has answered."""
-        replica.down_until = None
-        if len(self.all) > 1:
+        """Notes that a replica has answered a call made while it was down."""
+        if replica.down_until is not None and len(self.all) > 1:
             _log.warning("replica %s is back and gets new trajectories", replica.address)
+        replica.down_until = None
 
     def _is_usable(self, replica: Replica) -> bool:
         if replica.down_until is None:
