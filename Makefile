@@ -4,7 +4,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 UV_VERSION := 0.13.9
 
-.PHONY: help demo test check format lock clean
+.PHONY: help demo test slow format lock clean
 
 help: ## what each target does
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /: /'
@@ -21,6 +21,9 @@ demo: .venv/ready ## evaluate SmolLM2-135M on the held-out prompts of examples/g
 
 test: .venv/ready ## formatting, lint, strict types, tests
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
+
+slow: .venv/ready ## the tests marked slow
+	$(BIN)/pytest -m slow
 
 format: .venv/ready ## rewrite the source in the project's format
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .

@@ -169,11 +169,11 @@ def _heldout(*arguments: str) -> list[str]:
 
 
 async def test_a_run_whose_engine_is_killed_loses_and_repeats_nothing(tmp_path: Path) -> None:
-    prompts = [f"turns {1 + n % 3}" for n in range(40)]
+    prompts = ["turns 3"] * 40
     async with ScriptedServer() as server:
         run = new_run(tmp_path, server.url, prompts, rollout_max_concurrency=4, eval_group_size=2)
         finished: Counter[tuple[int, int]] = Counter()
-        for kill_after in (10, 35, 60, None):
+        for kill_after in (10, 30, 30, None):
             process = await asyncio.create_subprocess_exec(
                 *_heldout("resume", str(run.folder), "--json"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
@@ -197,3 +197,13 @@ async def test_a_run_whose_engine_is_killed_loses_and_repeats_nothing(tmp_path: 
 def _finished(run: Run) -> Counter[tuple[int, int]]:
     tables = read_run_tables(Run.open(run.folder)).rollouts
     return Counter(zip(tables.prompt_index.tolist(), tables.rollout_index.tolist(), strict=True))
+
+
+async def test_what_a_killed_writer_left_half_written_is_gone_after_the_next_start(tmp_path: Path) -> None:
+    async with ScriptedServer() as server:
+        run = new_run(tmp_path, server.url, ["1"])
+        leftover = run.folder / ".rollouts.parquet.ab12cd34.heldout-partial"
+        leftover.write_bytes(b"PAR1")
+        await played_with(run)
+    assert not leftover.exists()
+    assert len(rows(run)) == 1

@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from heldout.errors import RunError, did_you_mean, shown
 from heldout.job.document import JobConfigDocument
 from heldout.rollouts.journal import segments
-from heldout.storage import is_remote, open_atomic
+from heldout.storage import discard_partial_files, is_remote, open_atomic
 
 BASE_RUN = "base-model-eval"
 FINE_TUNED_RUN = "fine-tuned-model-eval"
@@ -189,6 +189,7 @@ class Run:
                 raise RunError(f"run {self.folder} is being worked on by process {pid}; stop that one first")
             os.ftruncate(file, 0)
             os.pwrite(file, str(os.getpid()).encode(), 0)
+            discard_partial_files(self.folder)
             yield
         finally:
             os.close(file)

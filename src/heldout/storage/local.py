@@ -37,6 +37,12 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
         _synchronise_folder(path.parent)
 
 
+def discard_partial_files(folder: Path) -> None:
+    """Removes what killed writers left directly in `folder`. Only for who knows that nobody writes there now."""
+    for path in folder.glob(f".*{_PARTIAL_SUFFIX}"):
+        path.unlink(missing_ok=True)
+
+
 class LocalFiles:
     """The files below a folder, which need not exist yet."""
 
