@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from http import HTTPStatus
+from http.client import responses
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self, cast
@@ -184,13 +185,17 @@ class _Connection(asyncio.Protocol):
         reply, wire, delay_seconds = answer
         if delay_seconds:
             await asyncio.sleep(delay_seconds)
+        pieces = [_head(reply, wire)]
+        pieces += [_framed(wire, (chunk,), is_last=chunk is wire.chunks[-1]) for chunk in wire.chunks]
         if not reply.seconds_per_token:
-            self._write((_head(reply, wire) + _framed(wire, wire.chunks, is_last=True))[: reply.dropped_after])
-        else:
-            self._write(_head(reply, wire))
-            for position, chunk in enumerate(wire.chunks, start=1):
-                self._write(_framed(wire, (chunk,), is_last=position == len(wire.chunks)))
-                await asyncio.sleep(reply.seconds_per_token)
+            pieces = [b"".join(pieces)]
+        left = sys.maxsize if reply.dropped_after is None else reply.dropped_after
+        for piece in pieces:
+            self._write(piece[:left])
+            left = max(0, left - len(piece))
+            if not left:
+                break
+            await asyncio.sleep(reply.seconds_per_token)
         if reply.dropped_after is not None and self._transport is not None:
             self._transport.close()
 
@@ -207,7 +212,7 @@ def _head(reply: Reply, wire: Wire) -> bytes:
     if reply.status == 200 and not reply.headers and not _is_streamed(wire):
         return _PLAIN_HEAD % len(wire.chunks[0])
     size = "Transfer-Encoding: chunked" if _is_streamed(wire) else f"Content-Length: {len(wire.chunks[0])}"
-    phrase = HTTPStatus(reply.status).phrase
+    phrase = responses.get(reply.status, "Scripted")
     lines = [f"HTTP/1.1 {reply.status} {phrase}", f"Content-Type: {wire.content_type}", size]
     lines += [f"{name}: {value}" for name, value in reply.headers]
     return "\r\n".join([*lines, "", ""]).encode("latin-1")
