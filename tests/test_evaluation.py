@@ -207,3 +207,12 @@ async def test_what_a_killed_writer_left_half_written_is_gone_after_the_next_sta
         await played_with(run)
     assert not leftover.exists()
     assert len(rows(run)) == 1
+
+
+async def test_isolated_attempts_share_no_state_of_the_agents_module(tmp_path: Path) -> None:
+    agent = tmp_path / "counting.py"
+    agent.write_text("played = []\ndef play(payload):\n    played.append(1)\n    return {'reward': len(played)}\n")
+    shared = await played(tmp_path / "shared", ["a"] * 4, agent=f"{agent}:play", rollout_max_concurrency=1)
+    alone = await played(tmp_path / "alone", ["a"] * 4, agent=f"{agent}:play", isolate_attempts=True)
+    assert max(row["reward"] for row in rows(shared)) > 1
+    assert [row["reward"] for row in rows(alone)] == [1.0] * 4

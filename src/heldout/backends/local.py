@@ -105,6 +105,7 @@ async def _run_locked(
                 group_size=parameters.eval_group_size,
                 concurrency=parameters.rollout_max_concurrency,
                 max_retries=parameters.rollout_max_retries,
+                isolate_attempts=parameters.isolate_attempts,
                 index=index,
                 player=player,
                 progress=progress,

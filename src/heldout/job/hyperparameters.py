@@ -167,6 +167,9 @@ SPECIFICATIONS: Mapping[str, Specification] = {
             spellings=("rollout.max_retries",),
         ),
         Specification("enforce_sampling", False, "overwrite the sampling parameters an agent sends by the job's"),
+        Specification(
+            "isolate_attempts", False, "play each attempt in a process of its own, as AgentCore's sessions are"
+        ),
         Specification("logprobs", False, "ask the policy for log-probabilities and report their metrics"),
         Specification(
             "failed_rollouts",
@@ -203,6 +206,7 @@ class Hyperparameters:
     rollout_max_concurrency: int
     rollout_max_retries: int
     enforce_sampling: bool
+    isolate_attempts: bool
     logprobs: bool
     failed_rollouts: str
     seed: int

@@ -68,6 +68,7 @@ class Engine:
         group_size: int,
         concurrency: int,
         max_retries: int,
+        isolate_attempts: bool,
         index: JournalIndex,
         player: AttemptPlayer,
         progress: Progress,
@@ -77,6 +78,7 @@ class Engine:
         self._group_size = group_size
         self._concurrency = concurrency
         self._max_attempts = 1 + max_retries
+        self._isolate_attempts = isolate_attempts
         self._index = index
         self._player = player
         self._progress = progress
@@ -127,7 +129,8 @@ class Engine:
         lost = 0
         while True:
             is_last = number >= self._max_attempts
-            attempt = await self._play_attempt(Try(prompt, rollout_index, number, is_last, is_isolated=lost > 0))
+            is_isolated = self._isolate_attempts or lost > 0
+            attempt = await self._play_attempt(Try(prompt, rollout_index, number, is_last, is_isolated))
             if attempt.is_final or self._switch.is_draining:
                 return
             if is_counted(attempt) or lost == _MAX_LOST:

@@ -254,7 +254,7 @@ class _Table:
 def _rollout_schema(metric_names: tuple[str, ...]) -> pa.Schema:
     if not metric_names:
         return pa.schema(ROLLOUT_COLUMNS)
-    fields: "list[pa.Field[Any]]" = [pa.field(name, pa.float64()) for name in metric_names]
+    fields: list[pa.Field[Any]] = [pa.field(name, pa.float64()) for name in metric_names]
     return pa.schema([*ROLLOUT_COLUMNS, pa.field("metrics", pa.struct(fields))])
 
 
