@@ -9,7 +9,6 @@ import pytest
 
 from heldout.errors import DatasetError, InputError
 from heldout.report.findings import Finding, Weight, find
-from heldout.report.rank_correlation import rank_correlation
 from heldout.report.rollout_rows import RolloutRows
 from heldout.report.slices import ABSENT, OTHERS, columns_of, slices
 from heldout.rollouts.results import metric_settings
@@ -192,33 +191,7 @@ def test_a_column_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) ->
         _slices(run, "levle")
 
 
-def test_rank_correlation_by_hand() -> None:
-    # Ranks 1..10 against 1..10 with the last two exchanged: 1 - 6 * (1 + 1) / (10 * 99) = 0.98788.
-    x = np.arange(10, dtype=np.float64)
-    y = np.array([0, 1, 2, 3, 4, 5, 6, 7, 9, 8], dtype=np.float64)
-    result = rank_correlation(x, y, np.arange(10))
-    assert result is not None
-    assert result.value == pytest.approx(1 - 6 * 2 / (10 * 99))
-
-
-def test_copies_of_a_rollout_do_not_make_a_correlation_surer() -> None:
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=30), rng.normal(size=30)
-    once = rank_correlation(x, y, np.arange(30))
-    copied = rank_correlation(np.repeat(x, 8), np.repeat(y, 8), np.repeat(np.arange(30), 8))
-    assert once is not None
-    assert copied is not None
-    assert copied.p_value == pytest.approx(once.p_value)
-
-
-def test_unrelated_numbers_are_rarely_called_related() -> None:
-    # 400 evaluations of 20 prompts x 4 rollouts with nothing to find: at a p-value of 0.05 some 20 are expected.
-    rng = np.random.default_rng(1)
-    prompts = np.repeat(np.arange(20), 4)
-    hits = 0
-    for _ in range(400):
-        x = np.repeat(rng.normal(size=20), 4) + rng.normal(size=80)
-        y = np.repeat(rng.normal(size=20), 4) + rng.normal(size=80)
-        result = rank_correlation(x, y, prompts)
-        hits += result is not None and result.p_value < 0.05
-    assert 8 <= hits <= 36
+def test_a_reward_that_has_nothing_to_do_with_length_is_not_told(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    groups = [[Play(float(rng.random()), tokens=int(rng.integers(1, 99))) for _ in range(3)] for _ in range(12)]
+    assert "reward_and_length" not in found(written_run(tmp_path / "run", groups))

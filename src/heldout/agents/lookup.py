@@ -22,6 +22,8 @@ class EntryPoint:
     """`file.py` or `package.module`."""
     name: str
     """What to take from it: a function, a class instance with `__call__`, or an ASGI application."""
+    role: str = "agent"
+    """What it is to the user, for error lines."""
 
     @property
     def is_file(self) -> bool:
@@ -29,24 +31,25 @@ class EntryPoint:
         return self.source.endswith(".py") or os.sep in self.source
 
 
-def parse_entry_point(text: str) -> EntryPoint:
+def parse_entry_point(text: str, *, role: str = "agent") -> EntryPoint:
     """Takes an entry point apart. Raises ReferenceProblem when it has no `:` or no Python name after it."""
     source, colon, name = text.rpartition(":")
     if not colon or not source or not name.isidentifier():
-        example = f"{text.rstrip(':')}:FUNCTION" if text.rstrip(":").endswith(".py") else "agent.py:solve"
+        example = f"{text.rstrip(':')}:FUNCTION" if text.rstrip(":").endswith(".py") else f"{role}.py:solve"
         raise ReferenceProblem(
-            f"agent {shown(text)} is not an entry point; expected file.py:function or package.module:function, as in {example}"
+            f"{role} {shown(text)} is not an entry point; expected file.py:function or package.module:function, "
+            f"as in {example}"
         )
-    return EntryPoint(text, source, name)
+    return EntryPoint(text, source, name, role)
 
 
-def check_entry_point(entry_point: str, *, working_directory: Path | None = None) -> None:
+def check_entry_point(entry_point: str, *, working_directory: Path | None = None, role: str = "agent") -> None:
     """Checks that an entry point's file or module is there and defines or imports the name. Runs none of its code.
 
     Paths are relative to `working_directory`, by default the current one. Raises ReferenceProblem. What only running can tell (a
     star import, a module-level `__getattr__`, a compiled module) passes.
     """
-    parsed = parse_entry_point(entry_point)
+    parsed = parse_entry_point(entry_point, role=role)
     folder = working_directory or Path.cwd()
     path = _find_file(parsed, folder) if parsed.is_file else _find_module(parsed, folder)
     if path is None:
@@ -57,12 +60,12 @@ def check_entry_point(entry_point: str, *, working_directory: Path | None = None
         place = f" ({path.name}:{error.lineno})" if isinstance(error, SyntaxError) else ""
         reason = error.msg if isinstance(error, SyntaxError) else str(error)
         raise ReferenceProblem(
-            f"agent {entry_point!r} cannot be imported: {type(error).__name__}: {reason}{place}"
+            f"{role} {entry_point!r} cannot be imported: {type(error).__name__}: {reason}{place}"
         ) from error
     names = set(_defined_names(tree.body))
     if parsed.name not in names and not names & {"*", "__getattr__"}:
         raise ReferenceProblem(
-            f"agent {entry_point!r} not found: {parsed.source} has no function {parsed.name!r}."
+            f"{role} {entry_point!r} not found: {parsed.source} has no function {parsed.name!r}."
             f"{did_you_mean(parsed.name, names)}"
         )
 
@@ -73,7 +76,7 @@ def _find_file(entry_point: EntryPoint, folder: Path) -> Path:
         return path
     near = [str(Path(entry_point.source).with_name(other.name)) for other in path.parent.glob("*.py")]
     raise ReferenceProblem(
-        f"agent {entry_point.text!r} not found: there is no file {entry_point.source} in {folder}."
+        f"{entry_point.role} {entry_point.text!r} not found: there is no file {entry_point.source} in {folder}."
         f"{did_you_mean(entry_point.source, near)}"
     )
 
@@ -90,7 +93,7 @@ def _find_module(entry_point: EntryPoint, folder: Path) -> Path | None:
         if spec is None:
             name = ".".join(entry_point.source.split(".")[:depth])
             raise ReferenceProblem(
-                f"agent {entry_point.text!r} not found: there is no module {name} in {folder} or installed"
+                f"{entry_point.role} {entry_point.text!r} not found: there is no module {name} in {folder} or installed"
             )
         search = list(spec.submodule_search_locations or ())
     origin = spec.origin if spec is not None else None

@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from heldout.report.terminal import number
+from heldout.report.numbers import interval_text, number
 from heldout.rollouts.progress import Progress
 
 _REDRAWS_PER_SECOND = 4
@@ -89,10 +89,7 @@ def _estimates(progress: Progress) -> list[str]:
         ("reward", estimate.reward_mean, estimate.reward_interval),
         ("success", estimate.success_rate, estimate.success_interval),
     )
-    return [
-        f"{name} {number(value)}" + (f" [{number(i.low)}, {number(i.high)}]" if i is not None else "")
-        for name, value, i in named
-    ]
+    return [f"{name} {number(value)} {interval_text(interval)}".rstrip() for name, value, interval in named]
 
 
 def _duration(seconds: float) -> str:

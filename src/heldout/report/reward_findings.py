@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from heldout.job.hyperparameters import Hyperparameters
+from heldout.metrics.agreement import agreement
 from heldout.metrics.table import Groups
 from heldout.report.finding import Finding, Weight, Wording, counted, finding
-from heldout.report.rank_correlation import rank_correlation
 from heldout.report.rollout_rows import BoolArray, FloatArray, RolloutRows
 
 _MANY_FAILURES = 0.05
@@ -18,8 +18,11 @@ _MANY_FAILURES = 0.05
 _MANY_FLAT_GROUPS = 0.25
 """Share of groups without a learning signal from which training on such prompts would waste a good part of its rollouts."""
 _CLEAR_CORRELATION = 0.2
-_SURE = 0.01
-"""A p-value: two correlations are looked at in every run, and one false finding in fifty runs is few enough."""
+_SURE = 0.99
+"""Confidence of the interval that must leave out 0: two correlations are looked at in every run, and one false finding in
+fifty runs is few enough."""
+_LEAST_PROMPTS = 10
+"""Fewer say too little about how prompts differ for an interval to be trusted."""
 _LIMIT_PILE = 2.0
 """A limit on turns shows as a pile at the highest number: so many times as many rollouts as at the number below."""
 _MANY_AT_LIMIT = 0.05
@@ -172,25 +175,28 @@ def _unsolved_prompts(rows: RolloutRows) -> Iterator[Finding]:
 
 def _reward_and(rows: RolloutRows, values: FloatArray, kind: str, what: str) -> Iterator[Finding]:
     known = rows.is_scored & ~np.isnan(values)
-    found = rank_correlation(rows.reward[known], values[known], rows.prompt_index[known]) if known.any() else None
-    if found is None or abs(found.value) < _CLEAR_CORRELATION or found.p_value > _SURE:
+    prompts = rows.prompt_index[known]
+    num_prompts = len(np.unique(prompts))
+    if num_prompts < _LEAST_PROMPTS:
         return
-    rises = found.value > 0
+    compared = agreement(
+        rows.reward[known], values[known], prompts, reward_threshold=0, score_threshold=0, confidence=_SURE
+    )
+    value, interval = compared.rank_correlation, compared.rank_interval
+    if interval is None or abs(value) < _CLEAR_CORRELATION or interval[0] <= 0 <= interval[1]:
+        return
     advice = (
         "check that the reward does not pay for length itself: open the longest ones"
-        if rises
+        if value > 0
         else "the longest ones may be lost or cut: open them, and look at the token and turn limits"
     )
     seen = (
-        f"reward {'rises' if rises else 'falls'} with {what}: rank correlation {found.value:+.2f} over "
-        f"{int(known.sum()):,} rollouts of {found.num_prompts:,} prompts (p {_p(found.p_value)})"
+        f"reward {'rises' if value > 0 else 'falls'} with {what}: rank correlation {value:+.2f} "
+        f"[{interval[0]:+.2f}, {interval[1]:+.2f}] over {int(known.sum()):,} rollouts of {num_prompts:,} prompts "
+        f"(p < {1 - _SURE:.2g})"
     )
     longest = np.flatnonzero(known)[np.argsort(-values[known], kind="stable")[:5]]
     yield Finding(kind, seen, advice, int(known.sum()), rows.ids_at(longest), Weight.NOTE)
-
-
-def _p(value: float) -> str:
-    return "< 0.0001" if value < 0.0001 else f"= {value:.2g}"
 
 
 def _turn_limit(rows: RolloutRows) -> Iterator[Finding]:

@@ -52,6 +52,14 @@ def said(message: dict[str, Any]) -> str:
     return content or str(message.get("refusal") or "")
 
 
+def reasoning(message: dict[str, Any]) -> str:
+    """What the model thought before it spoke, under the names that servers give it; empty when there is none."""
+    for name in ("reasoning_content", "reasoning"):
+        if isinstance(thought := message.get(name), str) and thought.strip():
+            return thought
+    return ""
+
+
 def tool_calls(message: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     """Name and arguments (JSON text, as the model gave it) of each tool call in a message."""
     given = message.get("tool_calls")

@@ -1,56 +1,85 @@
 """A run's results as a person reads them in a terminal."""
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from heldout.metrics.summary import Summary
-from heldout.report.findings import Finding
+from heldout.report.finding import Finding, Weight
+from heldout.report.numbers import interval_text, number
+from heldout.report.slices import Slice
+from heldout.report.visible import visible
+
+_MARKS = {Weight.DOUBT: ("!", "bold yellow"), Weight.PATTERN: ("-", "bold cyan"), Weight.NOTE: ("-", "cyan")}
+_SHOWN_PATTERNS = 4
+"""Beside what casts doubt on the numbers, which is always shown: a screen should hold table and findings together."""
 
 
 def results(
-    summary: Summary, findings: Iterable[Finding], *, title: str, where: str, is_partial: bool
+    summary: Summary, findings: Iterable[Finding], *, title: str, where: Path | str, is_partial: bool
 ) -> RenderableType:
     """The table, what to know about it, and where the run lies."""
     parts: list[RenderableType] = [_table(summary, title, is_partial=is_partial)]
-    warnings = [*_about_counts(summary), *(Text.assemble((f.seen, "yellow"), "; ", f.advice) for f in findings)]
-    parts += [Text.assemble(("! ", "bold yellow"), warning) for warning in warnings]
-    parts.append(Text.assemble(("run ", "dim"), where))
+    warnings = _warnings(summary, findings)
+    if warnings.row_count:
+        parts += ["", warnings, ""]
+    parts.append(Text.assemble(("run ", "dim"), str(where)))
     return Group(*parts)
 
 
+def slice_table(found: Iterable[Slice], column: str, confidence: float = 0.95) -> RenderableType:
+    """Results by a column of the dataset; the intervals are each slice's own."""
+    table = Table(title=f"by {visible(column)}", title_justify="left", title_style="bold")
+    table.add_column(visible(column), overflow="fold")
+    for name in ("prompts", "rollouts", "failed", "success", f"{confidence:.0%} interval", "mean reward"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for part in found:
+        table.add_row(
+            Text(visible(part.value)),
+            f"{part.num_prompts:,}",
+            f"{part.num_rollouts:,}",
+            f"{part.failed:,}",
+            "-" if part.success is None else number(part.success),
+            interval_text(part.success_interval),
+            "-" if part.reward is None else number(part.reward),
+        )
+    return table
+
+
 def _table(summary: Summary, title: str, *, is_partial: bool) -> Table:
-    level = f"{summary.confidence:.0%} interval"
     table = Table(title=title + (" (partial)" if is_partial else ""), title_justify="left", title_style="bold")
     table.add_column("metric", no_wrap=True)
-    table.add_column("value", justify="right")
-    table.add_column(level, justify="right")
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column(f"{summary.confidence:.0%} interval", justify="right", no_wrap=True)
     table.add_column("note", style="dim", overflow="fold")
-    for number, section in enumerate(_rows(summary)):
-        if number:
+    table.add_row("prompts", f"{summary.num_prompts:,}", "", "")
+    table.add_row("rollouts", f"{summary.scored + summary.failed:,}", "", _failed_note(summary))
+    for section in _sections(summary):
+        if section:
             table.add_section()
         for row in section:
             table.add_row(*row)
     return table
 
 
-def _rows(summary: Summary) -> Iterator[list[tuple[str, str, str, str]]]:
-    reward = [
-        _row(summary, f"eval/reward/{name}", name if name != "mean" else "mean reward") for name in ("mean", "std")
-    ]
-    yield [*reward, _row(summary, "eval/reward/zero_frac", "share of zero rewards")]
+def _failed_note(summary: Summary) -> str:
+    return f"{summary.failed:,} of them failed for good" if summary.failed else ""
+
+
+def _sections(summary: Summary) -> Iterator[list[tuple[str, str, str, str]]]:
+    reward = {"mean": "mean reward", "std": "its spread (std)", "zero_frac": "share of zero rewards"}
+    yield [_row(summary, f"eval/reward/{name}", label) for name, label in reward.items()]
     yield list(_pass_rows(summary))
-    turns = _row(summary, "eval/turns/mean", "turns")
-    tokens = [
+    yield [
+        _row(summary, "eval/turns/mean", "turns"),
         _row(summary, "eval/tokens/prompt_mean", "prompt tokens a turn"),
         _row(summary, "eval/tokens/response_mean", "response tokens a turn"),
     ]
-    yield [turns, *tokens]
-    own = [name for name in summary.metrics if name.startswith("agent/")]
-    if own:
-        yield [_row(summary, name, name.removeprefix("agent/")) for name in sorted(own)]
+    own = sorted(name for name in summary.metrics if name.startswith("agent/"))
+    yield [_row(summary, name, visible(name.removeprefix("agent/")).replace("_", " ")) for name in own]
     if "eval/logprob/nz_mean" in summary.metrics:
         yield [_row(summary, "eval/logprob/nz_mean", "log-probability a token")]
 
@@ -59,25 +88,39 @@ def _pass_rows(summary: Summary) -> Iterator[tuple[str, str, str, str]]:
     names = [name for name in summary.metrics if name.startswith("eval/reward/pass_")]
     for name in sorted(names, key=lambda n: ("power" in n, int(n.rpartition("_")[2]))):
         k = name.rpartition("_")[2]
+        if name == "eval/reward/pass_power_1":
+            continue  # the same number as pass@1
         yield _row(summary, name, f"pass^{k}" if "power" in name else f"pass@{k}")
 
 
 def _row(summary: Summary, metric: str, label: str) -> tuple[str, str, str, str]:
     value = summary.metrics.get(metric)
-    interval = summary.intervals.get(metric)
     return (
-        label.replace("_", " "),
+        label,
         "-" if value is None else number(value),
-        "" if interval is None else f"[{number(interval[0])}, {number(interval[1])}]",
+        interval_text(summary.intervals.get(metric)),
         summary.notes.get(metric, ""),
     )
 
 
-def number(value: float) -> str:
-    """A number with three significant digits, more only where they are before the point."""
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) >= 10 else f"{value:.3f}"
-
-
-def _about_counts(summary: Summary) -> Iterator[Text]:
+def _warnings(summary: Summary, findings: Iterable[Finding]) -> Table:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
     if summary.missing:
-        yield Text(f"{summary.missing} rollouts have not been played: these numbers are partial")
+        seen = f"{summary.missing:,} rollouts have not been played: these numbers are partial"
+        grid.add_row(Text("!", style="bold yellow"), Text(seen, style="yellow"))
+    doubts, others = _parted(findings)
+    for finding in [*doubts, *others[:_SHOWN_PATTERNS]]:
+        mark, style = _MARKS[finding.weight]
+        opened = f"; open {visible(finding.trajectory_ids[0])}" if finding.trajectory_ids else ""
+        grid.add_row(Text(mark, style=style), Text(visible(finding.seen), style=style.removeprefix("bold ")))
+        grid.add_row("", Text(visible(finding.advice) + opened, style="dim"))
+    if len(others) > _SHOWN_PATTERNS:
+        grid.add_row("", f"and {len(others) - _SHOWN_PATTERNS} more, in report.html")
+    return grid
+
+
+def _parted(findings: Iterable[Finding]) -> tuple[list[Finding], list[Finding]]:
+    given = list(findings)
+    return [f for f in given if f.weight is Weight.DOUBT], [f for f in given if f.weight is not Weight.DOUBT]

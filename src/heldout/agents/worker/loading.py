@@ -52,15 +52,15 @@ def load(entry_point: EntryPoint, working_directory: Path) -> LoadedAgent:
     except (Exception, SystemExit) as error:  # the user's module-level code may raise anything
         print_error(error, folder)
         reason = ": ".join(describe(error, folder))
-        raise LoadProblem(f"agent {entry_point.text!r} cannot be imported: {reason}") from error
+        raise LoadProblem(f"{entry_point.role} {entry_point.text!r} cannot be imported: {reason}") from error
     if not hasattr(module, entry_point.name):
         raise LoadProblem(
-            f"agent {entry_point.text!r} not found: {entry_point.source} has no function {entry_point.name!r}."
+            f"{entry_point.role} {entry_point.text!r} not found: {entry_point.source} has no function {entry_point.name!r}."
             f"{did_you_mean(entry_point.name, vars(module))}"
         )
     target = getattr(module, entry_point.name)
     if not callable(target):
-        raise LoadProblem(f"agent {entry_point.text!r} is {type(target).__name__}, which cannot be called")
+        raise LoadProblem(f"{entry_point.role} {entry_point.text!r} is {type(target).__name__}, which cannot be called")
     return LoadedAgent(target, module, folder)
 
 
@@ -98,7 +98,7 @@ def _is_own(path: Path, folder: Path) -> bool:
 def _run_file(path: Path) -> ModuleType:
     name = path.stem
     if not name.isidentifier() or name in sys.modules or name in sys.stdlib_module_names:
-        name = f"agent_in_{path.stem}"  # `math.py` must not become everybody's `math`
+        name = f"user_code_in_{path.stem}"  # `math.py` must not become everybody's `math`
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")
