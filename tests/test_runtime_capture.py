@@ -1,6 +1,7 @@
 """Each message of a trajectory is stored once, and every conversation can be had back."""
 
 import orjson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -109,6 +110,20 @@ def test_storage_grows_with_the_conversation_and_not_with_its_square() -> None:
         messages.append(said(f"{number:04}"))
     sizes = [len(turn.messages) for turn in turns]
     assert max(sizes) == min(sizes)
+
+
+def test_a_call_that_cannot_be_stored_leaves_no_trace() -> None:
+    deep: object = "x"
+    for _ in range(300):
+        deep = [deep]
+    capture = Capture()
+    play(capture, [user("a")], said("b"))
+    too_deep: list[list[object]] = [[user("a"), said("b"), user(deep)], [user(deep)]]
+    for messages in too_deep:
+        with pytest.raises((orjson.JSONEncodeError, RecursionError)):
+            play(capture, messages)
+    turn = play(capture, [user("a"), said("b"), user("c")])
+    assert (turn.index, turn.parent, turn.shared_messages) == (1, 0, 2)
 
 
 small = st.one_of(st.none(), st.booleans(), st.integers(0, 2), st.sampled_from(["", "a", "é\n"]))

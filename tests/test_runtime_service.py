@@ -100,6 +100,7 @@ async def test_an_unknown_operation_names_those_there_are(bench: Bench, session:
     [
         (b"{", "the body is not JSON"),
         (b"[]", "the body is []; expected a JSON object, an OpenAI-compatible request"),
+        (b'{"messages": [' + b"[" * 300 + b"]" * 300 + b"]}", "the body is nested too deeply"),
         (b"{}", "messages is None; it must be a list of messages"),
         (b'{"messages": "hi"}', "messages is 'hi'; it must be a list of messages"),
     ],
@@ -171,6 +172,33 @@ async def test_a_reply_that_is_no_completion_is_passed_on_and_noted(session: aio
         async with session.post(f"{trajectory.base_url}/chat/completions", data=BODY) as answer:
             assert (answer.status, answer.content_type, await answer.read()) == (200, "text/html", b"<html>")
         assert trajectory.turns[0].error == "the policy's answer is no completion: b'<html>'"
+
+
+async def test_a_whole_body_in_answer_to_a_call_for_a_stream_is_passed_on_and_recorded(
+    session: aiohttp.ClientSession,
+) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b'{"choices": [{"message": {"role": "assistant",'
+        yield b' "content": "whole"}}]}'
+
+    async with running_with(ModelReply(200, "application/json", b"", pieces())) as runtime:
+        trajectory = runtime.open("p1", seed=None, on_report=ignore)
+        body = b'{"messages": [], "stream": true}'
+        async with session.post(f"{trajectory.base_url}/chat/completions", data=body) as answer:
+            assert (await answer.json())["choices"][0]["message"]["content"] == "whole"
+        assert orjson.loads(trajectory.turns[0].reply) == [{"role": "assistant", "content": "whole"}]
+
+
+async def test_a_stream_without_a_completion_is_noted(session: aiohttp.ClientSession) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"data: [DONE]\n\n"
+
+    async with running_with(ModelReply(200, "text/event-stream", b"", pieces())) as runtime:
+        trajectory = runtime.open("p1", seed=None, on_report=ignore)
+        body = b'{"messages": [], "stream": true}'
+        async with session.post(f"{trajectory.base_url}/chat/completions", data=body) as answer:
+            assert await answer.read() == b"data: [DONE]\n\n"
+        assert trajectory.turns[0].error == "the policy's stream held no completion"
 
 
 async def test_a_bug_in_a_policy_costs_one_call_and_is_logged(

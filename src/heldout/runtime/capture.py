@@ -69,20 +69,27 @@ class Capture:
         self._requests: list[dict[str, object]] = []
 
     def begin(self, request: dict[str, object], messages: list[object]) -> CapturedCall:
-        """A call is made. request: what it sent beside its messages; it must not be changed afterwards."""
+        """A call is made. request: what it sent beside its messages; it must not be changed afterwards.
+
+        Raises orjson.JSONEncodeError or RecursionError, and remembers nothing of the call, if it is nested too deeply.
+        """
         index = len(self._requests)
-        node, path = self._follow(messages)
-        parent, shared = node.turn, len(path)
+        node, path, found = self._follow(messages)
+        parent, shared = node.turn, len(path) + len(found)
         new = messages[shared:]
-        for message in new:
-            node = node.add(message, index)
-            path.append(node.message)
-        self._tip, self._path = node, path
+        new_json = orjson.dumps(new)
         if parent is not None and self._requests[parent] == request:
-            self._requests.append(self._requests[parent])
-            return CapturedCall(index, parent, shared, orjson.dumps(new), b"", node)
+            request, request_json = self._requests[parent], b""
+        else:
+            request_json = orjson.dumps(request)
+        end = node
+        for message in new:
+            end = end.add(message, index)
+            found.append(end.message)
+        path += found
+        self._tip, self._path = end, path
         self._requests.append(request)
-        return CapturedCall(index, parent, shared, orjson.dumps(new), orjson.dumps(request), node)
+        return CapturedCall(index, parent, shared, new_json, request_json, end)
 
     def end(self, call: CapturedCall, message: object) -> None:
         """The call was answered with this message; a later call may continue from it."""
@@ -91,19 +98,24 @@ class Capture:
             self._tip = node
             self._path.append(node.message)
 
-    def _follow(self, messages: list[object]) -> tuple[_Node, list[object]]:
-        """As far as the messages lead through the tree: the last node, and the messages on the way to it."""
+    def _follow(self, messages: list[object]) -> tuple[_Node, list[object], list[object]]:
+        """As far as the messages lead through the tree: the last node, and the messages on the way to it in two parts.
+
+        The first part is the path remembered from the latest call, if the messages begin with it: one comparison, and
+        usually all there is to do.
+        """
         path = self._path
         node = self._tip
         if messages[: len(path)] != path:
             node, path = self._root, []
+        found: list[object] = []
         for message in messages[len(path) :]:
             child = node.child(message)
             if child is None:
                 break
             node = child
-            path.append(child.message)
-        return node, path
+            found.append(child.message)
+        return node, path, found
 
 
 def _without_nulls(value: object) -> object:

@@ -85,7 +85,8 @@ class RequestHandler:
             raise
         except Exception as error:
             # A bug must cost one request, told to the agent in the words of the wire, and not the server.
-            log.exception("the Job Runtime failed on %s %s", request.method, request.path)
+            # Only the path's end is logged: before it may stand a trajectory's secret.
+            log.exception("the Job Runtime failed on %s .../%s", request.method, request.path.rpartition("/")[2])
             return _refused(internal(f"{type(error).__name__}: {error}"))
 
     async def finish_reports(self) -> None:

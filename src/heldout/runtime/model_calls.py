@@ -56,7 +56,10 @@ class ModelCalls:
         sent = _parsed(body)
         path = path or (COMPLETION_PATH if "prompt" in sent and "messages" not in sent else CHAT_PATH)
         messages = _taken_messages(sent) if path == CHAT_PATH else None
-        call = trajectory.begin(sent, messages or [])
+        try:
+            call = trajectory.begin(sent, messages or [])
+        except (orjson.JSONEncodeError, RecursionError):
+            raise invalid("the body is nested too deeply, more than 250 levels") from None
         self._count_differences(trajectory, sent)
         edited = self._editor.edit(
             sent,
@@ -68,10 +71,10 @@ class ModelCalls:
         )
         try:
             reply = await self._policy.call(ModelCall(path, edited.body, trajectory.id, edited.is_streamed))
-            if reply.chunks is not None and reply.status == 200:
+            if reply.chunks is not None and reply.status == 200 and not _is_json(reply):
                 return await self._relay(request, trajectory, call, edited, reply)
             return await self._pass_on(trajectory, call, edited, reply, is_sample=is_sample)
-        except PolicyUnavailable as unavailable:
+        except (PolicyUnavailable, ReplyTooLong) as unavailable:
             status = _UNAVAILABLE_AWS if is_sample else _UNAVAILABLE
             trajectory.policy_error = str(unavailable)
             trajectory.finish(call, status=status, reply=None, error=str(unavailable))
@@ -126,11 +129,11 @@ class ModelCalls:
                 relayed_bytes = streamed.feed(chunk)
                 if streamed.is_done:
                     # Recorded before the agent can see the end, or its next request might overtake the recording.
-                    trajectory.finish(call, status=200, reply=streamed.reply(), error=streamed.error)
+                    _finish_streamed(trajectory, call, streamed)
                 if relayed_bytes:
                     await response.write(relayed_bytes)
             rest = streamed.finish()
-            trajectory.finish(call, status=200, reply=streamed.reply(), error=streamed.error)
+            _finish_streamed(trajectory, call, streamed)
             if rest:
                 await response.write(rest)
         except (PolicyUnavailable, ReplyTooLong) as broken:
@@ -179,6 +182,17 @@ def _taken_messages(sent: dict[str, object]) -> list[object]:
     return messages
 
 
+def _finish_streamed(trajectory: Trajectory, call: Call, streamed: StreamedReply) -> None:
+    reply = streamed.reply()
+    error = streamed.error or (None if reply.messages else "the policy's stream held no completion")
+    trajectory.finish(call, status=200, reply=reply, error=error)
+
+
+def _is_json(reply: ModelReply) -> bool:
+    """Whether a policy answered a call for a stream with a whole body after all."""
+    return reply.content_type.startswith("application/json")
+
+
 def _json_or_none(body: bytes) -> object:
     try:
         return orjson.loads(body)
@@ -187,12 +201,12 @@ def _json_or_none(body: bytes) -> object:
 
 
 async def _collected(chunks: AsyncIterator[bytes]) -> bytes:
-    """The body of an error that came as a stream; an error has no business being longer than a message."""
+    """A whole body that came in pieces. Raises ReplyTooLong."""
     body = bytearray()
     async for chunk in chunks:
         body += chunk
-        if len(body) > 2**20:
-            break
+        if len(body) > _REPLY_BYTES:
+            raise ReplyTooLong("the policy's reply is longer than the Job Runtime takes")
     return bytes(body)
 
 

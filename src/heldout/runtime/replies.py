@@ -28,7 +28,7 @@ class Reply(NamedTuple):
 
 
 class ReplyTooLong(Exception):
-    """A streamed reply, or one event in it, has more bytes than are taken."""
+    """A reply has more bytes than are taken."""
 
 
 def read_reply(body: object) -> Reply | None:
