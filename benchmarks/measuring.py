@@ -10,7 +10,7 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -41,8 +41,17 @@ class Usage:
     """Sum over its processes of each one's most."""
 
 
-def measured(command: Sequence[str], *, environment: Mapping[str, str] | None = None, log: Path) -> Usage:
-    """Runs a command in the repository's root to its end; its output goes to `log`."""
+def measured(
+    command: Sequence[str],
+    *,
+    environment: Mapping[str, str] | None = None,
+    log: Path,
+    watch: Callable[[int], None] = lambda _: None,
+) -> Usage:
+    """Runs a command in the repository's root to its end; its output goes to `log`.
+
+    watch: called ten times a second with the process's id while it runs.
+    """
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
@@ -56,7 +65,7 @@ def measured(command: Sequence[str], *, environment: Mapping[str, str] | None = 
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        peaks = _Peaks(process.pid)
+        peaks = _Peaks(process.pid, watch)
         _, status, usage = os.wait4(process.pid, 0)
         ended = time.monotonic()
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -85,8 +94,9 @@ def _reaped(pid: int) -> float:
 class _Peaks:
     """Watches the most memory each process of a tree had resident. The kernel keeps the peak; it is only to be read in time."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, watch: Callable[[int], None]) -> None:
         self._pid = pid
+        self._also = watch
         self._mib: dict[int, float] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -100,8 +110,9 @@ class _Peaks:
 
     def _watch(self) -> None:
         while not self._ended.wait(_POLL_SECONDS):
+            self._also(self._pid)
             for pid in descendants(self._pid):
-                peak = _peak_mib(pid)
+                peak = memory_mib(pid, "VmHWM")
                 if peak is not None:
                     self._mib[pid] = peak
 
@@ -128,10 +139,11 @@ def _parent(pid: int) -> int | None:
     return int(stat.rpartition(b")")[2].split()[1])
 
 
-def _peak_mib(pid: int) -> float | None:
+def memory_mib(pid: int, field: str) -> float | None:
+    """A process's resident memory now (`VmRSS`) or at its most (`VmHWM`), MiB; None when it is gone."""
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{field}:"):
                 return int(line.split()[1]) / 1024
     except OSError:
         pass
