@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
 from types import ModuleType
 
 import aiohttp
@@ -247,18 +248,24 @@ async def running_bench(rules: CallRules = NO_RULES, *, policy_url: str | None =
 def published(name: str) -> ModuleType:
     """A module of the published packages `sagemaker-core` and `sagemaker-train`, as it is.
 
-    Imported past `sagemaker.core`'s own initialisation, which brings in the whole SDK and takes seconds.
+    Imported past the initialisation of the packages above it, which brings in the whole SDK and takes seconds.
     """
-    spec = importlib.util.find_spec("sagemaker.core")
-    assert spec is not None
-    is_new = "sagemaker.core" not in sys.modules
-    if is_new:
-        sys.modules["sagemaker.core"] = importlib.util.module_from_spec(spec)
+    above = [package for package in ("sagemaker", "sagemaker.core") if package not in sys.modules]
+    for package in above:
+        spec = PathFinder.find_spec(package, _package_path(package))
+        assert spec is not None
+        sys.modules[package] = importlib.util.module_from_spec(spec)
     try:
         return importlib.import_module(name)
     finally:
-        if is_new:
-            del sys.modules["sagemaker.core"]
+        for package in above:
+            del sys.modules[package]
+
+
+def _package_path(package: str) -> list[str] | None:
+    """Where to look for a package: in the one above it."""
+    parent = package.rpartition(".")[0]
+    return list(sys.modules[parent].__path__) if parent else None
 
 
 async def turns_of(trajectory: Trajectory, count: int) -> list[Turn]:
