@@ -23,7 +23,11 @@ ROOMS_BELOW = {
     "agents": {"storage", "job", "runtime", "policies"},
     "report": {"storage", "job", "metrics", "rollouts"},
     "rollouts": {"storage", "job", "metrics", "runtime", "policies", "agents"},
-    "backends": {"storage", "job", "metrics", "runtime", "policies", "agents", "rollouts", "report"},
+    "tracking": {"storage", "job", "metrics", "rollouts"},
+    "pipeline": {"storage", "job", "metrics", "runtime", "policies", "agents", "rollouts", "report", "tracking"},
+    "backends": {
+        *("storage", "job", "metrics", "runtime", "policies", "agents", "rollouts", "report", "tracking", "pipeline")
+    },
 }
 
 CLIENTS = {"aiohttp", "boto3", "botocore", "mlflow", "ray", "rich", "typer", "uvloop"}
