@@ -1,8 +1,7 @@
 """Intervals for means, rates and quantiles when prompts are what was sampled.
 
-Every function takes one value for each prompt: rollouts of a prompt belong together, so they enter as their prompt's value
-and their number only shows in how much these values scatter. docs/statistics.md says which method is used where, why, and
-what coverage was measured.
+Rollouts of a prompt belong together: they enter as their prompt's value or counts, and their number only shows in how much
+prompts scatter. docs/statistics.md says which method is used where, why, and what coverage was measured.
 """
 
 from typing import NamedTuple
@@ -10,7 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from heldout.metrics.table import FloatArray
+from heldout.metrics.beta_binomial import SUCCESS_RATE, CountTables, Quantity, posterior_limits
+from heldout.metrics.table import FloatArray, IntArray
+
+MANY_INFORMATIVE_PROMPTS = 25
+"""Where the prompts that tell something (num_prompts times rate times 1 - rate) are more than this, their own scatter is
+trusted over the beta-binomial model; where they are fewer, the model is."""
 
 
 class Interval(NamedTuple):
@@ -20,79 +24,112 @@ class Interval(NamedTuple):
     high: float
 
 
-def rate_interval(values: FloatArray, confidence: float, *, num_rollouts: int) -> Interval | None:
-    """Interval for the mean of per-prompt values in [0, 1]: success rates, pass@k, pass^k.
+def rate_interval(
+    values: FloatArray, confidence: float, *, successes: IntArray, sizes: IntArray, quantity: Quantity = SUCCESS_RATE
+) -> Interval | None:
+    """Interval for the mean over prompts of a success rate, pass@k or pass^k.
 
-    values: shape (num_prompts,). num_rollouts: rollouts behind them; no interval is narrower than that many independent
-    rollouts would give. None for fewer than two prompts.
-
-    Clopper-Pearson limits at an effective number of rollouts: the number of independent rollouts whose mean would scatter
-    as these prompts' mean does, reduced for the uncertainty of that scatter (Korn and Graubard 1998, Survey Methodology
-    24, 193-201), and never below the number of prompts, since no distribution on [0, 1] scatters more than one all-or-nothing
-    rollout a prompt.
+    values: each prompt's unbiased estimate in [0, 1]; successes, sizes: the counts behind it; shape (num_prompts,) each.
+    quantity: what the values estimate. None for fewer than two prompts.
+    With all values 0 (or 1) the one limit that remains is exact: whatever the distribution of values on [0, 1], all n are
+    0 with probability at most (1 - mean)^n.
     """
-    num_prompts = len(values)
-    if num_prompts < 2:
+    if len(values) < 2:
         return None
-    mean = float(np.clip(values.mean(), 0.0, 1.0))
-    variance = float(values.var(ddof=1)) / num_prompts
-    freedom = _degrees_of_freedom(values) if variance > 0 else num_prompts - 1.0
-    return limits_at_size(mean, variance, freedom, confidence, num_prompts, num_rollouts)
+    low, high = rate_limits(values[None, :], CountTables.of(successes, sizes), quantity, confidence)[0]
+    return Interval(float(low), float(high))
 
 
-def limits_at_size(
-    mean: float, variance: float, freedom: float, confidence: float, num_prompts: int, num_rollouts: int
-) -> Interval:
-    """The interval of `rate_interval` from a mean in [0, 1], the variance of that mean and the variance's degrees of freedom."""
-    if variance == 0:
-        size = float(num_prompts if mean in (0.0, 1.0) else num_rollouts)
-    else:
-        z = special.ndtri(0.5 + confidence / 2)
-        t = special.stdtrit(freedom, 0.5 + confidence / 2)
-        size = float(np.clip(mean * (1 - mean) / variance * (z / t) ** 2, num_prompts, num_rollouts))
-    return _clopper_pearson(mean * size, size, confidence)
+def rate_limits(values_RP: FloatArray, counts: CountTables, quantity: Quantity, confidence: float) -> FloatArray:
+    """The limits of `rate_interval` for several evaluations at once, shape (num_evaluations, 2).
+
+    values_RP: shape (num_evaluations, num_prompts), at least two prompts. counts: the same evaluations.
+
+    On the logit scale, between the limits of the beta-binomial model and those of the prompts' own scatter, the more
+    towards the latter the more prompts tell something.
+    """
+    num_prompts = values_RP.shape[1]
+    means = values_RP.mean(axis=1)
+    informative = num_prompts * means * (1 - means)
+    weight = (informative**2 / (informative**2 + MANY_INFORMATIVE_PROMPTS**2))[:, None]
+    model = _logit(posterior_limits(counts, quantity, confidence))
+    scatter = _logit(_scatter_limits(values_RP, counts.rollouts_R, confidence))
+    limits: FloatArray = special.expit((1 - weight) * model + weight * scatter)
+    if all(n == 1 for _, n in counts.pairs):
+        limits = _clopper_pearson(means * num_prompts, np.full_like(means, num_prompts), confidence)
+    bound = ((1 - confidence) / 2) ** (1 / num_prompts)
+    limits[means <= 0] = 0.0, 1 - bound
+    limits[means >= 1] = bound, 1.0
+    return limits
 
 
 def mean_interval(values: FloatArray, confidence: float) -> Interval | None:
-    """Interval for the mean of per-prompt values of any size, skewness respected.
+    """Interval for the mean of per-prompt values of any size.
 
     values: shape (num_prompts,). None for fewer than two prompts or when all values are equal.
-
-    Student's t with Hall's cubic correction for skewness (Hall 1992, J. R. Statist. Soc. B 54, 221-228).
     """
-    num_prompts = len(values)
-    if num_prompts < 2 or float(values.min()) == float(values.max()):
+    if len(values) < 2 or float(values.min()) == float(values.max()):
         return None
-    error = float(values.std(ddof=1)) / np.sqrt(num_prompts)
-    slope = _skewness(values) / np.sqrt(num_prompts)
+    low, high = mean_limits(values[None, :], confidence)[0]
+    return Interval(float(low), float(high))
+
+
+def mean_limits(values_RP: FloatArray, confidence: float) -> FloatArray:
+    """The limits of `mean_interval` for several evaluations at once, shape (num_evaluations, 2).
+
+    values_RP: shape (num_evaluations, num_prompts), not all equal in any evaluation.
+
+    Student's t with Hall's cubic correction for skewness. Source: Hall 1992, J. R. Statist. Soc. B 54, 221-228, with Student's
+    quantiles in place of normal ones.
+    """
+    num_prompts = values_RP.shape[1]
+    means = values_RP.mean(axis=1)
+    centred = values_RP - means[:, None]
+    variances = np.square(centred).mean(axis=1)
+    errors = np.sqrt(variances / (num_prompts - 1))
+    slopes = (centred**3).mean(axis=1) / variances**1.5 / np.sqrt(num_prompts)
     quantile = float(special.stdtrit(num_prompts - 1, 0.5 + confidence / 2))
-    mean = float(values.mean())
-    return Interval(mean - error * _inverse_hall(quantile, slope), mean - error * _inverse_hall(-quantile, slope))
+    return np.stack(
+        [means - errors * _inverse_hall(quantile, slopes), means - errors * _inverse_hall(-quantile, slopes)], axis=1
+    )
 
 
-def _degrees_of_freedom(values: FloatArray) -> float:
-    """Of the sample variance, by matching its variance to that of a chi-square: 2 n / (kurtosis - 1), at most n - 1."""
-    num_prompts = len(values)
-    squares = np.square(values - values.mean())
-    kurtosis = float(np.square(squares).mean()) / float(squares.mean()) ** 2
-    if kurtosis <= 1:
-        return num_prompts - 1.0
-    return float(np.clip(2 * num_prompts / (kurtosis - 1), 1.0, num_prompts - 1))
+def _scatter_limits(values_RP: FloatArray, rollouts_R: FloatArray, confidence: float) -> FloatArray:
+    """Clopper and Pearson's limits at an effective number of rollouts, shape (num_evaluations, 2).
+
+    That number is how many independent rollouts would have a mean that scatters as these prompts' mean does, reduced for the
+    uncertainty of that scatter. It is never below the number of prompts, since no distribution on [0, 1] scatters more than
+    one all-or-nothing rollout a prompt. Source: Korn and Graubard 1998, Survey Methodology 24, 193-201; the degrees of
+    freedom are those of a chi-square with the variance that the values' kurtosis gives their sample variance.
+    """
+    num_prompts = values_RP.shape[1]
+    means = values_RP.mean(axis=1)
+    squares = np.square(values_RP - means[:, None])
+    variances = np.maximum(squares.mean(axis=1), 1e-18)
+    kurtosis = np.square(squares).mean(axis=1) / variances**2
+    freedom = np.clip(2 * num_prompts / np.maximum(kurtosis - 1, 1e-9), 1.0, num_prompts - 1)
+    shrink = (special.ndtri(0.5 + confidence / 2) / special.stdtrit(freedom, 0.5 + confidence / 2)) ** 2
+    sizes = np.clip(means * (1 - means) / (variances / (num_prompts - 1)) * shrink, num_prompts, rollouts_R)
+    return _clopper_pearson(means * sizes, sizes, confidence)
 
 
-def _clopper_pearson(successes: float, size: float, confidence: float) -> Interval:
+def _clopper_pearson(successes_R: FloatArray, sizes_R: FloatArray, confidence: float) -> FloatArray:
+    """Shape (num_evaluations, 2); meaningless where all or none succeeded."""
     tail = (1 - confidence) / 2
-    low = 0.0 if successes <= 0 else float(special.betaincinv(successes, size - successes + 1, tail))
-    high = 1.0 if successes >= size else float(special.betaincinv(successes + 1, size - successes, 1 - tail))
-    return Interval(low, high)
+    failures_R = np.maximum(sizes_R - successes_R, 1e-9)
+    successes_R = np.maximum(successes_R, 1e-9)
+    low = special.betaincinv(successes_R, failures_R + 1, tail)
+    high = special.betaincinv(successes_R + 1, failures_R, 1 - tail)
+    return np.stack([low, high], axis=1)
 
 
-def _skewness(values: FloatArray) -> float:
-    centred = values - values.mean()
-    return float(np.mean(centred**3) / np.mean(centred**2) ** 1.5)
+def _logit(limits: FloatArray) -> FloatArray:
+    logits: FloatArray = special.logit(np.clip(limits, 1e-12, 1 - 1e-12))
+    return logits
 
 
-def _inverse_hall(quantile: float, slope: float) -> float:
-    if abs(slope) < 1e-9:
-        return quantile
-    return float(3 / slope * (np.cbrt(1 + slope * (quantile - slope / 6)) - 1))
+def _inverse_hall(quantile: float, slopes: FloatArray) -> FloatArray:
+    """Where Hall's transformation of a studentized mean equals `quantile`; the identity where nothing is skew."""
+    safe = np.where(np.abs(slopes) < 1e-6, 1e-6, slopes)
+    inverse: FloatArray = 3 / safe * (np.cbrt(1 + safe * (quantile - safe / 6)) - 1)
+    return inverse

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from heldout.metrics.beta_binomial import Quantity
 from heldout.metrics.intervals import Interval, mean_interval, rate_interval
 from heldout.metrics.pass_k import pass_at_k_by_prompt, pass_power_k_by_prompt
 from heldout.metrics.sample import Sample, linearized
@@ -86,11 +87,6 @@ class _Page:
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
-    def add_rate(self, name: str, values: FloatArray, num_rollouts: int) -> None:
-        """A metric that is the mean over prompts of values in [0, 1], shape (num_prompts,)."""
-        self.metrics[name] = float(values.mean())
-        self.keep(name, rate_interval(values, self.confidence, num_rollouts=num_rollouts), values)
-
     def add_mean(self, name: str, values: FloatArray) -> None:
         """A metric that is the mean over prompts of values of any size, shape (num_prompts,)."""
         self.metrics[name] = float(values.mean())
@@ -131,8 +127,7 @@ def _add_rewards(page: _Page, sample: Sample) -> None:
         page.metrics["eval/reward/std"] = float(rewards.std())
     else:
         page.notes["eval/reward/std"] = "one rollout: no spread"
-    zero = (rewards == 0).astype(np.float64)
-    _add_ratio(page, "eval/reward/zero_frac", sample.groups, zero, is_rate=True)
+    _add_ratio(page, "eval/reward/zero_frac", sample.groups, (rewards == 0).astype(np.float64), ends=(0.0, 1.0))
 
 
 def _add_pass_k(page: _Page, sample: Sample, settings: MetricSettings) -> None:
@@ -143,9 +138,13 @@ def _add_pass_k(page: _Page, sample: Sample, settings: MetricSettings) -> None:
             if k > largest:
                 page.notes[metric] = f"k = {k} needs {k} rollouts of a prompt; the largest group has {largest}"
                 continue
-            values = by_prompt(sample.successes, sample.sizes, k)
-            known = ~np.isnan(values)
-            page.add_rate(metric, values[known], int(sample.sizes[known].sum()))
+            known = sample.sizes >= k
+            successes, sizes = sample.successes[known], sample.sizes[known]
+            values = by_prompt(successes, sizes, k)
+            page.metrics[metric] = float(values.mean())
+            quantity = Quantity(k, is_power=name == "pass_power")
+            interval = rate_interval(values, page.confidence, successes=successes, sizes=sizes, quantity=quantity)
+            page.keep(metric, interval, values)
             _note_pass_k(page, metric, sample, int((~known).sum()), k)
 
 
@@ -164,9 +163,10 @@ def _note_pass_k(page: _Page, metric: str, sample: Sample, left_out: int, k: int
 def _add_groups(page: _Page, sample: Sample) -> None:
     groups, rewards = sample.groups, sample.rewards
     means = sample.reward_means
+    each = Groups(groups.prompt_index, np.arange(groups.num_prompts))
     page.add_mean("eval/reward/mean_within_groups", means)
-    page.add_mean("eval/reward/min_within_groups", groups.minimum(rewards))
-    page.add_mean("eval/reward/max_within_groups", groups.maximum(rewards))
+    _add_ratio(page, "eval/reward/min_within_groups", each, groups.minimum(rewards))
+    _add_ratio(page, "eval/reward/max_within_groups", each, groups.maximum(rewards))
     several = sample.sizes > 1
     if several.any():
         deviations = np.square(rewards - means[groups.of_row])
@@ -240,11 +240,23 @@ def _add_agent_metric(page: _Page, name: str, values: FloatArray, prompt_index: 
         page.notes[f"agent/{name}"] = "no rollout gave a number"
 
 
-def _add_ratio(page: _Page, name: str, groups: Groups, values: FloatArray, *, is_rate: bool = False) -> None:
-    """A mean over rows, whose groups may differ in size, shape of values (num_rows,)."""
-    by_prompt = linearized(groups.sum(values), groups.count().astype(np.float64))
+def _add_ratio(
+    page: _Page, name: str, groups: Groups, values: FloatArray, *, ends: tuple[float, float] | None = None
+) -> None:
+    """A mean over rows, whose groups may differ in size, shape of values (num_rows,).
+
+    ends: the two values there can be; a mean of values that turn out to be two, such as rewards of 0 and 1, is a rate too.
+    """
+    sizes = groups.count()
+    by_prompt = linearized(groups.sum(values), sizes.astype(np.float64))
     page.metrics[name] = float(values.mean())
-    if is_rate:
-        page.keep(name, rate_interval(by_prompt, page.confidence, num_rollouts=len(values)), by_prompt)
+    low, high = ends if ends is not None else (float(values.min()), float(values.max()))
+    if low < high and bool(((values == low) | (values == high)).all()):
+        successes = groups.count(values == high)
+        rates = (by_prompt - low) / (high - low)
+        interval = rate_interval(rates, page.confidence, successes=successes, sizes=sizes)
+        if interval is not None:
+            interval = Interval(low + interval.low * (high - low), low + interval.high * (high - low))
+        page.keep(name, interval, by_prompt)
     else:
         page.keep(name, mean_interval(by_prompt, page.confidence), by_prompt)
