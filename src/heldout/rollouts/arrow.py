@@ -1,10 +1,13 @@
 """Arrow arrays straight from memory.
 
 `pyarrow.array` and `to_numpy` first import pandas wherever it is installed, to see whether they were given something of
-its kind. That takes more than a second, which a job would spend before its first model call.
+its kind. That takes more than a second and 60 MB. A job must not spend the second before its first model call, so the
+conversions here do without; after that, `leave_pandas_out` spares it both.
 """
 
+import sys
 from collections.abc import Sequence
+from functools import cache
 from itertools import accumulate
 from typing import Any
 
@@ -31,6 +34,29 @@ def strings(values: Sequence[str]) -> Any:
 def as_numpy(column: Any) -> Any:
     """The numbers of a pyarrow column without nulls, as a read-only numpy array of shape (n,)."""
     return np.from_dlpack(column.combine_chunks())
+
+
+@cache
+def leave_pandas_out() -> None:
+    """Lets pyarrow find out, once, that pandas is not there, so that none of its conversions imports it from then on.
+
+    Whoever asks pyarrow for a DataFrame afterwards gets one: it then looks for pandas again.
+    """
+    if "pandas" not in sys.modules:
+        sys.meta_path.insert(0, _NoPandas)
+        try:
+            pa.array([0])
+        finally:
+            sys.meta_path.remove(_NoPandas)
+
+
+class _NoPandas:
+    """An entry of `sys.meta_path` by which pandas cannot be found."""
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:  # noqa: ARG004  # the import protocol
+        if name == "pandas":
+            raise ModuleNotFoundError(name)
 
 
 def _buffer(values: Any) -> pa.Buffer:

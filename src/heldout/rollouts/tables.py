@@ -17,13 +17,16 @@ import pyarrow.parquet as pq
 
 from heldout.job.records import Attempt, Turn
 from heldout.metrics.table import FloatArray, IntArray, RolloutTable, TurnTable
+from heldout.rollouts.arrow import leave_pandas_out
 from heldout.rollouts.journal import Amendments, read
 from heldout.rollouts.run import Run
 from heldout.storage import open_atomic
 
-_BATCH_ATTEMPTS = 1024
-"""Attempts turned into columns at once: enough to make writing cheap, few enough to stay small beside long turns."""
-_ROW_GROUP_BYTES = 16 * 1024 * 1024
+_BATCH_BYTES = 512 * 1024
+"""Of attempts turned into columns at once. As rows of Python objects they take thirty times that."""
+_TURN_BYTES = 400
+"""What a turn counts beside its texts: its numbers, and the row it becomes."""
+_ROW_GROUP_BYTES = 8 * 1024 * 1024
 
 ROLLOUT_COLUMNS: "list[pa.Field[Any]]" = [
     pa.field("prompt_index", pa.int64()),
@@ -155,12 +158,13 @@ def write_tables(run: Run, index: JournalIndex, folder: Path) -> None:
     """Writes the three Parquet files from the run's journal into `folder`; each appears whole or not at all."""
     parameters = run.document.hyperparameters
     group_size, threshold = parameters.eval_group_size, parameters.success_threshold
+    leave_pandas_out()
     rollout_schema = _rollout_schema(index.metric_names)
     with ExitStack() as stack:
         rollouts = stack.enter_context(_Table(folder / "rollouts.parquet", rollout_schema))
         trajectories = stack.enter_context(_Table(folder / "trajectories.parquet", pa.schema(_TRAJECTORY_COLUMNS)))
         attempts = stack.enter_context(_Table(folder / "attempts.parquet", pa.schema(_ATTEMPT_COLUMNS)))
-        for batch in _batches(_amended(run.journal_folder, index, group_size), _BATCH_ATTEMPTS):
+        for batch in _batches(_amended(run.journal_folder, index, group_size)):
             final = [a for a in batch if a.is_final]
             rollouts.write(
                 [
@@ -203,13 +207,17 @@ def _with_end_of(attempt: Attempt, latest: Attempt) -> Attempt:
     )
 
 
-def _batches(attempts: Iterable[Attempt], size: int) -> Iterator[list[Attempt]]:
+def _batches(attempts: Iterable[Attempt]) -> Iterator[list[Attempt]]:
     batch: list[Attempt] = []
+    size = 0
     for attempt in attempts:
         batch.append(attempt)
-        if len(batch) == size:
+        size += len(attempt.output) + sum(
+            _TURN_BYTES + len(turn.messages) + len(turn.request) + len(turn.reply) for turn in attempt.turns
+        )
+        if size >= _BATCH_BYTES:
             yield batch
-            batch = []
+            batch, size = [], 0
     if batch:
         yield batch
 
@@ -349,6 +357,7 @@ class RunTables:
 
 def read_tables(folder: Path, group_size: int) -> RunTables:
     """The tables of a run from its Parquet files in `folder` alone."""
+    leave_pandas_out()
     table = pq.read_table(folder / "rollouts.parquet")
     prompt_index = table["prompt_index"].to_numpy()
     rollout_index = table["rollout_index"].to_numpy().astype(np.int64)
@@ -377,18 +386,24 @@ def _floats(column: Any) -> FloatArray:
 def _read_turns(path: Path, keys: IntArray, group_size: int) -> TurnTable:
     order = np.argsort(keys, kind="stable")
     columns = ["prompt_index", "rollout_index", "is_final", "prompt_tokens", "response_tokens", "logprobs"]
-    parts: list[TurnTable] = []
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(columns=columns, batch_size=65_536):
+        whole = _empty_turns(file.metadata.num_rows)
+        filled = 0
+        for batch in file.iter_batches(columns=columns, batch_size=8_192):
             final = batch.filter(batch["is_final"])
             turn_keys = final["prompt_index"].to_numpy() * group_size + final["rollout_index"].to_numpy()
             rows = order[np.searchsorted(keys, turn_keys, sorter=order)]
-            parts.append(_turn_table(rows.astype(np.int64), final))
-    if not parts:
-        return TurnTable.from_turns(np.empty(0, np.int64), np.empty(0), np.empty(0), [])
-    return TurnTable(
-        **{name: np.concatenate([getattr(part, name) for part in parts]) for name in TurnTable.__dataclass_fields__}
-    )
+            part = _turn_table(rows.astype(np.int64), final)
+            for name, values in whole.items():
+                values[filled : filled + len(rows)] = getattr(part, name)
+            filled += len(rows)
+    return TurnTable(**{name: values[:filled] for name, values in whole.items()})
+
+
+def _empty_turns(size: int) -> dict[str, Any]:
+    """Room for the columns of a TurnTable: filled in place, they are never in memory twice."""
+    empty = TurnTable.from_turns(np.empty(0, np.int64), np.empty(0), np.empty(0), [])
+    return {name: np.empty(size, getattr(empty, name).dtype) for name in TurnTable.__dataclass_fields__}
 
 
 def _turn_table(rows: IntArray, batch: pa.RecordBatch) -> TurnTable:
