@@ -1,0 +1,115 @@
+"""The report: one HTML file that opens offline, holds no script, and lets nothing run that a model wrote.
+
+Every text from a run is escaped by the template engine, and the page's own policy (a Content-Security-Policy that allows
+nothing but its one style sheet, by its hash) forbids scripts, event handlers, links to anywhere, images and requests, should
+anything slip through.
+"""
+
+import base64
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from heldout.errors import InputError
+from heldout.metrics.comparison import Comparison
+from heldout.report.evaluation_page import evaluation_page
+from heldout.report.page_records import Page
+from heldout.report.policy_view import PolicyView
+from heldout.report.readable import ReadableTrajectory, readable
+from heldout.report.run_page import run_page
+from heldout.rollouts.run import Run, write_whole
+
+REPORT = "report.html"
+_MOST_BYTES = 1_900_000
+"""Of a page: it should open at once and go through a mail."""
+_MOST_CHARACTERS = 4_000
+"""Of a message, to begin with; halved until the page fits."""
+_LEAST_CHARACTERS = 60
+
+
+def write_report(run: Run, *, training: str | None = None, path: Path | None = None) -> Path:
+    """Writes the report of one run to `path`, by default `report.html` in its folder; it appears whole or not at all.
+
+    training: a dataset the policy was trained on, to look for held-out prompts in. Raises RunError when the run holds no
+    finished rollout, DatasetError when the training prompts cannot be read, StorageError when it cannot be written.
+    """
+    with PolicyView(run, "policy", "tuned", training) as view:
+        html = _fitted(run_page(view), [view])
+    return _written(path or run.folder / REPORT, html)
+
+
+def write_evaluation_report(
+    base: Run, fine_tuned: Run, comparison: Comparison, path: Path, *, training: str | None = None
+) -> Path:
+    """Writes the report of two runs and their comparison to `path`. Errors: see `write_report`."""
+    with ExitStack() as stack:
+        views = [
+            stack.enter_context(PolicyView(run, name, style, training))
+            for run, name, style in ((base, "base", "base"), (fine_tuned, "fine-tuned", "tuned"))
+        ]
+        html = _fitted(evaluation_page(views[0], views[1], comparison), views)
+    return _written(path, html)
+
+
+def _written(path: Path, html: str) -> Path:
+    if path.is_dir():
+        raise InputError(f"{str(path)!r} is a folder; give the file to write, such as {path / REPORT}")
+    write_whole(path, html.encode())
+    return path
+
+
+def _fitted(page: Page, views: Sequence[PolicyView]) -> str:
+    """The page, with its messages cut shorter and shorter until it is small enough."""
+    most = _MOST_CHARACTERS
+    while True:
+        html = _rendered(page, views, most)
+        if len(html.encode()) <= _MOST_BYTES or most <= _LEAST_CHARACTERS:
+            return html
+        most //= 2
+
+
+def _rendered(page: Page, views: Sequence[PolicyView], most: int) -> str:
+    reading = list(_reading(page, views, most))
+    anchors = {shown.trajectory_id: shown.anchor for _, trajectories in reading for shown in trajectories}
+    style = files("heldout.report").joinpath("templates/report.css").read_text("utf-8")
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            page=page,
+            reading=reading,
+            anchors=anchors,
+            style=Markup(style),
+            style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        )
+    )
+
+
+def _reading(page: Page, views: Sequence[PolicyView], most: int) -> Iterator[tuple[str, list[ReadableTrajectory]]]:
+    """Each policy's name and its trajectories worth reading."""
+    for number, (view, section) in enumerate(zip(views, page.policies, strict=True)):
+        played = view.trajectories([one.trajectory_id for one in section.reading])
+        yield (
+            view.name,
+            [
+                readable(trajectory, one.why, f"t{number}-{place}", most)
+                for place, (trajectory, one) in enumerate(zip(played, section.reading, strict=True))
+            ],
+        )
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("heldout.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )

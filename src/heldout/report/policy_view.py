@@ -1,0 +1,199 @@
+"""One run as the report sees it: its rows, numbers, findings and what it was, gathered once."""
+
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import orjson
+import pyarrow.parquet as pq
+
+from heldout.job.references import EmbeddedModel, EndpointModel
+from heldout.metrics.settings import MetricSettings
+from heldout.metrics.summary import Summary, summarize
+from heldout.report.charts import Curve
+from heldout.report.finding import Finding
+from heldout.report.findings import find
+from heldout.report.rollout_rows import RolloutRows
+from heldout.report.slices import Slice, columns_of, slices
+from heldout.report.visible import one_line, visible
+from heldout.rollouts.recorded import RecordedTrajectory, Recordings, open_tables
+from heldout.rollouts.results import metric_settings, summarize_run
+from heldout.rollouts.run import JobStatus, Run
+
+_MOST_K = 64
+"""The largest k of the curves; beyond it a group is larger than anyone's."""
+_MOST_SLICE_COLUMNS = 4
+_MOST_SLICE_VALUES = 12
+_TEXT_CHARACTERS = 160
+
+
+@dataclass(frozen=True, slots=True)
+class Rescoring:
+    """What `agreement-<scorer>.json` says."""
+
+    scorer: str
+    document: dict[str, Any]
+
+
+class PolicyView:
+    """A run, open for reading; leaving the context closes it."""
+
+    def __init__(self, run: Run, name: str, style: str, training: str | None = None) -> None:
+        """name: what the page calls it. style: `base` or `tuned`, its class in the charts."""
+        self.run = run
+        self.name = name
+        self.style = style
+        self._training = training
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with self._stack:
+            tables = self._stack.enter_context(open_tables(self.run))
+            parameters = self.run.document.hyperparameters
+            self.settings: MetricSettings = metric_settings(parameters)
+            self.rows = RolloutRows.read(tables)
+            self.summary: Summary = summarize_run(self.run)
+            self.findings: list[Finding] = find(
+                tables, parameters, prompts=self.run.prompts_path, training=self._training
+            )
+            self._recordings = Recordings(self.run, tables)
+            self._stack.callback(self._recordings.close)
+            self._stack = self._stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def is_partial(self) -> bool:
+        return self.run.state.status is not JobStatus.COMPLETED
+
+    @property
+    def title(self) -> str:
+        return f"{self.run.state.name}/{self.run.state.run_name}"
+
+    def trajectories(self, ids: list[str]) -> list[RecordedTrajectory]:
+        """These trajectories, read back."""
+        return self._recordings.read(ids)
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What was evaluated, and how."""
+        document, state = self.run.document, self.run.state
+        parameters = document.hyperparameters
+        group = parameters.eval_group_size
+        started = datetime.fromtimestamp(state.started_at or state.created_at, UTC)
+        return [
+            ("model", one_line(_model_name(document.model), _TEXT_CHARACTERS)),
+            ("agent", one_line(_reference(document.agent_config.agent), _TEXT_CHARACTERS)),
+            ("prompts", one_line(document.prompts.data_source.dataset, _TEXT_CHARACTERS)),
+            ("rollouts", f"{group} of each prompt, {self.rows.num_rollouts:,} finished"),
+            (
+                "sampling",
+                f"temperature {parameters.sampling_temperature:g}, top p {parameters.top_p:g}, "
+                f"at most {parameters.max_tokens:,} tokens a reply",
+            ),
+            ("success", f"a reward of {parameters.success_threshold:g} or more"),
+            ("failed rollouts", "left out" if self.settings.failed_rollouts == "exclude" else "count as reward 0"),
+            ("started", started.strftime("%Y-%m-%d %H:%M UTC")),
+            ("took", _duration(state.evaluation_seconds)),
+        ]
+
+    def curves(self) -> tuple[Curve, Curve]:
+        """pass@k and pass^k for every k up to the largest group."""
+        counts = np.unique(self.rows.prompt_index, return_counts=True)[1]
+        largest = min(int(counts.max()), _MOST_K) if len(counts) else 0
+        ks = tuple(range(1, largest + 1)) or (1,)
+        settings = MetricSettings(
+            ks,
+            self.settings.success_threshold,
+            self.settings.failed_rollouts,
+            self.settings.confidence,
+            self.settings.seed,
+        )
+        summary = summarize(self.rows.rollout_table(), None, settings, seconds=None)
+        return _curve(summary, ks, "pass_at", "pass@k", self.style), _curve(
+            summary, ks, "pass_power", "pass^k", f"{self.style} power"
+        )
+
+    def failures(self) -> list[tuple[str, int]]:
+        """Reasons of rollouts that failed for good, the commonest first."""
+        failed = self.rows.table.filter(self.rows.is_failed)
+        reasons = zip(failed["error_boundary"].to_pylist(), failed["error_kind"].to_pylist(), strict=True)
+        return [(f"{boundary}: {kind}", count) for (boundary, kind), count in Counter(reasons).most_common()]
+
+    def slices(self) -> list[tuple[str, list[Slice]]]:
+        """Results by those columns of the dataset that cut it into a few parts."""
+        if not self.run.prompts_path.exists():
+            return []
+        found: list[tuple[str, list[Slice]]] = []
+        for column in columns_of(self.run.prompts_path):
+            parts = slices(self.run.prompts_path, self.rows, column, self.settings)
+            if 2 <= len(parts) <= _MOST_SLICE_VALUES and len(found) < _MOST_SLICE_COLUMNS:
+                found.append((visible(column), parts))
+        return found
+
+    def rescorings(self) -> list[Rescoring]:
+        """Independent scores of this run's trajectories."""
+        documents = [orjson.loads(path.read_bytes()) for path in sorted(self.run.folder.glob("agreement-*.json"))]
+        return [Rescoring(str(document["scorer"]), document) for document in documents]
+
+    def prompt_texts(self, keys: list[str]) -> dict[str, str]:
+        """By a prompt's hash, its text; for the given ones."""
+        wanted = set(keys)
+        texts: dict[str, str] = {}
+        with pq.ParquetFile(self.run.prompts_path) as file:
+            for batch in file.iter_batches(columns=["prompt_hash", "prompt"]):
+                for key, text in zip(batch["prompt_hash"].to_pylist(), batch["prompt"].to_pylist(), strict=True):
+                    if key in wanted:
+                        texts[str(key)] = str(text)
+        return texts
+
+    def prompt_indices(self, keys: list[str]) -> dict[str, list[int]]:
+        """By a prompt's hash, its row numbers in the dataset; for the given ones."""
+        wanted = set(keys)
+        indices: dict[str, list[int]] = {}
+        with pq.ParquetFile(self.run.prompts_path) as file:
+            for batch in file.iter_batches(columns=["prompt_hash", "prompt_index"]):
+                for key, index in zip(batch["prompt_hash"].to_pylist(), batch["prompt_index"].to_pylist(), strict=True):
+                    if key in wanted and index is not None:
+                        indices.setdefault(str(key), []).append(int(index))
+        return indices
+
+
+def _curve(summary: Summary, ks: tuple[int, ...], metric: str, name: str, style: str) -> Curve:
+    known = [k for k in ks if f"eval/reward/{metric}_{k}" in summary.metrics]
+    return Curve(
+        name=name,
+        style=style,
+        k=tuple(known),
+        values=tuple(summary.metrics[f"eval/reward/{metric}_{k}"] for k in known),
+        bands=tuple(summary.intervals.get(f"eval/reward/{metric}_{k}") for k in known),
+    )
+
+
+def _model_name(model: object) -> str:
+    match model:
+        case EndpointModel(urls, name, _):
+            return f"{name} at {', '.join(urls)}"
+        case EmbeddedModel(name, adapter):
+            return name if adapter is None else f"{name} + {Path(adapter).name}"
+        case _:
+            return _reference(model)
+
+
+def _reference(reference: object) -> str:
+    """What a reference names, whichever of its kinds it is."""
+    for name in ("entry_point", "url", "arn", "name"):
+        if value := getattr(reference, name, None):
+            return str(value)
+    return "unknown"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
