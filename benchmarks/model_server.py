@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import orjson
 import uvloop
+from benchmarks.measuring import ROOT
 from benchmarks.workload import MODEL, REPLY
 
 from heldout.policies.scripted import ScriptedServer
@@ -35,11 +36,33 @@ class Report(NamedTuple):
     cpu_seconds: float
 
 
-class ModelServer(NamedTuple):
-    """A model server in a process of its own."""
+class Server:
+    """A model server in a process of its own, started; it can be killed and started again at the same address."""
 
-    url: str
-    """Its OpenAI base URL."""
+    def __init__(self, latency_ms: float = 0.0) -> None:
+        self._latency_ms = latency_ms
+        self._port = 0
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """Its OpenAI base URL."""
+        return f"http://127.0.0.1:{self._port}/v1"
+
+    def start(self) -> None:
+        """Starts it and waits until it serves."""
+        command = [sys.executable, "-m", "benchmarks.model_server", "--latency-ms", str(self._latency_ms)]
+        command += ["--port", str(self._port)]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        assert self._process.stdout is not None
+        self._port = int(self._process.stdout.readline())
+
+    def kill(self) -> None:
+        """Ends it at once, with whatever it is answering."""
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
     def report(self) -> Report:
         """What it saw since the last report."""
@@ -50,15 +73,13 @@ class ModelServer(NamedTuple):
 
 
 @contextmanager
-def model_server(latency_ms: float = 0.0) -> Iterator[ModelServer]:
-    """Starts a model server that waits `latency_ms` before each reply, and ends it."""
-    command = [sys.executable, "-m", "benchmarks.model_server", "--latency-ms", str(latency_ms)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            yield ModelServer(f"http://127.0.0.1:{int(process.stdout.readline())}/v1")
-        finally:
-            process.kill()
+def model_server(latency_ms: float = 0.0) -> Iterator[Server]:
+    """A model server that waits `latency_ms` before each reply."""
+    server = Server(latency_ms)
+    try:
+        yield server
+    finally:
+        server.kill()
 
 
 class _Script:
@@ -85,15 +106,18 @@ class _Script:
         return report
 
 
-async def _serve(latency_ms: float) -> None:
-    server = ScriptedServer(_Script(), models=[MODEL], latency_seconds=latency_ms / 1000, kept_calls=0)
+async def _serve(latency_ms: float, port: int) -> None:
+    server = ScriptedServer(_Script(), models=[MODEL], latency_seconds=latency_ms / 1000, port=port, kept_calls=0)
     async with server:
         print(server.port, flush=True)
-        while os.getppid() != 1:
+        started_by = os.getppid()
+        while os.getppid() == started_by:
             await asyncio.sleep(1)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--latency-ms", type=float, default=0.0)
-    uvloop.run(_serve(parser.parse_args().latency_ms))
+    parser.add_argument("--port", type=int, default=0)
+    options = parser.parse_args()
+    uvloop.run(_serve(options.latency_ms, options.port))

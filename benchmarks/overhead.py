@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from benchmarks import peers, workload
 from benchmarks.measuring import ROOT, WORK, Spread, Usage, measured, verdict, write_results
-from benchmarks.model_server import ModelServer, Report, model_server
+from benchmarks.model_server import Report, Server, model_server
 
 SEED = 7
 NAMES = (
@@ -101,7 +101,7 @@ def heldout_command(client: str, url: str, size: Size, folder: Path) -> list[str
     ]
 
 
-def measure(contender: str, server: ModelServer, latency_ms: float, size: Size) -> Measure:
+def measure(contender: str, server: Server, latency_ms: float, size: Size) -> Measure:
     """Runs a contender once; ends the benchmark if it did not do the work right."""
     folder = WORK / "overhead" / contender
     shutil.rmtree(folder, ignore_errors=True)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from benchmarks import peers, workload
 from benchmarks.measuring import ROOT, WORK, Spread, verdict, write_results
-from benchmarks.model_server import ModelServer, model_server
+from benchmarks.model_server import Server, model_server
 
 from heldout.rollouts import journal
 
@@ -68,7 +68,7 @@ class Measure:
 
 
 @contextmanager
-def service(contender: str, server: ModelServer) -> Iterator[Service]:
+def service(contender: str, server: Server) -> Iterator[Service]:
     """Starts a contender before the model server; for `direct` there is only the model server."""
     folder = WORK / "runtime" / contender
     shutil.rmtree(folder, ignore_errors=True)
@@ -87,9 +87,7 @@ def service(contender: str, server: ModelServer) -> Iterator[Service]:
             process.wait()
 
 
-def _start_ours(
-    contender: str, server: ModelServer, folder: Path, log: int
-) -> tuple[subprocess.Popen[str], dict[str, int]]:
+def _start_ours(contender: str, server: Server, folder: Path, log: int) -> tuple[subprocess.Popen[str], dict[str, int]]:
     module = {"heldout": "job_runtime", "relay": "relay"}[contender]
     command = [
         sys.executable,
@@ -108,7 +106,7 @@ def _start_ours(
     return process, json.loads(line)
 
 
-def _start_gateway(_: str, server: ModelServer, folder: Path, log: int) -> tuple[subprocess.Popen[str], dict[str, int]]:
+def _start_gateway(_: str, server: Server, folder: Path, log: int) -> tuple[subprocess.Popen[str], dict[str, int]]:
     """Its own command, with its SQLite store; spared what Heldout does not do here: more logging, log-probabilities."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -129,7 +127,7 @@ def _start_gateway(_: str, server: ModelServer, folder: Path, log: int) -> tuple
     sys.exit(f"the gateway did not start: {(folder / 'output.log').read_text()}")
 
 
-def measure(contender: str, server: ModelServer, connections: int, load: str, trajectories: int) -> Measure:
+def measure(contender: str, server: Server, connections: int, load: str, trajectories: int) -> Measure:
     """One contender under one load, started anew; ends the benchmark if it did not record every call."""
     with service(contender, server) as under_load:
         _play(contender, under_load, connections, connections, 0.0)  # warm-up: connections opened, code run once

@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from benchmarks import workload
 from benchmarks.measuring import ROOT, WORK, measured, memory_mib, verdict, write_results
-from benchmarks.model_server import ModelServer, model_server
+from benchmarks.model_server import Server, model_server
 from benchmarks.overhead import Size, heldout_command
 
 GROUP = 8
@@ -61,7 +61,7 @@ class _Watch:
             self.playing_peak_mib = max(self.playing_peak_mib, memory_mib(pid, "VmRSS") or 0.0)
 
 
-def measure(server: ModelServer, rollouts: int, turns: int) -> Measure:
+def measure(server: Server, rollouts: int, turns: int) -> Measure:
     """Plays and shows one evaluation; ends the benchmark if it did not come out right."""
     folder = WORK / "scale" / f"{rollouts}x{turns}"
     shutil.rmtree(folder, ignore_errors=True)
