@@ -5,17 +5,16 @@ and when to ask again. Requests and replies pass through as bytes.
 """
 
 import asyncio
-import io
 import os
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-import aiohttp
 import orjson
 from yarl import URL
 
 from heldout.errors import ReferenceProblem, did_you_mean, shown
 from heldout.policies.base import ModelCall, ModelReply, PolicyUnavailable
+from heldout.policies.connections import Connections, NotConnected, Origin, Response
 from heldout.policies.replicas import Replica, Replicas
 from heldout.policies.retries import Budget, Retries, TryFailed
 
@@ -28,9 +27,6 @@ _KEEP_ALIVE_SECONDS = 4.0
 to close costs a retry."""
 
 _REFUSALS = frozenset({429, 503})
-
-_LARGE_BODY_BYTES = 2**20
-"""aiohttp warns of larger bodies given as bytes; it takes them from a file object."""
 
 
 class EndpointPolicy:
@@ -58,7 +54,8 @@ class EndpointPolicy:
         self._api_key_variable = api_key_variable
         self._max_connections = max_connections
         self._key: str | None = None
-        self._session: aiohttp.ClientSession | None = None
+        self._connections: Connections | None = None
+        self._heads: dict[tuple[str, str], tuple[Origin, bytes]] = {}
 
     @property
     def model_name(self) -> str:
@@ -71,15 +68,11 @@ class EndpointPolicy:
         or the model is not among those listed. A server without a model list is taken at its word.
         """
         self._key = _read_key(self._api_key_variable)
-        headers = {"Content-Type": "application/json"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._max_connections, keepalive_timeout=_KEEP_ALIVE_SECONDS),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
-            headers=headers,
-            skip_auto_headers=("Accept-Encoding", "User-Agent"),
-            cookie_jar=aiohttp.DummyCookieJar(),
+        self._heads.clear()
+        self._connections = Connections(
+            max_connections=self._max_connections,
+            keep_alive_seconds=_KEEP_ALIVE_SECONDS,
+            connect_seconds=_CONNECT_SECONDS,
         )
         try:
             await self._check_models()
@@ -88,9 +81,9 @@ class EndpointPolicy:
             raise
 
     async def stop(self) -> None:
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        connections, self._connections = self._connections, None
+        if connections is not None:
+            connections.close()
 
     async def call(self, call: ModelCall) -> ModelReply:
         budget: Budget | None = None  # most calls need none
@@ -116,32 +109,44 @@ class EndpointPolicy:
 
     async def _try(self, replica: Replica, path: str, body: bytes | None, *, is_streamed: bool = False) -> ModelReply:
         """One request, a GET when there is no body. Raises TryFailed for whatever may be tried again."""
-        if self._session is None:
+        if self._connections is None:
             raise PolicyUnavailable(f"policy {self._model_name!r} is not started")
-        data = io.BytesIO(body) if body is not None and len(body) > _LARGE_BODY_BYTES else body
-        method = "GET" if body is None else "POST"
+        origin, request = self._request(replica, path, body)
         try:
-            response = await self._session.request(method, replica.url(path), data=data, allow_redirects=False)
-            try:
-                if is_streamed and response.status == 200:
-                    first = await response.content.readany()
-                    return ModelReply(200, _content_type(response), b"", _Chunks(response, first, replica.address))
-                content = await response.read()
-            except BaseException:
-                response.close()
-                raise
-        except aiohttp.ClientConnectorError as problem:
-            raise TryFailed(_connect_failure(problem), is_down=True) from problem
-        except aiohttp.ServerTimeoutError as problem:
-            raise TryFailed(f"took no connection within {_CONNECT_SECONDS:g} s", is_down=True) from problem
-        except (aiohttp.ClientError, OSError) as problem:
+            response = await self._connections.request(origin, request)
+            if is_streamed and response.status == 200:
+                first = await response.read_some()
+                return ModelReply(200, _content_type(response), b"", _Chunks(response, first, replica.address))
+            content = await response.read()
+        except NotConnected as problem:
+            raise TryFailed(str(problem), is_down=True) from problem
+        except OSError as problem:
             raise TryFailed(f"dropped the connection ({_described(problem)})") from problem
         if response.status in _REFUSALS:
             said = content.decode("utf-8", "replace").replace(self._key or "\0", "***")
             raise TryFailed(
-                f"answers {response.status} {shown(said, 200)}", retry_after=response.headers.get("Retry-After")
+                f"answers {response.status} {shown(said, 200)}", retry_after=response.headers.get("retry-after")
             )
         return ModelReply(response.status, _content_type(response), content)
+
+    def _request(self, replica: Replica, path: str, body: bytes | None) -> tuple[Origin, bytes]:
+        """Where a request goes and its bytes; all but the length and the body are kept from call to call."""
+        method = "GET" if body is None else "POST"
+        known = self._heads.get((replica.address, method + path))
+        if known is None:
+            known = self._heads[(replica.address, method + path)] = self._head(replica, path, method)
+        origin, head = known
+        return origin, head + b"\r\n" if body is None else b"%bContent-Length: %d\r\n\r\n%b" % (head, len(body), body)
+
+    def _head(self, replica: Replica, path: str, method: str) -> tuple[Origin, bytes]:
+        url = replica.url(path)
+        lines = [f"{method} {url.raw_path_qs} HTTP/1.1", f"Host: {url.host_port_subcomponent}", "Accept: */*"]
+        if method == "POST":
+            lines.append("Content-Type: application/json")
+        if self._key:
+            lines.append(f"Authorization: Bearer {self._key}")
+        origin = Origin(url.host or "", url.port or 80, url.scheme == "https")
+        return origin, "".join(f"{line}\r\n" for line in lines).encode("ascii")
 
     async def _check_models(self) -> None:
         replicas = self._replicas.all
@@ -197,7 +202,7 @@ class _Chunks(AsyncGenerator[bytes, None]):
     Not a generator function: closing one of those before its first step would not free the connection.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse, first: bytes, address: str) -> None:
+    def __init__(self, response: Response, first: bytes, address: str) -> None:
         self._response = response
         self._first: bytes | None = first
         self._address = address
@@ -207,7 +212,6 @@ class _Chunks(AsyncGenerator[bytes, None]):
         if chunk is None:
             chunk = await self._read()
         if not chunk:
-            self._response.release()
             raise StopAsyncIteration
         return chunk
 
@@ -221,13 +225,9 @@ class _Chunks(AsyncGenerator[bytes, None]):
 
     async def _read(self) -> bytes:
         try:
-            return await self._response.content.readany()
-        except (aiohttp.ClientError, OSError) as problem:
-            self._response.close()
+            return await self._response.read_some()
+        except OSError as problem:
             raise PolicyUnavailable(f"{self._address} broke off a streamed reply ({_described(problem)})") from problem
-        except BaseException:
-            self._response.close()
-            raise
 
 
 def _base_url(url: str) -> URL:
@@ -290,15 +290,9 @@ def _unreachable(replicas: Sequence[Replica], failure: TryFailed) -> ReferencePr
     )
 
 
-def _connect_failure(problem: aiohttp.ClientConnectorError) -> str:
-    if isinstance(problem.os_error, ConnectionRefusedError):
-        return "refuses connections (nothing is listening)"
-    return f"cannot be reached ({_described(problem.os_error)})"
-
-
 def _described(problem: Exception) -> str:
     return " ".join(str(problem).split())[:200] or type(problem).__name__
 
 
-def _content_type(response: aiohttp.ClientResponse) -> str:
-    return response.headers.get("Content-Type", "application/json")
+def _content_type(response: Response) -> str:
+    return response.headers.get("content-type", "application/json")

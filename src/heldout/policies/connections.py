@@ -1,0 +1,287 @@
+"""Kept-alive HTTP/1.1 connections to one kind of server: a model's, asked with small JSON bodies thousands of times a second.
+
+Parsing is httptools' (llhttp); what is here is the pool and the life of a connection. A general client spends more on each
+call than the Job Runtime spends on recording it (benchmarks/runtime.py).
+"""
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, cast
+
+import httptools
+
+_PAUSE_BYTES = 1024 * 1024
+"""A streamed reply that nobody reads stops being read from the network here."""
+
+
+class Origin(NamedTuple):
+    """Where a server is."""
+
+    host: str
+    port: int
+    is_tls: bool
+
+
+class NotConnected(OSError):
+    """No connection could be made; the request was not sent."""
+
+
+class Dropped(OSError):
+    """The connection ended before the reply did."""
+
+
+class Connections:
+    """A pool: idle connections are kept for `keep_alive_seconds` and used again, the latest first.
+
+    max_connections: how many calls may be under way at once; further ones wait. connect_seconds: how long a connection may take.
+    """
+
+    def __init__(self, *, max_connections: int, keep_alive_seconds: float, connect_seconds: float) -> None:
+        self._places = asyncio.Semaphore(max_connections)
+        self._keep_alive_seconds = keep_alive_seconds
+        self._connect_seconds = connect_seconds
+        self._idle: dict[Origin, deque[_Connection]] = {}
+        self._all: set[_Connection] = set()
+        self._tls: ssl.SSLContext | None = None
+
+    async def request(self, origin: Origin, request: bytes) -> "Response":
+        """Sends one whole request; returns when the reply's head is here.
+
+        The response must be read to its end or closed. Raises NotConnected or Dropped.
+        """
+        await self._places.acquire()
+        try:
+            connection = self._take(origin) or await self._connect(origin)
+            return await connection.send(request)
+        except BaseException:
+            self._places.release()
+            raise
+
+    def close(self) -> None:
+        """Drops every connection, also those under way."""
+        for connection in list(self._all):
+            connection.abort()
+        self._idle.clear()
+
+    def _take(self, origin: Origin) -> "_Connection | None":
+        idle = self._idle.get(origin)
+        now = asyncio.get_running_loop().time()
+        while idle:
+            connection = idle.pop()
+            if connection.is_open and now - connection.idle_since < self._keep_alive_seconds:
+                return connection
+            connection.abort()
+        return None
+
+    async def _connect(self, origin: Origin) -> "_Connection":
+        if origin.is_tls and self._tls is None:
+            self._tls = ssl.create_default_context()
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._connect_seconds):
+                _, protocol = await loop.create_connection(
+                    lambda: _Connection(self, origin),
+                    origin.host,
+                    origin.port,
+                    ssl=self._tls if origin.is_tls else None,
+                )
+        except TimeoutError as problem:
+            raise NotConnected(f"took no connection within {self._connect_seconds:g} s") from problem
+        except ConnectionRefusedError as problem:
+            raise NotConnected("refuses connections (nothing is listening)") from problem
+        except OSError as problem:
+            raise NotConnected(f"cannot be reached ({problem})") from problem
+        return protocol
+
+    def opened(self, connection: "_Connection") -> None:
+        self._all.add(connection)
+
+    def done(self, connection: "_Connection", *, is_reusable: bool) -> None:
+        """The call on this connection is over."""
+        self._places.release()
+        if is_reusable:
+            self._idle.setdefault(connection.origin, deque()).append(connection)
+        else:
+            connection.abort()
+
+    def lost(self, connection: "_Connection") -> None:
+        self._all.discard(connection)
+        idle = self._idle.get(connection.origin)
+        if idle and connection in idle:
+            idle.remove(connection)
+
+
+class Response:
+    """One reply: its head is here, its body comes."""
+
+    def __init__(self, connection: "_Connection", status: int, headers: Mapping[str, str]) -> None:
+        self._connection = connection
+        self.status = status
+        self.headers = headers
+        """Names in lower case."""
+
+    async def read(self) -> bytes:
+        """The whole body. Raises Dropped."""
+        return await self._connection.read_all()
+
+    async def read_some(self) -> bytes:
+        """What has come of the body since the last time, waiting for something; empty at its end. Raises Dropped."""
+        return await self._connection.read_some()
+
+    def close(self) -> None:
+        """Gives the rest up; the server sees a closed connection. Nothing happens after the end."""
+        self._connection.give_up()
+
+
+class _Connection(asyncio.Protocol):
+    """One connection, with at most one call under way."""
+
+    def __init__(self, pool: Connections, origin: Origin) -> None:
+        self.origin = origin
+        self.idle_since = 0.0
+        self.is_open = False
+        self._pool = pool
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._is_busy = False
+        self._is_paused = False
+
+    async def send(self, request: bytes) -> Response:
+        self._is_busy = True
+        self._is_complete = False
+        self._has_head = False
+        self._may_stay_open = False
+        self._problem: Exception | None = None
+        self._headers: dict[str, str] = {}
+        self._body: list[bytes] = []
+        self._size = 0
+        self._parser = httptools.HttpResponseParser(self)
+        self._waiter: asyncio.Future[None] | None = None
+        if self._transport is None:
+            raise Dropped("the server closed the connection")
+        self._transport.write(request)
+        try:
+            while not self._has_head:
+                await self._wait()
+        except BaseException:
+            # Who asked gives the place back: a request without a response never reaches `done`.
+            self._is_busy = False
+            self.abort()
+            raise
+        return Response(self, self._parser.get_status_code(), self._headers)
+
+    async def read_all(self) -> bytes:
+        await self._read_until(lambda: self._is_complete)
+        return self._taken()
+
+    async def read_some(self) -> bytes:
+        await self._read_until(lambda: bool(self._body) or self._is_complete)
+        return self._taken()
+
+    async def _read_until(self, is_enough: Callable[[], bool]) -> None:
+        try:
+            while not is_enough():
+                await self._wait()
+        except BaseException:
+            self.give_up()
+            raise
+
+    def give_up(self) -> None:
+        if self._is_busy:
+            self._end(is_reusable=False)
+
+    def abort(self) -> None:
+        self.is_open = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _taken(self) -> bytes:
+        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        self._body, self._size = [], 0
+        if self._is_complete:
+            if self._is_busy:
+                self._end(is_reusable=self.is_open and self._may_stay_open)
+        elif self._is_paused and self._transport is not None:
+            self._is_paused = False
+            self._transport.resume_reading()
+        return body
+
+    def _end(self, *, is_reusable: bool) -> None:
+        self._is_busy = False
+        self.idle_since = self._loop.time()
+        self._pool.done(self, is_reusable=is_reusable)
+
+    async def _wait(self) -> None:
+        """Until something has come. Raises what went wrong, once all that came before it is taken."""
+        if self._problem is None:
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        if self._problem is not None:
+            raise self._problem
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.is_open = True
+        self._pool.opened(self)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._is_busy:
+            # A server that speaks unasked is about to close, or out of step.
+            self.abort()
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as problem:
+            self._problem = Dropped(f"the reply is not HTTP: {problem}")
+            self.is_open = False
+        if self._size > _PAUSE_BYTES and not self._is_complete and not self._is_paused and self._transport is not None:
+            self._is_paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def connection_lost(self, problem: Exception | None) -> None:
+        self.is_open = False
+        self._transport = None
+        self._pool.lost(self)
+        if self._is_busy and not self._is_complete:
+            self._end_of_stream(problem)
+            self._wake()
+
+    def _end_of_stream(self, problem: Exception | None) -> None:
+        ends_with_connection = self._has_head and not {"content-length", "transfer-encoding"} & self._headers.keys()
+        if problem is None and ends_with_connection:
+            self._is_complete = True
+        elif self._problem is None:
+            self._problem = Dropped(str(problem) if problem else "the server closed the connection")
+
+    # What the parser calls.
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        if self._parser.get_status_code() >= 200:
+            self._has_head = True
+            # Asked now: the parser forgets it when the message is complete.
+            self._may_stay_open = self._parser.should_keep_alive()
+        else:
+            self._headers = {}
+
+    def on_body(self, data: bytes) -> None:
+        self._body.append(data)
+        self._size += len(data)
+
+    def on_message_complete(self) -> None:
+        if self._has_head:
+            self._is_complete = True
