@@ -1,6 +1,5 @@
 """Runs for tests of reports, findings and rescoring: written to disk as a job writes them, from what a test says was played."""
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from heldout.job.document import (
 from heldout.job.hyperparameters import Hyperparameters
 from heldout.job.records import Attempt, Boundary, Failure, Turn
 from heldout.job.references import EndpointModel, EntryPoint
-from heldout.rollouts.journal import Journal
+from heldout.rollouts.journal import encode
 from heldout.rollouts.prompts import PromptSource, copy_prompts
 from heldout.rollouts.results import complete, write_results
 from heldout.rollouts.run import Run
@@ -125,18 +124,12 @@ def written_run(
     count = copy_prompts(PromptSource(str(dataset)), run.prompts_path)
     run.update(num_prompts=count.number, dataset_hash=count.content_hash, evaluation_seconds=12.0)
     attempts = [play.attempt(texts[p], p, r) for p, group in enumerate(groups) for r, play in enumerate(group)]
-    asyncio.run(_append(run, attempts))
+    run.journal_folder.mkdir()
+    (run.journal_folder / "000001.jsonl").write_bytes(b"".join(encode(attempt) for attempt in attempts))
     if is_done:
         write_results(run, is_partial=False)
         complete(run)
     return run
-
-
-async def _append(run: Run, attempts: list[Attempt]) -> None:
-    journal = Journal(run.journal_folder)
-    journal.open()
-    await asyncio.gather(*(journal.append(attempt) for attempt in attempts))
-    await journal.close()
 
 
 def _document(dataset: Path, parameters: Hyperparameters) -> JobConfigDocument:

@@ -7,7 +7,7 @@ anything slip through.
 
 import base64
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache
 from importlib.resources import files
@@ -21,8 +21,9 @@ from heldout.metrics.comparison import Comparison
 from heldout.report.evaluation_page import evaluation_page
 from heldout.report.page_records import Page
 from heldout.report.policy_view import PolicyView
-from heldout.report.readable import ReadableTrajectory, readable
+from heldout.report.readable import readable
 from heldout.report.run_page import run_page
+from heldout.rollouts.recorded import RecordedTrajectory
 from heldout.rollouts.run import Run, write_whole
 
 REPORT = "report.html"
@@ -66,17 +67,29 @@ def _written(path: Path, html: str) -> Path:
 
 def _fitted(page: Page, views: Sequence[PolicyView]) -> str:
     """The page, with its messages cut shorter and shorter until it is small enough."""
+    played = [
+        view.trajectories([one.trajectory_id for one in section.reading])
+        for view, section in zip(views, page.policies, strict=True)
+    ]
     most = _MOST_CHARACTERS
     while True:
-        html = _rendered(page, views, most)
+        html = _rendered(page, played, most)
         if len(html.encode()) <= _MOST_BYTES or most <= _LEAST_CHARACTERS:
             return html
         most //= 2
 
 
-def _rendered(page: Page, views: Sequence[PolicyView], most: int) -> str:
-    reading = list(_reading(page, views, most))
-    anchors = {shown.trajectory_id: shown.anchor for _, trajectories in reading for shown in trajectories}
+def _rendered(page: Page, played: Sequence[Sequence[RecordedTrajectory]], most: int) -> str:
+    reading = [
+        (
+            section.name,
+            [
+                readable(trajectory, one.why, f"t{number}-{place}", most)
+                for place, (trajectory, one) in enumerate(zip(trajectories, section.reading, strict=True))
+            ],
+        )
+        for number, (trajectories, section) in enumerate(zip(played, page.policies, strict=True))
+    ]
     style = files("heldout.report").joinpath("templates/report.css").read_text("utf-8")
     return (
         _environment()
@@ -84,24 +97,11 @@ def _rendered(page: Page, views: Sequence[PolicyView], most: int) -> str:
         .render(
             page=page,
             reading=reading,
-            anchors=anchors,
+            anchors=[{shown.trajectory_id: shown.anchor for shown in trajectories} for _, trajectories in reading],
             style=Markup(style),
             style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         )
     )
-
-
-def _reading(page: Page, views: Sequence[PolicyView], most: int) -> Iterator[tuple[str, list[ReadableTrajectory]]]:
-    """Each policy's name and its trajectories worth reading."""
-    for number, (view, section) in enumerate(zip(views, page.policies, strict=True)):
-        played = view.trajectories([one.trajectory_id for one in section.reading])
-        yield (
-            view.name,
-            [
-                readable(trajectory, one.why, f"t{number}-{place}", most)
-                for place, (trajectory, one) in enumerate(zip(played, section.reading, strict=True))
-            ],
-        )
 
 
 @cache
