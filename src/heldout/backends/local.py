@@ -2,30 +2,13 @@
 
 import asyncio
 import contextlib
-import os
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from heldout.policies.embedded import EmbeddedPolicy
-from heldout.policies.endpoint import EndpointPolicy
-
-from heldout.agents.base import Agent
-from heldout.agents.entry_point import EntryPointAgent
-from heldout.agents.http import HttpAgent
-from heldout.errors import HeldoutError, ReferenceProblem
-from heldout.job.references import (
-    AgentContainer,
-    AgentReference,
-    EmbeddedModel,
-    EndpointModel,
-    EntryPoint,
-    ModelReference,
-)
+from heldout.backends.services import region_of, services_of
+from heldout.errors import HeldoutError
 from heldout.metrics.summary import Summary
-from heldout.policies.base import Policy
 from heldout.rollouts.attempt import AttemptPlayer, PlayRules
 from heldout.rollouts.engine import Ending, Engine, StopSwitch
 from heldout.rollouts.journal import Journal
@@ -35,7 +18,6 @@ from heldout.rollouts.prompts import PromptReader, PromptSource, copy_prompts
 from heldout.rollouts.results import complete, metric_settings, write_results
 from heldout.rollouts.run import JobStatus, Run, SecondaryStatus
 from heldout.rollouts.tables import JournalIndex
-from heldout.runtime import CallRules, Credentials, JobRuntime
 from heldout.storage import is_remote
 
 _WRITE_EVERY_SECONDS = 5.0
@@ -93,7 +75,7 @@ async def _run_locked(
     journal = Journal(run.journal_folder)
     journal.open()
     try:
-        async with _services(run) as services:
+        async with services_of(run) as services:
             run.update(secondary_status=SecondaryStatus.EVALUATING)
             progress.started = time.monotonic()
             on_start(progress)
@@ -128,123 +110,11 @@ async def _fetch_prompts(run: Run) -> None:
     run.update(num_prompts=count.number, dataset_hash=count.content_hash)
 
 
-@dataclass(frozen=True, slots=True)
-class _Services:
-    runtime: JobRuntime
-    agent: Agent
-
-
-@contextlib.asynccontextmanager
-async def _services(run: Run) -> AsyncIterator[_Services]:
-    """The policy, the Job Runtime and the agent, started; and stopped, whatever happens."""
-    parameters = run.document.hyperparameters
-    policy = make_policy(run.document.model)
-    configured = _configured_credentials()
-    own = Credentials(f"HELDOUT{secrets.token_hex(8).upper()}", secrets.token_urlsafe(30), None)
-    runtime = JobRuntime(
-        job_arn=run.state.arn,
-        region=_region(run),
-        policy=policy,
-        rules=CallRules(
-            temperature=parameters.sampling_temperature,
-            top_p=parameters.top_p,
-            max_tokens=parameters.max_tokens,
-            enforce_sampling=parameters.enforce_sampling,
-            wants_logprobs=parameters.logprobs,
-        ),
-        credentials=[own, *configured],
-    )
-    await runtime.start()
-    agent = make_agent(run.document.agent_config.agent, _agent_environment(runtime, run, None if configured else own))
-    try:
-        async with asyncio.TaskGroup() as starting:
-            starting.create_task(policy.start())
-            starting.create_task(agent.start())
-        yield _Services(runtime, agent)
-    except BaseExceptionGroup as group:
-        raise _cause(group) from group
-    finally:
-        await asyncio.gather(agent.stop(), runtime.stop(), policy.stop())
-
-
-def _cause(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def make_policy(model: ModelReference) -> Policy:
-    """The way to reach `model`. Raises ReferenceProblem for one that only the hosted service has."""
-    match model:
-        case EndpointModel(urls, name, variable):
-            return EndpointPolicy(urls, name, api_key_variable=variable)
-        case EmbeddedModel(name, adapter):
-            return EmbeddedPolicy(name, adapter=None if adapter is None else Path(adapter))
-        case _:
-            raise ReferenceProblem(
-                f"model {getattr(model, 'name', None) or getattr(model, 'arn', '')!r} is not on this machine; give an "
-                "endpoint (http://host:port/v1#served-name) or an embedded model"
-            )
-
-
-def make_agent(agent: AgentReference, environment: Mapping[str, str]) -> Agent:
-    """The way to invoke `agent`. Raises ReferenceProblem for one that only AWS has."""
-    match agent:
-        case EntryPoint(entry_point):
-            return EntryPointAgent(entry_point, environment=environment)
-        case AgentContainer(url):
-            return HttpAgent(url)
-        case _:
-            raise ReferenceProblem(
-                f"agent {agent.arn!r} is in AWS; give file.py:function or the http://host:port of its container"
-            )
-
-
-def _agent_environment(runtime: JobRuntime, run: Run, own: Credentials | None) -> dict[str, str]:
-    environment = {"RFT_RUNTIME_ENDPOINT": runtime.endpoint}
-    if own is not None:
-        environment |= {"AWS_ACCESS_KEY_ID": own.access_key, "AWS_SECRET_ACCESS_KEY": own.secret_key}
-    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
-        environment.setdefault(name, os.environ.get(name) or _region(run))
-    return environment
-
-
-def _region(run: Run) -> str:
-    return run.state.arn.split(":")[3]
-
-
-def _configured_credentials() -> list[Credentials]:
-    """The AWS credentials that agents on this machine would find by themselves."""
-    if not _may_have_credentials():
-        return []
-    import boto3  # slow to import, and only needed here
-
-    found = boto3.Session().get_credentials()
-    if found is None:
-        return []
-    frozen = found.get_frozen_credentials()
-    if frozen.access_key is None or frozen.secret_key is None:
-        return []
-    return [Credentials(frozen.access_key, frozen.secret_key, frozen.token)]
-
-
-def _may_have_credentials() -> bool:
-    """Whether any of the places that AWS SDKs look at could hold credentials: cheap, and never wrongly False."""
-    names = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_SHARED_CREDENTIALS_FILE")
-    containers = ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONFIG_FILE")
-    if any(os.environ.get(name) for name in (*names, *containers)):
-        return True
-    if any((Path.home() / ".aws" / name).exists() for name in ("credentials", "config")):
-        return True
-    vendor = Path("/sys/class/dmi/id/sys_vendor")
-    return vendor.exists() and "Amazon" in vendor.read_text(errors="replace")
-
-
 def _play_rules(run: Run) -> PlayRules:
     parameters = run.document.hyperparameters
     return PlayRules(
         job_arn=run.state.arn,
-        region=_region(run),
+        region=region_of(run),
         temperature=parameters.sampling_temperature,
         top_p=parameters.top_p,
         max_tokens=parameters.max_tokens,

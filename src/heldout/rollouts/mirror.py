@@ -29,15 +29,16 @@ _RESULTS = (
 
 
 def folder_for(location: str) -> Path:
-    """Where the run at `location` is worked on: the place itself, or for a remote one a folder of this machine.
-
-    The latter lies in $XDG_STATE_HOME/heldout (by default ~/.local/state/heldout).
-    """
+    """Where the run at `location` is worked on: the place itself, or for a remote one a folder of this machine."""
     if not is_remote(location):
         return Path(location)
+    return state_folder() / hashlib.sha256(location.rstrip("/").encode()).hexdigest()[:24]
+
+
+def state_folder() -> Path:
+    """Where this machine keeps what belongs to no output: $XDG_STATE_HOME/heldout, by default ~/.local/state/heldout."""
     state = os.environ.get("XDG_STATE_HOME")
-    base = Path(state) if state else Path.home() / ".local" / "state"
-    return base / "heldout" / hashlib.sha256(location.rstrip("/").encode()).hexdigest()[:24]
+    return (Path(state) if state else Path.home() / ".local" / "state") / "heldout"
 
 
 def has_run(location: str) -> bool:

@@ -90,8 +90,20 @@ class Run:
         self.document = JobConfigDocument.model_validate(state.document)
 
     @classmethod
-    def create(cls, folder: Path, *, name: str, run_name: str, region: str, document: JobConfigDocument) -> Self:
-        """A new run in `folder`, which must not hold one. Raises RunError if it does, or if the name is not a job's."""
+    def create(
+        cls,
+        folder: Path,
+        *,
+        name: str,
+        run_name: str,
+        region: str,
+        document: JobConfigDocument,
+        job_name: str | None = None,
+    ) -> Self:
+        """A new run in `folder`, which must not hold one. `job_name` names the job where `name` is an evaluation of several.
+
+        Raises RunError if there is a run already, or if the name is not a job's.
+        """
         if not _JOB_NAME.fullmatch(name):
             raise RunError(
                 f"name {shown(name)} is not a job name: up to 63 letters, digits and hyphens, first and last no hyphen"
@@ -101,7 +113,7 @@ class Run:
                 f"there is a run in {folder} already; resume it (heldout resume {folder}) or choose another --name"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        arn = f"arn:aws:sagemaker:{region}:000000000000:job/AgentRFTEvaluation/{name}"
+        arn = f"arn:aws:sagemaker:{region}:000000000000:job/AgentRFTEvaluation/{job_name or name}"
         wire = orjson.loads(document.to_json())
         run = cls(folder, JobState(name=name, run_name=run_name, arn=arn, document=wire))
         run.save(run.state)

@@ -1,0 +1,130 @@
+"""An evaluation on this machine: its pipeline executed in this process, results written, shown and tracked."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
+
+from heldout.backends.local import run_job
+from heldout.backends.results import compare_evaluation, finish_run, publish
+from heldout.errors import HeldoutError
+from heldout.pipeline.evaluation import Evaluation
+from heldout.pipeline.lock import FolderLock
+from heldout.pipeline.runner import run_pipeline
+from heldout.pipeline.state import ExecutionStatus
+from heldout.rollouts.engine import Ending, StopSwitch
+from heldout.rollouts.progress import Progress
+from heldout.rollouts.run import JobStatus, Run
+
+_Result = TypeVar("_Result")
+Display = Callable[[Run, Progress], AbstractAsyncContextManager[None]]
+"""Shows how a job goes, from its first rollout on, while inside."""
+
+
+async def play_evaluation(
+    evaluation: Evaluation, display: Display, *, lock: FolderLock | None = None, on_stop: Callable[[bool], None]
+) -> Ending:
+    """Executes what is left of an evaluation. SIGINT or SIGTERM stop it: the first lets what is in flight finish.
+
+    on_stop: called at each of these signals, with whether it is not the first. lock: the folder's, if it is held already.
+    Raises HeldoutError when a step fails, RunError when another process works on the evaluation.
+    """
+    lock = lock or FolderLock.take(evaluation.folder)
+    try:
+        switch = StopSwitch()
+
+        def stopping(again: bool) -> None:
+            evaluation.update(status=ExecutionStatus.STOPPING)
+            on_stop(again)
+
+        with stopped_by_signals(switch, stopping):
+            lock.sign()
+            return await run_pipeline(evaluation, LocalWork(evaluation, display), switch)
+    finally:
+        lock.release()
+
+
+async def play_run(run: Run, display: Display, switch: StopSwitch) -> Ending:
+    """Plays one job from where it stands, shown by `display` while its rollouts go; and publishes what came of it."""
+    ending = Ending.FINISHED
+    try:
+        if run.state.status is not JobStatus.COMPLETED:
+            ending = await _play_shown(run, display, switch)
+        if ending is Ending.FINISHED:
+            await finish_run(run)
+    except HeldoutError:
+        if run.has_journal:
+            with contextlib.suppress(HeldoutError):
+                await publish(run)
+        raise
+    await publish(run)
+    return ending
+
+
+async def _play_shown(run: Run, display: Display, switch: StopSwitch) -> Ending:
+    began = asyncio.Event()
+    progress: list[Progress] = []
+
+    def begin(counts: Progress) -> None:
+        progress.append(counts)
+        began.set()
+
+    async def show() -> None:
+        await began.wait()
+        async with display(run, progress[0]):
+            await asyncio.Event().wait()
+
+    showing = asyncio.create_task(show())
+    try:
+        return (await run_job(run, switch, begin)).ending
+    finally:
+        showing.cancel()
+        await asyncio.gather(showing, return_exceptions=True)
+
+
+def run_to_end(main: Coroutine[Any, Any, _Result]) -> _Result:
+    """`asyncio.run`, on the faster loop where there is one."""
+    if sys.platform == "win32":
+        return asyncio.run(main)
+    import uvloop
+
+    return uvloop.run(main)
+
+
+@contextlib.contextmanager
+def stopped_by_signals(switch: StopSwitch, on_stop: Callable[[bool], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM stop the jobs of `switch` while inside, and `on_stop` hears whether it is not the first time."""
+
+    def stop() -> None:
+        again = switch.is_draining
+        switch.stop()
+        on_stop(again)
+
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+    for number in signals:
+        loop.add_signal_handler(number, stop)
+    try:
+        yield
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+class LocalWork:
+    """What the pipeline's runner has this machine do."""
+
+    def __init__(self, evaluation: Evaluation, display: Display) -> None:
+        self._evaluation = evaluation
+        self._display = display
+
+    async def play(self, run: Run, switch: StopSwitch) -> Ending:
+        """Plays the job, unless it is done, and publishes what came of it."""
+        return await play_run(run, self._display, switch)
+
+    async def conclude(self, evaluation: Evaluation) -> None:
+        """Compares the runs where there are two."""
+        await asyncio.to_thread(compare_evaluation, evaluation)

@@ -1,0 +1,165 @@
+"""What a job needs while it plays: its policy, its Job Runtime and its agent, started and stopped together."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from heldout.agents.base import Agent
+from heldout.agents.entry_point import EntryPointAgent
+from heldout.agents.http import HttpAgent
+from heldout.agents.lookup import check_entry_point
+from heldout.errors import ReferenceProblem, did_you_mean
+from heldout.job.document import JobConfigDocument
+from heldout.job.references import (
+    AgentContainer,
+    AgentReference,
+    EmbeddedModel,
+    EndpointModel,
+    EntryPoint,
+    ModelReference,
+)
+from heldout.pipeline.definition import model_uri
+from heldout.policies.base import Policy
+from heldout.policies.embedded import EMBEDDED_MODELS, EmbeddedPolicy
+from heldout.policies.endpoint import EndpointPolicy
+from heldout.rollouts.prompt_files import PromptDataset
+from heldout.rollouts.run import Run
+from heldout.runtime import CallRules, Credentials, JobRuntime
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    runtime: JobRuntime
+    agent: Agent
+
+
+@contextlib.asynccontextmanager
+async def services_of(run: Run) -> AsyncIterator[Services]:
+    """The policy, the Job Runtime and the agent, started; and stopped, whatever happens."""
+    parameters = run.document.hyperparameters
+    policy = make_policy(run.document.model)
+    configured = _configured_credentials()
+    own = Credentials(f"HELDOUT{secrets.token_hex(8).upper()}", secrets.token_urlsafe(30), None)
+    runtime = JobRuntime(
+        job_arn=run.state.arn,
+        region=region_of(run),
+        policy=policy,
+        rules=CallRules(
+            temperature=parameters.sampling_temperature,
+            top_p=parameters.top_p,
+            max_tokens=parameters.max_tokens,
+            enforce_sampling=parameters.enforce_sampling,
+            wants_logprobs=parameters.logprobs,
+        ),
+        credentials=[own, *configured],
+    )
+    await runtime.start()
+    agent = make_agent(run.document.agent_config.agent, _agent_environment(runtime, run, None if configured else own))
+    try:
+        async with asyncio.TaskGroup() as starting:
+            starting.create_task(policy.start())
+            starting.create_task(agent.start())
+        yield Services(runtime, agent)
+    except BaseExceptionGroup as group:
+        raise _cause(group) from group
+    finally:
+        await asyncio.gather(agent.stop(), runtime.stop(), policy.stop())
+
+
+def _cause(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def make_policy(model: ModelReference) -> Policy:
+    """The way to reach `model`. Raises ReferenceProblem for one that is in AWS and that no registry mapped to this machine."""
+    match model:
+        case EndpointModel(urls, name, variable):
+            return EndpointPolicy(urls, name, api_key_variable=variable)
+        case EmbeddedModel(name, adapter):
+            return EmbeddedPolicy(name, adapter=None if adapter is None else Path(adapter))
+        case _:
+            raise ReferenceProblem(
+                f"model {model_uri(model)!r} is not on this machine; give an endpoint (http://host:port/v1#served-name) or an "
+                "embedded model, or map it in a registry (--registry FILE or HELDOUT_REGISTRY)."
+                f"{did_you_mean(model_uri(model), EMBEDDED_MODELS)}"
+            )
+
+
+def make_agent(agent: AgentReference, environment: Mapping[str, str]) -> Agent:
+    """The way to invoke `agent`. Raises ReferenceProblem for one that is in AWS and that no registry mapped to this machine."""
+    match agent:
+        case EntryPoint(entry_point):
+            return EntryPointAgent(entry_point, environment=environment)
+        case AgentContainer(url):
+            return HttpAgent(url)
+        case _:
+            raise ReferenceProblem(
+                f"agent {agent.arn!r} is in AWS; give file.py:function or the http://host:port of its container, or map it in "
+                "a registry (--registry FILE or HELDOUT_REGISTRY)"
+            )
+
+
+def check_document(document: JobConfigDocument) -> None:
+    """Whether the job can be played here, as far as can be told without starting anything.
+
+    Raises InputError: model or agent is in AWS, the agent's file or function is not there, nor the dataset's first prompt.
+    """
+    make_policy(document.model)
+    agent = document.agent_config.agent
+    make_agent(agent, {})
+    if isinstance(agent, EntryPoint):
+        check_entry_point(agent.entry_point)
+    source = document.prompts.data_source
+    if source.dataset_source is not None:
+        raise ReferenceProblem(
+            f"dataset {source.dataset!r} is in AWS; give a local path or an s3:// URI, or map it in a registry "
+            "(--registry FILE or HELDOUT_REGISTRY)"
+        )
+    if source.file_data_source is not None:
+        next(iter(PromptDataset(source.dataset)))
+
+
+def _agent_environment(runtime: JobRuntime, run: Run, own: Credentials | None) -> dict[str, str]:
+    environment = {"RFT_RUNTIME_ENDPOINT": runtime.endpoint}
+    if own is not None:
+        environment |= {"AWS_ACCESS_KEY_ID": own.access_key, "AWS_SECRET_ACCESS_KEY": own.secret_key}
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        environment.setdefault(name, os.environ.get(name) or region_of(run))
+    return environment
+
+
+def region_of(run: Run) -> str:
+    return run.state.arn.split(":")[3]
+
+
+def _configured_credentials() -> list[Credentials]:
+    """The AWS credentials that agents on this machine would find by themselves."""
+    if not _may_have_credentials():
+        return []
+    import boto3  # slow to import, and only needed here
+
+    found = boto3.Session().get_credentials()
+    if found is None:
+        return []
+    frozen = found.get_frozen_credentials()
+    if frozen.access_key is None or frozen.secret_key is None:
+        return []
+    return [Credentials(frozen.access_key, frozen.secret_key, frozen.token)]
+
+
+def _may_have_credentials() -> bool:
+    """Whether any of the places that AWS SDKs look at could hold credentials: cheap, and never wrongly False."""
+    names = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_SHARED_CREDENTIALS_FILE")
+    containers = ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONFIG_FILE")
+    if any(os.environ.get(name) for name in (*names, *containers)):
+        return True
+    if any((Path.home() / ".aws" / name).exists() for name in ("credentials", "config")):
+        return True
+    vendor = Path("/sys/class/dmi/id/sys_vendor")
+    return vendor.exists() and "Amazon" in vendor.read_text(errors="replace")

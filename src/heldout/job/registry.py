@@ -1,0 +1,228 @@
+"""The registry: AWS names mapped to local things, so that what was written for AWS runs on this machine. Data only.
+
+    [models."openai-reasoning-gpt-oss-20b"]        # a hub model's name or its hub-content ARN
+    endpoint = "http://127.0.0.1:8000/v1#gpt-oss-20b"
+    [model-packages."arn:aws:sagemaker:us-west-2:123456789012:model-package/tuned/1"]
+    model = "smollm2-135m+adapter.gguf"             # `model` is an embedded one, `endpoint` an address
+    base-model = "openai-reasoning-gpt-oss-20b"
+    [agents."arn:aws:bedrock-agentcore:us-west-2:123456789012:runtime/my-agent"]   # or a Lambda ARN
+    agent = "agent.py:handle"
+    [datasets."arn:aws:sagemaker:us-west-2:123456789012:hub-content/hub/DataSet/prompts/1.0.0"]
+    path = "prompts.jsonl"
+    [buckets."my-bucket"]                           # s3://my-bucket as a local folder
+    folder = "buckets/my-bucket"
+
+Relative paths are relative to the folder the file lies in.
+"""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import PurePath
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from heldout.errors import ReferenceProblem, did_you_mean, shown
+from heldout.job.document import AgentConfig, DataSource, JobConfigDocument, OutputDataConfig, evaluation_config_for
+from heldout.job.locations import located_agent, located_model
+from heldout.job.references import (
+    AgentContainer,
+    AgentCoreRuntime,
+    AgentReference,
+    EmbeddedModel,
+    EntryPoint,
+    HubModel,
+    LambdaAgent,
+    ModelPackage,
+    ModelReference,
+    parse_agent,
+    parse_model,
+)
+
+_HUB_CONTENT_NAME = re.compile(r"arn:[^:]+:sagemaker:[^:]*:[^:]*:hub-content/[^/]+/Model/(?P<name>[^/]+)(?:/.*)?")
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(
+        alias_generator=_kebab, populate_by_name=True, extra="forbid", frozen=True, protected_namespaces=()
+    )
+
+
+class ModelEntry(_Entry):
+    """Where a model is: exactly one of `endpoint` and `model`."""
+
+    endpoint: str | None = None
+    """`http://host:port/v1#served-name`."""
+    model: str | None = None
+    """An embedded model's name or a `.gguf` path, either with `+adapter.gguf`."""
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        if (self.endpoint is None) == (self.model is None):
+            raise ValueError("needs exactly one of endpoint, model")
+        if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
+            raise ValueError(f"endpoint {self.endpoint!r} must be http://host:port/v1#served-name")
+        is_embedded = isinstance(self.reference, EmbeddedModel)
+        if self.model is not None and not is_embedded:
+            raise ValueError(f"model {self.model!r} must be an embedded model or a .gguf path")
+        return self
+
+    @property
+    def reference(self) -> ModelReference:
+        """The model this entry names, paths as written."""
+        text = self.endpoint or self.model or ""
+        # Whether an embedded model of this name exists is found out where it is started.
+        return parse_model(text, frozenset({text.partition("+")[0]}))
+
+
+class PackageEntry(ModelEntry):
+    """Where a model package's model is, and what it was tuned from."""
+
+    base_model: str | None = None
+    """A hub model's name or ARN, or a local model."""
+
+
+class AgentEntry(_Entry):
+    agent: str
+    """`file.py:function`, `package.module:function` or `http://host:port`."""
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        if not isinstance(self.reference, EntryPoint | AgentContainer):
+            raise ValueError(f"agent {self.agent!r} must be one on this machine")  # noqa: TRY004
+        return self
+
+    @property
+    def reference(self) -> AgentReference:
+        """The agent this entry names."""
+        return parse_agent(self.agent)
+
+
+class DatasetEntry(_Entry):
+    path: str
+    """A file, or a folder of several."""
+
+
+class BucketEntry(_Entry):
+    folder: str
+
+
+class Registry(_Entry):
+    """What each AWS name stands for here. The empty one maps nothing."""
+
+    folder: str = ""
+    """What relative paths are relative to; absolute."""
+    models: dict[str, ModelEntry] = Field(default_factory=dict)
+    model_packages: dict[str, PackageEntry] = Field(default_factory=dict)
+    agents: dict[str, AgentEntry] = Field(default_factory=dict)
+    datasets: dict[str, DatasetEntry] = Field(default_factory=dict)
+    buckets: dict[str, BucketEntry] = Field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str, *, where: str, folder: PurePath) -> Self:
+        """A registry from its TOML text; `where` names it in error lines, relative paths are below `folder`.
+
+        Raises ReferenceProblem naming the entry and what was expected.
+        """
+        try:
+            entries = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ReferenceProblem(f"registry {where} is not TOML: {error}") from error
+        try:
+            return cls.model_validate(entries | {"folder": str(folder)})
+        except ValidationError as error:
+            raise ReferenceProblem(f"registry {where}: " + "; ".join(_problems(error))) from error
+
+    def model(self, name: str) -> ModelReference | None:
+        """The local model that a hub model's name or hub-content ARN stands for; None: not mapped."""
+        entry = self.models.get(name)
+        if entry is None and (found := _HUB_CONTENT_NAME.fullmatch(name)):
+            entry = self.models.get(found["name"])
+        return None if entry is None else located_model(entry.reference, PurePath(self.folder))
+
+    def package(self, arn: str) -> ModelReference | None:
+        """The local model that a model package stands for; None: not mapped."""
+        entry = self.model_packages.get(arn)
+        return None if entry is None else located_model(entry.reference, PurePath(self.folder))
+
+    def base_of(self, arn: str) -> str | None:
+        """What a model package was tuned from, as the registry says it; None: it does not say."""
+        entry = self.model_packages.get(arn)
+        return None if entry is None else entry.base_model
+
+    def agent(self, arn: str) -> AgentReference | None:
+        """The local agent that an AgentCore or Lambda ARN stands for; None: not mapped."""
+        entry = self.agents.get(arn)
+        return None if entry is None else located_agent(entry.reference, PurePath(self.folder))
+
+    def location(self, location: str) -> str:
+        """A local path for an `s3://` URI whose bucket is mapped, a local path for a mapped DataSet ARN; else as it came."""
+        folder = PurePath(self.folder)
+        if location in self.datasets:
+            return str(folder / self.datasets[location].path)
+        bucket, _, key = location.removeprefix("s3://").partition("/")
+        if not location.startswith("s3://") or bucket not in self.buckets:
+            return location
+        return str(folder / self.buckets[bucket].folder / key)
+
+    def localized(self, document: JobConfigDocument) -> JobConfigDocument:
+        """The document with everything that is mapped replaced by its local form; what is not mapped stays as it is."""
+        model, agent, channel = document.model, document.agent_config.agent, document.prompts
+        changes: dict[str, Any] = {}
+        if (here := self._model_here(model)) is not None:
+            changes["model_package_config"] = None
+            changes["evaluation_config"] = evaluation_config_for(
+                here, document.hyperparameters, accept_eula=document.evaluation_config.accept_eula
+            )
+        if isinstance(agent, AgentCoreRuntime | LambdaAgent) and (player := self.agent(agent.arn)) is not None:
+            changes["agent_config"] = AgentConfig.of(player)
+        if (dataset := self.location(channel.data_source.dataset)) != channel.data_source.dataset:
+            changes["input_data_config"] = (channel.model_copy(update={"data_source": DataSource.of(dataset)}),)
+        output = document.output_data_config
+        if (location := self.location(output.location)) != output.location:
+            changes["output_data_config"] = OutputDataConfig(
+                local_output_path=location, kms_key_arn=output.kms_key_arn, mlflow_config=output.mlflow_config
+            )
+        return document.model_copy(update=changes)
+
+    def nearest(self, name: str) -> str:
+        """The end of an error line about a name that is not mapped."""
+        return did_you_mean(name, [*self.models, *self.model_packages, *self.agents, *self.datasets])
+
+    def _model_here(self, model: ModelReference) -> ModelReference | None:
+        match model:
+            case HubModel(name):
+                return self.model(name)
+            case ModelPackage(arn):
+                return self.package(arn)
+            case _:
+                return None
+
+
+def _problems(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors(include_url=False):
+        where = ".".join(
+            _kebab(str(part)) if number == 0 else f'"{part}"' for number, part in enumerate(problem["loc"][:2])
+        )
+        name = str(problem["loc"][-1]) if problem["loc"] else ""
+        if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
+            yield f"[{where}] is no section.{did_you_mean(name, _SECTIONS)}"
+        elif problem["type"] == "extra_forbidden":
+            yield f"[{where}] has {name!r}, which is no key there.{did_you_mean(name, _KEYS)}"
+        elif problem["type"] == "missing":
+            yield f"[{where}] has no {name!r}"
+        elif len(problem["loc"]) > 2:
+            yield f"[{where}] {name} is {shown(problem['input'])}; {problem['msg']}"
+        else:
+            yield f"[{where}] {problem['msg'].removeprefix('Value error, ')}"
+
+
+_SECTIONS = frozenset(_kebab(name) for name in Registry.model_fields) - {"folder"}
+_KEYS = frozenset(
+    _kebab(name) for entry in (PackageEntry, AgentEntry, DatasetEntry, BucketEntry) for name in entry.model_fields
+)

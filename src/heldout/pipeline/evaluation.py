@@ -1,0 +1,227 @@
+"""The evaluation: the folder that one or two jobs and their comparison leave behind. It is the only state there is.
+
+    execution.json        the pipeline definition, steps, status and times  (replaced whole)
+    lineage.json          what came of what, with content hashes
+    base-model-eval/      the base model's run
+    fine-tuned-model-eval/
+    comparison.json       for each metric: base, fine-tuned, difference, interval, p-value
+    report.html
+    runner.log            what the detached process said
+
+One process at a time works on an evaluation: it holds the lock on `lock`. The lock goes with the process, so one whose
+status says Executing and whose lock is free was interrupted.
+"""
+
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+from pydantic import ValidationError
+
+from heldout.errors import RunError, did_you_mean, shown
+from heldout.job.registry import Registry
+from heldout.pipeline.definition import BASE_STEP, FINE_TUNED_STEP, PIPELINE_PREFIX
+from heldout.pipeline.lock import holder_of
+from heldout.pipeline.state import ExecutionState, ExecutionStatus, StepState, StepStatus
+from heldout.pipeline.steps import Definition, parse_definition
+from heldout.rollouts.mirror import folder_for, has_run, open_run
+from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN, Run, write_whole
+from heldout.storage import Storage, is_remote, open_atomic
+
+STATE_FILE = "execution.json"
+RUN_NAMES: Mapping[str, str] = {BASE_STEP: BASE_RUN, FINE_TUNED_STEP: FINE_TUNED_RUN}
+_FILES = (STATE_FILE, "lineage.json", "comparison.json", "report.html")
+_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
+LOCAL_ACCOUNT = "000000000000"
+
+
+class Evaluation:
+    """An evaluation folder that is there."""
+
+    def __init__(self, folder: Path, state: ExecutionState) -> None:
+        self.folder = folder
+        self.state = state
+
+    @classmethod
+    def create(
+        cls,
+        location: str,
+        *,
+        name: str,
+        region: str,
+        definition: Mapping[str, Any],
+        registry: Registry | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        pipeline_name: str | None = None,
+        kms_key: str | None = None,
+    ) -> Self:
+        """A new evaluation at `location`, a local path or an `s3://` URI.
+
+        Raises RunError when there is one already or the name is not one, InputError when the definition cannot be executed.
+        """
+        if not _NAME.fullmatch(name):
+            raise RunError(
+                f"name {shown(name)} is not an evaluation's name: up to 63 letters, digits and hyphens, first and last no hyphen"
+            )
+        parse_definition(definition)
+        location = location.rstrip("/")
+        if Storage.at(location).exists(STATE_FILE):
+            raise RunError(
+                f"there is an evaluation in {location} already; resume it (heldout resume {location}) or choose another name"
+            )
+        pipeline_name = pipeline_name or f"{PIPELINE_PREFIX}-{name}"
+        execution_id = secrets.token_hex(6)
+        state = ExecutionState(
+            name=name,
+            pipeline_name=pipeline_name,
+            execution_id=execution_id,
+            arn=f"arn:aws:sagemaker:{region}:{LOCAL_ACCOUNT}:pipeline/{pipeline_name}/execution/{execution_id}",
+            region=region,
+            location=location,
+            definition=dict(definition),
+            registry={} if registry is None else registry.model_dump(mode="json", by_alias=True, exclude_none=True),
+            parameters=dict(parameters or {}),
+            tags=dict(tags or {}),
+            kms_key=kms_key,
+        )
+        evaluation = cls(folder_for(location), state)
+        evaluation.save(state)
+        return evaluation
+
+    @classmethod
+    def open(cls, location: str | Path) -> Self:
+        """The evaluation at a local path or an `s3://` URI. Raises RunError when there is none."""
+        location = str(location)
+        folder = folder_for(location)
+        if is_remote(location) and not (folder / STATE_FILE).exists():
+            _fetch(location, folder)
+        return cls.open_folder(folder)
+
+    @classmethod
+    def open_folder(cls, folder: Path) -> Self:
+        """The evaluation that is worked on in this folder of this machine. Raises RunError when there is none."""
+        path = folder / STATE_FILE
+        if not path.is_file():
+            raise RunError(f"no evaluation in {shown(str(folder))}: it has no {STATE_FILE}.{_hint(folder)}")
+        try:
+            return cls(folder, ExecutionState.model_validate_json(path.read_bytes()))
+        except ValidationError as error:
+            raise RunError(f"{path} is not an evaluation's state: {error.errors()[0]['msg']}") from error
+
+    @staticmethod
+    def is_at(location: str | Path) -> bool:
+        """Whether there is an evaluation at a local path or an `s3://` URI."""
+        return Storage.at(str(location)).exists(STATE_FILE)
+
+    @property
+    def definition(self) -> Definition:
+        """The pipeline definition, taken apart."""
+        return parse_definition(self.state.definition)
+
+    @property
+    def registry(self) -> Registry:
+        """What the definition's AWS names stand for."""
+        return Registry.model_validate(self.state.registry)
+
+    @property
+    def location(self) -> str:
+        """Where the user wanted it; `folder` itself unless that is remote. A folder that was moved is where it is."""
+        return self.state.location if is_remote(self.state.location) else str(self.folder)
+
+    @property
+    def status(self) -> ExecutionStatus:
+        """The status; Stopped for one that says it is executing when no process works on it."""
+        if not self.state.status.is_final and not self.is_running():
+            return ExecutionStatus.STOPPED
+        return self.state.status
+
+    def run_location(self, run_name: str) -> str:
+        """Where the run of this name is, or will be."""
+        return f"{self.location}/{run_name}"
+
+    def runs(self) -> dict[str, Run]:
+        """The runs that were begun, by name, the base model's first."""
+        names = [step.run_name for step in self.state.steps if step.run_name is not None]
+        return {name: open_run(where) for name in names if has_run(where := self.run_location(name))}
+
+    def is_running(self) -> bool:
+        """Whether a process works on this evaluation now."""
+        return holder_of(self.folder) is not None
+
+    def refresh(self) -> None:
+        """Reads the state again, as another process may have changed it."""
+        self.state = type(self).open_folder(self.folder).state
+
+    def save(self, state: ExecutionState) -> None:
+        """Replaces execution.json, in the remote place too where there is one."""
+        self.state = state.model_copy(update={"changed_at": time.time()})
+        self.write(STATE_FILE, orjson.dumps(self.state.model_dump(mode="json"), option=orjson.OPT_INDENT_2))
+
+    def update(self, **changes: object) -> None:
+        """Replaces execution.json with these fields changed."""
+        self.save(self.state.model_copy(update=changes))
+
+    def update_step(self, step: StepState, **changes: object) -> StepState:
+        """Replaces execution.json with a step begun or changed."""
+        changed = step.model_copy(update=changes)
+        self.save(self.state.with_step(changed))
+        return changed
+
+    def note(self, note: str) -> None:
+        """Keeps what a reader must know and no step failed for, once."""
+        if note not in self.state.notes:
+            self.update(notes=(*self.state.notes, note))
+
+    def begin(self) -> None:
+        """Marks the execution as going on; steps that did not succeed are to be begun again."""
+        done = tuple(step for step in self.state.steps if step.status is StepStatus.SUCCEEDED)
+        self.update(status=ExecutionStatus.EXECUTING, failure_reason=None, ended_at=None, steps=done)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replaces a file of the evaluation's, in the remote place too where there is one."""
+        write_whole(self.folder / name, data)
+        if is_remote(self.state.location):
+            Storage.at(self.state.location, kms_key=self.state.kms_key).write(name, data)
+
+    def remove_if_never_begun(self) -> None:
+        """Takes the folder away again if no rollout was ever begun in it."""
+        for run in self.runs().values():
+            run.remove_if_never_begun()
+        if any(has_run(self.run_location(name)) for name in RUN_NAMES.values()):
+            return
+        for name in (*_FILES, "lock"):
+            (self.folder / name).unlink(missing_ok=True)
+        for folder in (self.folder, *self.folder.parents[:2]):
+            try:
+                folder.rmdir()
+            except OSError:
+                return
+
+
+def evaluations_below(folder: Path) -> list[Path]:
+    """The evaluation folders in `folder` and one level below, in name order."""
+    return sorted({path.parent for depth in ("", "*/") for path in folder.glob(f"{depth}{STATE_FILE}")})
+
+
+def _fetch(location: str, folder: Path) -> None:
+    storage = Storage.at(location)
+    if not storage.exists(STATE_FILE):
+        raise RunError(f"no evaluation at {location!r}: it has no {STATE_FILE}")
+    # The state last: a fetch that was cut short is no evaluation, and is made again.
+    for name in reversed(_FILES):
+        if storage.exists(name):
+            with open_atomic(folder / name) as file:
+                file.write(storage.read(name))
+
+
+def _hint(folder: Path) -> str:
+    if folder.is_dir():
+        inside = evaluations_below(folder)
+        return f" Did you mean {str(inside[0])!r}?" if inside else ""
+    parent = folder.parent
+    return did_you_mean(folder.name, [p.name for p in parent.iterdir()]) if parent.is_dir() else ""

@@ -1,0 +1,133 @@
+"""Lineage: what came of what, in `lineage.json`, as actions, contexts, artifacts and associations, SageMaker's words for it.
+
+What a definition's lineage steps say is kept as they say it. What only this machine can tell is added: each dataset,
+agent, model, job and report as an artifact, with a hash of its content where it is a local file.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+
+from heldout.job.document import JobConfigDocument
+from heldout.job.references import AgentContainer, AgentCoreRuntime, EmbeddedModel, EntryPoint, LambdaAgent
+from heldout.pipeline.definition import model_uri
+from heldout.pipeline.evaluation import Evaluation
+from heldout.policies.embedded import find_weights
+from heldout.rollouts.run import Run
+
+_LINEAGE_FILE = "lineage.json"
+_KEYS = {"Actions": "ActionName", "Contexts": "ContextName", "Artifacts": "ArtifactName"}
+_BLOCK_BYTES = 1024 * 1024
+
+
+class Artifact(NamedTuple):
+    """One thing that took part."""
+
+    name: str
+    kind: str
+    """`DataSet`, `Agent`, `Model`, `Job` or `Report`."""
+    uri: str
+    sha256: str | None = None
+    """Of the content; None where it is not on this machine."""
+
+    def entry(self) -> dict[str, Any]:
+        """As `lineage.json` has it."""
+        properties = {} if self.sha256 is None else {"Sha256": self.sha256}
+        return {
+            "ArtifactName": self.name,
+            "ArtifactType": self.kind,
+            "Source": {"SourceUri": self.uri},
+            "Properties": properties,
+        }
+
+
+def record(evaluation: Evaluation, arguments: Mapping[str, Any]) -> None:
+    """Adds what a lineage step says, its expressions resolved; what is there already stays once."""
+    lineage = read(evaluation.folder)
+    for section, entries in arguments.items():
+        known = lineage.setdefault(section, [])
+        key = _KEYS.get(section)
+        for entry in entries:
+            same = [other for other in known if (other[key] == entry[key] if key else other == entry)]
+            if same:
+                known[known.index(same[0])] = entry
+            else:
+                known.append(entry)
+    evaluation.write(_LINEAGE_FILE, orjson.dumps(lineage, option=orjson.OPT_INDENT_2))
+
+
+def record_flow(evaluation: Evaluation, inputs: list[Artifact], outputs: list[Artifact]) -> None:
+    """Adds artifacts, and that each input contributed to each output."""
+    associations = [
+        {
+            "Source": {"Name": one.name, "Type": "Artifact"},
+            "Destination": {"Name": other.name, "Type": "Artifact"},
+            "AssociationType": "ContributedTo",
+        }
+        for one in inputs
+        for other in outputs
+    ]
+    record(
+        evaluation,
+        {"Artifacts": [artifact.entry() for artifact in (*inputs, *outputs)], "Associations": associations},
+    )
+
+
+def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The lineage of the evaluation in `folder`; empty when there is none yet."""
+    path = folder / _LINEAGE_FILE
+    return dict(orjson.loads(path.read_bytes())) if path.exists() else {}
+
+
+def agent_of(document: JobConfigDocument) -> Artifact:
+    """The agent of a job, hashed as it is now."""
+    match document.agent_config.agent:
+        case EntryPoint(entry_point):
+            path = Path(entry_point.rpartition(":")[0])
+            return Artifact(entry_point, "Agent", entry_point, _hash(path) if path.is_file() else None)
+        case AgentContainer(uri) | AgentCoreRuntime(uri) | LambdaAgent(uri):
+            return Artifact(uri, "Agent", uri)
+
+
+def dataset_of(run: Run) -> Artifact:
+    """The prompts of a job as they were read: the dataset itself may be remote, or change."""
+    dataset = run.document.prompts.data_source.dataset
+    return Artifact(dataset, "DataSet", dataset, run.state.dataset_hash)
+
+
+def models_of(document: JobConfigDocument) -> list[Artifact]:
+    """The model of a job and its adapter, hashed as they are now: large weights take a second a gigabyte."""
+    model = document.model
+    if not isinstance(model, EmbeddedModel):
+        return [Artifact(model_uri(model), "Model", model_uri(model))]
+    weights = find_weights(model.model)
+    found = [Artifact(model.model, "Model", str(weights), _hash(weights))]
+    if model.adapter is not None:
+        found.append(Artifact(model_uri(model), "Model", model.adapter, _hash(Path(model.adapter))))
+    return found
+
+
+def job_of(run: Run) -> Artifact:
+    """The job, by the hash of its document."""
+    digest = hashlib.sha256(orjson.dumps(run.state.document, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return Artifact(run.state.arn, "Job", run.location, digest)
+
+
+def reports_of(folder: Path, location: str) -> list[Artifact]:
+    """What a run or an evaluation ended in: numbers and report, as far as they are there."""
+    return [
+        Artifact(f"{location}/{name}", "Report", f"{location}/{name}", _hash(path))
+        for name in ("metrics.json", "comparison.json", "report.html")
+        if (path := folder / name).exists()
+    ]
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,128 @@
+"""A pipeline definition, taken apart and checked: which steps there are, and in what order they can go."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+from heldout.errors import InputError, did_you_mean, shown
+from heldout.job.document import JobConfigDocument
+from heldout.pipeline.definition import JOB_CATEGORY, VERSION
+from heldout.pipeline.expressions import steps_read_by
+
+
+@dataclass(frozen=True, slots=True)
+class LineageStep:
+    """Records what came of what."""
+
+    name: str
+    arguments: dict[str, Any]
+    """Actions, Contexts, Artifacts and Associations, with expressions in them."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobStep:
+    """Plays one job."""
+
+    name: str
+    document: JobConfigDocument
+    tags: tuple[tuple[str, str], ...]
+
+
+Step = LineageStep | JobStep
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A pipeline: its steps in an order in which each comes after all it depends on."""
+
+    steps: tuple[Step, ...]
+    parameters: dict[str, Any]
+    """Default value by name; None where there is none."""
+
+
+def parse_definition(definition: str | Mapping[str, Any]) -> Definition:
+    """A definition from its JSON text or object.
+
+    Raises InputError for what is no definition, a step type other than Job and Lineage, a job of another category, a
+    document that is not one, and steps that depend on each other or on one that is not there.
+    """
+    value = _loaded(definition)
+    if value.get("Version") != VERSION:
+        raise InputError(f"pipeline definition: Version is {shown(value.get('Version'))}; it must be {VERSION!r}")
+    raw = value.get("Steps")
+    if not isinstance(raw, list) or not raw:
+        raise InputError(f"pipeline definition: Steps is {shown(raw)}; it must be a list of steps")
+    by_name = {_name(step): step for step in raw}
+    if len(by_name) < len(raw):
+        raise InputError("pipeline definition: two steps have the same Name")
+    steps = tuple(_step(name, by_name[name]) for name in _ordered(by_name))
+    parameters = {str(p.get("Name")): p.get("DefaultValue") for p in value.get("Parameters", [])}
+    return Definition(steps, parameters)
+
+
+def _loaded(definition: str | Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        value = json.loads(definition) if isinstance(definition, str) else definition
+    except ValueError as error:
+        raise InputError(f"pipeline definition is not JSON: {error}") from error
+    if not isinstance(value, Mapping):
+        raise InputError(f"pipeline definition is {shown(value)}; it must be a JSON object")
+    return value
+
+
+def _name(step: object) -> str:
+    name = step.get("Name") if isinstance(step, Mapping) else None
+    if not isinstance(name, str) or not name:
+        raise InputError(f"pipeline definition: step {shown(step)} has no Name")
+    return name
+
+
+def _ordered(steps: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """As written, but for a step that needs a later one."""
+    order: TopologicalSorter[str] = TopologicalSorter()
+    for name, step in steps.items():
+        needed = {*step.get("DependsOn", ()), *steps_read_by(step.get("Arguments", {}))}
+        for other in needed:
+            if other not in steps:
+                raise InputError(
+                    f"pipeline definition: step {name!r} depends on {other!r}, which is no step.{did_you_mean(other, steps)}"
+                )
+        order.add(name, *needed)
+    try:
+        order.prepare()
+    except CycleError as error:
+        raise InputError(f"pipeline definition: steps depend on each other: {' -> '.join(error.args[1])}") from error
+    position = {name: number for number, name in enumerate(steps)}
+    ready: list[str] = []
+    while order.is_active():
+        ready = sorted([*ready, *order.get_ready()], key=position.__getitem__)
+        yield (first := ready.pop(0))
+        order.done(first)
+
+
+def _step(name: str, step: Mapping[str, Any]) -> Step:
+    kind, arguments = step.get("Type"), step.get("Arguments")
+    if not isinstance(arguments, Mapping):
+        raise InputError(f"pipeline step {name!r}: Arguments is {shown(arguments)}; it must be an object")
+    if kind == "Lineage":
+        return LineageStep(name, dict(arguments))
+    if kind != "Job":
+        raise InputError(f"pipeline step {name!r}: Type is {shown(kind)}; there are 'Job' and 'Lineage'")
+    return _job_step(name, arguments)
+
+
+def _job_step(name: str, arguments: Mapping[str, Any]) -> JobStep:
+    if (category := arguments.get("JobCategory")) != JOB_CATEGORY:
+        raise InputError(f"pipeline step {name!r}: JobCategory is {shown(category)}; it must be {JOB_CATEGORY!r}")
+    text = arguments.get("JobConfigDocument")
+    if not isinstance(text, str):
+        raise InputError(f"pipeline step {name!r}: JobConfigDocument is {shown(text)}; it must be a JSON string")
+    try:
+        document = JobConfigDocument.parse(text)
+    except InputError as error:
+        raise InputError(f"pipeline step {name!r}: {error}") from error
+    return JobStep(
+        name, document, tuple((str(tag.get("Key")), str(tag.get("Value"))) for tag in arguments.get("Tags", []))
+    )
