@@ -19,7 +19,7 @@ from heldout.report.finding import Finding
 from heldout.report.findings import find
 from heldout.report.rollout_rows import RolloutRows
 from heldout.report.slices import Slice, columns_of, slices
-from heldout.report.visible import one_line, visible
+from heldout.report.visible import one_line
 from heldout.rollouts.recorded import RecordedTrajectory, Recordings, open_tables
 from heldout.rollouts.results import metric_settings, summarize_run
 from heldout.rollouts.run import JobStatus, Run
@@ -29,6 +29,7 @@ _MOST_K = 64
 _MOST_SLICE_COLUMNS = 4
 _MOST_SLICE_VALUES = 12
 _TEXT_CHARACTERS = 160
+_NAME_CHARACTERS = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ class PolicyView:
         for column in columns_of(self.run.prompts_path):
             parts = slices(self.run.prompts_path, self.rows, column, self.settings)
             if 2 <= len(parts) <= _MOST_SLICE_VALUES and len(found) < _MOST_SLICE_COLUMNS:
-                found.append((visible(column), parts))
+                found.append((one_line(column, _NAME_CHARACTERS), parts))
         return found
 
     def rescorings(self) -> list[Rescoring]:
