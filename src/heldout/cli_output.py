@@ -1,0 +1,19 @@
+"""What every command of the terminal shares: exit codes, common arguments, JSON."""
+
+import sys
+from typing import Annotated
+
+import orjson
+import typer
+
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+RunArgument = Annotated[str, typer.Argument(help="A run's folder, or its s3:// URI.", metavar="RUN")]
+
+
+def print_json(value: object) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY).decode() + "\n")
