@@ -1,0 +1,72 @@
+"""What comparison.json comes to on the MLflow runs of base and fine-tuned policy. Imports no MLflow."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+
+from heldout.errors import RunError, shown
+from heldout.metrics.comparison import SUCCESS_RATE
+from heldout.report.numbers import interval_text, number
+from heldout.tracking.run_data import markdown_table, metric_name, with_interval
+
+DIFFERENCE = "difference"
+"""First part of the names of metrics that are a difference: fine-tuned minus base."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonData:
+    """A comparison, ready to be put on both runs."""
+
+    verdict: str
+    metrics: dict[str, float]
+    """`difference/<name>` with `/low`, `/high` and `/p_value`."""
+    note: str
+    """Markdown: the verdict and a table."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Raises RunError when the file is missing or is no comparison."""
+        try:
+            document = orjson.loads(path.read_bytes())
+            return cls(verdict=document["verdict"], metrics=_metrics(document["metrics"]), note=_note(document))
+        except FileNotFoundError as error:
+            raise RunError(f"no comparison in {shown(str(path))}: an evaluation of two policies writes it") from error
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            raise RunError(f"{path} is not a comparison: {type(error).__name__} {error}") from error
+
+
+def _metrics(compared: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for name, found in compared.items():
+        metrics |= with_interval(f"{DIFFERENCE}/{name}", found["difference"], found["interval"])
+        if found["p_value"] is not None:
+            metrics[f"{metric_name(f'{DIFFERENCE}/{name}')}/p_value"] = found["p_value"]
+    return metrics
+
+
+def _note(document: Mapping[str, Any]) -> str:
+    rows = (
+        (
+            f"`{name}`",
+            _number(found["base"]),
+            _number(found["fine_tuned"]),
+            _number(found["difference"]),
+            interval_text(found["interval"] and tuple(found["interval"])),
+            _number(found["p_value"]),
+        )
+        for name, found in document["metrics"].items()
+    )
+    header = ("metric", "base", "fine-tuned", "difference", "interval", "p")
+    table = markdown_table(header, rows)
+    subject = "Success rate" if document["primary"] == SUCCESS_RATE else "Mean reward"
+    prompts = document["prompts"]
+    counts = f"{prompts['shared']} shared prompts: {prompts['better']} better, {prompts['worse']} worse, {prompts['same']} the same."
+    parts = [f"**{subject}: {document['verdict']}**", counts, *document["notes"], table]
+    return "\n\n".join(parts)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else number(value)

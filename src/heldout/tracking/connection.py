@@ -1,0 +1,184 @@
+"""The way to an MLflow store: which one is meant, what it needs installed, and where a person opens it.
+
+Nothing here touches MLflow's process-wide settings: clients are made for one store, and the user's own tracking URI,
+active run and experiment stay as they are.
+"""
+
+import importlib.util
+import json
+import logging
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from heldout.errors import HeldoutError, InputError, MissingExtra, StorageError, shown
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.tracing.client import TracingClient
+
+_LOCAL_SERVER = "http://127.0.0.1:5000"
+"""Where `mlflow ui` serves by default."""
+_ERROR_CHARACTERS = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """Clients of one MLflow store."""
+
+    uri: str
+    client: "MlflowClient"
+    traces: "TracingClient"
+    artifacts: Path | None
+    """Where artifacts of new experiments go; None where a server decides."""
+
+    def experiment(self, name: str) -> str:
+        """The id of the experiment with this name, made when there is none. Raises InputError for a deleted one."""
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return self.client.create_experiment(name, None if self.artifacts is None else self.artifacts.as_uri())
+            except MlflowException:
+                found = self.client.get_experiment_by_name(name)  # another process was quicker
+                if found is None:
+                    raise
+        if found.lifecycle_stage != "active":
+            raise InputError(f"MLflow experiment {shown(name)} is deleted; restore it there or give another name")
+        return str(found.experiment_id)
+
+
+@contextmanager
+def connected(tracking_uri: str | None, output: Path) -> Iterator[Connection]:
+    """Clients of the store at `tracking_uri` while inside; None is an SQLite file in `output`, made when it is not there.
+
+    Raises MissingExtra when MLflow, or the plugin for SageMaker ARNs, is not installed, and StorageError for whatever
+    goes wrong inside with the store.
+    """
+    uri = tracking_uri or f"sqlite:///{output.absolute() / 'mlflow.db'}"
+    _require_packages(uri)
+    # Read by MLflow on import and on every call: nothing phones home unless the user turned it on.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    try:
+        yield _connect(uri, output.absolute())
+    except HeldoutError:
+        raise
+    except Exception as error:  # MLflow, its plugins and drivers share no base class
+        words = " ".join(str(error).split())[:_ERROR_CHARACTERS]
+        raise StorageError(f"MLflow at {without_password(uri)}: {words or type(error).__name__}") from error
+
+
+def run_link(tracking_uri: str, experiment_id: str, run_id: str) -> str | None:
+    """Opens a run in a browser; for a store without a server, once `ui_command` serves it.
+
+    None for a store whose address says nothing about its pages. A SageMaker ARN gets a link that works once, for five
+    minutes, from CreatePresignedMlflowAppUrl or CreatePresignedMlflowTrackingServerUrl (botocore 1.43); None when AWS
+    refuses one.
+    """
+    return _link(tracking_uri, f"/experiments/{experiment_id}/runs/{run_id}")
+
+
+def compare_link(tracking_uri: str, experiment_id: str, run_ids: tuple[str, str]) -> str | None:
+    """Opens two runs side by side; otherwise like `run_link`."""
+    return _link(tracking_uri, compare_path(experiment_id, run_ids))
+
+
+def compare_path(experiment_id: str, run_ids: tuple[str, str]) -> str:
+    """The page of MLflow's UI that has two runs side by side."""
+    runs, experiments = (quote(json.dumps(ids, separators=(",", ":"))) for ids in (run_ids, [experiment_id]))
+    return f"/compare-runs?runs={runs}&experiments={experiments}"
+
+
+def ui_command(tracking_uri: str) -> str | None:
+    """The command that serves MLflow's pages for a store without a server; None when it has one."""
+    if urlsplit(tracking_uri).scheme in ("http", "https", "arn", "databricks"):
+        return None
+    return f"mlflow ui --backend-store-uri {shlex.quote(without_password(tracking_uri))}"
+
+
+def without_password(uri: str) -> str:
+    """The URI without the user and password that it may hold."""
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+
+
+def _require_packages(uri: str) -> None:
+    missing = [name for name in ("mlflow", "sqlalchemy", "alembic") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtra(f"MLflow tracking needs {', '.join(missing)}: pip install 'heldout[mlflow]'")
+    if uri.startswith("arn:") and importlib.util.find_spec("sagemaker_mlflow") is None:
+        raise MissingExtra(f"MLflow at {shown(uri)} needs its plugin: pip install sagemaker-mlflow")
+
+
+def _connect(uri: str, output: Path) -> Connection:
+    from mlflow import MlflowClient
+    from mlflow.tracing.client import TracingClient
+
+    artifacts = _artifact_folder(uri, output)
+    return Connection(uri, MlflowClient(uri, uri), TracingClient(uri), artifacts)
+
+
+def _artifact_folder(uri: str, output: Path) -> Path | None:
+    """Where artifacts go beside a database; MLflow by itself would put them into the working directory."""
+    from mlflow.store.db.db_types import DATABASE_ENGINES
+
+    if urlsplit(uri).scheme.partition("+")[0] not in DATABASE_ENGINES:
+        return None
+    from sqlalchemy.engine import make_url
+
+    url = make_url(uri)
+    if not url.drivername.startswith("sqlite") or not url.database:
+        return output / "mlartifacts"
+    file = Path(url.database).absolute()
+    folder = file.parent / "mlartifacts"
+    if not file.exists():
+        _create_database(uri, folder)
+    return folder
+
+
+def _create_database(uri: str, artifacts: Path) -> None:
+    """Makes the tables, so that MLflow's own first experiment has its artifacts in the same place as ours."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    logger = logging.getLogger("mlflow.store.db.utils")
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # it tells of every new database
+    try:
+        SqlAlchemyStore(uri, artifacts.as_uri())  # type: ignore[no-untyped-call]
+    finally:
+        logger.setLevel(level)
+
+
+def _link(tracking_uri: str, path: str) -> str | None:
+    match urlsplit(tracking_uri).scheme:
+        case "http" | "https":
+            return f"{without_password(tracking_uri).rstrip('/')}/#{path}"
+        case "arn":
+            root = _presigned(tracking_uri)
+            return None if root is None else f"{root}#{path}"
+        case "databricks" | "databricks-uc":
+            return None
+        case _:
+            return f"{_LOCAL_SERVER}/#{path}"
+
+
+def _presigned(arn: str) -> str | None:
+    import boto3  # slow to import, and only needed here
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    region, resource = arn.split(":")[3], arn.rpartition(":")[2]
+    try:
+        client = boto3.client("sagemaker", region_name=region)
+        if resource.startswith("mlflow-tracking-server/"):
+            name = resource.partition("/")[2]
+            return client.create_presigned_mlflow_tracking_server_url(TrackingServerName=name)["AuthorizedUrl"]
+        return client.create_presigned_mlflow_app_url(Arn=arn)["AuthorizedUrl"]
+    except (BotoCoreError, ClientError) as error:
+        logging.getLogger(__name__).warning("no link to %s: %s", arn, error)
+        return None

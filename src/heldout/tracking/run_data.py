@@ -1,0 +1,179 @@
+"""What a run folder comes to as an MLflow run: parameters, metrics, tags and a description. Imports no MLflow."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Self
+
+import orjson
+
+from heldout.job.document import JobConfigDocument
+from heldout.job.references import (
+    AgentContainer,
+    AgentReference,
+    EmbeddedModel,
+    EndpointModel,
+    EntryPoint,
+    HubModel,
+    ModelPackage,
+    ModelReference,
+)
+from heldout.report.numbers import interval_text, number
+from heldout.rollouts.run import Run
+
+TABLES = ("prompts.parquet", "rollouts.parquet", "trajectories.parquet", "attempts.parquet")
+_ARTIFACTS = ("report.html", "metrics.json", "job.json", *TABLES)
+_TABLE_CHARACTERS = 2_200
+"""Older servers take 5,000 characters in a tag; a description is one, and may hold a comparison's table as well."""
+_MOST_REASON_CHARACTERS = 2_000
+_MOST_PARAMETER_CHARACTERS = 6_000
+_MOST_NAME_CHARACTERS = 240
+"""MLflow takes 250 in a metric's name; `/high` goes behind it."""
+_NOT_IN_NAMES = re.compile(r"[^\w.:/ -]", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """Everything of a run but its artifacts' content and its trajectories."""
+
+    parameters: dict[str, str]
+    metrics: dict[str, float]
+    """By the names of the wire contract; the ends of a metric's interval are `<name>/low` and `<name>/high`."""
+    tags: dict[str, str]
+    note: str
+    """Markdown."""
+    artifacts: tuple[str, ...]
+    """Names of the files in the run folder that go along, those that are there."""
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """What the run holds now; a run that has not ended has no metrics."""
+        document = orjson.loads(run.metrics_path.read_bytes()) if run.metrics_path.exists() else {}
+        return cls(
+            parameters=_parameters(run.document),
+            metrics=_metrics(document),
+            tags=_tags(run, document),
+            note=_note(run, document),
+            artifacts=tuple(name for name in _ARTIFACTS if (run.folder / name).is_file()),
+        )
+
+
+def metric_name(name: str) -> str:
+    """A name that MLflow takes: letters, digits and `_ - . : / space`, in the form of a relative path."""
+    parts = (part for part in _NOT_IN_NAMES.sub("_", name).split("/") if part not in ("", "."))
+    return "/".join("_" if part == ".." else part for part in parts)[:_MOST_NAME_CHARACTERS] or "_"
+
+
+def with_interval(name: str, value: float | None, interval: Iterable[float | None] | None) -> dict[str, float]:
+    """A metric and the ends of its interval, as far as they are known."""
+    low, high = interval or (None, None)
+    name = metric_name(name)
+    ends = {name: value, f"{name}/low": low, f"{name}/high": high}
+    return {key: number for key, number in ends.items() if number is not None and math.isfinite(number)}
+
+
+def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]], *, room: int = _TABLE_CHARACTERS) -> str:
+    """A table in Markdown; rows that do not fit into `room` characters are left out, and counted below it."""
+    titles = list(header)
+    lines = [_row(titles), _row(["---"] + ["---:"] * (len(titles) - 1))]
+    used, left_out = sum(map(len, lines)), 0
+    for cells in rows:
+        line = _row(cells)
+        if used + len(line) > room:
+            left_out += 1
+            continue
+        lines.append(line)
+        used += len(line) + 1
+    return "\n".join(lines) + (f"\n\n{left_out} more in the artifacts." if left_out else "")
+
+
+def model_text(model: ModelReference) -> str:
+    """The model as a user would write it."""
+    match model:
+        case EndpointModel(urls, name, _):
+            return ",".join(urls) + (f"#{name}" if name else "")
+        case EmbeddedModel(name, adapter):
+            return name if adapter is None else f"{name}+{adapter}"
+        case HubModel(name):
+            return name
+        case ModelPackage(arn):
+            return arn
+
+
+def agent_text(agent: AgentReference) -> str:
+    """The agent as a user would write it."""
+    match agent:
+        case EntryPoint(entry_point):
+            return entry_point
+        case AgentContainer(url):
+            return url
+        case _:
+            return agent.arn
+
+
+def _parameters(document: JobConfigDocument) -> dict[str, str]:
+    prompts = document.prompts
+    values: dict[str, object] = {
+        "model": model_text(document.model),
+        "agent": agent_text(document.agent_config.agent),
+        "dataset": prompts.data_source.dataset,
+        "limit": prompts.limit,
+        "shuffle_seed": prompts.shuffle_seed,
+        **document.hyperparameters.to_dict(),
+    }
+    return {name: _text(value)[:_MOST_PARAMETER_CHARACTERS] for name, value in values.items() if value is not None}
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _metrics(document: Mapping[str, Any]) -> dict[str, float]:
+    intervals = document.get("intervals", {})
+    metrics: dict[str, float] = {}
+    for name, value in document.get("metrics", {}).items():
+        metrics |= with_interval(name, value, intervals.get(name))
+    return metrics
+
+
+def _tags(run: Run, document: Mapping[str, Any]) -> dict[str, str]:
+    state = run.state
+    tags = {
+        "heldout.version": version("heldout"),
+        "heldout.evaluation": state.name,
+        "heldout.job_arn": state.arn,
+        "heldout.job_status": str(state.status),
+        "heldout.run": run.location,
+        "mlflow.source.name": f"heldout {version('heldout')}",
+        "mlflow.source.type": "JOB",
+    }
+    if document:
+        tags["heldout.partial"] = str(bool(document["partial"])).lower()
+        tags["heldout.confidence"] = str(document["confidence"])
+    if state.failure_reason:
+        tags["heldout.failure_reason"] = state.failure_reason[:_MOST_REASON_CHARACTERS]
+    return tags
+
+
+def _note(run: Run, document: Mapping[str, Any]) -> str:
+    if run.state.failure_reason:
+        return f"**The job failed:** {run.state.failure_reason[:_MOST_REASON_CHARACTERS]}"
+    if not document:
+        return "No rollout has finished."
+    counts, intervals = document["rollouts"], document["intervals"]
+    head = f"{counts['prompts']} prompts, {counts['scored']} rollouts scored, {counts['failed']} failed"
+    if document["partial"]:
+        head = f"**Partial results:** {head}, {counts['missing'] or 'some'} not played"
+    rows = (
+        (f"`{name}`", number(document["metrics"][name]), interval_text(tuple(ends)))
+        for name, ends in intervals.items()
+        if document["metrics"].get(name) is not None
+    )
+    table = markdown_table(("metric", "value", f"{document['confidence']:.0%} interval"), rows)
+    return f"{head}.\n\n{table}"
+
+
+def _row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"

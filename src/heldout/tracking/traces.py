@@ -1,0 +1,289 @@
+"""Recorded trajectories as MLflow traces: the rollout is the root span, each turn a span below it.
+
+Spans are built from what was recorded and sent to the store as they are. MLflow's own way to make spans
+(`MlflowClient.start_span`) goes through a tracer and a tracking URI that are the whole process's, and would write
+traces of the user's application where ours belong. Checked against MLflow 3.17.
+"""
+
+import base64
+import hashlib
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import orjson
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from mlflow.entities import (
+    AssessmentError,
+    AssessmentSource,
+    Feedback,
+    Span,
+    SpanType,
+    TraceData,
+    TraceInfo,
+    TraceLocation,
+    TraceState,
+)
+from mlflow.exceptions import MlflowException
+from mlflow.tracing.client import TracingClient
+
+from heldout.job.records import Turn
+from heldout.report.said import said
+from heldout.rollouts.recorded import RecordedTrajectory, RecordedTurn, Recordings
+from heldout.rollouts.run import Run
+
+_READ_AT_ONCE = 20
+"""Trajectories in memory together."""
+_PREVIEW_CHARACTERS = 500
+_TRACE_PREFIX = "tr-"
+_NANOSECONDS = 1_000_000_000
+
+
+class LoggedTraces(NamedTuple):
+    """How many trajectories became traces."""
+
+    logged: int
+    finished: int
+    """Finished rollouts of the run."""
+
+    @property
+    def text(self) -> str:
+        if self.logged == self.finished:
+            return f"all {self.finished} rollouts"
+        return f"{self.logged} of {self.finished} rollouts, the first of each prompt first; all are in trajectories.parquet"
+
+
+def log_traces(
+    client: TracingClient, run: Run, *, experiment_id: str, run_id: str, run_name: str, max_traces: int, source: str
+) -> LoggedTraces:
+    """Logs the deciding attempts of up to `max_traces` finished rollouts; a second time replaces the first.
+
+    Each prompt's first rollout comes before any prompt's second: two runs on the same prompts show the same rollouts.
+    source: whose rewards they are, for people.
+    """
+    if not run.rollouts_path.exists():
+        return LoggedTraces(0, 0)
+    chosen = _choose(run.rollouts_path, max_traces)
+    target = _Target(experiment_id, run_id, run_name, source)
+    _forget_others(
+        client, target, {f"{_TRACE_PREFIX}{_trace_id(run_id, choice.trajectory_id).hex()}" for choice in chosen.choices}
+    )
+    recordings = Recordings(run, run.folder)
+    try:
+        for start in range(0, len(chosen.choices), _READ_AT_ONCE):
+            batch = chosen.choices[start : start + _READ_AT_ONCE]
+            played = recordings.read([choice.trajectory_id for choice in batch])
+            _send(client, experiment_id, [_Trace(p, c.started_at, target) for p, c in zip(played, batch, strict=True)])
+    finally:
+        recordings.close()
+    return LoggedTraces(len(chosen.choices), chosen.finished)
+
+
+class _Target(NamedTuple):
+    experiment_id: str
+    run_id: str
+    run_name: str
+    source: str
+
+
+class _Choice(NamedTuple):
+    trajectory_id: str
+    started_at: datetime
+
+
+class _Chosen(NamedTuple):
+    choices: Sequence[_Choice]
+    finished: int
+
+
+def _choose(rollouts: Path, most: int) -> _Chosen:
+    table = pq.read_table(rollouts, columns=["prompt_index", "rollout_index", "trajectory_id", "started_at"])
+    order = pc.sort_indices(table, sort_keys=[("rollout_index", "ascending"), ("prompt_index", "ascending")])
+    first = table.take(order.slice(0, most)).to_pylist()
+    return _Chosen([_Choice(row["trajectory_id"], row["started_at"]) for row in first], table.num_rows)
+
+
+def _forget_others(client: TracingClient, target: _Target, wanted: set[str]) -> None:
+    """Deletes traces that an earlier logging of this run chose and this one does not."""
+    found = client.search_traces(locations=[target.experiment_id], run_id=target.run_id, include_spans=False)
+    stale = [trace.info.trace_id for trace in found if trace.info.trace_id not in wanted]
+    if stale:
+        client.delete_traces(target.experiment_id, trace_ids=stale)
+
+
+def _send(client: TracingClient, experiment_id: str, traces: Sequence["_Trace"]) -> None:
+    kept = [client.start_trace(trace.info()) for trace in traces]
+    spans = [trace.spans() for trace in traces]
+    try:
+        client.log_spans(experiment_id, [span for of_trace in spans for span in of_trace])
+    except (NotImplementedError, MlflowException):
+        # Servers before 3.4 and file stores keep the spans of a trace as its artifact.
+        for info, of_trace in zip(kept, spans, strict=True):
+            client._upload_trace_data(info, TraceData(of_trace))
+
+
+class _Trace:
+    """One trajectory on its way to MLflow."""
+
+    def __init__(self, played: RecordedTrajectory, started_at: datetime, target: _Target) -> None:
+        self._played = played
+        self._target = target
+        self._start = int(started_at.timestamp() * _NANOSECONDS)
+        self._id = _trace_id(target.run_id, played.trajectory_id)
+
+    def info(self) -> TraceInfo:
+        played, target = self._played, self._target
+        reply = played.turns[-1].reply if played.turns else None
+        return TraceInfo(
+            trace_id=f"{_TRACE_PREFIX}{self._id.hex()}",
+            trace_location=TraceLocation.from_experiment_id(target.experiment_id),
+            request_time=self._start // 1_000_000,
+            execution_duration=int(played.seconds * 1_000),
+            state=TraceState.ERROR if played.error else TraceState.OK,
+            request_preview=played.prompt[:_PREVIEW_CHARACTERS],
+            response_preview=(played.error or said(reply or {}))[:_PREVIEW_CHARACTERS],
+            client_request_id=played.trajectory_id,
+            trace_metadata={"mlflow.sourceRun": target.run_id},
+            tags={
+                "mlflow.traceName": f"prompt {played.prompt_index} rollout {played.rollout_index}",
+                "prompt_index": str(played.prompt_index),
+                "rollout_index": str(played.rollout_index),
+                "run_name": target.run_name,
+                **({"flags": ", ".join(played.flags)} if played.flags else {}),
+            },
+            assessments=[self._feedback(name, value) for name, value in self._judgements()],
+        )
+
+    def spans(self) -> list[Span]:
+        """The rollout's span and one for each turn."""
+        played = self._played
+        root = self._span(
+            "rollout",
+            SpanType.AGENT,
+            inputs={"prompt": played.prompt, **({"columns": played.columns} if played.columns else {})},
+            outputs=self._outcome(),
+            start=self._start,
+            seconds=played.seconds,
+            error=played.error,
+            attributes={
+                "attempt": played.attempt,
+                "trajectory_id": played.trajectory_id,
+                "printed": played.output or None,
+            },
+        )
+        return [
+            root,
+            *(self._turn_span(turn, stored) for turn, stored in zip(played.turns, played.recorded_turns, strict=True)),
+        ]
+
+    def _turn_span(self, turn: RecordedTurn, stored: Turn) -> Span:
+        """What this turn sent that is new, and the reply: a conversation is in its turns once, as it is in the run."""
+        request = orjson.loads(stored.request) if stored.request else {}
+        return self._span(
+            f"turn {turn.index}",
+            SpanType.CHAT_MODEL,
+            inputs={"messages": turn.messages, **request},
+            outputs={
+                "choices": [
+                    {"index": i, "message": reply, "finish_reason": turn.finish_reason}
+                    for i, reply in enumerate(turn.replies)
+                ]
+            },
+            start=int(stored.started_at * _NANOSECONDS),
+            seconds=turn.seconds,
+            error=turn.error,
+            number=turn.index + 1,
+            attributes={
+                "mlflow.chat.tokenUsage": _usage(turn),
+                "mlflow.message.format": "openai",
+                "continues_turn": turn.parent,
+                "shared_messages": turn.shared_messages,
+                "http_status": turn.status,
+            },
+        )
+
+    def _span(
+        self,
+        name: str,
+        kind: str,
+        *,
+        inputs: object,
+        outputs: object,
+        start: int,
+        seconds: float,
+        error: str | None,
+        attributes: dict[str, object],
+        number: int = 0,
+    ) -> Span:
+        """number: of the span in its trace; 0 is the root."""
+        values = {
+            "mlflow.traceRequestId": f"{_TRACE_PREFIX}{self._id.hex()}",
+            "mlflow.spanType": kind,
+            "mlflow.spanInputs": inputs,
+            "mlflow.spanOutputs": outputs,
+        } | attributes
+        return Span.from_dict(
+            {
+                "trace_id": _base64(self._id),
+                "span_id": _base64(_span_id(number)),
+                "parent_span_id": _base64(_span_id(0)) if number else None,
+                "name": name,
+                "start_time_unix_nano": start,
+                "end_time_unix_nano": start + int(seconds * _NANOSECONDS),
+                "events": [],
+                "links": [],
+                "status": {"code": "STATUS_CODE_ERROR" if error else "STATUS_CODE_OK", "message": error or ""},
+                "attributes": {key: orjson.dumps(value).decode() for key, value in values.items() if value is not None},
+            }
+        )
+
+    def _outcome(self) -> dict[str, object]:
+        played = self._played
+        if played.error is not None:
+            return {"error": played.error, "error_kind": played.error_kind}
+        outcome: dict[str, object] = {"reward": played.reward, "success": played.is_success}
+        if len(played.rewards or ()) > 1:
+            outcome["rewards"] = played.rewards
+        return outcome | ({"metrics": played.metrics} if played.metrics else {})
+
+    def _judgements(self) -> Iterator[tuple[str, float | bool | None]]:
+        yield "reward", self._played.reward
+        yield "success", self._played.is_success
+        yield from self._played.metrics.items()
+
+    def _feedback(self, name: str, value: float | bool | None) -> Feedback:
+        played = self._played
+        error = None if value is not None else AssessmentError(played.error_kind or "failed", played.error)
+        feedback = Feedback(
+            name=name,
+            value=value,
+            error=error,
+            source=AssessmentSource(source_type="CODE", source_id=self._target.source),
+            metadata={"mlflow.assessment.sourceRunId": self._target.run_id},
+        )
+        # MLflow draws a new id for each; with the same one, logging again replaces it.
+        feedback.assessment_id = f"a-{hashlib.sha256(self._id + name.encode()).hexdigest()[:32]}"
+        return feedback
+
+
+def _trace_id(run_id: str, trajectory_id: str) -> bytes:
+    """16 bytes, always the same for the same trajectory in the same MLflow run."""
+    return hashlib.sha256(f"{run_id}/{trajectory_id}".encode()).digest()[:16]
+
+
+def _span_id(number: int) -> bytes:
+    """8 bytes, unique in its trace and not all zero."""
+    return (number + 1).to_bytes(8)
+
+
+def _base64(value: bytes) -> str:
+    return base64.b64encode(value).decode()
+
+
+def _usage(turn: RecordedTurn) -> dict[str, int] | None:
+    if turn.prompt_tokens is None and turn.response_tokens is None:
+        return None
+    sent, answered = turn.prompt_tokens or 0, turn.response_tokens or 0
+    return {"input_tokens": sent, "output_tokens": answered, "total_tokens": sent + answered}
