@@ -23,7 +23,7 @@ NEXT_GAME = "Correct. Next game. "
 async def play(payload: dict[str, Any]) -> dict[str, Any]:
     """Plays the game that `payload["prompt"]` describes to its end.
 
-    Returns the reward, from 0 (not found) to 1 (found within par), and how the game went: `found` (0 or 1), `guesses` and
+    Returns the reward, from 0 to 1 (found within par), and how the game went: `found` (0 or 1), `guesses` and
     `wasted_guesses`. Raises ValueError for a prompt that describes no game, and the openai client's errors.
     """
     game = Game.of(payload["prompt"])

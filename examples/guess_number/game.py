@@ -25,6 +25,8 @@ class Game:
     high: int
     """Largest such number."""
     secret: int
+    size: int = field(init=False)
+    """How many numbers the range held at the start."""
     par: int = field(init=False)
     """Guesses that halving the range needs at worst: the bits of its size."""
     guesses: int = 0
@@ -33,7 +35,8 @@ class Game:
     is_found: bool = False
 
     def __post_init__(self) -> None:
-        self.par = (self.high - self.low + 1).bit_length()
+        self.size = self.high - self.low + 1
+        self.par = self.size.bit_length()
 
     @classmethod
     def of(cls, prompt: str) -> Self:
@@ -55,8 +58,14 @@ class Game:
 
     @property
     def reward(self) -> float:
-        """1 for the number within par, less for each guess more (par / guesses), 0 if it was not found."""
-        return min(1.0, self.par / self.guesses) if self.is_found else 0.0
+        """1 for the number within par, and less for each guess more (par / guesses).
+
+        A lost game earns half the share of the range that its guesses ruled out: less than any win, but better than nothing
+        for a model that has yet to win one.
+        """
+        if self.is_found:
+            return min(1.0, self.par / self.guesses)
+        return 0.5 * (1 - (self.high - self.low + 1) / self.size)
 
     def answer(self, reply: str) -> str:
         """What the environment says to a guess: the first whole number in `reply` counts."""

@@ -1,6 +1,6 @@
 """Draws the prompts: `python prompts.py` writes train.jsonl and held-out.jsonl. No range is in both.
 
-A range starts anywhere from 1 to 84 and holds 8 to 15 numbers, so that par is four guesses in every game.
+A range starts anywhere from 1 to 24 and holds 8 to 15 numbers, so that par is four guesses in every game.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from game import PROMPT
 
 SIZES = range(8, 16)
-STARTS = range(1, 85)
+STARTS = range(1, 25)
 
 
 class Prompts(NamedTuple):
@@ -22,7 +22,7 @@ class Prompts(NamedTuple):
     held_out: list[str]
 
 
-def draw_prompts(seed: int, *, num_train: int = 256, num_held_out: int = 32) -> Prompts:
+def draw_prompts(seed: int, *, num_train: int = 160, num_held_out: int = 32) -> Prompts:
     """Draws both sets without replacement from all ranges there are; the same seed gives the same prompts.
 
     Raises ValueError when more are asked for than there are ranges.
