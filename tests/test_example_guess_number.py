@@ -46,7 +46,7 @@ async def played(
 
 def test_no_range_is_in_both_the_training_and_the_held_out_prompts() -> None:
     train, held_out = committed("train.jsonl"), committed("held-out.jsonl")
-    assert len(train) == len(set(train)) >= 200
+    assert len(train) == len(set(train)) >= 128
     assert len(held_out) == len(set(held_out)) >= 24
     assert not set(train) & set(held_out)
 
@@ -74,7 +74,7 @@ def test_halving_the_range_always_finds_the_number_within_par(low: int, size: in
 def test_every_rollout_of_a_prompt_is_the_same_game() -> None:
     assert Game.of(PROMPT_TEXT).secret == Game.of(PROMPT_TEXT).secret
     secrets = {Game.of(text).secret for text in committed("train.jsonl")}
-    assert len(secrets) > 50, "each prompt has a secret of its own"
+    assert len(secrets) > 25, "each prompt has a secret of its own"
 
 
 def test_an_answer_narrows_the_range_and_never_widens_it() -> None:
@@ -101,12 +101,19 @@ def test_the_reward_falls_with_each_guess_beyond_par(misses: int, reward: float)
     assert game.is_over
 
 
-def test_a_number_that_is_not_found_earns_nothing() -> None:
-    game = Game(1, 15, secret=9)
+def test_a_game_lost_without_learning_anything_earns_nothing() -> None:
+    game = Game(1, 16, secret=9)
     while not game.is_over:
-        game.answer("1")
-    assert game.guesses == 4 + SPARE_GUESSES
+        game.answer("70")
+    assert game.guesses == 5 + SPARE_GUESSES
     assert game.reward == 0.0
+
+
+def test_a_lost_game_earns_half_of_what_it_ruled_out() -> None:
+    game = Game(1, 16, secret=9)
+    while not game.is_over:
+        game.answer("8")  # leaves 9 to 16: half of the range
+    assert game.reward == 0.25
 
 
 @pytest.mark.parametrize("prompt", ["Guess the number.", "Guess the number from 9 to 3."])
