@@ -151,6 +151,18 @@ async def test_an_agent_that_is_not_there_stops_the_job_before_any_rollout(tmp_p
         assert server.num_calls == 0
 
 
+async def test_a_run_that_is_done_stays_as_it_is_when_started_again(tmp_path: Path) -> None:
+    async with ScriptedServer() as server:
+        run = new_run(tmp_path, server.url, ["1", "0"])
+        opened_before = Run.open(run.folder)
+        await played_with(run)
+        results, calls = rows(run), server.num_calls
+        again = [await run_job(opened_before, StopSwitch()), await played_with(run)]
+        assert server.num_calls == calls
+    assert [one.summary.scored for one in again] == [2, 2]
+    assert rows(run) == results
+
+
 async def test_one_process_at_a_time_works_on_a_run(tmp_path: Path) -> None:
     async with ScriptedServer() as server:
         run = new_run(tmp_path, server.url, ["1"])

@@ -15,7 +15,7 @@ from heldout.rollouts.journal import Journal
 from heldout.rollouts.mirror import Mirror
 from heldout.rollouts.progress import Progress
 from heldout.rollouts.prompts import PromptReader, PromptSource, copy_prompts
-from heldout.rollouts.results import complete, metric_settings, write_results
+from heldout.rollouts.results import complete, metric_settings, summarize_run, write_results
 from heldout.rollouts.run import JobStatus, Run, SecondaryStatus
 from heldout.rollouts.tables import JournalIndex
 from heldout.storage import is_remote
@@ -35,13 +35,15 @@ class Played:
 
 
 async def run_job(run: Run, switch: StopSwitch, on_start: Callable[[Progress], None] = lambda _: None) -> Played:
-    """Plays `run` from where it stands until it is done or stopped, and writes its results.
+    """Plays `run` from where it stands until it is done or stopped, and writes its results; one that is done stays as it is.
 
     on_start: called once, when the first rollout is about to begin, with counts that go on changing.
     Raises InputError when model, agent or dataset cannot be had (nothing has been played then), JobFailed when nothing but
     failures comes back. Either way job.json says so and what was finished is kept.
     """
     with run.locked():
+        if run.state.status is JobStatus.COMPLETED:  # its journal is gone: played on, it would begin from nothing
+            return Played(Ending.FINISHED, summarize_run(run), {})
         run.update(
             status=JobStatus.IN_PROGRESS,
             secondary_status=SecondaryStatus.DOWNLOADING,

@@ -193,7 +193,7 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the run's lock. Raises RunError when another process has it."""
+        """Holds the run's lock, with `state` as whoever held it before left it. Raises RunError when another process has it."""
         file = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             if not _try_lock(file):
@@ -202,6 +202,7 @@ class Run:
             os.ftruncate(file, 0)
             os.pwrite(file, str(os.getpid()).encode(), 0)
             discard_partial_files(self.folder)
+            self.state = type(self).open(self.folder).state
             yield
         finally:
             os.close(file)
