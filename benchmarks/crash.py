@@ -8,6 +8,7 @@ twice, and finds it out from what the agent logged.
 import argparse
 import contextlib
 import json
+import math
 import os
 import random
 import shutil
@@ -33,9 +34,12 @@ GROUP = 8
 CONCURRENCY = 16
 _TARGETS = ("engine", "engine", "worker", "model server")
 _KILLS_WHILE_WRITING = 5
+"""At most: the writing may end before its random moment comes."""
 _SHARE_BY_TIME = 0.3
 _LONGEST_BY_TIME_SECONDS = 4.0
-_LONGEST_WRITING_SECONDS = 1.0
+_WRITING_SECONDS = 0.3
+_SPARE = 1.15
+"""Kills are spread as if there were to be more, so that the evaluation does not end before there are enough."""
 _POLL_SECONDS = 0.01
 _GIVE_UP_SECONDS = 120.0
 """Without a finished rollout for so long, something hangs."""
@@ -93,28 +97,33 @@ class Evaluation:
 
     def _wait_for_moment(self) -> bool:
         """Returns at the next random moment to kill; False when the evaluation has ended."""
-        started, finished = time.monotonic(), self._finished()
-        seconds, more = self._draw(finished)
-        progressed = started
+        started, before = time.monotonic(), self._finished()
+        seconds, more = self._draw(before)
+        progressed, writing_ends = started, None
         while self._engine.poll() is None:
-            now, seen = time.monotonic(), self._finished()
-            if seconds is None and seen == self.planned:
-                seconds, started = self._rng.uniform(0, _LONGEST_WRITING_SECONDS), now
-            if now - started >= seconds if seconds is not None else seen - finished >= more:
-                return len(self.kills) < self._least_kills or seen < self.planned
-            if seen > finished:
+            now, finished = time.monotonic(), self._finished()
+            if finished < self.planned:
+                if now - started >= seconds or finished - before >= more:
+                    return True
+            elif writing_ends is None and self._is_writing():
+                writing_ends = now + self._rng.uniform(0, _WRITING_SECONDS)
+            elif writing_ends is not None and now >= writing_ends:
+                if sum(kill.phase == "Uploading" for kill in self.kills) < _KILLS_WHILE_WRITING:
+                    return True
+                writing_ends = math.inf
+            if finished > before:
                 progressed = now
             if now - progressed > _GIVE_UP_SECONDS:
-                raise RuntimeError(f"no rollout finished in {_GIVE_UP_SECONDS:.0f} s, at {seen} of {self.planned}")
+                raise RuntimeError(f"no rollout finished in {_GIVE_UP_SECONDS:.0f} s, at {finished} of {self.planned}")
             time.sleep(_POLL_SECONDS)
         return False
 
-    def _draw(self, finished: int) -> tuple[float | None, int]:
-        """When to kill next: after so many seconds, or after so many more finished rollouts."""
-        if self._rng.random() < _SHARE_BY_TIME:
-            return self._rng.uniform(0, _LONGEST_BY_TIME_SECONDS), 0
-        left = max(1, self._least_kills - _KILLS_WHILE_WRITING - len(self.kills))
-        return None, max(1, round(self._rng.uniform(0, 2) * (self.planned - finished) / (left + 1)))
+    def _draw(self, finished: int) -> tuple[float, int]:
+        """When to kill next: after so many seconds, or so many more finished rollouts, whichever comes first."""
+        left = max(1.0, self._least_kills * _SPARE - len(self.kills))
+        more = max(1, round(self._rng.uniform(0, 1.6) * (self.planned - finished) / (left + 1)))
+        is_by_time = self._rng.random() < _SHARE_BY_TIME
+        return self._rng.uniform(0, _LONGEST_BY_TIME_SECONDS) if is_by_time else math.inf, more
 
     def _kill(self, target: str) -> None:
         workers = self._workers()
@@ -146,8 +155,9 @@ class Evaluation:
             LOG_VARIABLE: str(self.log),
             workload.TURNS_VARIABLE: str(TURNS),
         }
+        self._started_at = time.time()
         self._engine = subprocess.Popen(
-            [*self._command, "--resume"],
+            self._resume_command(),
             cwd=ROOT,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -155,6 +165,12 @@ class Evaluation:
             stderr=self._output,
             start_new_session=True,
         )
+
+    def _resume_command(self) -> list[str]:
+        """Either of the two ways to go on, once there is a run to go on with."""
+        is_there = (self.run / "job.json").exists()
+        by_folder = [self._command[0], "resume", str(self.run)]
+        return by_folder if is_there and self._rng.random() < 0.5 else [*self._command, "--resume"]
 
     def _witness(self) -> None:
         if self._phase() != "Completed":
@@ -178,6 +194,10 @@ class Evaluation:
             return self.planned
         segments = sorted((self.run / "journal").glob("*.jsonl"))
         return min(self.planned, sum(path.read_bytes().count(b'"final":true,"amends":false') for path in segments))
+
+    def _is_writing(self) -> bool:
+        """Whether this very start of the engine has begun to write the results."""
+        return self._phase() == "Uploading" and (self.run / "job.json").stat().st_mtime > self._started_at
 
     def _phase(self) -> str:
         try:

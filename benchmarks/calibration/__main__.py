@@ -1,0 +1,119 @@
+"""Are Heldout's own error bars right? Simulated evaluations with known truth: coverage and width of the intervals, false
+alarms of the comparison, power of plans. Writes results to JSON, and the tables and picture of docs/statistics.md.
+
+    python -m benchmarks.calibration [--repeats 4000] [--folder benchmarks/results/calibration]
+"""
+
+import argparse
+import dataclasses
+import json
+import platform
+import time
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import scipy
+from benchmarks.calibration.comparisons import Power, Size, power_of_plan, size_of
+from benchmarks.calibration.coverage import Coverage, pass_k_coverage, rate_coverage, reward_coverage
+from benchmarks.calibration.simulation import REWARDS, Cell, Difficulty
+
+from heldout.metrics.beta_binomial import Quantity
+
+NUM_PROMPTS = (10, 20, 30, 100)
+GROUP_SIZES = (1, 4, 16, 64)
+RATES = (0.01, 0.05, 0.1, 0.5, 0.9, 0.99)
+CORRELATIONS = (0.0, 0.1, 0.3, 0.6, 0.9)
+
+
+def main() -> None:
+    """Runs every part and writes `results.json`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=4_000, help="simulated evaluations for each setting")
+    parser.add_argument("--folder", type=Path, default=Path("benchmarks/results/calibration"))
+    options = parser.parse_args()
+    began = time.perf_counter()
+    parts: dict[str, list[Coverage] | list[Size] | list[Power]] = {
+        "rates": _rates(options.repeats),
+        "other_difficulty": _other_difficulty(options.repeats),
+        "pass_k": _pass_k(options.repeats),
+        "rewards": _rewards(options.repeats),
+        "size": _sizes(options.repeats),
+        "power": _powers(options.repeats),
+    }
+    results = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "repeats": options.repeats,
+        "seconds": round(time.perf_counter() - began, 1),
+        "machine": {"python": platform.python_version(), "numpy": np.__version__, "scipy": scipy.__version__},
+        **{name: [dataclasses.asdict(result) for result in part] for name, part in parts.items()},
+    }
+    options.folder.mkdir(parents=True, exist_ok=True)
+    (options.folder / "results.json").write_text(json.dumps(results, indent=1))
+    print(
+        f"{sum(map(len, parts.values()))} settings in {results['seconds']} s, written to {options.folder / 'results.json'}"
+    )
+
+
+def _rates(repeats: int) -> list[Coverage]:
+    cells = [
+        Cell(num_prompts, size, rate, correlation)
+        for num_prompts, size, rate, correlation in product(NUM_PROMPTS, GROUP_SIZES, RATES, CORRELATIONS)
+        if size > 1 or correlation == 0
+    ]
+    return [rate_coverage(cell, repeats, _rng(i)) for i, cell in enumerate(cells)]
+
+
+def _other_difficulty(repeats: int) -> list[Coverage]:
+    kinds: tuple[Difficulty, ...] = ("logit-normal", "two kinds")
+    cells = [
+        Cell(num_prompts, size, rate, correlation, kind)
+        for kind, num_prompts, size, rate, correlation in product(
+            kinds, (30, 300, 3000), (4, 64), (0.02, 0.1, 0.5), (0.1, 0.3, 0.6)
+        )
+    ]
+    return [rate_coverage(cell, min(repeats, 2_000), _rng(i)) for i, cell in enumerate(cells)]
+
+
+def _pass_k(repeats: int) -> list[Coverage]:
+    quantities = [Quantity(k, is_power) for k, is_power in product((2, 4, 16), (False, True))]
+    cells = [
+        (Cell(num_prompts, size, rate, correlation), quantity)
+        for num_prompts, size, rate, correlation, quantity in product(
+            (30, 100), (4, 16), (0.1, 0.3, 0.7), (0.0, 0.3, 0.9), quantities
+        )
+        if quantity.k <= size
+    ]
+    return [pass_k_coverage(cell, quantity, min(repeats, 2_000), _rng(i)) for i, (cell, quantity) in enumerate(cells)]
+
+
+def _rewards(repeats: int) -> list[Coverage]:
+    return [
+        reward_coverage(kind, num_prompts, repeats, _rng(i))
+        for i, (kind, num_prompts) in enumerate(product(REWARDS, (10, 20, 30, 100, 300)))
+    ]
+
+
+def _sizes(repeats: int) -> list[Size]:
+    settings = list(product((10, 30, 100), (1, 4, 16), (0.1, 0.5), (0.1, 0.5), (0.0, 0.8)))
+    return [
+        size_of(Cell(num_prompts, size, rate, correlation), likeness, min(repeats, 4_000), _rng(i))
+        for i, (num_prompts, size, rate, correlation, likeness) in enumerate(settings)
+    ]
+
+
+def _powers(repeats: int) -> list[Power]:
+    settings = list(product(((0.1, 0.1), (0.5, 0.1), (0.5, 0.2), (0.8, 0.1)), (1, 4, 16), (0.1, 0.5), (0.0, 0.8)))
+    return [
+        power_of_plan(rate, difference, size, correlation, likeness, min(repeats, 2_000), _rng(i))
+        for i, ((rate, difference), size, correlation, likeness) in enumerate(settings)
+    ]
+
+
+def _rng(setting: int) -> np.random.Generator:
+    return np.random.default_rng([20, setting])
+
+
+if __name__ == "__main__":
+    main()
