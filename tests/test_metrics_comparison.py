@@ -81,14 +81,16 @@ def test_no_shown_difference_says_what_could_have_been_seen() -> None:
 
 
 def test_too_few_prompts_give_no_verdict() -> None:
-    found = compared(all_same(0.0, prompts=5), all_same(1.0, prompts=5))
-    assert found.metrics["eval/reward/pass_at_1"].interval is None
-    assert found.verdict == "no verdict: 5 shared prompts, and fewer than 6 cannot show any difference"
-
-
-def test_six_prompts_that_all_move_are_just_enough() -> None:
     found = compared(all_same(0.0, prompts=6), all_same(1.0, prompts=6))
-    assert found.metrics["eval/reward/pass_at_1"].p_value == 2 / 2**6
+    assert found.metrics["eval/reward/pass_at_1"].interval is None
+    assert found.metrics["eval/reward/pass_at_1"].p_value == 1.0
+    assert found.verdict == "no verdict: 6 shared prompts, and fewer than 7 cannot show any difference"
+
+
+def test_seven_prompts_that_all_move_are_enough() -> None:
+    found = compared(all_same(0.0, prompts=7), all_same(1.0, prompts=7))
+    # Of all 2**7 sign flips only the data themselves do as much: a half, on either side.
+    assert found.metrics["eval/reward/pass_at_1"].p_value == pytest.approx(2 * 0.5 / 2**7)
     assert found.verdict.startswith("fine-tuned is better")
 
 
@@ -106,21 +108,28 @@ def test_nothing_ever_succeeds_so_the_mean_reward_decides() -> None:
 
 
 def test_small_samples_use_every_sign_flip() -> None:
-    # By hand, all 2**7 sign flips of the differences: count sums at least as high as the one found.
-    differences = [0.5, 1.0, -0.5, 1.0, 0.5, 1.0, 0.0]
+    # By hand, all 2**8 sign flips of the differences: those with a higher sum, and half of those with the same.
+    differences = [0.5, 1.0, -0.5, 1.0, 0.5, 1.0, 0.0, 0.5]
     base: Groups = {f"p{i}": [0.0, 1.0] if d < 0 else [0.0, 0.0] for i, d in enumerate(differences)}
     tuned: Groups = {
         f"p{i}": [0.0, 0.0] if d <= 0 else [1.0, 0.0 if d == 0.5 else 1.0] for i, d in enumerate(differences)
     }
-    flips = list(product((1, -1), repeat=7))
-    as_high = sum(np.dot(flip, differences) >= sum(differences) for flip in flips)
+    sums = [float(np.dot(flip, differences)) for flip in product((1, -1), repeat=8)]
+    higher, equal = sum(s > sum(differences) for s in sums), sum(s == sum(differences) for s in sums)
     found = compared(base, tuned).metrics["eval/reward/pass_at_1"]
     assert found.difference == pytest.approx(np.mean(differences))
-    assert found.p_value == pytest.approx(2 * as_high / 2**7)
+    assert found.p_value == pytest.approx(2 * (higher + equal / 2) / 2**8)
+
+
+def test_one_rollout_a_prompt_is_mcnemars_test_with_mid_p() -> None:
+    # 6 prompts got better, 1 worse, 20 stayed: binomial(7, 1/2), P(0) + P(1) / 2 = (1 + 3.5) / 128, twice.
+    base = {f"p{i}": [1.0 if i in (6, *range(7, 17)) else 0.0] for i in range(27)}
+    tuned = {f"p{i}": [1.0 if i < 6 or 7 <= i < 17 else 0.0] for i in range(27)}
+    assert compared(base, tuned).metrics["eval/reward/pass_at_1"].p_value == pytest.approx(9 / 128, abs=0.01)
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(6, 40), st.floats(0.0, 0.6), st.integers(0, 10_000))
+@given(st.integers(7, 40), st.floats(0.0, 0.6), st.integers(0, 10_000))
 def test_the_interval_leaves_out_zero_exactly_when_the_p_value_is_small(prompts: int, gain: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     base = {f"p{i}": [float(x) for x in rng.random(3) < 0.4] for i in range(prompts)}
@@ -137,7 +146,7 @@ def test_the_interval_leaves_out_zero_exactly_when_the_p_value_is_small(prompts:
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(6, 30), st.integers(0, 10_000))
+@given(st.integers(7, 30), st.integers(0, 10_000))
 def test_swapping_the_runs_turns_every_sign(prompts: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     a = {f"p{i}": [float(x) for x in rng.random(2) < 0.4] for i in range(prompts)}

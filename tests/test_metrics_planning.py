@@ -48,7 +48,7 @@ def test_the_textbook_number_of_prompts() -> None:
 
 
 @settings(deadline=None)
-@given(st.floats(0.01, 1), st.floats(0.01, 1), st.integers(6, 500), st.sampled_from([1, 4, 16]), st.floats(0.05, 0.5))
+@given(st.floats(0.01, 1), st.floats(0.01, 1), st.integers(10, 500), st.sampled_from([1, 4, 16]), st.floats(0.05, 0.5))
 def test_power_grows_with_prompts_rollouts_and_the_difference(
     between: float, within: float, prompts: int, size: int, difference: float
 ) -> None:
@@ -61,7 +61,7 @@ def test_power_grows_with_prompts_rollouts_and_the_difference(
 
 
 @settings(deadline=None)
-@given(st.floats(0.01, 1), st.floats(0.01, 1), st.integers(6, 2000), st.floats(0.5, 0.95))
+@given(st.floats(0.01, 1), st.floats(0.01, 1), st.integers(10, 2000), st.floats(0.5, 0.95))
 def test_the_smallest_difference_is_seen_with_exactly_the_power_asked_for(
     between: float, within: float, prompts: int, power: float
 ) -> None:

@@ -13,14 +13,14 @@ and nothing else:
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from scipy import special
 
 from heldout.metrics.table import FloatArray, IntArray
 
-WEIGHT_INDEPENDENT = 0.4
+WEIGHT_INDEPENDENT = 0.45
 """Prior weight of rollouts of a prompt being independent: the smaller, the wider the intervals where they are."""
 WEIGHT_IDENTICAL = 0.2
 """Prior weight of all rollouts of a prompt ending alike: the smaller, the lower the coverage where they nearly do."""
@@ -98,17 +98,28 @@ class Grid:
         return _beta_shapes(self.logits, self.correlations)
 
 
-def posterior_limits(tables: CountTables, quantity: Quantity, confidence: float) -> FloatArray:
-    """Equal-tailed limits for `quantity`, shape (num_evaluations, 2)."""
-    limits = np.empty((len(tables.num_prompts_RC), 2))
+class Posterior(NamedTuple):
+    """What the model says of a quantity, for several evaluations."""
+
+    limits_R2: FloatArray
+    """Equal-tailed limits, shape (num_evaluations, 2)."""
+    likeliest_R: FloatArray
+    """The quantity where the likelihood is greatest, shape (num_evaluations,)."""
+
+
+def posterior(tables: CountTables, quantity: Quantity, confidence: float) -> Posterior:
+    """Limits for `quantity`, and the estimate they are about, both of the model."""
+    found = Posterior(np.empty((len(tables.num_prompts_RC), 2)), np.empty(len(tables.num_prompts_RC)))
     centres, halvings = _grid_keys(tables.successes_R, tables.rollouts_R)
     for centre, halving in np.unique(np.stack([centres, halvings], axis=1), axis=0):
         same = np.flatnonzero((centres == centre) & (halvings == halving))
         grid = _make_grid(tables.pairs, int(centre), int(halving))
         values_MR = quantity.on(grid)
         for rows in np.array_split(same, -(-len(same) // _EVALUATIONS_AT_ONCE)):
-            limits[rows] = _limits(grid, tables.num_prompts_RC[rows], values_MR, confidence)
-    return limits
+            likelihoods = tables.num_prompts_RC[rows] @ grid.likelihoods
+            found.limits_R2[rows] = _limits(grid, likelihoods, values_MR, confidence)
+            found.likeliest_R[rows] = _likeliest(grid, likelihoods, values_MR)
+    return found
 
 
 def _grid_keys(successes_R: FloatArray, rollouts_R: FloatArray) -> tuple[IntArray, IntArray]:
@@ -139,9 +150,8 @@ def _log_rising(start: FloatArray, counts: IntArray) -> FloatArray:
     return rising[position]
 
 
-def _limits(grid: Grid, num_prompts_RC: FloatArray, values_MR: FloatArray, confidence: float) -> FloatArray:
-    posterior = num_prompts_RC @ grid.likelihoods
-    posterior = np.exp(posterior - posterior.max(axis=1, keepdims=True))
+def _limits(grid: Grid, likelihoods: FloatArray, values_MR: FloatArray, confidence: float) -> FloatArray:
+    likelihoods = np.exp(likelihoods - likelihoods.max(axis=1, keepdims=True))
     order = np.argsort(values_MR, axis=None, kind="stable")
     values, starts = np.unique(values_MR.ravel()[order], return_index=True)
     cells_MR = np.gradient(grid.logits)[:, None] * grid.weights
@@ -149,9 +159,28 @@ def _limits(grid: Grid, num_prompts_RC: FloatArray, values_MR: FloatArray, confi
     limits = []
     # In logits a prior density of 1 / m becomes 1 - m (for the lower limit), and 1 / (1 - m) becomes m (for the upper).
     for level, density in ((tail, special.expit(-grid.logits)), (1 - tail, special.expit(grid.logits))):
-        masses = (posterior * (cells_MR * density[:, None]).ravel())[:, order]
+        masses = (likelihoods * (cells_MR * density[:, None]).ravel())[:, order]
         limits.append(_quantiles(np.add.reduceat(masses, starts, axis=1), values, level))
     return np.stack(limits, axis=1)
+
+
+def _likeliest(grid: Grid, likelihoods: FloatArray, values_MR: FloatArray) -> FloatArray:
+    """The value at the top of the likelihood: at the best grid point, moved along the means to the top of a parabola."""
+    row = np.arange(len(likelihoods))
+    profile = likelihoods.reshape(-1, *values_MR.shape)
+    mean, correlation = np.divmod(likelihoods.argmax(axis=1), values_MR.shape[1])
+    mean = np.clip(mean, 1, len(grid.logits) - 2)
+    x = np.stack([grid.logits[mean + step] for step in (-1, 0, 1)])
+    y = np.stack([profile[row, mean + step, correlation] for step in (-1, 0, 1)])
+    before, after = np.diff(y, axis=0) / np.diff(x, axis=0)
+    bend = np.minimum(after - before, -1e-9)
+    top = np.clip((x[0] + x[1]) / 2 - before * (x[2] - x[0]) / 2 / bend, x[0], x[2])
+    low, middle, high = (
+        special.logit(np.clip(values_MR[mean + step, correlation], 1e-12, 1 - 1e-12)) for step in (-1, 0, 1)
+    )
+    slope = np.where(top < x[1], (middle - low) / (x[1] - x[0]), (high - middle) / (x[2] - x[1]))
+    value: FloatArray = special.expit(middle + slope * (top - x[1]))
+    return value
 
 
 def _quantiles(masses_RV: FloatArray, values: FloatArray, level: float) -> FloatArray:

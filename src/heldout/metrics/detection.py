@@ -9,10 +9,16 @@ POWER = 0.8
 """The chance of being shown that a difference needs before we say that it could have been seen."""
 
 
+def least_moved(confidence: float) -> int:
+    """Fewest prompts that must differ, all the same way, for a difference to be shown: chance does as much to n of them with
+    mid-p-value 2^-n."""
+    return int(np.ceil(-np.log2(1 - confidence) - 1e-9))
+
+
 def least_prompts(confidence: float) -> int:
-    """Fewest prompts that can show a difference at all: if every one of them moves the same way, chance does as much
-    with probability 2 / 2^n."""
-    return int(np.ceil(np.log2(2 / (1 - confidence)) - 1e-9))
+    """Fewest prompts with which a difference is judged at all: two more than `least_moved`, since with fewer the halves that
+    ties count would let the test cry wolf too often."""
+    return least_moved(confidence) + 2
 
 
 def detectable_difference(differences: FloatArray, confidence: float, *, is_rate: bool) -> float | None:
@@ -21,8 +27,8 @@ def detectable_difference(differences: FloatArray, confidence: float, *, is_rate
     differences: shape (num_prompts,), as found. is_rate: each lies in [-1, 1]. None when it cannot be told: too few prompts,
     or too few that differ at all and no bound on how far they could.
     """
-    num_prompts, least = len(differences), least_prompts(confidence)
-    if num_prompts < least:
+    num_prompts, least = len(differences), least_moved(confidence)
+    if num_prompts < least_prompts(confidence):
         return None
     error = float(differences.std(ddof=1)) / np.sqrt(num_prompts)
     quantiles = special.stdtrit(num_prompts - 1, np.array([0.5 + confidence / 2, POWER]))

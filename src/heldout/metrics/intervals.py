@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from heldout.metrics.beta_binomial import SUCCESS_RATE, CountTables, Quantity, posterior_limits
+from heldout.metrics.beta_binomial import SUCCESS_RATE, CountTables, Quantity, posterior
 from heldout.metrics.table import FloatArray, IntArray
 
-MANY_INFORMATIVE_PROMPTS = 25
-"""Where the prompts that tell something (num_prompts times rate times 1 - rate) are more than this, their own scatter is
-trusted over the beta-binomial model; where they are fewer, the model is."""
+INFORMATIVE_PROMPTS = 6
+"""How many prompts that tell something (num_prompts times rate times 1 - rate) make their own scatter as trustworthy as the
+beta-binomial model: with fewer the model counts for more, with many it hardly counts."""
 
 
 class Interval(NamedTuple):
@@ -45,16 +45,21 @@ def rate_limits(values_RP: FloatArray, counts: CountTables, quantity: Quantity, 
 
     values_RP: shape (num_evaluations, num_prompts), at least two prompts. counts: the same evaluations.
 
-    On the logit scale, between the limits of the beta-binomial model and those of the prompts' own scatter, the more
-    towards the latter the more prompts tell something.
+    On the logit scale, between the limits of the beta-binomial model, moved so that they are about the unbiased estimate
+    and not the model's, and the limits from the prompts' own scatter; the more towards the latter, the more prompts tell
+    something. So few prompts get intervals that hold where scatter cannot be judged, and many get intervals that hold
+    whatever the distribution of difficulty.
     """
     num_prompts = values_RP.shape[1]
     means = values_RP.mean(axis=1)
     informative = num_prompts * means * (1 - means)
-    weight = (informative**2 / (informative**2 + MANY_INFORMATIVE_PROMPTS**2))[:, None]
-    model = _logit(posterior_limits(counts, quantity, confidence))
+    weight = (informative**2 / (informative**2 + INFORMATIVE_PROMPTS**2))[:, None]
+    model = posterior(counts, quantity, confidence)
+    away = (_logit(means) - _logit(model.likeliest_R))[:, None]
+    moved = _logit(model.limits_R2) + (away if quantity.k == 1 else weight * away)
     scatter = _logit(_scatter_limits(values_RP, counts.rollouts_R, confidence))
-    limits: FloatArray = special.expit((1 - weight) * model + weight * scatter)
+    limits: FloatArray = special.expit((1 - weight) * moved + weight * scatter)
+    limits = np.stack([np.minimum(limits[:, 0], means), np.maximum(limits[:, 1], means)], axis=1)
     if all(n == 1 for _, n in counts.pairs):
         limits = _clopper_pearson(means * num_prompts, np.full_like(means, num_prompts), confidence)
     bound = ((1 - confidence) / 2) ** (1 / num_prompts)

@@ -17,6 +17,9 @@ from heldout.metrics.sample import Sample
 from heldout.metrics.table import FloatArray
 
 GROUP_SIZES = (1, 2, 4, 8, 16, 32, 64)
+LEAST_PROMPTS = 10
+"""Plans are not made for fewer: with so few prompts, power depends on how differences are distributed, not only on how much
+they vary."""
 MOST_PROMPTS = 10_000_000
 """A difference that needs more prompts than this is reported as out of reach."""
 
@@ -224,7 +227,7 @@ def _prompts_needed(
     def is_enough(num_prompts: int) -> bool:
         return power_of(spread, num_prompts, group_size, difference, confidence=confidence) >= power
 
-    low, high = 0, least_prompts(confidence)
+    low, high = LEAST_PROMPTS - 1, LEAST_PROMPTS
     while not is_enough(high):
         if high >= most:
             return None

@@ -2,9 +2,13 @@
 
 If the differences of n prompts scatter symmetrically about d, then d is equally likely to fall between any two neighbours
 of the sorted means of all 2^n - 1 non-empty subsets of them (Hartigan 1969, J. Amer. Statist. Assoc. 64, 1303-1317). Asking
-how many of these means lie at or below d is the sign-flip test of "the mean difference is d", and the d that this test
-does not reject are the interval: p-value and interval cannot disagree. With many prompts a random sample of subsets takes
-the place of all, and the test keeps its size (the sampled subsets and the data count together).
+how many of these means lie below d is the sign-flip test of "the mean difference is d", and the d that this test does not
+reject are the interval: p-value and interval cannot disagree. With many prompts a random sample of subsets takes the place
+of all.
+
+Success counts tie often, and counting every tie against a difference would make the test far too slow to speak. A tie counts
+half: the mid-p version (for one rollout a prompt, the mid-p McNemar test of Fagerland, Lydersen and Laake 2013, BMC Med. Res.
+Methodol. 13:91). Between two values the share is interpolated, so that limits and p-values are continuous in the data.
 """
 
 from collections.abc import Iterator
@@ -26,20 +30,23 @@ _SUBSETS_AT_ONCE = 1_111
 
 @dataclass(frozen=True, slots=True)
 class SubsetMeans:
-    """Sorted means of subsets of prompts, for one metric."""
+    """Where the means of subsets lie, for one metric."""
 
-    means: FloatArray
-    """Shape (num_subsets,), ascending."""
+    values: FloatArray
+    """The different means, shape (num_values,), ascending."""
+    shares: FloatArray
+    """Share of the subsets below each value plus half of those at it, the data themselves counted as one more half: the
+    one-sided mid-p-value of each value, shape (num_values,), ascending within (0, 1)."""
+    num_subsets: int
 
     def p_above(self, difference: float) -> float:
         """p-value against "the mean is at most `difference`"."""
-        at_most = int(np.searchsorted(self.means, difference + _slack(difference), side="right"))
-        return (1 + at_most) / (len(self.means) + 1)
+        least = 0.5 / (self.num_subsets + 1)
+        return float(np.interp(difference, self.values, self.shares, left=least, right=1 - least))
 
     def p_below(self, difference: float) -> float:
         """p-value against "the mean is at least `difference`"."""
-        at_least = len(self.means) - int(np.searchsorted(self.means, difference - _slack(difference), side="left"))
-        return (1 + at_least) / (len(self.means) + 1)
+        return 1 - self.p_above(difference)
 
     def p_value(self, difference: float = 0.0) -> float:
         """Two-sided p-value against "the mean is `difference`"."""
@@ -47,10 +54,11 @@ class SubsetMeans:
 
     def interval(self, confidence: float) -> tuple[float, float] | None:
         """The differences whose two-sided p-value is above 1 - confidence; None when so few prompts cannot reject any."""
-        rank = int((1 - confidence) / 2 * (len(self.means) + 1) + 1e-9)
-        if rank < 1:
+        tail = (1 - confidence) / 2
+        if 0.5 / (self.num_subsets + 1) > tail:
             return None
-        return float(self.means[rank - 1]), float(self.means[-rank])
+        low, high = np.interp([tail, 1 - tail], self.shares, self.values)
+        return float(low), float(high)
 
 
 def subset_means(differences_PM: FloatArray, rng: np.random.Generator) -> list[SubsetMeans]:
@@ -60,9 +68,17 @@ def subset_means(differences_PM: FloatArray, rng: np.random.Generator) -> list[S
     """
     sums_UM, sizes_U = _units(differences_PM, rng)
     parts = [(inside_SU @ sums_UM) / (inside_SU @ sizes_U)[:, None] for inside_SU in _subsets(len(sizes_U), rng)]
-    means_SM = np.sort(np.concatenate(parts), axis=0)
-    means_SM[np.abs(means_SM) < 1e-12 * np.abs(differences_PM).max(axis=0)] = 0.0  # a tie with 0 but for rounding
-    return [SubsetMeans(np.ascontiguousarray(means_SM[:, m])) for m in range(differences_PM.shape[1])]
+    means_SM = np.concatenate(parts)
+    scales_M = np.abs(differences_PM).max(axis=0)
+    return [_tied(means_S, float(scale)) for means_S, scale in zip(means_SM.T, scales_M, strict=True)]
+
+
+def _tied(means_S: FloatArray, scale: float) -> SubsetMeans:
+    """Means that are equal but for rounding count as ties; scale: of the differences."""
+    step = 1e-12 * scale if scale > 0 else 1.0
+    ticks, counts = np.unique(np.round(means_S / step), return_counts=True)
+    shares = (np.cumsum(counts) - counts / 2 + 0.5) / (len(means_S) + 1)
+    return SubsetMeans(ticks * step, shares, len(means_S))
 
 
 def _units(differences_PM: FloatArray, rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
@@ -84,8 +100,3 @@ def _subsets(num_units: int, rng: np.random.Generator) -> Iterator[FloatArray]:
     for _ in range(NUM_SUBSETS // _SUBSETS_AT_ONCE):
         inside = rng.integers(0, 2, size=(_SUBSETS_AT_ONCE, num_units), dtype=np.int8).astype(np.float64)
         yield inside[inside.any(axis=1)]
-
-
-def _slack(difference: float) -> float:
-    """Means that are equal but for rounding are ties."""
-    return 1e-12 * max(1.0, abs(difference))

@@ -36,7 +36,7 @@ class MetricComparison:
     interval: tuple[float, float] | None
     """Of the difference; it leaves out 0 exactly when `p_value` is at most 1 - confidence."""
     p_value: float
-    """Two-sided, against no difference; of this metric alone."""
+    """Two-sided, against no difference; of this metric alone. 1 with too few prompts to judge."""
     adjusted_p_value: float
     """Corrected (Holm) for looking at all metrics of the comparison."""
     detectable: float | None
@@ -73,7 +73,7 @@ def judge(
     found = _Found(
         difference=float(differences.mean()),
         interval=_interval(columns, means, confidence),
-        p_value=means.p_value(),
+        p_value=means.p_value() if len(differences) >= least_prompts(confidence) else 1.0,
         detectable=detectable_difference(differences, confidence, is_rate=columns.is_rate),
         equivalence=None if margin is None else _equivalence(columns, means, margin, confidence),
     )
@@ -101,6 +101,8 @@ class _Found(NamedTuple):
 
 
 def _interval(columns: MetricColumns, means: SubsetMeans, confidence: float) -> tuple[float, float] | None:
+    if len(columns.differences) < least_prompts(confidence):
+        return None
     if np.any(columns.differences):
         return means.interval(confidence)
     if not columns.is_rate:
