@@ -7,15 +7,13 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from browser import needs_browser, tab
 from heldout.errors import InputError
-from heldout.metrics.comparison import Comparison, Side, compare
 from heldout.report.page import write_evaluation_report, write_report
+from heldout.rollouts.comparing import compare_runs
 from heldout.rollouts.rescoring import rescore
-from heldout.rollouts.results import metric_settings, read_run_tables
 from heldout.rollouts.run import Run
 from report_runs import Play, call, written_run
 
@@ -71,19 +69,6 @@ def hostile_run(folder: Path, run_name: str = "base-model-eval") -> Run:
     return written_run(folder, groups, prompts=HOSTILE, columns=columns, run_name=run_name)
 
 
-def side(run: Run) -> Side:
-    tables = read_run_tables(run)
-    prompts = pq.read_table(run.prompts_path)
-    keys = dict(zip(prompts["prompt_index"].to_pylist(), prompts["prompt_hash"].to_pylist(), strict=True))
-    return Side(
-        run.state.run_name, tables.rollouts, {int(i or 0): str(k) for i, k in keys.items()}, tables.agent_metrics
-    )
-
-
-def comparison(base: Run, tuned: Run) -> Comparison:
-    return compare(side(base), side(tuned), metric_settings(base.document.hyperparameters))
-
-
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Run, Run]:
     """A base that half succeeds and a fine-tuned policy that does on all prompts but one."""
@@ -99,7 +84,7 @@ def test_the_verdict_comes_first(tmp_path: Path) -> None:
 
 
 def test_an_evaluation_says_whether_fine_tuning_helped_and_who_moved(pair: tuple[Run, Run], tmp_path: Path) -> None:
-    compared = comparison(*pair)
+    compared = compare_runs(*pair)
     page = Page(write_evaluation_report(*pair, compared, tmp_path / "report.html").read_text())
     assert compared.verdict.removeprefix("fine-tuned") in page.text
     assert "11 prompts went better, 1 worse and 0 as before" in page.text
@@ -173,7 +158,7 @@ def test_a_report_into_a_folder_is_refused(tmp_path: Path) -> None:
 
 def test_nothing_that_others_wrote_becomes_markup(tmp_path: Path) -> None:
     base, tuned = hostile_run(tmp_path / "base"), hostile_run(tmp_path / "tuned", "fine-tuned-model-eval")
-    path = write_evaluation_report(base, tuned, comparison(base, tuned), tmp_path / "report.html")
+    path = write_evaluation_report(base, tuned, compare_runs(base, tuned), tmp_path / "report.html")
     for page in (page_of(base), Page(path.read_text())):
         assert {tag for tag, _ in page.tags} <= set(TAGS.split())
         assert {name for _, attributes in page.tags for name in attributes} <= set(ATTRIBUTES.split())
@@ -212,7 +197,7 @@ async def test_in_a_browser_hostile_output_does_nothing(tmp_path: Path) -> None:
 async def test_in_a_browser_the_page_reads_in_light_dark_narrow_and_print(
     pair: tuple[Run, Run], tmp_path: Path
 ) -> None:
-    path = write_evaluation_report(*pair, comparison(*pair), tmp_path / "report.html")
+    path = write_evaluation_report(*pair, compare_runs(*pair), tmp_path / "report.html")
     colour = "getComputedStyle(document.body).backgroundColor"
     async with tab(tmp_path / "profile") as page:
         await page.open(path, width=360)

@@ -9,8 +9,9 @@ import pytest
 
 from heldout.errors import InputError, ReferenceProblem, RunError
 from heldout.rollouts.recorded import open_recordings
-from heldout.rollouts.rescoring import Rescored, rescore
+from heldout.rollouts.rescoring import rescore
 from heldout.rollouts.run import Run
+from heldout.rollouts.scores import Rescored
 from heldout.rollouts.scoring import parsed_score
 from report_runs import Play, call, written_run
 

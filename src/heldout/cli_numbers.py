@@ -27,11 +27,13 @@ from heldout.metrics.planning import (
 from heldout.metrics.ranking import Ranking, rank
 from heldout.metrics.sample import Sample
 from heldout.report import judgements
+from heldout.report.rescored import rescored
 from heldout.rollouts.comparing import compare_runs, comparison_document, prompt_texts, side_of
 from heldout.rollouts.mirror import open_run
-from heldout.rollouts.rescoring import DEFAULT_CONCURRENCY, agreement_document, rescore
+from heldout.rollouts.rescoring import DEFAULT_CONCURRENCY, rescore
 from heldout.rollouts.results import metric_settings, summarize_run
 from heldout.rollouts.run import JobStatus, Run, runs_below
+from heldout.rollouts.scores import agreement_document
 
 _WIDTH = 110
 
@@ -149,7 +151,7 @@ def rescore_command(
             concurrency=concurrency,
             on_progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
-    _print(as_json, agreement_document(result), judgements.rescored(result))
+    _print(as_json, agreement_document(result), rescored(result))
     if not result.scored:
         raise typer.Exit(EXIT_FAILED)
 

@@ -117,10 +117,10 @@ def _moved_rows(base: PolicyView, comparison: Comparison) -> tuple[list[Row], li
     gained = [move for move in comparison.moves if move.difference > 0][:_MOVED_PROMPTS]
     lost = [move for move in comparison.moves if move.difference < 0][:_MOVED_PROMPTS]
     moves = [*gained, *lost]
-    texts = base.prompt_texts([move.key for move in moves])
+    prompts = base.prompts(move.key for move in moves)
     values = [value for move in moves for value in (move.base, move.fine_tuned)]
     scale = min(values, default=0.0), max(values, default=1.0)
-    rows = [_moved_row(move, texts.get(move.key, move.key), scale) for move in moves]
+    rows = [_moved_row(move, prompts[move.key].text if move.key in prompts else move.key, scale) for move in moves]
     return rows[: len(gained)], rows[len(gained) :]
 
 
@@ -141,10 +141,11 @@ def _compared_disagreements(views: Sequence[PolicyView], comparison: Comparison)
     named = [(m, why) for m, why in ((gained, "gained most from"), (lost, "lost most by")) if m is not None]
     chosen: list[list[tuple[str, str]]] = []
     for view in views:
-        indices = view.prompt_indices([move.key for move, _ in named])
+        prompts = view.prompts(move.key for move, _ in named)
         reasons = rescored_disagreements(view)
         for move, why in named:
-            members = np.flatnonzero(np.isin(view.rows.prompt_index, indices.get(move.key, [])))
+            indices = prompts[move.key].indices if move.key in prompts else ()
+            members = np.flatnonzero(np.isin(view.rows.prompt_index, indices))
             if len(members):
                 rewards = view.rows.rewards_or_zero[members]
                 ordinary = members[np.argmin(np.abs(rewards - rewards.mean()))]

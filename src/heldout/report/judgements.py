@@ -1,4 +1,4 @@
-"""Comparisons, rankings, plans and rescorings as a person reads them in a terminal."""
+"""Comparisons, rankings and plans as a person reads them in a terminal."""
 
 from collections.abc import Mapping
 
@@ -10,9 +10,8 @@ from heldout.metrics.comparison import Comparison
 from heldout.metrics.planning import NextRollouts, Plan
 from heldout.metrics.ranking import Ranking
 from heldout.report.labels import label
-from heldout.report.numbers import interval_text, number, percent, signed, signed_interval
+from heldout.report.numbers import number, percent, signed, signed_interval
 from heldout.report.visible import visible
-from heldout.rollouts.rescoring import Rescored
 
 _SHOWN_MOVES = 5
 _PROMPT_CHARACTERS = 60
@@ -96,40 +95,3 @@ def plan(planned: Plan, seen: float | None, following: NextRollouts | None) -> R
     if following is not None:
         parts.append(Text(following.advice))
     return Group(*parts)
-
-
-def rescored(result: Rescored) -> RenderableType:
-    """How a score goes with the reward, and the trajectories to open."""
-    parts: list[RenderableType] = [
-        Text(f"{result.scorer}: {result.scored} rollouts scored, {result.failed} not, {result.skipped} had no reward"),
-        *(
-            Text.assemble(("! ", "bold yellow"), f"{count}x {reason}")
-            for reason, count in list(result.errors.items())[:3]
-        ),
-    ]
-    if result.score_mean is not None:
-        parts.append(Text(f"mean score {number(result.score_mean)} {interval_text(result.score_interval)}"))
-    if result.agreement is not None:
-        parts.append(_confusion(result))
-        low_high = interval_text(result.agreement.rank_interval)
-        parts.append(Text(f"rank correlation with the reward {number(result.agreement.rank_correlation)} {low_high}"))
-    if result.disagreements:
-        parts.append(Text("disagree most:", style="dim"))
-    parts += [
-        Text(f"  reward {number(one.reward)}, score {number(one.score)}  {one.trajectory_id}")
-        for one in result.disagreements[:_SHOWN_MOVES]
-    ]
-    parts.append(Text.assemble(("scores ", "dim"), str(result.scores_path)))
-    return Group(*parts)
-
-
-def _confusion(result: Rescored) -> Table:
-    assert result.agreement is not None  # the caller looked
-    counts = result.agreement.confusion
-    table = Table(title=f"they agree on {percent(counts.agreement)} of the rollouts", title_justify="left")
-    table.add_column("")
-    table.add_column(f"score >= {result.score_threshold:g}", justify="right")
-    table.add_column("below", justify="right")
-    table.add_row(f"reward >= {result.reward_threshold:g}", str(counts.both_succeed), str(counts.only_reward))
-    table.add_row("below", str(counts.only_score), str(counts.neither))
-    return table

@@ -1,11 +1,13 @@
 """One run as the report sees it: its rows, numbers, findings and what it was, gathered once."""
 
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import orjson
@@ -24,12 +26,14 @@ from heldout.rollouts.recorded import RecordedTrajectory, Recordings, open_table
 from heldout.rollouts.results import metric_settings, summarize_run
 from heldout.rollouts.run import JobStatus, Run
 
-_MOST_K = 64
-"""The largest k of the curves; beyond it a group is larger than anyone's."""
+_POINTS = 14
+"""Of each curve, at most: evenly spread where doubling k is one step, as the chart has it."""
 _MOST_SLICE_COLUMNS = 4
 _MOST_SLICE_VALUES = 12
 _TEXT_CHARACTERS = 160
 _NAME_CHARACTERS = 40
+_HASH_DIGITS = 16
+"""Of the hash of a prompt that prompts.parquet keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,13 @@ class Rescoring:
 
     scorer: str
     document: dict[str, Any]
+
+
+class KeyedPrompt(NamedTuple):
+    """A prompt, and the rows of the dataset that hold it."""
+
+    text: str
+    indices: tuple[int, ...]
 
 
 class PolicyView:
@@ -103,11 +114,12 @@ class PolicyView:
             ("took", _duration(state.evaluation_seconds)),
         ]
 
+    @cached_property
     def curves(self) -> tuple[Curve, Curve]:
-        """pass@k and pass^k for every k up to the largest group."""
+        """pass@k and pass^k for k from 1 to the size of the largest group."""
         counts = np.unique(self.rows.prompt_index, return_counts=True)[1]
-        largest = min(int(counts.max()), _MOST_K) if len(counts) else 0
-        ks = tuple(range(1, largest + 1)) or (1,)
+        largest = int(counts.max()) if len(counts) else 1
+        ks = tuple(int(k) for k in np.unique(np.round(np.geomspace(1, largest, _POINTS))))
         settings = MetricSettings(
             ks,
             self.settings.success_threshold,
@@ -142,27 +154,20 @@ class PolicyView:
         documents = [orjson.loads(path.read_bytes()) for path in sorted(self.run.folder.glob("agreement-*.json"))]
         return [Rescoring(str(document["scorer"]), document) for document in documents]
 
-    def prompt_texts(self, keys: list[str]) -> dict[str, str]:
-        """By a prompt's hash, its text; for the given ones."""
-        wanted = set(keys)
-        texts: dict[str, str] = {}
+    def prompts(self, keys: Iterable[str]) -> dict[str, KeyedPrompt]:
+        """The run's prompts by the keys that a comparison gives them: a SHA-256 of the text, whole or its beginning."""
+        wanted = {key[:_HASH_DIGITS]: key for key in keys}
+        found: dict[str, KeyedPrompt] = {}
         with pq.ParquetFile(self.run.prompts_path) as file:
-            for batch in file.iter_batches(columns=["prompt_hash", "prompt"]):
-                for key, text in zip(batch["prompt_hash"].to_pylist(), batch["prompt"].to_pylist(), strict=True):
-                    if key in wanted:
-                        texts[str(key)] = str(text)
-        return texts
-
-    def prompt_indices(self, keys: list[str]) -> dict[str, list[int]]:
-        """By a prompt's hash, its row numbers in the dataset; for the given ones."""
-        wanted = set(keys)
-        indices: dict[str, list[int]] = {}
-        with pq.ParquetFile(self.run.prompts_path) as file:
-            for batch in file.iter_batches(columns=["prompt_hash", "prompt_index"]):
-                for key, index in zip(batch["prompt_hash"].to_pylist(), batch["prompt_index"].to_pylist(), strict=True):
-                    if key in wanted and index is not None:
-                        indices.setdefault(str(key), []).append(int(index))
-        return indices
+            for batch in file.iter_batches(columns=["prompt_hash", "prompt_index", "prompt"]):
+                rows = zip(
+                    *(batch[name].to_pylist() for name in ("prompt_hash", "prompt_index", "prompt")), strict=True
+                )
+                for short, index, text in rows:
+                    if key := wanted.get(str(short)):
+                        before = found.get(key, KeyedPrompt(str(text), ()))
+                        found[key] = KeyedPrompt(before.text, (*before.indices, int(index or 0)))
+        return found
 
 
 def _curve(summary: Summary, ks: tuple[int, ...], metric: str, name: str, style: str) -> Curve:

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from heldout.report.numbers import interval_text, number, percent
 from heldout.report.visible import one_line, visible
-from heldout.rollouts.rescoring import Rescored
+from heldout.rollouts.scores import Rescored
 
 _SHOWN_DISAGREEMENTS = 10
 _SHOWN_ERRORS = 3

@@ -86,7 +86,7 @@ def charts(views: Sequence[PolicyView]) -> list[Chart]:
         Chart(
             "More tries, and every try",
             "Upper: at least one of k rollouts succeeds (pass@k). Lower: all k do (pass^k). Bands are intervals.",
-            pass_curves([curve for view in views for curve in view.curves()]),
+            pass_curves([curve for view in views for curve in view.curves]),
         ),
         Chart(
             "Turns",
@@ -135,8 +135,8 @@ def _verdict(view: PolicyView) -> tuple[str, list[str]]:
     if not rate:
         return "No rollout succeeded", [reward, *_range(view, "eval/reward/pass_at_1", level)]
     sentences = _range(view, "eval/reward/pass_at_1", level)
-    largest = max((k for curve in view.curves() for k in curve.k), default=1)
-    at, power = (curve.values[-1] if curve.k else None for curve in view.curves())
+    largest = max((k for curve in view.curves for k in curve.k), default=1)
+    at, power = (curve.values[-1] if curve.k else None for curve in view.curves)
     if largest > 1 and at is not None and power is not None:
         sentences.append(
             f"At least one of {largest} tries solves {percent(at)} of the prompts (pass@{largest}), and all {largest} "

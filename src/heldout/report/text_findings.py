@@ -4,6 +4,8 @@ Only replies are read, not what was sent. Of a large run a sample is read, sprea
 finding says how large it was.
 """
 
+import itertools
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from heldout.report.finding import Finding, Weight, Wording, counted, finding
@@ -19,7 +22,10 @@ from heldout.report.rollout_rows import BoolArray, RolloutRows
 from heldout.report.said import Reply, form, is_alike, stated_answer
 
 _SAMPLE_BYTES = 96 * 1024 * 1024
-"""Of the trajectories file, uncompressed: some 100,000 replies, read in about two seconds."""
+"""Of the trajectories file, uncompressed: what can be read in a second or two."""
+_SAMPLE_TURNS = 40_000
+"""Some thousand rollouts: enough to see a share of 2% to half a percent, and two or three seconds of work."""
+_COLUMNS = ["prompt_index", "rollout_index", "trajectory_id", "is_final", "turn", "parent", "reply", "status"]
 _LOOP = 3
 """Alike replies in a row that make a loop: two can be a retry."""
 _WORTH_TELLING = 0.02
@@ -137,34 +143,45 @@ def _scan(path: Path, rows: RolloutRows) -> tuple[Any, list[_Seen]]:
 
 
 def _sampled(path: Path) -> Iterator[tuple[str, list[Reply]]]:
-    """Each sampled rollout with its replies. A row group holds whole attempts, so whole row groups are read."""
-    columns = ["trajectory_id", "is_final", "turn", "parent", "reply", "status"]
+    """Each sampled rollout with its replies."""
     with pq.ParquetFile(path) as file:
-        for number in _spread(file.metadata):
-            group: Any = file.read_row_group(number, columns=columns)
-            group = group.filter(group["is_final"])
-            current = ""
-            replies: list[Reply] = []
-            for trajectory_id, turn, parent, reply, status in zip(
-                *(group[name].to_pylist() for name in columns if name != "is_final"), strict=True
-            ):
-                if trajectory_id != current:
-                    if replies:
-                        yield current, replies
-                    current, replies = trajectory_id, []
-                replies.append(Reply.of(turn, parent, status, orjson.loads(reply or "[]")))
-            if replies:
-                yield current, replies
+        groups = _spread(file.metadata)
+        num_turns = sum(file.metadata.row_group(number).num_rows for number in groups)
+        every = max(1, math.ceil(num_turns / _SAMPLE_TURNS))
+        for number in groups:
+            yield from _rollouts(_every(file.read_row_group(number, columns=_COLUMNS), every))
 
 
 def _spread(metadata: Any) -> list[int]:
-    """Row groups, evenly spread, that together stay within the sample's size; always at least one when there is one."""
+    """Row groups, evenly spread, that together stay within the sample's bytes; always at least one when there is one."""
     total = metadata.num_row_groups
     if total == 0:
         return []
     size = sum(metadata.row_group(number).total_byte_size for number in range(total))
     wanted = total if size <= _SAMPLE_BYTES else max(1, int(total * _SAMPLE_BYTES / size))
     return sorted({int(place) for place in np.linspace(0, total - 1, wanted)})
+
+
+def _every(turns: Any, step: int) -> Any:
+    """The turns of every `step`-th deciding attempt. Attempts are whole in a row group, and their turns stand together."""
+    final = turns.filter(turns["is_final"])
+    prompt, rollout = final["prompt_index"].to_numpy(), final["rollout_index"].to_numpy()
+    is_new = np.ones(len(prompt), dtype=np.bool_)
+    is_new[1:] = (prompt[1:] != prompt[:-1]) | (rollout[1:] != rollout[:-1])
+    return final.filter(pa.array((np.cumsum(is_new) - 1) % step == 0))
+
+
+def _rollouts(turns: Any) -> Iterator[tuple[str, list[Reply]]]:
+    columns = (turns[name].to_pylist() for name in ("trajectory_id", "turn", "parent", "status", "reply"))
+    rows = zip(*columns, strict=True)
+    for trajectory_id, of_rollout in itertools.groupby(rows, key=lambda row: row[0]):
+        yield (
+            str(trajectory_id),
+            [
+                Reply.of(turn, parent, status, orjson.loads(reply or "[]"))
+                for _, turn, parent, status, reply in of_rollout
+            ],
+        )
 
 
 def _look_at(replies: list[Reply]) -> _Seen:
