@@ -1,0 +1,134 @@
+"""Intervals that hold with few prompts, rare successes and rollouts that go together."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from heldout.metrics.beta_binomial import SUCCESS_RATE, CountTables, Quantity, posterior
+from heldout.metrics.intervals import mean_interval, rate_interval, rate_limits
+from heldout.metrics.pass_k import pass_at_k_by_prompt
+from heldout.metrics.table import IntArray
+
+
+def rate_of(successes: list[int], sizes: list[int], confidence: float = 0.95) -> tuple[float, float]:
+    c, n = np.array(successes), np.array(sizes)
+    interval = rate_interval(c / n, confidence, successes=c, sizes=n)
+    assert interval is not None
+    return interval
+
+
+@pytest.mark.parametrize("successes", [1, 5, 15, 29])
+def test_one_rollout_a_prompt_has_clopper_and_pearsons_limits(successes: int) -> None:
+    exact = stats.binomtest(successes, 30).proportion_ci(0.95, method="exact")
+    assert rate_of([1] * successes + [0] * (30 - successes), [1] * 30) == pytest.approx((exact.low, exact.high))
+
+
+@pytest.mark.parametrize("successes", [1, 5, 15, 29])
+def test_on_the_grid_too_the_model_has_clopper_and_pearsons_limits(successes: int) -> None:
+    outcomes = np.array([1] * successes + [0] * (30 - successes))
+    found = posterior(CountTables.of(outcomes, np.ones(30, dtype=np.int64)), SUCCESS_RATE, 0.95).limits_R2[0]
+    exact = stats.binomtest(successes, 30).proportion_ci(0.95, method="exact")
+    assert found == pytest.approx((exact.low, exact.high), abs=0.005)
+
+
+def test_rollouts_that_always_agree_tell_no_more_than_one_each() -> None:
+    together = rate_of([16] * 10 + [0] * 20, [16] * 30)
+    exact = stats.binomtest(10, 30).proportion_ci(0.95, method="exact")
+    assert together == pytest.approx((exact.low, exact.high), abs=0.03)
+
+
+def test_rollouts_that_go_their_own_way_narrow_the_interval() -> None:
+    rng = np.random.default_rng(1)
+    apart = rate_of(rng.binomial(16, 1 / 3, 30).tolist(), [16] * 30)
+    together = rate_of([16] * 10 + [0] * 20, [16] * 30)
+    assert apart[1] - apart[0] < 0.5 * (together[1] - together[0])
+
+
+@pytest.mark.parametrize("prompts", [2, 10, 30])
+def test_all_successes_leave_an_exact_lower_limit(prompts: int) -> None:
+    assert rate_of([4] * prompts, [4] * prompts) == pytest.approx((0.025 ** (1 / prompts), 1.0))
+    assert rate_of([0] * prompts, [4] * prompts) == pytest.approx((0.0, 1 - 0.025 ** (1 / prompts)))
+
+
+def test_one_prompt_has_no_interval() -> None:
+    assert rate_interval(np.array([0.5]), 0.95, successes=np.array([2]), sizes=np.array([4])) is None
+    assert mean_interval(np.array([0.5]), 0.95) is None
+
+
+COUNTS = st.lists(st.tuples(st.integers(0, 8), st.integers(1, 8)), min_size=2, max_size=40).map(
+    lambda pairs: [(min(c, n), n) for c, n in pairs]
+)
+
+
+@settings(deadline=None, max_examples=25)
+@given(COUNTS)
+def test_the_interval_holds_the_estimate_and_lies_between_0_and_1(counts: list[tuple[int, int]]) -> None:
+    successes, sizes = (list(column) for column in zip(*counts, strict=True))
+    low, high = rate_of(successes, sizes)
+    assert 0 <= low <= float(np.mean(np.array(successes) / np.array(sizes))) <= high <= 1
+
+
+@settings(deadline=None, max_examples=25)
+@given(COUNTS)
+def test_counting_failures_mirrors_the_interval(counts: list[tuple[int, int]]) -> None:
+    successes, sizes = (list(column) for column in zip(*counts, strict=True))
+    low, high = rate_of(successes, sizes)
+    mirrored = rate_of([n - c for c, n in counts], sizes)
+    assert (1 - mirrored[1], 1 - mirrored[0]) == pytest.approx((low, high), abs=0.01)
+
+
+@settings(deadline=None, max_examples=15)
+@given(COUNTS, st.floats(0.5, 0.9))
+def test_more_confidence_is_wider(counts: list[tuple[int, int]], confidence: float) -> None:
+    successes, sizes = (list(column) for column in zip(*counts, strict=True))
+    narrow, wide = rate_of(successes, sizes, confidence), rate_of(successes, sizes, 0.99)
+    assert wide[0] <= narrow[0] + 1e-9
+    assert wide[1] >= narrow[1] - 1e-9
+
+
+def coverage(successes_RP: IntArray, size: int, quantity: Quantity, truth: float) -> float:
+    prompts = np.stack([(successes_RP == c).sum(axis=1) for c in range(size + 1)], axis=1).astype(np.float64)
+    tables = CountTables(tuple((c, size) for c in range(size + 1)), prompts)
+    values = pass_at_k_by_prompt(successes_RP.ravel(), np.full(successes_RP.size, size), quantity.k)
+    low, high = rate_limits(values.reshape(successes_RP.shape), tables, quantity, 0.95).T
+    return float(((low <= truth) & (truth <= high)).mean())
+
+
+@pytest.mark.parametrize(
+    ("rate", "correlation", "prompts", "size"),
+    [(0.02, 0.3, 30, 16), (0.1, 0.6, 30, 16), (0.5, 0.1, 30, 4), (0.9, 0.9, 30, 16)],
+)
+def test_the_interval_of_a_success_rate_covers_as_often_as_it_says(
+    rate: float, correlation: float, prompts: int, size: int
+) -> None:
+    rng = np.random.default_rng(3)
+    precision = 1 / correlation - 1
+    rates = rng.beta(rate * precision, (1 - rate) * precision, (1_000, prompts))
+    # 0.95 less three standard errors of 1,000 draws is 0.929.
+    assert coverage(rng.binomial(size, rates), size, SUCCESS_RATE, rate) > 0.929
+
+
+def test_the_interval_of_pass_at_k_covers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(4)
+    # Rates from beta(1, 2): the chance that all of 4 rollouts fail is 2 / (2 + 4).
+    successes = rng.binomial(8, rng.beta(1, 2, (1_000, 30)))
+    assert coverage(successes, 8, Quantity(4), 1 - 2 / 6) > 0.929
+
+
+def test_a_symmetric_sample_has_students_interval() -> None:
+    values = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    half = stats.t.ppf(0.975, 4) * values.std(ddof=1) / np.sqrt(5)
+    assert mean_interval(values, 0.95) == pytest.approx((-half, half), rel=1e-4)
+
+
+def test_a_long_tail_above_stretches_the_interval_upwards() -> None:
+    values = -np.log(1 - (np.arange(30) + 0.5) / 30)  # the quantiles of an exponential distribution
+    interval = mean_interval(values, 0.95)
+    assert interval is not None
+    assert interval.high - values.mean() > 1.3 * (values.mean() - interval.low)
+
+
+def test_rewards_that_never_differ_have_no_interval() -> None:
+    assert mean_interval(np.full(10, 0.3), 0.95) is None

@@ -1,0 +1,50 @@
+"""Quantiles and their intervals."""
+
+import numpy as np
+import pytest
+
+from heldout.errors import MetricError
+from heldout.metrics.quantiles import quantile
+
+
+def test_the_median_of_a_few_rows_by_hand() -> None:
+    assert quantile(np.array([5.0, 1.0, 3.0]), np.arange(3), 0.5).value == 3.0
+    assert quantile(np.array([4.0, 1.0, 3.0, 2.0]), np.arange(4), 0.5).value == 2.0
+
+
+def test_one_prompt_has_a_median_and_no_interval() -> None:
+    assert quantile(np.array([1.0, 2.0, 3.0]), np.zeros(3, dtype=np.int64), 0.5).interval is None
+
+
+def test_rollouts_that_repeat_their_prompt_do_not_narrow_the_interval() -> None:
+    values = np.random.default_rng(1).standard_normal(40)
+    once = quantile(values, np.arange(40), 0.5).interval
+    repeated = quantile(np.repeat(values, 10), np.repeat(np.arange(40), 10), 0.5).interval
+    assert once is not None
+    assert repeated is not None
+    assert repeated.high - repeated.low > 0.8 * (once.high - once.low)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_the_interval_covers_as_often_as_it_says(share: float) -> None:
+    rng = np.random.default_rng(2)
+    truth = float(np.sqrt(2) * np.quantile(np.random.default_rng(3).standard_normal(400_000), share))
+    prompts = np.repeat(np.arange(60), 4)
+    hits = 0
+    for _ in range(300):
+        values = np.repeat(rng.standard_normal(60), 4) + rng.standard_normal(240)
+        interval = quantile(values, prompts, share).interval
+        assert interval is not None
+        hits += interval.low <= truth <= interval.high
+    assert hits / 300 > 0.912  # 0.95 less three standard errors
+
+
+def test_a_share_outside_0_and_1_is_refused() -> None:
+    with pytest.raises(MetricError, match=r"share is 50; it must lie between 0 and 1, such as 0\.5 for the median"):
+        quantile(np.array([1.0]), np.array([0]), 50)
+
+
+def test_nothing_has_no_quantile() -> None:
+    with pytest.raises(MetricError, match="a quantile needs numbers and their prompts"):
+        quantile(np.array([]), np.array([], dtype=np.int64), 0.5)
