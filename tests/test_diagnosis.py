@@ -77,6 +77,7 @@ def test_one_odd_rollout_is_found_counted_and_named(tmp_path: Path, kind: str, o
         ("empty_replies", Play(0.0, (call("stop", ""),))),
         ("malformed_tool_calls", Play(0.0, (call("stop", ""),))),
         ("format_failures", Play(0.0, BAD.says, metrics={"invalid_actions": 0})),
+        ("format_failures", Play(None, failure="OSError: no information on the sparse matrix")),
         ("completed_not_correct", Play(0.0, BAD.says, metrics={"completed": 0})),
     ],
 )

@@ -65,7 +65,7 @@ _FAULT_WORDS = ("invalid", "malformed", "parse_error", "parse_failure", "format_
 """In the name of a metric that counts replies the agent could not read; above 0 is a format failure."""
 _FORM_METRICS = ("format", "format_ok", "format_reward", "correct_format", "well_formed", "valid", "is_valid", "parsed")
 """Names of metrics that say a rollout kept the form; below 1 is a format failure."""
-_FORMAT_ERRORS = "JSONDecodeError|ValidationError|pars(e|ing)|malformed|format"
+_FORMAT_ERRORS = r"JSONDecodeError|ValidationError|\bpars(e|ing)|\bmalformed|\b(bad|wrong|invalid) format"
 
 
 def reward_findings(rows: RolloutRows, errors: Any, parameters: Hyperparameters) -> Iterator[Finding]:
