@@ -1,0 +1,44 @@
+"""Heldout evaluates multi-turn RL agents on prompts they have not seen.
+
+The few names most programs need; each is loaded when it is first used, so that `import heldout` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from heldout.errors import HeldoutError, InputError
+
+if TYPE_CHECKING:
+    from heldout.evaluator import MultiTurnRLEvaluator
+    from heldout.execution import Execution
+    from heldout.job.document import JobConfigDocument
+    from heldout.job.hyperparameters import Hyperparameters
+
+__all__ = [
+    "Execution",
+    "HeldoutError",
+    "Hyperparameters",
+    "InputError",
+    "JobConfigDocument",
+    "MultiTurnRLEvaluator",
+    "__version__",
+]
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "Execution": "heldout.execution",
+    "Hyperparameters": "heldout.job.hyperparameters",
+    "JobConfigDocument": "heldout.job.document",
+    "MultiTurnRLEvaluator": "heldout.evaluator",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'heldout' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,49 +1,40 @@
 """The command line: parse, call one function, print."""
 
-import asyncio
-import os
 import re
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
-import orjson
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
-from heldout.agents.lookup import check_entry_point
-from heldout.backends.local import Played, run_job
+from heldout.backends.evaluation import play_evaluation, play_run, run_to_end, stopped_by_signals
+from heldout.backends.registries import read_registry
+from heldout.backends.results import evaluation_document, evaluation_results, run_document, run_results
+from heldout.backends.starting import create_evaluation, location_of, tracking_for
+from heldout.cli_output import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, JsonOption, print_json
 from heldout.errors import HeldoutError, InputError
-from heldout.job.document import (
-    DEFAULT_RUNTIME_SECONDS,
-    AgentConfig,
-    DataSource,
-    InputChannel,
-    JobConfigDocument,
-    OutputDataConfig,
-    StoppingCondition,
-    evaluation_config_for,
-)
+from heldout.job.document import DEFAULT_RUNTIME_SECONDS, MAX_RUNTIME_SECONDS
 from heldout.job.hyperparameters import Hyperparameters
-from heldout.job.references import EmbeddedModel, EntryPoint, ModelPackage, ModelReference, parse_agent, parse_model
+from heldout.job.references import parse_agent
+from heldout.job.registry import Registry
+from heldout.pipeline.definition import model_uri
+from heldout.pipeline.evaluation import Evaluation, evaluations_below
+from heldout.pipeline.request import EvaluationRequest
+from heldout.pipeline.resolution import resolve_policies
 from heldout.policies.embedded import EMBEDDED_MODELS
 from heldout.report import live
-from heldout.report.findings import find
-from heldout.report.terminal import results
 from heldout.rollouts.engine import Ending, StopSwitch
-from heldout.rollouts.mirror import has_run, new_folder, open_run
+from heldout.rollouts.mirror import open_run
 from heldout.rollouts.progress import Progress
-from heldout.rollouts.results import metrics_document, summarize_run
-from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN, JobStatus, Run, runs_below
+from heldout.rollouts.run import JobStatus, Run, runs_below
 
-EXIT_FAILED = 1
-EXIT_BAD_INPUT = 2
-EXIT_INTERRUPTED = 130
+_WIDTH = 110
+"""Of what is printed to something else than a terminal."""
 
 app = typer.Typer(
     help="Evaluate multi-turn RL agents on prompts they have not seen.",
@@ -52,13 +43,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
-RunArgument = Annotated[str, typer.Argument(help="A run's folder, or its s3:// URI.", metavar="RUN")]
+PlaceArgument = Annotated[
+    str, typer.Argument(help="The folder of an evaluation or of a run in it, or its s3:// URI.", metavar="RUN")
+]
+RegistryOption = Annotated[
+    Path | None, typer.Option(help="TOML file that maps AWS names to local things. [env: HELDOUT_REGISTRY]")
+]
 
 
 def main() -> None:
     """The `heldout` command. Errors a person can act on are one line and exit code 2 (bad input) or 1 (the job failed)."""
     try:
+        _add_judging_commands()
         app()
     except InputError as error:
         _complain(error)
@@ -79,90 +75,211 @@ def evaluate(
     dataset: Annotated[
         str, typer.Option(help="Held-out prompts: .parquet, .jsonl, .json, .csv; a file or folder; s3://.")
     ],
-    output: Annotated[str, typer.Option(help="Where the run goes.")] = "runs",
+    output: Annotated[str, typer.Option(help="Where the evaluation goes: a folder or s3:// URI.")] = "runs",
     name: Annotated[str | None, typer.Option(help="The evaluation's name; default: agent and time.")] = None,
+    compare_with: Annotated[
+        str | None, typer.Option(metavar="BASE", help="Also evaluate what MODEL was tuned from, and compare.")
+    ] = None,
     hyperparameter: Annotated[list[str], typer.Option("-H", metavar="NAME=VALUE", help="Set a hyperparameter.")] = [],  # noqa: B006
     max_runtime: Annotated[
-        int, typer.Option(help="Seconds after which nothing new is started.")
+        int, typer.Option(help="Seconds after which a job starts nothing new.")
     ] = DEFAULT_RUNTIME_SECONDS,
     limit: Annotated[int | None, typer.Option(min=1, help="Play only so many prompts.")] = None,
     shuffle_seed: Annotated[int | None, typer.Option(help="Play prompts in an order drawn from this seed.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of this name if there is one.")] = False,
+    registry: RegistryOption = None,
+    mlflow: Annotated[
+        str | None, typer.Option(metavar="URI", help="Where runs are logged, or off; default: SQLite in the output.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the evaluation of this name if there is one.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Play an agent on held-out prompts and say how good its policy is."""
-    policy = parse_model(model, frozenset(EMBEDDED_MODELS))
-    document = _document(policy, agent, dataset, output, hyperparameter, max_runtime, limit, shuffle_seed)
-    name = name or _default_name(agent)
-    location = f"{output.rstrip('/')}/{name}/{_run_name(policy)}"
-    if resume and has_run(location):
-        run = open_run(location)
+    """Play an agent on held-out prompts and say how good its policy is; with a base, whether it is better."""
+    names = read_registry(registry)
+    evaluation_name = name or _default_name(agent)
+    location = location_of(output, evaluation_name, names)
+    if resume and Evaluation.is_at(location):
+        evaluation = Evaluation.open(location)
     else:
-        run = Run.create(
-            new_folder(location), name=name, run_name=_run_name(policy), region=_region(), document=document
+        policies = resolve_policies(
+            model, base=compare_with, trained=None, registry=names, embedded_names=frozenset(EMBEDDED_MODELS)
         )
-    with _removed_if_never_begun(run):
-        _play(run, as_json=as_json)
+        request = EvaluationRequest(
+            policies=policies,
+            evaluate_base_model=compare_with is not None,
+            agent=parse_agent(agent),
+            dataset=dataset,
+            output=output,
+            folder=Path.cwd(),
+            hyperparameters=Hyperparameters(_settings(hyperparameter)),
+            max_runtime_seconds=_checked_runtime(max_runtime),
+            tracking=tracking_for(mlflow, None, policies, output, names),
+            limit=limit,
+            shuffle_seed=shuffle_seed,
+        )
+        evaluation = create_evaluation(request, names, name=evaluation_name)
+    try:
+        _play(evaluation, as_json=as_json)
+    except InputError:
+        evaluation.remove_if_never_begun()
+        raise
 
 
 @app.command()
-def resume(run: RunArgument, as_json: JsonOption = False) -> None:
-    """Go on with a run that was interrupted, stopped or failed; what is finished stays."""
-    opened = open_run(run)
-    if opened.state.status is JobStatus.COMPLETED:
-        _show(opened, as_json=as_json)
+def resume(run: PlaceArgument, as_json: JsonOption = False) -> None:
+    """Go on with what was interrupted, stopped or failed; what is finished stays."""
+    if Evaluation.is_at(run):
+        _play(Evaluation.open(run), as_json=as_json)
     else:
-        _play(opened, as_json=as_json)
+        _play_one(open_run(run), as_json=as_json)
 
 
 @app.command()
-def show(run: RunArgument, as_json: JsonOption = False) -> None:
-    """Show a run's numbers, computed again from its files."""
-    _show(open_run(run), as_json=as_json)
+def show(run: PlaceArgument, as_json: JsonOption = False) -> None:
+    """Show an evaluation's or a run's numbers, computed again from its files."""
+    if Evaluation.is_at(run):
+        _show_evaluation(Evaluation.open(run), as_json=as_json)
+    else:
+        _show_run(open_run(run), as_json=as_json)
 
 
 @app.command("list")
-def list_runs(
+def list_evaluations(
     output: Annotated[Path, typer.Argument(help="The output folder.")] = Path("runs"), as_json: JsonOption = False
 ) -> None:
-    """List the runs in an output folder."""
+    """List the evaluations in an output folder, and their runs."""
     if not output.is_dir():
         raise InputError(f"no folder {str(output)!r}; give the --output of an evaluation")
+    evaluations = [Evaluation.open_folder(folder) for folder in evaluations_below(output)]
     runs = [Run.open(folder) for folder in runs_below(output)]
     if as_json:
-        _print_json(
-            [{"path": str(run.folder), **run.state.model_dump(mode="json", exclude={"document"})} for run in runs]
-        )
+        print_json([*map(_evaluation_entry, evaluations), *map(_run_entry, runs)])
         return
-    for run in runs:
-        state = run.state
-        status = "Interrupted" if state.status is JobStatus.IN_PROGRESS and not run.is_running() else state.status
-        started = datetime.fromtimestamp(state.created_at).isoformat(" ", "seconds")
-        print(f"{started}  {status:<12} {run.folder}")
+    lines = [(e.folder, e.state.created_at, str(e.status)) for e in evaluations]
+    lines += [(run.folder, run.state.created_at, _run_status(run)) for run in runs]
+    for folder, created_at, status in sorted(lines):
+        started = datetime.fromtimestamp(created_at).isoformat(" ", "seconds")
+        print(f"{started}  {status:<12} {folder}")
 
 
-def _document(
-    model: ModelReference,
-    agent: str,
-    dataset: str,
-    output: str,
-    hyperparameter: list[str],
-    max_runtime: int,
-    limit: int | None,
-    shuffle_seed: int | None,
-) -> JobConfigDocument:
-    played_by = parse_agent(agent)
-    if isinstance(played_by, EntryPoint):
-        check_entry_point(played_by.entry_point)
-    return JobConfigDocument(
-        agent_config=AgentConfig.of(played_by),
-        input_data_config=(
-            InputChannel(data_source=DataSource.of(_absolute(dataset)), limit=limit, shuffle_seed=shuffle_seed),
-        ),
-        output_data_config=OutputDataConfig.at(_absolute(output)),
-        evaluation_config=evaluation_config_for(model, Hyperparameters(_settings(hyperparameter)), accept_eula=True),
-        stopping_condition=_stopping_condition(max_runtime),
+@app.command()
+def models(registry: RegistryOption = None, as_json: JsonOption = False) -> None:
+    """List the models that can be evaluated by name: the embedded ones, and those a registry maps."""
+    found = [*_embedded_entries(), *_registered_entries(read_registry(registry))]
+    if as_json:
+        print_json(found)
+        return
+    width = max(len(entry["name"]) for entry in found)
+    for entry in found:
+        print(f"{entry['name']:<{width}}  {entry['where']}")
+
+
+def _add_judging_commands() -> None:
+    """Adds compare, plan, gate and rescore, unless a job is to be started: their statistics take a second to load, which the
+    job would lose before its first model call."""
+    if sys.argv[1:2] not in (["evaluate"], ["resume"]):
+        from heldout import cli_numbers
+
+        cli_numbers.add_to(app)
+
+
+def _play(evaluation: Evaluation, *, as_json: bool) -> None:
+    console = Console(stderr=True)
+    ending = run_to_end(play_evaluation(evaluation, _display(console), on_stop=_tell(console)))
+    _show_evaluation(evaluation, as_json=as_json)
+    _exit_after(ending, evaluation.location, console)
+
+
+def _play_one(run: Run, *, as_json: bool) -> None:
+    console = Console(stderr=True)
+
+    async def play() -> Ending:
+        switch = StopSwitch()
+        with stopped_by_signals(switch, _tell(console)):
+            return await play_run(run, _display(console), switch, tags={}, note=_note(console))
+
+    ending = run_to_end(play())
+    _show_run(run, as_json=as_json)
+    _exit_after(ending, run.location, console)
+
+
+def _display(console: Console) -> Callable[[Run, Progress], AbstractAsyncContextManager[None]]:
+    def display(run: Run, progress: Progress) -> AbstractAsyncContextManager[None]:
+        return live.shown(progress, console, f"{run.state.name}/{run.state.run_name}")
+
+    return display
+
+
+def _tell(console: Console) -> Callable[[bool], None]:
+    def tell(again: bool) -> None:
+        told = "stopping at once" if again else "finishing what is in flight; Ctrl-C again stops at once"
+        console.print(told, highlight=False)
+
+    return tell
+
+
+def _note(console: Console) -> Callable[[str], None]:
+    return lambda note: console.print(f"! {note}", highlight=False, soft_wrap=True)
+
+
+def _exit_after(ending: Ending, location: str, console: Console) -> None:
+    """Says how to go on with what is not done, and ends with the exit code for it."""
+    told, code = {
+        Ending.FINISHED: ("", 0),
+        Ending.STOPPED: ("stopped", EXIT_INTERRUPTED),
+        Ending.OUT_OF_TIME: ("the maximum runtime is over", EXIT_FAILED),
+    }[ending]
+    if code:
+        console.print(f"{told}; go on with: heldout resume {location}", highlight=False, soft_wrap=True)
+        raise typer.Exit(code)
+
+
+def _show_evaluation(evaluation: Evaluation, *, as_json: bool) -> None:
+    if as_json:
+        print_json(evaluation_document(evaluation))
+    else:
+        _print(evaluation_results(evaluation))
+
+
+def _show_run(run: Run, *, as_json: bool) -> None:
+    if as_json:
+        print_json(run_document(run))
+    else:
+        _print(run_results(run))
+
+
+def _print(shown: RenderableType) -> None:
+    console = Console()
+    (console if console.is_terminal else Console(width=_WIDTH)).print(shown)
+
+
+def _evaluation_entry(evaluation: Evaluation) -> dict[str, object]:
+    state = evaluation.state.model_dump(
+        mode="json", include={"name", "arn", "failure_reason", "created_at", "ended_at"}
     )
+    return {"kind": "evaluation", "path": str(evaluation.folder), **state, "status": evaluation.status}
+
+
+def _run_entry(run: Run) -> dict[str, object]:
+    state = run.state.model_dump(mode="json", exclude={"document"})
+    return {"kind": "run", "path": str(run.folder), **state}
+
+
+def _run_status(run: Run) -> str:
+    if run.state.status is JobStatus.IN_PROGRESS and not run.is_running():
+        return "Interrupted"
+    return str(run.state.status)
+
+
+def _embedded_entries() -> list[dict[str, str]]:
+    return [{"name": name, "where": weights.description} for name, weights in EMBEDDED_MODELS.items()]
+
+
+def _registered_entries(registry: Registry) -> list[dict[str, str]]:
+    found = {name: registry.model(name) for name in registry.models}
+    found |= {arn: registry.package(arn) for arn in registry.model_packages}
+    return [{"name": name, "where": model_uri(model)} for name, model in found.items() if model is not None]
 
 
 def _settings(given: list[str]) -> dict[str, str]:
@@ -175,119 +292,15 @@ def _settings(given: list[str]) -> dict[str, str]:
     return settings
 
 
-def _stopping_condition(seconds: int) -> StoppingCondition:
-    try:
-        return StoppingCondition(max_runtime_in_seconds=seconds)
-    except ValueError as error:
-        raise InputError(f"--max-runtime is {seconds}; it must be from 1 to 259200 seconds (72 hours)") from error
-
-
-def _absolute(path: str) -> str:
-    return path if "://" in path or path.startswith("arn:") else str(Path(path).absolute())
+def _checked_runtime(seconds: int) -> int:
+    if not 0 < seconds <= MAX_RUNTIME_SECONDS:
+        raise InputError(f"--max-runtime is {seconds}; it must be from 1 to {MAX_RUNTIME_SECONDS} seconds (72 hours)")
+    return seconds
 
 
 def _default_name(agent: str) -> str:
     words = re.sub(r"[^a-zA-Z0-9]+", "-", re.sub(r"\.py:", "-", agent.rpartition("/")[2])).strip("-")
     return f"{words[:40].strip('-') or 'agent'}-{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _run_name(model: ModelReference) -> str:
-    tuned = isinstance(model, ModelPackage) or (isinstance(model, EmbeddedModel) and model.adapter is not None)
-    return FINE_TUNED_RUN if tuned else BASE_RUN
-
-
-def _region() -> str:
-    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-west-2"
-
-
-@contextmanager
-def _removed_if_never_begun(run: Run) -> Iterator[None]:
-    """Bad input found while starting leaves no folder behind."""
-    try:
-        yield
-    except InputError:
-        run.remove_if_never_begun()
-        raise
-
-
-def _play(run: Run, *, as_json: bool) -> None:
-    console = Console(stderr=True)
-    played = _run_async(run, console)
-    _show(run, as_json=as_json)
-    if played.ending is Ending.STOPPED:
-        console.print(f"stopped; go on with: heldout resume {run.location}", highlight=False, soft_wrap=True)
-        raise typer.Exit(EXIT_INTERRUPTED)
-    if played.ending is Ending.OUT_OF_TIME:
-        console.print(
-            f"the maximum runtime is over; go on with: heldout resume {run.location}", highlight=False, soft_wrap=True
-        )
-        raise typer.Exit(EXIT_FAILED)
-
-
-def _run_async(run: Run, console: Console) -> Played:
-    if sys.platform == "win32":
-        return asyncio.run(_play_job(run, console))
-    import uvloop
-
-    return uvloop.run(_play_job(run, console))
-
-
-async def _play_job(run: Run, console: Console) -> Played:
-    switch = StopSwitch()
-    with _stopped_by_signals(switch, console):
-        async with AsyncExitStack() as display:
-            started: list[Progress] = []
-
-            def on_start(progress: Progress) -> None:
-                started.append(progress)
-                shown.set()
-
-            shown = asyncio.Event()
-            playing = asyncio.create_task(run_job(run, switch, on_start))
-            waiting = asyncio.create_task(shown.wait())
-            await asyncio.wait({playing, waiting}, return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
-            if started:
-                await display.enter_async_context(
-                    live.shown(started[0], console, f"{run.state.name}/{run.state.run_name}")
-                )
-            return await playing
-
-
-@contextmanager
-def _stopped_by_signals(switch: StopSwitch, console: Console) -> Iterator[None]:
-    def stop() -> None:
-        again = switch.is_draining
-        switch.stop()
-        told = "stopping at once" if again else "finishing what is in flight; Ctrl-C again stops at once"
-        console.print(told, highlight=False)
-
-    loop = asyncio.get_running_loop()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    for number in signals:
-        loop.add_signal_handler(number, stop)
-    try:
-        yield
-    finally:
-        for number in signals:
-            loop.remove_signal_handler(number)
-
-
-def _show(run: Run, *, as_json: bool) -> None:
-    summary = summarize_run(run)
-    is_partial = run.state.status is not JobStatus.COMPLETED
-    findings = find(run.folder, run.document.hyperparameters) if run.rollouts_path.exists() else []
-    if as_json:
-        _print_json(
-            {"run": run.location, "status": run.state.status, **metrics_document(summary, is_partial=is_partial)}
-        )
-        return
-    title = f"{run.state.name}/{run.state.run_name}"
-    Console().print(results(summary, findings, title=title, where=run.location, is_partial=is_partial))
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2).decode() + "\n")
 
 
 def _complain(error: HeldoutError) -> None:

@@ -9,6 +9,7 @@
     │   ├── MetricError             numbers were asked for that the rollouts cannot give
     │   └── MissingExtra (ImportError)  a feature whose optional packages are not installed
     ├── StorageError (OSError)      reading or writing an output failed
+    ├── WaitTimeout (TimeoutError)  an evaluation was waited for long enough; it goes on
     └── JobFailed (RuntimeError)    the job could not be finished (exit 1)
 
 What goes wrong inside one rollout is data (`heldout.job.records.Failure`), never an exception that leaves the engine.
@@ -52,6 +53,10 @@ class MissingExtra(InputError, ImportError):
 
 class StorageError(HeldoutError, OSError):
     """Reading or writing an output failed."""
+
+
+class WaitTimeout(HeldoutError, TimeoutError):
+    """An evaluation was not done in the time it was waited for; it goes on."""
 
 
 class JobFailed(HeldoutError, RuntimeError):

@@ -4,12 +4,12 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 from heldout.backends.local import run_job
-from heldout.backends.results import compare_evaluation, finish_run, publish
+from heldout.backends.results import Note, compare_evaluation, finish_run, publish
 from heldout.errors import HeldoutError
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.lock import FolderLock
@@ -47,14 +47,17 @@ async def play_evaluation(
         lock.release()
 
 
-async def play_run(run: Run, display: Display, switch: StopSwitch) -> Ending:
-    """Plays one job from where it stands, shown by `display` while its rollouts go; and publishes what came of it."""
+async def play_run(run: Run, display: Display, switch: StopSwitch, *, tags: Mapping[str, str], note: Note) -> Ending:
+    """Plays one job from where it stands, shown by `display` while its rollouts go; and publishes what came of it.
+
+    tags: of its MLflow run. Raises HeldoutError as `run_job` does; what a person must know beside that goes to `note`.
+    """
     ending = Ending.FINISHED
     try:
         if run.state.status is not JobStatus.COMPLETED:
             ending = await _play_shown(run, display, switch)
         if ending is Ending.FINISHED:
-            await finish_run(run)
+            await finish_run(run, tags, note)
     except HeldoutError:
         if run.has_journal:
             with contextlib.suppress(HeldoutError):
@@ -123,8 +126,9 @@ class LocalWork:
 
     async def play(self, run: Run, switch: StopSwitch) -> Ending:
         """Plays the job, unless it is done, and publishes what came of it."""
-        return await play_run(run, self._display, switch)
+        evaluation = self._evaluation
+        return await play_run(run, self._display, switch, tags=evaluation.state.tags, note=evaluation.note)
 
     async def conclude(self, evaluation: Evaluation) -> None:
         """Compares the runs where there are two."""
-        await asyncio.to_thread(compare_evaluation, evaluation)
+        await asyncio.to_thread(compare_evaluation, evaluation, evaluation.note)

@@ -140,9 +140,7 @@ class Registry(_Entry):
 
     def model(self, name: str) -> ModelReference | None:
         """The local model that a hub model's name or hub-content ARN stands for; None: not mapped."""
-        entry = self.models.get(name)
-        if entry is None and (found := _HUB_CONTENT_NAME.fullmatch(name)):
-            entry = self.models.get(found["name"])
+        entry = self.models.get(name) or self.models.get(hub_content_name(name))
         return None if entry is None else located_model(entry.reference, PurePath(self.folder))
 
     def package(self, arn: str) -> ModelReference | None:
@@ -202,6 +200,12 @@ class Registry(_Entry):
                 return self.package(arn)
             case _:
                 return None
+
+
+def hub_content_name(name: str) -> str:
+    """The model's name in a hub-content ARN; a plain name as it is."""
+    found = _HUB_CONTENT_NAME.fullmatch(name)
+    return found["name"] if found else name
 
 
 def _problems(error: ValidationError) -> Iterator[str]:

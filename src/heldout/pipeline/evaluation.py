@@ -196,7 +196,7 @@ class Evaluation:
             return
         for name in (*_FILES, "lock"):
             (self.folder / name).unlink(missing_ok=True)
-        for folder in (self.folder, *self.folder.parents[:2]):
+        for folder in (self.folder, self.folder.parent):
             try:
                 folder.rmdir()
             except OSError:

@@ -1,0 +1,102 @@
+"""From what is asked for to an evaluation that can be executed: checked, named, written down and remembered."""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from heldout.backends.known import remember
+from heldout.backends.services import check_document
+from heldout.job.registry import Registry
+from heldout.pipeline.definition import PIPELINE_PREFIX, Surroundings, model_uri, render
+from heldout.pipeline.evaluation import LOCAL_ACCOUNT, Evaluation
+from heldout.pipeline.request import EvaluationRequest, Tracking
+from heldout.pipeline.resolution import Policies, short_name
+from heldout.rollouts.mirror import state_folder
+from heldout.storage import is_remote
+
+NO_TRACKING = "off"
+"""In the place of a tracking URI: MLflow hears nothing."""
+_REGION_VARIABLES = ("SAGEMAKER_REGION", "AWS_REGION", "AWS_DEFAULT_REGION")
+_DEFAULT_REGION = "us-west-2"
+_LOCAL_ROLE = f"arn:aws:iam::{LOCAL_ACCOUNT}:role/heldout"
+
+
+def create_evaluation(
+    request: EvaluationRequest,
+    registry: Registry,
+    *,
+    name: str,
+    region: str | None = None,
+    role: str | None = None,
+    tags: Sequence[tuple[str, str]] = (),
+    security_group_ids: Sequence[str] = (),
+    subnets: Sequence[str] = (),
+) -> Evaluation:
+    """A new evaluation in the request's output, not yet begun.
+
+    Raises InputError, and writes nothing, when something it needs is not there or there is an evaluation of this name.
+    """
+    jobs = request.jobs()
+    for job in jobs.all:
+        check_document(registry.localized(job))
+    surroundings = Surroundings(
+        region=region or default_region(),
+        account=LOCAL_ACCOUNT,
+        role_arn=role or _LOCAL_ROLE,
+        pipeline_name=f"{PIPELINE_PREFIX}-{name}",
+        tags=tuple(tags),
+        security_group_ids=tuple(security_group_ids),
+        subnets=tuple(subnets),
+    )
+    evaluation = Evaluation.create(
+        location_of(request.output, name, registry),
+        name=name,
+        region=surroundings.region,
+        definition=render(jobs, surroundings),
+        registry=registry,
+        tags=dict(tags),
+        pipeline_name=surroundings.pipeline_name,
+        kms_key=request.kms_key,
+    )
+    remember(evaluation)
+    return evaluation
+
+
+def location_of(output: str, name: str, registry: Registry) -> str:
+    """Where the evaluation of this name lies, below an output as it was given."""
+    return f"{registry.location(output).rstrip('/')}/{name}"
+
+
+def free_name(base: str, output: str, registry: Registry) -> str:
+    """`base` and the time, in seconds; and a number where that is taken."""
+    stamped = f"{base}-{int(time.time())}"
+    name, number = stamped, 1
+    while Evaluation.is_at(location_of(output, name, registry)):
+        number += 1
+        name = f"{stamped}-{number}"
+    return name
+
+
+def tracking_for(
+    uri: str | None, experiment: str | None, policies: Policies, output: str, registry: Registry
+) -> Tracking | None:
+    """Where the runs go in MLflow: `uri`, or the default when it is None; None for "off"."""
+    if uri == NO_TRACKING:
+        return None
+    model = policies.base or policies.evaluated
+    return Tracking(
+        uri or default_tracking_uri(registry.location(output)),
+        experiment or f"mtrl-eval-{short_name(model, model_uri(model))}",
+    )
+
+
+def default_tracking_uri(output: str) -> str:
+    """MLFLOW_TRACKING_URI, else an SQLite file: in the output or, for a remote one, in this machine's state folder."""
+    folder = state_folder() if is_remote(output) else Path(output).absolute()
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder}/mlflow.db"
+
+
+def default_region() -> str:
+    """The AWS region that the environment names."""
+    return next((region for name in _REGION_VARIABLES if (region := os.environ.get(name))), _DEFAULT_REGION)

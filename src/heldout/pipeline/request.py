@@ -1,0 +1,105 @@
+"""What is asked for: policies, agent, dataset and settings, written down as the jobs of an evaluation. Pure data."""
+
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+from heldout.errors import ReferenceProblem
+from heldout.job.document import (
+    DEFAULT_RUNTIME_SECONDS,
+    AgentConfig,
+    DataSource,
+    InputChannel,
+    JobConfigDocument,
+    MlflowConfig,
+    ModelPackageConfig,
+    OutputDataConfig,
+    StoppingCondition,
+    evaluation_config_for,
+)
+from heldout.job.hyperparameters import Hyperparameters
+from heldout.job.locations import located, located_agent, located_model
+from heldout.job.references import AgentReference, HubModel, ModelPackage, ModelReference
+from heldout.pipeline.definition import EvaluationJobs, Shape, choose_shape, model_uri
+from heldout.pipeline.resolution import Policies
+from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN
+
+
+@dataclass(frozen=True, slots=True)
+class Tracking:
+    """Where the runs go in MLflow."""
+
+    uri: str
+    """Any tracking URI, or a SageMaker MLflow ARN."""
+    experiment: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationRequest:
+    """One evaluation as it was asked for; relative paths are below `folder`."""
+
+    policies: Policies
+    evaluate_base_model: bool
+    agent: AgentReference
+    dataset: str
+    output: str
+    folder: PurePath
+    hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
+    max_runtime_seconds: int = DEFAULT_RUNTIME_SECONDS
+    accept_eula: bool = True
+    kms_key: str | None = None
+    tracking: Tracking | None = None
+    """None: MLflow hears nothing of it."""
+    limit: int | None = None
+    shuffle_seed: int | None = None
+
+    @property
+    def shape(self) -> Shape:
+        """Which policies are played."""
+        has_fine_tuned = self.policies.fine_tuned is not None
+        return choose_shape(has_fine_tuned=has_fine_tuned, evaluate_base_model=self.evaluate_base_model)
+
+    def jobs(self) -> EvaluationJobs:
+        """The job documents. Raises ReferenceProblem when a model that is to be played is not known."""
+        shape, policies = self.shape, self.policies
+        base = fine_tuned = None
+        if shape is not Shape.FINE_TUNED_ONLY:
+            if policies.base is None:
+                raise ReferenceProblem(
+                    f"the base model of {model_uri(policies.evaluated)!r} is not known; name it: base_model=..., "
+                    "--compare-with BASE, or base-model in its registry entry"
+                )
+            base = self._document(policies.base, None, BASE_RUN)
+        if policies.fine_tuned is not None:
+            fine_tuned = self._document(policies.fine_tuned, policies.base, FINE_TUNED_RUN)
+        return EvaluationJobs(base, fine_tuned)
+
+    def _document(self, model: ModelReference, base: ModelReference | None, run_name: str) -> JobConfigDocument:
+        package = None
+        if isinstance(model, ModelPackage):
+            # The service wants the base model's name beside the package; one that is not known can only be the package.
+            package = ModelPackageConfig(input_model_package_arn=model.arn)
+            model = base or HubModel(model.arn)
+        output = OutputDataConfig.at(located(self.output, self.folder))
+        tracking = None if self.tracking is None else _mlflow_config(self.tracking, run_name)
+        return JobConfigDocument(
+            agent_config=AgentConfig.of(located_agent(self.agent, self.folder)),
+            input_data_config=(
+                InputChannel(
+                    data_source=DataSource.of(located(self.dataset, self.folder)),
+                    limit=self.limit,
+                    shuffle_seed=self.shuffle_seed,
+                ),
+            ),
+            output_data_config=output.model_copy(update={"kms_key_arn": self.kms_key, "mlflow_config": tracking}),
+            evaluation_config=evaluation_config_for(
+                located_model(model, self.folder), self.hyperparameters, accept_eula=self.accept_eula
+            ),
+            model_package_config=package,
+            stopping_condition=StoppingCondition(max_runtime_in_seconds=self.max_runtime_seconds),
+        )
+
+
+def _mlflow_config(tracking: Tracking, run_name: str) -> MlflowConfig:
+    return MlflowConfig(
+        mlflow_resource_arn=tracking.uri, mlflow_experiment_name=tracking.experiment, mlflow_run_name=run_name
+    )
