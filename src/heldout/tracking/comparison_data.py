@@ -50,7 +50,7 @@ def _metrics(compared: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 def _note(document: Mapping[str, Any]) -> str:
     rows = (
         (
-            f"`{name}`",
+            f"`{metric_name(name)}`",
             _number(found["base"]),
             _number(found["fine_tuned"]),
             _number(found["difference"]),
@@ -63,7 +63,8 @@ def _note(document: Mapping[str, Any]) -> str:
     table = markdown_table(header, rows)
     subject = "Success rate" if document["primary"] == SUCCESS_RATE else "Mean reward"
     prompts = document["prompts"]
-    counts = f"{prompts['shared']} shared prompts: {prompts['better']} better, {prompts['worse']} worse, {prompts['same']} the same."
+    moved = ", ".join(f"{prompts[how]} {how}" for how in ("better", "worse", "same"))
+    counts = f"{prompts['shared']} shared prompts: {moved}."
     parts = [f"**{subject}: {document['verdict']}**", counts, *document["notes"], table]
     return "\n\n".join(parts)
 

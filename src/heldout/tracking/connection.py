@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _LOCAL_SERVER = "http://127.0.0.1:5000"
 """Where `mlflow ui` serves by default."""
 _ERROR_CHARACTERS = 300
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "genai_development"}
+"""The kind of experiment whose pages are traces and evaluation runs; MLflow otherwise guesses from what it finds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ class Connection:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             try:
-                return self.client.create_experiment(name, None if self.artifacts is None else self.artifacts.as_uri())
+                artifacts = None if self.artifacts is None else self.artifacts.as_uri()
+                return self.client.create_experiment(name, artifacts, tags=_EXPERIMENT_TAGS)
             except MlflowException:
                 found = self.client.get_experiment_by_name(name)  # another process was quicker
                 if found is None:
@@ -70,8 +73,8 @@ def connected(tracking_uri: str | None, output: Path) -> Iterator[Connection]:
     except HeldoutError:
         raise
     except Exception as error:  # MLflow, its plugins and drivers share no base class
-        words = " ".join(str(error).split())[:_ERROR_CHARACTERS]
-        raise StorageError(f"MLflow at {without_password(uri)}: {words or type(error).__name__}") from error
+        words = " ".join(str(error).replace(uri, without_password(uri)).split()) or type(error).__name__
+        raise StorageError(f"MLflow at {without_password(uri)}: {words[:_ERROR_CHARACTERS]}") from error
 
 
 def run_link(tracking_uri: str, experiment_id: str, run_id: str) -> str | None:
@@ -84,20 +87,25 @@ def run_link(tracking_uri: str, experiment_id: str, run_id: str) -> str | None:
     return _link(tracking_uri, f"/experiments/{experiment_id}/runs/{run_id}")
 
 
-def compare_link(tracking_uri: str, experiment_id: str, run_ids: tuple[str, str]) -> str | None:
-    """Opens two runs side by side; otherwise like `run_link`."""
-    return _link(tracking_uri, compare_path(experiment_id, run_ids))
+def compare_link(tracking_uri: str, experiment_id: str, *, base: str, fine_tuned: str) -> str | None:
+    """Opens the numbers of two runs side by side; otherwise like `run_link`."""
+    return _link(tracking_uri, numbers_path(experiment_id, base=base, fine_tuned=fine_tuned))
 
 
-def compare_path(experiment_id: str, run_ids: tuple[str, str]) -> str:
-    """The page of MLflow's UI that has two runs side by side."""
-    runs, experiments = (quote(json.dumps(ids, separators=(",", ":"))) for ids in (run_ids, [experiment_id]))
+def numbers_path(experiment_id: str, *, base: str, fine_tuned: str) -> str:
+    """The page of MLflow's UI that has two runs' metrics and parameters side by side. base, fine_tuned: run ids."""
+    runs, experiments = (quote(json.dumps(ids, separators=(",", ":"))) for ids in ([base, fine_tuned], [experiment_id]))
     return f"/compare-runs?runs={runs}&experiments={experiments}"
+
+
+def rollouts_path(experiment_id: str, *, base: str, fine_tuned: str) -> str:
+    """The page of MLflow's UI that has two runs' traces paired by prompt and rollout."""
+    return f"/experiments/{experiment_id}/evaluation-runs?selectedRunUuid={fine_tuned}&compareToRunUuid={base}"
 
 
 def ui_command(tracking_uri: str) -> str | None:
     """The command that serves MLflow's pages for a store without a server; None when it has one."""
-    if urlsplit(tracking_uri).scheme in ("http", "https", "arn", "databricks"):
+    if tracking_uri.startswith("databricks") or urlsplit(tracking_uri).scheme in ("http", "https", "arn"):
         return None
     return f"mlflow ui --backend-store-uri {shlex.quote(without_password(tracking_uri))}"
 
@@ -156,14 +164,14 @@ def _create_database(uri: str, artifacts: Path) -> None:
 
 
 def _link(tracking_uri: str, path: str) -> str | None:
+    if tracking_uri.startswith("databricks"):
+        return None
     match urlsplit(tracking_uri).scheme:
         case "http" | "https":
             return f"{without_password(tracking_uri).rstrip('/')}/#{path}"
         case "arn":
             root = _presigned(tracking_uri)
             return None if root is None else f"{root}#{path}"
-        case "databricks" | "databricks-uc":
-            return None
         case _:
             return f"{_LOCAL_SERVER}/#{path}"
 

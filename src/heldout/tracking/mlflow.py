@@ -24,8 +24,9 @@ from heldout.tracking.comparison_data import ComparisonData
 from heldout.tracking.connection import (
     Connection,
     compare_link,
-    compare_path,
     connected,
+    numbers_path,
+    rollouts_path,
     run_link,
     ui_command,
     without_password,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 RECORD_FILE = "mlflow.json"
 MAX_TRACES = 100
+_OWN_TAGS = "heldout."
 _METRICS_AT_ONCE = 1_000
 """What MLflow takes in one call."""
 _DIGEST_CHARACTERS = 36
@@ -113,19 +115,17 @@ def log_comparison(comparison: Path, *, base: Path, fine_tuned: Path, tracking_u
     Raises RunError when a run was not logged or there is no comparison; otherwise like `log_run`.
     """
     compared = ComparisonData.read(comparison)
-    records = [_record(folder) for folder in (base, fine_tuned)]
-    run_ids = (records[0]["run_id"], records[1]["run_id"])
-    experiment_id = records[0]["experiment_id"]
+    experiment_id = _record(base)["experiment_id"]
+    run_ids = {"base": _record(base)["run_id"], "fine_tuned": _record(fine_tuned)["run_id"]}
     with connected(tracking_uri, _output(base)) as store:
-        note = f"{compared.note}\n\n[Both runs side by side](#{compare_path(experiment_id, run_ids)})"
-        for folder, run_id in zip((base, fine_tuned), run_ids, strict=True):
+        numbers, rollouts = (path(experiment_id, **run_ids) for path in (numbers_path, rollouts_path))
+        note = f"{compared.note}\n\nSide by side: [all numbers](#{numbers}), [rollouts and their traces](#{rollouts})"
+        for folder, run_id in zip((base, fine_tuned), run_ids.values(), strict=True):
             _put_comparison(store, Run.open(folder), run_id, compared, note)
-            store.client.set_tag(run_id, "heldout.base_run_id", run_ids[0])
-            store.client.set_tag(run_id, "heldout.fine_tuned_run_id", run_ids[1])
             for file in (comparison, comparison.with_name("report.html")):
                 if file.is_file():
                     store.client.log_artifact(run_id, str(file), "comparison")
-        return compare_link(store.uri, experiment_id, run_ids)
+        return compare_link(store.uri, experiment_id, **run_ids)
 
 
 def run_url(run_folder: Path, tracking_uri: str | None = None) -> str | None:
@@ -181,6 +181,9 @@ def _log_data(store: Connection, run: Run, data: RunData, target: "MlflowRun", t
     # MLflow refuses a parameter with another value; one that moved with its folder keeps what it was first.
     params = [Param(key, value) for key, value in data.parameters.items() if key not in target.data.params]
     run_tags = {"mlflow.note.content": data.note, **data.tags, **tags}
+    for stale in target.data.tags.keys() - run_tags.keys():
+        if stale.startswith(_OWN_TAGS):
+            store.client.delete_tag(run_id, stale)
     store.client.log_batch(run_id, params=params, tags=[RunTag(key, value) for key, value in run_tags.items()])
     _log_metrics(store, run_id, data.metrics, run)
     for name in data.artifacts:
@@ -218,8 +221,8 @@ def _log_traces(store: Connection, run: Run, logged: LoggedRun, max_traces: int)
         max_traces=max_traces,
         source=agent_text(run.document.agent_config.agent),
     )
-    store.client.set_tag(logged.run_id, "heldout.traces", traces.text)
-    if traces.logged < traces.finished:
+    if traces.is_capped:
+        store.client.set_tag(logged.run_id, "heldout.traces", traces.text)
         _log.info("MLflow traces of %s: %s", run.folder, traces.text)
 
 

@@ -31,6 +31,7 @@ _MOST_REASON_CHARACTERS = 2_000
 _MOST_PARAMETER_CHARACTERS = 6_000
 _MOST_NAME_CHARACTERS = 240
 """MLflow takes 250 in a metric's name; `/high` goes behind it."""
+_NO_BREAK_SPACES = "\N{NO-BREAK SPACE}" * 2
 _NOT_IN_NAMES = re.compile(r"[^\w.:/ -]", re.ASCII)
 
 
@@ -75,9 +76,9 @@ def with_interval(name: str, value: float | None, interval: Iterable[float | Non
 
 
 def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]], *, room: int = _TABLE_CHARACTERS) -> str:
-    """A table in Markdown; rows that do not fit into `room` characters are left out, and counted below it."""
+    """A table in Markdown, of cells without `|`; rows that do not fit into `room` characters are only counted below it."""
     titles = list(header)
-    lines = [_row(titles), _row(["---"] + ["---:"] * (len(titles) - 1))]
+    lines = [_row(titles), "|" + "---|" * len(titles)]
     used, left_out = sum(map(len, lines)), 0
     for cells in rows:
         line = _row(cells)
@@ -144,14 +145,13 @@ def _tags(run: Run, document: Mapping[str, Any]) -> dict[str, str]:
         "heldout.version": version("heldout"),
         "heldout.evaluation": state.name,
         "heldout.job_arn": state.arn,
-        "heldout.job_status": str(state.status),
         "heldout.run": run.location,
         "mlflow.source.name": f"heldout {version('heldout')}",
         "mlflow.source.type": "JOB",
+        "mlflow.runType": "genai_evaluate",  # among MLflow's evaluation runs, and no line on stdout when it ends
     }
-    if document:
-        tags["heldout.partial"] = str(bool(document["partial"])).lower()
-        tags["heldout.confidence"] = str(document["confidence"])
+    if document.get("partial"):
+        tags["heldout.partial"] = "true"
     if state.failure_reason:
         tags["heldout.failure_reason"] = state.failure_reason[:_MOST_REASON_CHARACTERS]
     return tags
@@ -167,7 +167,7 @@ def _note(run: Run, document: Mapping[str, Any]) -> str:
     if document["partial"]:
         head = f"**Partial results:** {head}, {counts['missing'] or 'some'} not played"
     rows = (
-        (f"`{name}`", number(document["metrics"][name]), interval_text(tuple(ends)))
+        (f"`{metric_name(name)}`", number(document["metrics"][name]), interval_text(tuple(ends)))
         for name, ends in intervals.items()
         if document["metrics"].get(name) is not None
     )
@@ -176,4 +176,5 @@ def _note(run: Run, document: Mapping[str, Any]) -> str:
 
 
 def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    # MLflow's pages set the columns of a table without any space between them.
+    return "| " + " | ".join(f"{cell}{_NO_BREAK_SPACES}" for cell in cells) + " |"

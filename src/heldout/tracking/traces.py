@@ -49,9 +49,11 @@ class LoggedTraces(NamedTuple):
     """Finished rollouts of the run."""
 
     @property
+    def is_capped(self) -> bool:
+        return self.logged < self.finished
+
+    @property
     def text(self) -> str:
-        if self.logged == self.finished:
-            return f"all {self.finished} rollouts"
         return f"{self.logged} of {self.finished} rollouts, the first of each prompt first; all are in trajectories.parquet"
 
 
@@ -162,7 +164,7 @@ class _Trace:
         root = self._span(
             "rollout",
             SpanType.AGENT,
-            inputs={"prompt": played.prompt, **({"columns": played.columns} if played.columns else {})},
+            inputs=self._given(),
             outputs=self._outcome(),
             start=self._start,
             seconds=played.seconds,
@@ -238,6 +240,11 @@ class _Trace:
                 "attributes": {key: orjson.dumps(value).decode() for key, value in values.items() if value is not None},
             }
         )
+
+    def _given(self) -> dict[str, object]:
+        # MLflow compares two runs by pairing traces with equal inputs: the number keeps a prompt's rollouts apart.
+        given = {"prompt": self._played.prompt, "rollout": self._played.rollout_index}
+        return given | ({"columns": self._played.columns} if self._played.columns else {})
 
     def _outcome(self) -> dict[str, object]:
         played = self._played
