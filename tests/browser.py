@@ -49,6 +49,15 @@ class Tab:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
+    async def becomes(self, expression: str) -> None:
+        """Waits, frame by frame, until a JavaScript expression is true."""
+        framed = f"new Promise(done => requestAnimationFrame(() => done(Boolean({expression}))))"
+        async with asyncio.timeout(_START_SECONDS):
+            while not (await self._command("Runtime.evaluate", expression=framed, awaitPromise=True))["result"][
+                "value"
+            ]:
+                pass
+
     async def press(self, key: str, code: int) -> None:
         text = {"Enter": "\r", " ": " "}.get(key, "")
         for kind in ("keyDown", "keyUp"):

@@ -210,7 +210,7 @@ async def test_in_a_browser_the_page_reads_in_light_dark_narrow_and_print(
         is_shown = "document.querySelector('.trajectory pre').checkVisibility({contentVisibilityAuto: true})"
         assert not await page.value(is_shown)
         await page.emulate(medium="print")
-        assert await page.value(is_shown)
+        await page.becomes(is_shown)
 
 
 @needs_browser
@@ -222,9 +222,9 @@ async def test_in_a_browser_the_page_is_read_by_keyboard(tmp_path: Path) -> None
         assert await page.value("document.activeElement.className") == "skip"
         await page.value("document.querySelector('.trajectory summary').focus()")
         await page.press("Enter", 13)
-        assert await page.value("document.querySelector('.trajectory').open")
+        await page.becomes("document.querySelector('.trajectory').open")
         await page.value("document.querySelector('.findings a').focus()")
         await page.press("Enter", 13)
-        assert await page.value("document.querySelector(location.hash).closest('details').open")
+        await page.becomes("location.hash && document.querySelector(location.hash).closest('details').open")
         unnamed = "[...document.querySelectorAll('svg[role=img]')].filter(s => !s.getAttribute('aria-label')).length"
         assert await page.value(unnamed) == 0

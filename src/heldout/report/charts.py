@@ -15,12 +15,13 @@ from heldout.report.numbers import number, percent, signed
 
 _WIDTH, _HEIGHT = 560.0, 260.0
 _WIDE = 1160.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 14.0, 14.0, 40.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 14.0, 24.0, 40.0
 _MOST_CATEGORIES = 14
 """Different values up to which each gets a bar of its own."""
 _BINS = 20
 _TOPS = (0.04, 0.08, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Ends of a scale of shares whose quarters are whole percentages."""
+_WIDEST_BAR = 64.0
 _MOST_BARS = 240
 """Beyond it a bar is thinner than two pixels."""
 _CELL_WIDTH, _CELL_HEIGHT = 220.0, 20.0
@@ -58,10 +59,11 @@ def histogram(series: Sequence[Series], *, label: str, threshold: float | None =
     top = _nice_top(max(float(share.max()) for share in shares))
     plot = _Plot(lambda x: x, len(bins.names), top)
     plot.axis_y(percent, "of rollouts")
-    width = plot.step_x * 0.82 / len(series)
+    width = min(plot.step_x * 0.82 / len(series), _WIDEST_BAR)
+    margin = (plot.step_x - width * len(series)) / 2
     for place, (one, share) in enumerate(zip(series, shares, strict=True)):
         for bar, height in enumerate(share):
-            left = plot.x(bar) + plot.step_x * 0.09 + place * width
+            left = plot.x(bar) + margin + place * width
             plot.bar(
                 left, width, float(height), one.style, f"{one.name}: {percent(float(height))} at {bins.names[bar]}"
             )
@@ -294,7 +296,7 @@ class _Plot:
             )
             self._text(_LEFT - 7, at + 4, shown(value), "end")
         if what:
-            self._text(_LEFT + 2, _TOP - 3, what, "start")
+            self._text(_LEFT, _TOP - 11, what, "start")
 
     def tick_x(self, at: float, name: str) -> None:
         self._text(at, _HEIGHT - _BOTTOM + 17, name, "middle")
