@@ -232,3 +232,26 @@ def test_a_scorer_that_is_not_there_is_named(heldout: Heldout, tmp_path: Path, b
     (tmp_path / "judge.py").write_text("def judge(trajectory):\n    return 1\n")
     with pytest.raises(HeldoutError, match="jugde"):
         heldout("rescore", better.folder, "--scorer", f"{tmp_path / 'judge.py'}:jugde")
+
+
+def test_one_rollout_is_shown_turn_by_turn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    run = written_run(tmp_path / "run", [[Play(1.0, says=("first guess", "second guess"))]])
+    trajectory_id = "0-0-1-abcdefabcdefabcdefabcdefabcdef"
+    cli_numbers.show_part(run, trajectory_id, None, as_json=False)
+    assert "second guess" in capsys.readouterr().out
+    cli_numbers.show_part(run, trajectory_id, None, as_json=True)
+    document = json.loads(capsys.readouterr().out)
+    assert [message["content"] for message in document["turns"][1]["conversation"]][-1] == "second guess"
+    with pytest.raises(InputError, match="Did you mean"):
+        cli_numbers.show_part(run, trajectory_id[:-1], None, as_json=False)
+
+
+def test_results_are_sliced_by_a_column_of_the_dataset(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    levels = [{"level": "easy"}, {"level": "hard"}] * 3
+    groups = [[Play(1.0)] * 2, [Play(0.0)] * 2] * 3
+    run = written_run(tmp_path / "run", groups, columns=levels)
+    cli_numbers.show_part(run, None, "level", as_json=True)
+    found = {one["value"]: one["success"] for one in json.loads(capsys.readouterr().out)}
+    assert found == {"easy": 1.0, "hard": 0.0}
+    with pytest.raises(InputError, match="Did you mean 'level'"):
+        cli_numbers.show_part(run, None, "levle", as_json=False)

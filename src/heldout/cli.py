@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import Console
 
 from heldout.backends.evaluation import play_evaluation, play_run, run_to_end, stopped_by_signals
 from heldout.backends.registries import read_registry
 from heldout.backends.results import evaluation_document, evaluation_results, run_document, run_results
 from heldout.backends.starting import create_evaluation, location_of, tracking_for
-from heldout.cli_output import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, JsonOption, print_json
+from heldout.cli_output import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, JsonOption, print_json, print_shown
 from heldout.errors import HeldoutError, InputError
 from heldout.job.document import DEFAULT_RUNTIME_SECONDS, MAX_RUNTIME_SECONDS
 from heldout.job.hyperparameters import Hyperparameters
@@ -32,9 +32,6 @@ from heldout.rollouts.engine import Ending, StopSwitch
 from heldout.rollouts.mirror import open_run
 from heldout.rollouts.progress import Progress
 from heldout.rollouts.run import JobStatus, Run, runs_below
-
-_WIDTH = 110
-"""Of what is printed to something else than a terminal."""
 
 app = typer.Typer(
     help="Evaluate multi-turn RL agents on prompts they have not seen.",
@@ -136,12 +133,27 @@ def resume(run: PlaceArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def show(run: PlaceArgument, as_json: JsonOption = False) -> None:
+def show(
+    run: PlaceArgument,
+    trajectory: Annotated[str | None, typer.Option(metavar="ID", help="One rollout of a run, turn by turn.")] = None,
+    by: Annotated[
+        str | None,
+        typer.Option("--slice", metavar="COLUMN", help="A run's results for each value of a dataset column."),
+    ] = None,
+    training: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Training prompts, to look for among a run's held-out ones.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Show an evaluation's or a run's numbers, computed again from its files."""
-    if Evaluation.is_at(run):
+    if trajectory is not None or by is not None:
+        from heldout import cli_numbers
+
+        cli_numbers.show_part(open_run(run), trajectory, by, as_json=as_json)
+    elif Evaluation.is_at(run) and training is None:
         _show_evaluation(Evaluation.open(run), as_json=as_json)
     else:
-        _show_run(open_run(run), as_json=as_json)
+        _show_run(open_run(run), as_json=as_json, training=training)
 
 
 @app.command("list")
@@ -239,19 +251,14 @@ def _show_evaluation(evaluation: Evaluation, *, as_json: bool) -> None:
     if as_json:
         print_json(evaluation_document(evaluation))
     else:
-        _print(evaluation_results(evaluation))
+        print_shown(evaluation_results(evaluation))
 
 
-def _show_run(run: Run, *, as_json: bool) -> None:
+def _show_run(run: Run, *, as_json: bool, training: str | None = None) -> None:
     if as_json:
-        print_json(run_document(run))
+        print_json(run_document(run, training=training))
     else:
-        _print(run_results(run))
-
-
-def _print(shown: RenderableType) -> None:
-    console = Console()
-    (console if console.is_terminal else Console(width=_WIDTH)).print(shown)
+        print_shown(run_results(run, training=training))
 
 
 def _evaluation_entry(evaluation: Evaluation) -> dict[str, object]:

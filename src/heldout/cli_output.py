@@ -5,6 +5,7 @@ from typing import Annotated
 
 import orjson
 import typer
+from rich.console import Console, RenderableType
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -12,6 +13,16 @@ EXIT_INTERRUPTED = 130
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 RunArgument = Annotated[str, typer.Argument(help="A run's folder, or its s3:// URI.", metavar="RUN")]
+
+
+_WIDTH = 110
+"""Of what is printed to something else than a terminal."""
+
+
+def print_shown(shown: RenderableType) -> None:
+    """A table or text on standard output."""
+    console = Console()
+    (console if console.is_terminal else Console(width=_WIDTH)).print(shown)
 
 
 def print_json(value: object) -> None:

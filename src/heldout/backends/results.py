@@ -5,6 +5,7 @@ Reports and MLflow are imported where they are used: loading them would hold up 
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 
 import orjson
 from rich.console import Group, RenderableType
@@ -12,6 +13,7 @@ from rich.console import Group, RenderableType
 from heldout.errors import HeldoutError, MetricError
 from heldout.job.document import JobConfigDocument, MlflowDetails, ServiceOutput
 from heldout.pipeline.evaluation import Evaluation
+from heldout.report.finding import Finding
 from heldout.rollouts.mirror import Mirror
 from heldout.rollouts.results import metrics_document, summarize_run
 from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN, JobStatus, Run
@@ -74,20 +76,30 @@ def evaluation_results(evaluation: Evaluation) -> RenderableType:
     return Group(*parts, f"evaluation {evaluation.location}")
 
 
-def run_results(run: Run) -> RenderableType:
-    """One run's numbers and what to know of them."""
-    from heldout.report.findings import find
+def run_results(run: Run, *, training: str | None = None) -> RenderableType:
+    """One run's numbers and what to know of them. training: a dataset to look for held-out prompts in."""
     from heldout.report.terminal import results
 
-    findings = find(run.folder, run.document.hyperparameters) if run.rollouts_path.exists() else []
     title = f"{run.state.name}/{run.state.run_name}"
-    return results(summarize_run(run), findings, title=title, where=run.location, is_partial=_is_partial(run))
+    found = _findings(run, training)
+    return results(summarize_run(run), found, title=title, where=run.location, is_partial=_is_partial(run))
 
 
-def run_document(run: Run) -> dict[str, object]:
-    """One run's numbers as JSON."""
+def run_document(run: Run, *, training: str | None = None) -> dict[str, object]:
+    """One run's numbers and findings as JSON. training: a dataset to look for held-out prompts in."""
     numbers = metrics_document(summarize_run(run), is_partial=_is_partial(run))
-    return {"run": run.location, "status": run.state.status, **numbers}
+    found = [asdict(finding) for finding in _findings(run, training)]
+    return {"run": run.location, "status": run.state.status, **numbers, "findings": found}
+
+
+def _findings(run: Run, training: str | None) -> list[Finding]:
+    from heldout.report.findings import find
+    from heldout.rollouts.recorded import open_tables
+
+    if not _has_rollouts(run):
+        return []
+    with open_tables(run) as folder:
+        return find(folder, run.document.hyperparameters, prompts=run.prompts_path, training=training)
 
 
 def evaluation_document(evaluation: Evaluation) -> dict[str, object]:
