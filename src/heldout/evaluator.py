@@ -18,6 +18,7 @@ from heldout.errors import ReferenceProblem, shown
 from heldout.evaluator_fields import EMBEDDED_NAMES, EvaluatorFields, attribute
 from heldout.execution import Execution
 from heldout.job.hyperparameters import Hyperparameters
+from heldout.job.locations import located
 from heldout.job.references import AgentContainer, AgentReference, EntryPoint, parse_agent
 from heldout.job.registry import Registry
 from heldout.pipeline.definition import Shape, model_uri
@@ -114,20 +115,20 @@ class MultiTurnRLEvaluator(EvaluatorFields):
         policies = resolve_policies(
             model, base=self.base_model, trained=trained, registry=registry, embedded_names=EMBEDDED_NAMES
         )
+        # The handle must find the evaluation from wherever the notebook has moved to since.
+        output = located(self.s3_output_path, Path.cwd())
         return EvaluationRequest(
             policies=policies,
             evaluate_base_model=self.evaluate_base_model,
             agent=self._agent(trained),
             dataset=self.dataset,
-            output=self.s3_output_path,
+            output=output,
             folder=Path.cwd(),
             hyperparameters=self._hyperparameters,
             max_runtime_seconds=self.stopping_condition,
             accept_eula=self.accept_eula,
             kms_key=self.kms_key_id,
-            tracking=tracking_for(
-                self.mlflow_resource_arn, self.mlflow_experiment_name, policies, self.s3_output_path, registry
-            ),
+            tracking=tracking_for(self.mlflow_resource_arn, self.mlflow_experiment_name, policies, output, registry),
         )
 
     def _agent(self, trained: TrainerOutput | None) -> AgentReference:

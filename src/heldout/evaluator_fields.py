@@ -246,7 +246,7 @@ def _problem(problem: dict[str, Any]) -> str:
             return str(problem["ctx"]["error"])
         case "missing":
             return f"'{name}' is required"
-        case "extra_forbidden":
+        case "extra_forbidden" | "no_such_attribute":
             return f"MultiTurnRLEvaluator has no field {name!r}.{did_you_mean(name, EvaluatorFields.model_fields)}"
         case _:
             return f"'{name}' is {shown(problem['input'])}: {problem['msg']}"

@@ -204,14 +204,15 @@ class Execution:
         status = self._status.overall_status
         if status == target:
             return True
-        if self._evaluation.status.is_final:
+        if ExecutionStatus(status).is_final:
             reason = self._status.failure_reason or f"see {self._evaluation.folder / LOG_FILE}"
             raise JobFailed(f"evaluation {self.name} ended as {status}: {reason}")
         return False
 
 
 def _status_of(evaluation: Evaluation) -> PipelineExecutionStatus:
-    state, status = evaluation.state, evaluation.status
+    status = evaluation.status
+    state = evaluation.state
     reason = state.failure_reason
     if status is ExecutionStatus.STOPPED and not state.status.is_final:
         reason = f"its process is gone; go on with: heldout resume {evaluation.location}"

@@ -41,6 +41,8 @@ def start_detached(evaluation: Evaluation) -> None:
     """
     lock = FolderLock.take(evaluation.folder)
     try:
+        evaluation.refresh()
+        evaluation.begin()  # from here on it says it is executing, though its process takes a second to come up
         with (evaluation.folder / LOG_FILE).open("ab") as log:
             process = subprocess.Popen(
                 [

@@ -5,8 +5,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from heldout.agents.lookup import check_entry_point
 from heldout.backends.known import remember
 from heldout.backends.services import check_document
+from heldout.job.references import EntryPoint
 from heldout.job.registry import Registry
 from heldout.pipeline.definition import PIPELINE_PREFIX, Surroundings, model_uri, render
 from heldout.pipeline.evaluation import LOCAL_ACCOUNT, Evaluation
@@ -37,6 +39,8 @@ def create_evaluation(
 
     Raises InputError, and writes nothing, when something it needs is not there or there is an evaluation of this name.
     """
+    if isinstance(request.agent, EntryPoint):  # as it was given: the documents have it with its whole path
+        check_entry_point(request.agent.entry_point, working_directory=Path(request.folder))
     jobs = request.jobs()
     for job in jobs.all:
         check_document(registry.localized(job))

@@ -137,7 +137,9 @@ class Evaluation:
     def status(self) -> ExecutionStatus:
         """The status; Stopped for one that says it is executing when no process works on it."""
         if not self.state.status.is_final and not self.is_running():
-            return ExecutionStatus.STOPPED
+            self.refresh()  # it may have ended since the state was read
+            if not self.state.status.is_final:
+                return ExecutionStatus.STOPPED
         return self.state.status
 
     def run_location(self, run_name: str) -> str:

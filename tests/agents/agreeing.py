@@ -1,0 +1,21 @@
+"""An agent that asks its model once and is rewarded when the reply is "yes"; `slowly` takes the prompt's number of seconds."""
+
+import json
+import time
+import urllib.request
+from typing import Any
+
+
+def play(payload: dict[str, Any]) -> dict[str, Any]:
+    url = payload["metadata"]["baseUrl"] + "/chat/completions"
+    body = {"model": "default", "messages": [{"role": "user", "content": payload["prompt"]}]}
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as reply:
+        said = json.loads(reply.read())["choices"][0]["message"]["content"]
+    return {"reward": 1.0 if said == "yes" else 0.0}
+
+
+def slowly(payload: dict[str, Any]) -> dict[str, Any]:
+    played = play(payload)
+    time.sleep(float(payload["prompt"]))
+    return played
