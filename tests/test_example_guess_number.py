@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -30,7 +31,7 @@ def halve(call: ScriptedCall) -> Reply:
 
 async def played(
     script: Callable[[ScriptedCall], Reply], *, prompt: str = PROMPT_TEXT
-) -> tuple[dict[str, object], ScriptedServer]:
+) -> tuple[dict[str, Any], ScriptedServer]:
     async with ScriptedServer(script) as server:
         result = await play(
             {
@@ -124,14 +125,15 @@ def test_a_prompt_without_a_range_is_named(prompt: str) -> None:
 
 async def test_a_model_that_halves_the_range_is_rewarded_in_full() -> None:
     result, server = await played(halve)
-    assert result["reward"] == 1.0
+    assert sum(result["reward"]) == 1.0
+    assert len(result["reward"]) == server.num_calls, "one reward for each turn"
     assert result["metrics"] == {"found": 1, "guesses": server.num_calls, "wasted_guesses": 0}
 
 
 async def test_a_model_that_never_names_a_number_loses() -> None:
     result, server = await played(lambda _: Reply("hm"))
     limit = Game.of(PROMPT_TEXT).par + SPARE_GUESSES
-    assert result == {"reward": 0.0, "metrics": {"found": 0, "guesses": limit, "wasted_guesses": limit}}
+    assert result == {"reward": [0.0] * limit, "metrics": {"found": 0, "guesses": limit, "wasted_guesses": limit}}
     assert server.num_calls == limit
 
 

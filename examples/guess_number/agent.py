@@ -23,8 +23,8 @@ NEXT_GAME = "Correct. Next game. "
 async def play(payload: dict[str, Any]) -> dict[str, Any]:
     """Plays the game that `payload["prompt"]` describes to its end.
 
-    Returns the reward, from 0 to 1 (found within par), and how the game went: `found` (0 or 1), `guesses` and
-    `wasted_guesses`. Raises ValueError for a prompt that describes no game, and the openai client's errors.
+    Returns the reward of each turn, in all from 0 to 1 (found within par), and how the game went: `found` (0 or 1), `guesses`
+    and `wasted_guesses`. Raises ValueError for a prompt that describes no game, and the openai client's errors.
     """
     game = Game.of(payload["prompt"])
     model = client().with_options(base_url=payload["metadata"]["baseUrl"])
@@ -42,7 +42,7 @@ async def play(payload: dict[str, Any]) -> dict[str, Any]:
         reply = completion.choices[0].message.content or ""
         messages += [_said_by("assistant", reply), _said_by("user", game.answer(reply))]
     return {
-        "reward": game.reward,
+        "reward": game.rewards,
         "metrics": {"found": int(game.is_found), "guesses": game.guesses, "wasted_guesses": game.wasted_guesses},
     }
 

@@ -33,6 +33,8 @@ class Game:
     wasted_guesses: int = 0
     """Guesses that could not be right: no number, or one that an earlier answer had ruled out."""
     is_found: bool = False
+    rewards: list[float] = field(default_factory=list)
+    """What each guess brought: half the share of the range that it ruled out or, if it was right, the rest of the reward."""
 
     def __post_init__(self) -> None:
         self.size = self.high - self.low + 1
@@ -58,30 +60,29 @@ class Game:
 
     @property
     def reward(self) -> float:
-        """1 for the number within par, and less for each guess more (par / guesses).
+        """1 for the number within par, and less for each guess more (par / guesses); the sum of `rewards`.
 
         A lost game earns half the share of the range that its guesses ruled out: less than any win, but better than nothing
         for a model that has yet to win one.
         """
-        if self.is_found:
-            return min(1.0, self.par / self.guesses)
-        return 0.5 * (1 - (self.high - self.low + 1) / self.size)
+        return sum(self.rewards)
 
     def answer(self, reply: str) -> str:
         """What the environment says to a guess: the first whole number in `reply` counts."""
-        self.guesses += 1
         match = _NUMBER.search(reply)
-        if match is None:
-            self.wasted_guesses += 1
-            return f"That is no number. From {self.low} to {self.high}."
-        guess = int(match[0])
-        if not self.low <= guess <= self.high:
-            self.wasted_guesses += 1
+        guess = int(match[0]) if match else None
+        left = self.high - self.low + 1
+        self.guesses += 1
+        self.wasted_guesses += guess is None or not self.low <= guess <= self.high
         if guess == self.secret:
             self.is_found = True
+            self.rewards.append(min(1.0, self.par / self.guesses) - self.reward)
             return "Correct."
-        if guess < self.secret:
-            self.low = max(self.low, guess + 1)
-            return f"Higher. From {self.low} to {self.high}."
-        self.high = min(self.high, guess - 1)
-        return f"Lower. From {self.low} to {self.high}."
+        if guess is None:
+            said = "That is no number."
+        elif guess < self.secret:
+            self.low, said = max(self.low, guess + 1), "Higher."
+        else:
+            self.high, said = min(self.high, guess - 1), "Lower."
+        self.rewards.append(0.5 * (left - (self.high - self.low + 1)) / self.size)
+        return f"{said} From {self.low} to {self.high}."

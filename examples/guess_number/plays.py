@@ -1,12 +1,13 @@
-"""Reads the rollouts of a Heldout run as what a policy can learn from: tokens, which of them it chose, and an advantage."""
+"""Reads the rollouts of a Heldout run as what a policy can learn from: tokens, and how much to learn from each."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-import numpy as np
 import orjson
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
@@ -19,19 +20,18 @@ Message = Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Play:
-    """One rollout, tokenized."""
+    """One rollout, tokenized, up to the last turn that did better than others."""
 
     tokens: list[int]
-    is_chosen: list[bool]
-    """For each token, whether the policy chose it."""
-    advantage: float
-    """Reward less the mean of the prompt's rollouts, in their standard deviations."""
+    weights: list[float]
+    """For each token: how much better its turn did than the prompt's other rollouts in that turn; 0 where it did not, and for
+    what the policy did not say."""
 
 
 def read_plays(run: Path, tokenizer: Tokenizer) -> list[Play]:
-    """The scored rollouts of the run in a folder whose reward tells them from their prompt's others.
+    """What there is to learn from the run in a folder: its scored rollouts in which a turn did better than the others'.
 
-    Raises OSError when the run's tables are not there.
+    Raises OSError when the run's tables are not there, ValueError when a rollout has not one reward for each turn.
     """
     rollouts = pq.read_table(run / "rollouts.parquet").to_pylist()
     turns = _turns_of_rollouts(run)
@@ -41,13 +41,18 @@ def read_plays(run: Path, tokenizer: Tokenizer) -> list[Play]:
             groups[rollout["prompt_index"]].append(rollout)
     plays = []
     for group in groups.values():
-        rewards = np.array([rollout["reward"] for rollout in group])
-        if rewards.std() == 0:
-            continue
-        for rollout, advantage in zip(group, (rewards - rewards.mean()) / rewards.std(), strict=True):
-            tokens, is_chosen = _tokenized(turns[rollout["trajectory_id"]], tokenizer)
-            plays.append(Play(tokens, is_chosen, float(advantage)))
+        for rollout, advantages in zip(group, _advantages([rollout["rewards"] for rollout in group]), strict=True):
+            end = max((turn + 1 for turn, advantage in enumerate(advantages) if advantage > 0), default=0)
+            if end > 0:
+                plays.append(_tokenized(turns[rollout["trajectory_id"]][:end], advantages[:end], tokenizer))
     return plays
+
+
+def _advantages(rewards: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Each turn's reward less the mean of that turn over the rollouts of the prompt that came so far."""
+    columns = zip_longest(*rewards)
+    means = [fmean(reward for reward in column if reward is not None) for column in columns]
+    return [[reward - mean for reward, mean in zip(row, means, strict=False)] for row in rewards]
 
 
 def _turns_of_rollouts(run: Path) -> dict[str, list[Turn]]:
@@ -74,31 +79,30 @@ def _turns_of_rollouts(run: Path) -> dict[str, list[Turn]]:
     return turns
 
 
-def _tokenized(turns: Sequence[Turn], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """The whole conversation up to the last reply; what comes after the first request and is the assistant's, was chosen.
-
-    Each turn continues the one before, as this agent's do. A reply that reached the token limit has no end to learn.
-    """
+def _tokenized(turns: Sequence[Turn], advantages: Sequence[float], tokenizer: Tokenizer) -> Play:
+    """The conversation up to the last of the turns' replies. Each turn continues the one before, as this agent's do."""
     given = len(conversation(turns, 0))
     messages = [*conversation(turns, len(turns) - 1), _reply(turns[-1])]
+    weights = {given + 2 * turn.index: max(0.0, gain) for turn, gain in zip(turns, advantages, strict=True)}
     is_cut = {given + 2 * turn.index for turn in turns if turn.finish_reason == "length"}
-    tokens: list[int] = []
-    is_chosen: list[bool] = []
+    play = Play([], [])
     for index, message in enumerate(messages):
-        chosen = index >= given and message["role"] == "assistant"
-        for text, learned in _parts(message, chosen=chosen, is_cut=index in is_cut):
+        for text, weight in _parts(message, weights.get(index, 0.0), is_cut=index in is_cut):
             new = tokenizer.encode(text, add_special_tokens=False).ids
-            tokens += new
-            is_chosen += [learned] * len(new)
-    return tokens, is_chosen
+            play.tokens.extend(new)
+            play.weights.extend([weight] * len(new))
+    return play
 
 
-def _parts(message: Message, *, chosen: bool, is_cut: bool) -> Iterator[tuple[str, bool]]:
-    """A message in ChatML, as SmolLM2's template writes it, split by whether the policy chose it."""
-    yield f"<|im_start|>{message['role']}\n", False
-    yield str(message["content"]), chosen
-    yield "<|im_end|>", chosen and not is_cut
-    yield "\n", False
+def _parts(message: Message, weight: float, *, is_cut: bool) -> Iterator[tuple[str, float]]:
+    """A message in ChatML, as SmolLM2's template writes it, in parts of one weight: only what the policy said has its own.
+
+    A reply that was cut at the token limit has no end to learn.
+    """
+    yield f"<|im_start|>{message['role']}\n", 0.0
+    yield str(message["content"]), weight
+    yield "<|im_end|>", 0.0 if is_cut else weight
+    yield "\n", 0.0
 
 
 def _reply(turn: Turn) -> Message:
