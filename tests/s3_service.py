@@ -1,6 +1,7 @@
 """An S3 service on this machine (moto) for tests that read or write s3:// through real clients."""
 
 import logging
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,8 @@ def s3_service() -> Iterator[str]:
     host, port = server.get_host_and_port()
     url = f"http://{host}:{port}"
     try:
+        # All servers of a process share their contents.
+        urllib.request.urlopen(urllib.request.Request(f"{url}/moto-api/reset", method="POST")).close()
         s3_client(url).create_bucket(Bucket=BUCKET)
         yield url
     finally:

@@ -6,17 +6,22 @@ another machine when this one is gone. When the job is done the journal's copies
 
 import asyncio
 import hashlib
+import logging
 import os
 import shutil
 from pathlib import Path
 
-from heldout.errors import RunError
+from heldout.errors import RunError, StorageError
 from heldout.rollouts.journal import Journal, segments
-from heldout.rollouts.run import Run
+from heldout.rollouts.run import JobState, JobStatus, Run
 from heldout.storage import Storage, is_remote, open_atomic
+
+log = logging.getLogger(__name__)
 
 _SEAL_EVERY_SECONDS = 10.0
 """The most that is lost with the machine: rollouts finished in this time."""
+_FINISH_WAITS_SECONDS = (1.0, 5.0, 15.0, 60.0, 120.0)
+"""A night's results are not given up because a place is away for a minute."""
 _RESULTS = (
     "job.json",
     "prompts.parquet",
@@ -68,9 +73,20 @@ def open_run(location: str) -> Run:
     Raises RunError when there is none.
     """
     folder = folder_for(location)
-    if is_remote(location) and not (folder / "job.json").exists():
+    if is_remote(location) and not _is_current(Storage.at(location), folder):
+        shutil.rmtree(folder, ignore_errors=True)
         _fetch(Storage.at(location), location, folder)
     return Run.open(folder)
+
+
+def _is_current(storage: Storage, folder: Path) -> bool:
+    """Whether this machine has the run, and it was not completed elsewhere meanwhile."""
+    if not (folder / "job.json").exists():
+        return False
+    run = Run.open(folder)
+    if run.state.status is JobStatus.COMPLETED or run.is_running() or not storage.exists("job.json"):
+        return True
+    return JobState.model_validate_json(storage.read("job.json")).status is not JobStatus.COMPLETED
 
 
 def _fetch(storage: Storage, location: str, folder: Path) -> None:
@@ -103,14 +119,26 @@ class Mirror:
         while True:
             await asyncio.sleep(_SEAL_EVERY_SECONDS)
             journal.seal()
-            await asyncio.to_thread(self._copy_sealed)
+            try:
+                await asyncio.to_thread(self._copy_sealed)
+            except StorageError as error:
+                log.warning("not copied yet, the next try is in %g s: %s", _SEAL_EVERY_SECONDS, error)
 
     async def finish(self) -> None:
-        """Copies the results; of a run that is not done also the journal, of one that is done removes it there."""
-        await asyncio.to_thread(self._finish)
+        """Copies the results; of a run that is not done also the journal, of one that is done removes it there.
+
+        Raises StorageError when the place still refuses after some minutes; everything is still in the local folder then.
+        """
+        for wait in _FINISH_WAITS_SECONDS:
+            try:
+                return await asyncio.to_thread(self._finish)
+            except StorageError as error:
+                log.warning("the results are not copied yet, the next try is in %g s: %s", wait, error)
+                await asyncio.sleep(wait)
+        return await asyncio.to_thread(self._finish)
 
     def _finish(self) -> None:
-        self._copied.clear()
+        self._copied.clear()  # job.json and an unsealed segment have changed
         if self._run.has_journal:
             self._copy(segments(self._run.journal_folder))
         self._copy([path for name in _RESULTS[1:] if (path := self._run.folder / name).exists()])

@@ -1,0 +1,140 @@
+"""Runs whose output is in S3: played here, kept there, resumed by a machine that has nothing of them."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from heldout.backends.evaluation import play_run
+from heldout.errors import RunError, StorageError
+from heldout.job.document import JobConfigDocument, OutputDataConfig
+from heldout.policies.scripted import ScriptedServer
+from heldout.rollouts.engine import StopSwitch
+from heldout.rollouts.mirror import Mirror, folder_for, new_folder, open_run
+from heldout.rollouts.run import JobStatus, Run
+from jobs import PLAYERS, new_run, rows
+from s3_service import BUCKET, s3_client, s3_service, use_service
+
+OUTPUT = f"s3://{BUCKET}/evaluations"
+LOCATION = f"{OUTPUT}/test/base-model-eval"
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A client of the S3 service that the environment names."""
+    with s3_service() as url:
+        use_service(monkeypatch, url)
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+        yield s3_client(url)
+
+
+def _remote_run(folder: Path, model_url: str, prompts: list[str], **settings: Any) -> Run:
+    local = new_run(folder, model_url, prompts, **settings)
+    document: JobConfigDocument = local.document.model_copy(update={"output_data_config": OutputDataConfig.at(OUTPUT)})
+    return Run.create(
+        new_folder(LOCATION), name="test", run_name="base-model-eval", region="us-west-2", document=document
+    )
+
+
+async def _played(run: Run, switch: StopSwitch | None = None) -> None:
+    """Plays a run as the command line does, from its files to its place."""
+
+    @asynccontextmanager
+    async def unseen(*_: object) -> AsyncIterator[None]:
+        yield
+
+    await play_run(Run.open(run.folder), unseen, switch or StopSwitch(), tags={}, note=pytest.fail)
+
+
+def _names(service: Any) -> set[str]:
+    listed = service.list_objects_v2(Bucket=BUCKET, Prefix="evaluations/").get("Contents", [])
+    return {str(item["Key"]).removeprefix("evaluations/test/base-model-eval/") for item in listed}
+
+
+async def test_results_are_in_the_bucket_when_the_job_is_done(tmp_path: Path, service: Any) -> None:
+    async with ScriptedServer() as server:
+        run = _remote_run(tmp_path, server.url, ["1", "0.5"])
+        await _played(run)
+    assert {
+        "job.json",
+        "metrics.json",
+        "report.html",
+        "rollouts.parquet",
+        "trajectories.parquet",
+        "attempts.parquet",
+    } <= _names(service)
+    assert not any(name.startswith("journal/") for name in _names(service))
+    body = service.get_object(Bucket=BUCKET, Key="evaluations/test/base-model-eval/job.json")["Body"].read()
+    assert orjson.loads(body)["status"] == "Completed"
+    assert open_run(LOCATION).location == LOCATION
+
+
+async def test_another_machine_goes_on_with_what_is_in_the_bucket(tmp_path: Path, service: Any) -> None:
+    async with ScriptedServer() as server:
+        run = _remote_run(
+            tmp_path, server.url, ["0.2"] * 6, agent=f"{PLAYERS}:slow", rollout_max_concurrency=2, success_threshold=0.1
+        )
+        switch = StopSwitch()
+        playing = asyncio.create_task(_played(run, switch))
+        async with asyncio.timeout(60):
+            while server.num_calls < 2:
+                await asyncio.sleep(0.01)
+        switch.stop()
+        await playing
+        assert any(name.startswith("journal/") for name in _names(service))
+        played = server.num_calls
+
+        shutil.rmtree(folder_for(LOCATION))
+        fetched = open_run(LOCATION)
+        assert len(rows(fetched)) == played < 6
+        await _played(fetched)
+        assert server.num_calls == 6
+    assert sorted(row["prompt_index"] for row in rows(fetched)) == list(range(6))
+
+
+async def test_a_run_completed_elsewhere_is_fetched_rather_than_played_again(tmp_path: Path, service: Any) -> None:
+    async with ScriptedServer() as server:
+        run = _remote_run(tmp_path, server.url, ["1"])
+        interrupted = tmp_path / "interrupted"
+        shutil.copytree(run.folder, interrupted)
+        await _played(run)
+    shutil.rmtree(run.folder)
+    shutil.copytree(interrupted, run.folder)
+    assert open_run(LOCATION).state.status is JobStatus.COMPLETED
+
+
+def test_a_run_that_is_in_the_bucket_is_never_overwritten(tmp_path: Path, service: Any) -> None:
+    service.put_object(Bucket=BUCKET, Key="evaluations/test/base-model-eval/job.json", Body=b"{}")
+    with pytest.raises(RunError, match=r"there is a run at s3://.* already"):
+        new_folder(LOCATION)
+
+
+def test_a_run_that_is_in_no_bucket_is_named(service: Any) -> None:
+    with pytest.raises(RunError, match=r"no run at 's3://.*nothing'"):
+        open_run(f"{OUTPUT}/nothing")
+
+
+async def test_results_are_copied_again_when_the_place_was_away_for_a_moment(
+    tmp_path: Path, service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ScriptedServer() as server:
+        run = _remote_run(tmp_path, server.url, ["1"])
+        await _played(run)
+    mirror = Mirror(run, LOCATION, kms_key=None)
+    copy, refusals = mirror._copy, iter([StorageError("away"), None])
+
+    def sometimes(paths: list[Path]) -> None:
+        if problem := next(refusals, None):
+            raise problem
+        copy(paths)
+
+    monkeypatch.setattr(mirror, "_copy", sometimes)
+    monkeypatch.setattr("heldout.rollouts.mirror._FINISH_WAITS_SECONDS", (0.0, 0.0))
+    service.delete_object(Bucket=BUCKET, Key="evaluations/test/base-model-eval/metrics.json")
+    await mirror.finish()
+    assert "metrics.json" in _names(service)
