@@ -1,4 +1,4 @@
-"""What did the calibration find? Turns `results.json` into the tables and the picture of docs/statistics.md.
+"""What did the calibration find? Turns its results into the tables and the picture of docs/statistics.md.
 
 python -m benchmarks.calibration.report [--folder benchmarks/results/calibration] [--docs docs]
 """
@@ -17,7 +17,7 @@ mpl.use("svg")
 import matplotlib.pyplot as plt
 
 Row = dict[str, Any]
-"""One setting of `results.json`."""
+"""One setting of a part of the results."""
 _RATE = re.compile(r"rate ([\d.]+), (\d+) rollouts, correlation ([\d.]+)")
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("benchmarks/results/calibration"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     options = parser.parse_args()
-    results = json.loads((options.folder / "results.json").read_text())
+    results = {path.stem: json.loads(path.read_text()) for path in options.folder.glob("*.json")}
     draw(results, options.docs / "calibration.svg")
     page = options.docs / "statistics.md"
     text = page.read_text()
@@ -38,24 +38,25 @@ def main() -> None:
 
 def tables(results: dict[str, Any]) -> str:
     """The measured part of the page, as Markdown."""
+    rates, rows = results["rates"], {name: part["settings"] for name, part in results.items()}
+    minutes = sum(part["cpu_seconds"] for part in results.values()) / 60
     parts = [
-        f"Measured {results['date']}, {results['repeats']:,} simulated evaluations a setting for rates and rewards"
-        f" (2,000 for the rows marked *), Python {results['machine']['python']}, numpy {results['machine']['numpy']},"
-        f" scipy {results['machine']['scipy']}; {results['seconds'] / 60:.0f} minutes."
-        f" {results['repeats']:,} repeats know a coverage of 95% to within"
-        f" {100 * 1.96 * (0.95 * 0.05 / results['repeats']) ** 0.5:.1f} points (95%).",
-        _rates_table(results["rates"]),
+        f"Measured {rates['date']}: {rates['repeats']:,} simulated evaluations a setting (2,000 in the tables marked *), Python"
+        f" {rates['versions']['python']}, numpy {rates['versions']['numpy']}, scipy {rates['versions']['scipy']},"
+        f" {minutes:.0f} minutes of one core. So many repeats know a coverage of 95% to within"
+        f" {100 * 1.96 * (0.95 * 0.05 / rates['repeats']) ** 0.5:.1f} points.",
+        _rates_table(rows["rates"]),
         _coverage_table(
-            "Mean rewards", results["rewards"], key=lambda row: row["name"], columns=("coverage", "width", "clustered")
+            "Mean rewards", rows["rewards"], key=lambda row: row["name"], columns=("coverage", "width", "clustered")
         ),
-        _coverage_table("pass@k and pass^k*", results["pass_k"], key=lambda row: row["name"].split(",")[0]),
+        _coverage_table("pass@k and pass^k*", rows["pass_k"], key=lambda row: row["name"].split(",")[0]),
         _coverage_table(
             "Success rates when difficulty is not beta-distributed*",
-            results["other_difficulty"],
+            rows["other_difficulty"],
             key=lambda row: f"{row['name'].split(',')[0]}, rate {_setting(row)[0]:g}",
         ),
-        _size_table(results["size"]),
-        _power_table(results["power"]),
+        _size_table(rows["size"]),
+        _power_table(rows["power"]),
     ]
     return "\n\n".join(parts)
 
@@ -156,7 +157,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     plt.rcParams.update({"font.size": 9, "svg.hashsalt": "heldout", "figure.constrained_layout.use": True})
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), width_ratios=(3, 2))
     kinds = (("naive", "#c44e52", "rollouts as independent"), ("clustered", "#dd8452", "clustered, normal"))
-    rates = results["rates"]
+    rates = results["rates"]["settings"]
     for offset, (column, colour, label) in zip(
         (-0.25, 0.0, 0.25), (*kinds, ("coverage", "#3b75af", "Heldout")), strict=True
     ):

@@ -37,7 +37,11 @@ def draw_successes(cell: Cell, repeats: int, rng: np.random.Generator) -> IntArr
 
 def draw_rates(cell: Cell, repeats: int, rng: np.random.Generator) -> FloatArray:
     """True success rate of each prompt, shape (repeats, num_prompts): mean `rate`, variance correlation * rate * (1 - rate)."""
-    return rates_at(cell, rng.random((repeats, cell.num_prompts)))
+    shape = (repeats, cell.num_prompts)
+    if cell.difficulty == "beta" and cell.correlation > 0:  # several times faster than by quantiles
+        precision = 1 / cell.correlation - 1
+        return rng.beta(cell.rate * precision, (1 - cell.rate) * precision, shape)
+    return rates_at(cell, rng.random(shape))
 
 
 def rates_at(cell: Cell, quantiles: FloatArray) -> FloatArray:

@@ -66,10 +66,11 @@ class Quantity:
     is_power: bool = False
 
     def on(self, grid: "Grid") -> FloatArray:
-        """Its mean over prompts at each grid point, shape (num_means, num_correlations)."""
-        a, b = grid.shapes_MR()
+        """Its mean over prompts at each grid point, shape (num_means, num_correlations), or (num_means, 1) for the success
+        rate, which does not depend on the correlation."""
         if self.k == 1:
-            return np.broadcast_to(special.expit(grid.logits)[:, None], a.shape)
+            return np.asarray(special.expit(grid.logits)[:, None])
+        a, b = grid.shapes_MR()
         if self.is_power:
             means: FloatArray = np.exp(special.betaln(a + self.k, b) - special.betaln(a, b))
         else:
@@ -152,23 +153,27 @@ def _log_rising(start: FloatArray, counts: IntArray) -> FloatArray:
 
 def _limits(grid: Grid, likelihoods: FloatArray, values_MR: FloatArray, confidence: float) -> FloatArray:
     likelihoods = np.exp(likelihoods - likelihoods.max(axis=1, keepdims=True))
+    masses = likelihoods.reshape(-1, len(grid.logits), len(grid.weights)) * grid.weights
+    if values_MR.shape[1] == 1:
+        masses = masses.sum(axis=2, keepdims=True)
     order = np.argsort(values_MR, axis=None, kind="stable")
     values, starts = np.unique(values_MR.ravel()[order], return_index=True)
-    cells_MR = np.gradient(grid.logits)[:, None] * grid.weights
+    widths = np.gradient(grid.logits)
     tail = (1 - confidence) / 2
     limits = []
     # In logits a prior density of 1 / m becomes 1 - m (for the lower limit), and 1 / (1 - m) becomes m (for the upper).
     for level, density in ((tail, special.expit(-grid.logits)), (1 - tail, special.expit(grid.logits))):
-        masses = (likelihoods * (cells_MR * density[:, None]).ravel())[:, order]
-        limits.append(_quantiles(np.add.reduceat(masses, starts, axis=1), values, level))
+        weighted = (masses * (widths * density)[:, None]).reshape(len(masses), -1)[:, order]
+        limits.append(_quantiles(np.add.reduceat(weighted, starts, axis=1), values, level))
     return np.stack(limits, axis=1)
 
 
 def _likeliest(grid: Grid, likelihoods: FloatArray, values_MR: FloatArray) -> FloatArray:
     """The value at the top of the likelihood: at the best grid point, moved along the means to the top of a parabola."""
     row = np.arange(len(likelihoods))
-    profile = likelihoods.reshape(-1, *values_MR.shape)
-    mean, correlation = np.divmod(likelihoods.argmax(axis=1), values_MR.shape[1])
+    profile = likelihoods.reshape(-1, len(grid.logits), len(grid.weights))
+    mean, correlation = np.divmod(likelihoods.argmax(axis=1), len(grid.weights))
+    values_MR = np.broadcast_to(values_MR, profile.shape[1:])
     mean = np.clip(mean, 1, len(grid.logits) - 2)
     x = np.stack([grid.logits[mean + step] for step in (-1, 0, 1)])
     y = np.stack([profile[row, mean + step, correlation] for step in (-1, 0, 1)])
