@@ -126,7 +126,7 @@ def test_a_trajectory_is_a_trace_with_its_turns_as_spans(evaluated: Evaluated) -
     played = next(row for row in rows(Run.open(evaluated.base)) if row["turns"] == 3)
     trace = next(t for t in _traces(evaluated, evaluated.logged) if t.info.client_request_id == played["trajectory_id"])
     root, *turns = trace.data.spans
-    assert root.inputs == {"prompt": "turns 3", "rollout": played["rollout_index"]}
+    assert root.inputs == {"prompt": "turns 3"}
     assert root.outputs["reward"] == played["reward"]
     assert [turn.name for turn in turns] == ["turn 0", "turn 1", "turn 2"]
     assert all(turn.parent_id == root.span_id for turn in turns)
@@ -145,7 +145,7 @@ def test_a_trajectory_is_a_trace_with_its_turns_as_spans(evaluated: Evaluated) -
 
 def test_a_failed_rollout_is_a_failed_trace_that_says_why(evaluated: Evaluated) -> None:
     failed = [t for t in _traces(evaluated, evaluated.logged) if t.info.state == "ERROR"]
-    assert {trace.info.request_preview for trace in failed} == {"raise oh no"}
+    assert {trace.info.request_preview for trace in failed} == {"raise oh no", "raise oh no · rollout 1"}
     assert "oh no" in failed[0].info.response_preview
     rewards = [a for a in failed[0].info.assessments if a.name == "reward"]
     assert rewards[0].value is None

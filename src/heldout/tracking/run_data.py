@@ -4,11 +4,11 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, Self
 
 import orjson
 
+from heldout import __version__
 from heldout.job.document import JobConfigDocument
 from heldout.job.references import (
     AgentContainer,
@@ -142,11 +142,11 @@ def _metrics(document: Mapping[str, Any]) -> dict[str, float]:
 def _tags(run: Run, document: Mapping[str, Any]) -> dict[str, str]:
     state = run.state
     tags = {
-        "heldout.version": version("heldout"),
+        "heldout.version": __version__,
         "heldout.evaluation": state.name,
         "heldout.job_arn": state.arn,
         "heldout.run": run.location,
-        "mlflow.source.name": f"heldout {version('heldout')}",
+        "mlflow.source.name": f"heldout {__version__}",
         "mlflow.source.type": "JOB",
         "mlflow.runType": "genai_evaluate",  # among MLflow's evaluation runs, and no line on stdout when it ends
     }

@@ -144,7 +144,7 @@ class _Trace:
             request_time=self._start // 1_000_000,
             execution_duration=int(played.seconds * 1_000),
             state=TraceState.ERROR if played.error else TraceState.OK,
-            request_preview=played.prompt[:_PREVIEW_CHARACTERS],
+            request_preview=self._preview(),
             response_preview=(played.error or said(reply or {}))[:_PREVIEW_CHARACTERS],
             client_request_id=played.trajectory_id,
             trace_metadata={"mlflow.sourceRun": target.run_id},
@@ -242,9 +242,12 @@ class _Trace:
         )
 
     def _given(self) -> dict[str, object]:
-        # MLflow compares two runs by pairing traces with equal inputs: the number keeps a prompt's rollouts apart.
-        given = {"prompt": self._played.prompt, "rollout": self._played.rollout_index}
-        return given | ({"columns": self._played.columns} if self._played.columns else {})
+        return {"prompt": self._played.prompt} | ({"columns": self._played.columns} if self._played.columns else {})
+
+    def _preview(self) -> str:
+        """The prompt; with the rollout's number where MLflow, which pairs two runs' traces by this, could mix them up."""
+        rollout = f" · rollout {self._played.rollout_index}" if self._played.rollout_index else ""
+        return f"{self._played.prompt[:_PREVIEW_CHARACTERS]}{rollout}"
 
     def _outcome(self) -> dict[str, object]:
         played = self._played
