@@ -15,8 +15,8 @@ import pytest
 
 from heldout import Execution, MultiTurnRLEvaluator
 from heldout.errors import InputError, JobFailed, ReferenceProblem, RunError, WaitTimeout
-from heldout.pipeline.lock import holder_of
 from heldout.rollouts.journal import segments
+from heldout.storage.lock import holder_of
 from model_servers import model_server
 
 AGENT = Path(__file__).parent / "agents" / "agreeing.py"

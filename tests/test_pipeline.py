@@ -21,7 +21,6 @@ from heldout.job.registry import Registry
 from heldout.pipeline.definition import EvaluationJobs, Shape, choose_shape, render
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.expressions import resolve
-from heldout.pipeline.lock import FolderLock
 from heldout.pipeline.runner import run_pipeline
 from heldout.pipeline.state import ExecutionStatus, StepStatus
 from heldout.pipeline.steps import parse_definition
@@ -29,6 +28,7 @@ from heldout.policies.scripted import ScriptedServer
 from heldout.rollouts.engine import Ending, StopSwitch
 from heldout.rollouts.progress import Progress
 from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN, JobStatus, Run
+from heldout.storage.lock import FolderLock
 from jobs import PLAYERS, rows
 
 NOWHERE = "http://127.0.0.1:1/v1"

@@ -22,10 +22,10 @@ import orjson
 from heldout.backends.evaluation import play_evaluation, run_to_end
 from heldout.errors import HeldoutError
 from heldout.pipeline.evaluation import Evaluation
-from heldout.pipeline.lock import FolderLock, holder_of
 from heldout.report.live import line
 from heldout.rollouts.progress import Progress
 from heldout.rollouts.run import Run, write_whole
+from heldout.storage.lock import FolderLock, holder_of
 
 PROGRESS_FILE = "progress.json"
 LOG_FILE = "runner.log"

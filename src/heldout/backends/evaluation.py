@@ -12,12 +12,12 @@ from heldout.backends.local import run_job
 from heldout.backends.results import Note, compare_evaluation, finish_run, publish
 from heldout.errors import HeldoutError
 from heldout.pipeline.evaluation import Evaluation
-from heldout.pipeline.lock import FolderLock
 from heldout.pipeline.runner import run_pipeline
 from heldout.pipeline.state import ExecutionStatus
 from heldout.rollouts.engine import Ending, StopSwitch
 from heldout.rollouts.progress import Progress
 from heldout.rollouts.run import JobStatus, Run
+from heldout.storage.lock import FolderLock
 
 _Result = TypeVar("_Result")
 Display = Callable[[Run, Progress], AbstractAsyncContextManager[None]]

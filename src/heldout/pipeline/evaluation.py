@@ -25,12 +25,12 @@ from pydantic import ValidationError
 from heldout.errors import RunError, did_you_mean, shown
 from heldout.job.registry import Registry
 from heldout.pipeline.definition import BASE_STEP, FINE_TUNED_STEP, PIPELINE_PREFIX
-from heldout.pipeline.lock import holder_of
 from heldout.pipeline.state import ExecutionState, ExecutionStatus, StepState, StepStatus
 from heldout.pipeline.steps import Definition, parse_definition
 from heldout.rollouts.mirror import folder_for, has_run, open_run
 from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN, Run, write_whole
 from heldout.storage import Storage, is_remote, open_atomic
+from heldout.storage.lock import holder_of
 
 STATE_FILE = "execution.json"
 RUN_NAMES: Mapping[str, str] = {BASE_STEP: BASE_RUN, FINE_TUNED_STEP: FINE_TUNED_RUN}

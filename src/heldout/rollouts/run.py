@@ -13,8 +13,6 @@ says InProgress and whose lock is free was interrupted.
 """
 
 import enum
-import fcntl
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -29,11 +27,10 @@ from heldout.errors import RunError, did_you_mean, shown
 from heldout.job.document import JobConfigDocument
 from heldout.rollouts.journal import segments
 from heldout.storage import discard_partial_files, is_remote, open_atomic
+from heldout.storage.lock import FolderLock, holder_of
 
 BASE_RUN = "base-model-eval"
 FINE_TUNED_RUN = "fine-tuned-model-eval"
-_LOCK_TRIES = 5
-_LOCK_PAUSE_SECONDS = 0.01
 _JOB_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 
 
@@ -194,41 +191,18 @@ class Run:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Holds the run's lock, with `state` as whoever held it before left it. Raises RunError when another process has it."""
-        file = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        lock = FolderLock.take(self.folder)
         try:
-            if not _try_lock(file):
-                pid = os.pread(file, 32, 0).decode() or "unknown"
-                raise RunError(f"run {self.folder} is being worked on by process {pid}; stop that one first")
-            os.ftruncate(file, 0)
-            os.pwrite(file, str(os.getpid()).encode(), 0)
+            lock.sign()
             discard_partial_files(self.folder)
             self.state = type(self).open(self.folder).state
             yield
         finally:
-            os.close(file)
+            lock.release()
 
     def is_running(self) -> bool:
         """Whether a process works on this run now."""
-        try:
-            file = os.open(self.folder / "lock", os.O_RDONLY)
-        except FileNotFoundError:
-            return False
-        try:
-            return not _try_lock(file)
-        finally:
-            os.close(file)
-
-
-def _try_lock(file: int) -> bool:
-    # Whoever asks `is_running` holds the lock for an instant, so one refusal proves nothing.
-    for _ in range(_LOCK_TRIES):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_LOCK_PAUSE_SECONDS)
-        else:
-            return True
-    return False
+        return holder_of(self.folder) is not None
 
 
 def write_whole(path: Path, data: bytes) -> None:
