@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import scipy
 from benchmarks.calibration.comparisons import Power, Size, power_of_plan, size_of
-from benchmarks.calibration.coverage import Coverage, pass_k_coverage, rate_coverage, reward_coverage
+from benchmarks.calibration.coverage import Coverage, pass_k_coverage, rate_coverage, reward_coverage, true_pass_k
 from benchmarks.calibration.simulation import REWARDS, Cell, Difficulty
 
 from heldout.metrics.beta_binomial import Quantity
@@ -61,7 +61,7 @@ def _rates(repeats: int) -> list[Coverage]:
 
 
 def _other_difficulty(repeats: int) -> list[Coverage]:
-    kinds: tuple[Difficulty, ...] = ("logit-normal", "two kinds")
+    kinds: tuple[Difficulty, ...] = ("logit-normal", "two kinds", "settled")
     cells = [
         Cell(num_prompts, size, rate, correlation, kind)
         for kind, num_prompts, size, rate, correlation in product(
@@ -79,6 +79,9 @@ def _pass_k(repeats: int) -> list[Coverage]:
             (30, 100), (4, 16), (0.1, 0.3, 0.7), (0.0, 0.3, 0.9), quantities
         )
         if quantity.k <= size
+    ]
+    cells = [  # nearer to 0 or 1 every simulated evaluation may have the same value
+        (cell, quantity) for cell, quantity in cells if 0.02 <= true_pass_k(cell, quantity) <= 0.98
     ]
     return [pass_k_coverage(cell, quantity, min(repeats, 2_000), _rng(i)) for i, (cell, quantity) in enumerate(cells)]
 

@@ -50,7 +50,7 @@ def pass_k_coverage(cell: Cell, quantity: Quantity, repeats: int, rng: np.random
     by_prompt = pass_power_k_by_prompt if quantity.is_power else pass_at_k_by_prompt
     values = by_prompt(successes.ravel(), sizes, quantity.k).reshape(successes.shape)
     limits = rate_limits(values, count_tables(successes, cell.group_size), quantity, CONFIDENCE)
-    truth = _true_pass_k(cell, quantity)
+    truth = true_pass_k(cell, quantity)
     error = float(values.std(ddof=1) / np.sqrt(cell.num_prompts))
     word = "pass^" if quantity.is_power else "pass@"
     name = f"{word}{quantity.k}, rate {cell.rate:g}, {cell.group_size} rollouts, correlation {cell.correlation:g}"
@@ -92,7 +92,7 @@ def _judge(
     )
 
 
-def _true_pass_k(cell: Cell, quantity: Quantity) -> float:
+def true_pass_k(cell: Cell, quantity: Quantity) -> float:
     """Of beta-distributed success rates."""
     k, rate = quantity.k, cell.rate if quantity.is_power else 1 - cell.rate
     if cell.correlation == 0:

@@ -8,8 +8,9 @@ from scipy import optimize, special
 
 from heldout.metrics.table import FloatArray, IntArray
 
-Difficulty = Literal["beta", "logit-normal", "two kinds"]
-"""How prompts' success rates are distributed: smoothly, with heavier tails, or as two kinds of prompt."""
+Difficulty = Literal["beta", "logit-normal", "two kinds", "settled"]
+"""How prompts' success rates are distributed: smoothly, with heavier tails, as two kinds of prompt, or with some prompts whose
+rollouts all end alike among others that are all equally hard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,9 @@ def rates_at(cell: Cell, quantiles: FloatArray) -> FloatArray:
         return np.asarray(special.betaincinv(rate * precision, (1 - rate) * precision, quantiles))
     if cell.difficulty == "two kinds":
         return _two_kinds(rate, correlation, quantiles)
+    if cell.difficulty == "settled":
+        settled = np.where(quantiles < correlation * rate, 1.0, 0.0)
+        return np.where(quantiles < correlation, settled, rate)
     middle, spread = _logit_normal(rate, correlation)
     rates = special.expit(middle + spread * special.ndtri(np.clip(quantiles, 1e-12, 1 - 1e-12)))
     return np.asarray(rates)
