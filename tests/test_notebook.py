@@ -19,7 +19,7 @@ def test_the_quickstart_notebook_runs_and_shows_its_results(tmp_path: Path, monk
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     folder = tmp_path / "examples"
-    notebook = nbformat.read(folder / NOTEBOOK, as_version=4)
+    notebook = nbformat.read(folder / NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
     nbclient.NotebookClient(
         notebook, timeout=CELL_SECONDS, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
     ).execute()
@@ -32,7 +32,7 @@ def test_the_quickstart_notebook_runs_and_shows_its_results(tmp_path: Path, monk
 
 
 def test_the_quickstart_notebook_is_committed_without_outputs() -> None:
-    notebook = nbformat.read(EXAMPLES / NOTEBOOK, as_version=4)
+    notebook = nbformat.read(EXAMPLES / NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]
     nbformat.validate(notebook)
     assert all(not cell.get("outputs") for cell in notebook["cells"])
     assert all(cell.get("execution_count") is None for cell in notebook["cells"])

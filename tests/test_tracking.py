@@ -84,9 +84,9 @@ def test_every_metric_and_interval_of_a_run_is_in_mlflow_under_its_name(evaluate
     metrics = evaluated.client.get_run(evaluated.logged.run_id).data.metrics
     expected = dict(written["metrics"])
     for name, (low, high) in written["intervals"].items():
-        expected |= {f"{name}/low": low, f"{name}/high": high}
+        expected |= {f"{name}.low": low, f"{name}.high": high}
     assert metrics == expected
-    assert "eval/reward/pass_at_1/low" in metrics
+    assert "eval/reward/pass_at_1.low" in metrics
 
 
 def test_parameters_have_the_canonical_names_and_say_what_was_evaluated(evaluated: Evaluated) -> None:
@@ -158,8 +158,8 @@ def test_the_comparison_is_on_the_fine_tuned_run_as_metrics_and_on_both_as_a_ver
     base = evaluated.client.get_run(evaluated.logged.run_id).data
     found = document["metrics"]["eval/reward/mean"]
     assert tuned.metrics["difference/eval/reward/mean"] == found["difference"]
-    assert tuned.metrics["difference/eval/reward/mean/low"] == found["interval"][0]
-    assert tuned.metrics["difference/eval/reward/mean/p_value"] == found["p_value"]
+    assert tuned.metrics["difference/eval/reward/mean.low"] == found["interval"][0]
+    assert tuned.metrics["difference/eval/reward/mean.p_value"] == found["p_value"]
     assert not any(name.startswith("difference/") for name in base.metrics)
     for data in (tuned, base):
         assert data.tags["heldout.verdict"] == document["verdict"]

@@ -22,7 +22,7 @@ class ComparisonData:
 
     verdict: str
     metrics: dict[str, float]
-    """`difference/<name>` with `/low`, `/high` and `/p_value`."""
+    """`difference/<name>` with `.low`, `.high` and `.p_value`."""
     note: str
     """Markdown: the verdict and a table."""
 
@@ -43,7 +43,7 @@ def _metrics(compared: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     for name, found in compared.items():
         metrics |= with_interval(f"{DIFFERENCE}/{name}", found["difference"], found["interval"])
         if found["p_value"] is not None:
-            metrics[f"{metric_name(f'{DIFFERENCE}/{name}')}/p_value"] = found["p_value"]
+            metrics[f"{metric_name(f'{DIFFERENCE}/{name}')}.p_value"] = found["p_value"]
     return metrics
 
 

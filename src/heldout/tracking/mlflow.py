@@ -3,7 +3,7 @@
 A run folder remembers its MLflow run in `mlflow.json`, so that logging it again (after it was resumed, or rescored) brings
 that run up to date. Everything of a run is logged under the names of the wire contract; where MLflow shows what:
 
-    metrics        every metric, `<name>/low` and `<name>/high`; on the fine-tuned run `difference/<name>` as well
+    metrics        every metric, `<name>.low` and `<name>.high`; on the fine-tuned run `difference/<name>` as well
     parameters     model, agent, dataset and every hyperparameter
     description    the numbers with their intervals; the comparison's verdict and table
     traces         the trajectories, turns as spans, with reward, success and the agent's metrics as assessments
@@ -111,7 +111,7 @@ def log_comparison(comparison: Path, *, base: Path, fine_tuned: Path, tracking_u
 
     Both get the verdict as tag `heldout.verdict`, a table of base, fine-tuned, difference, interval and p-value in their
     description, comparison.json and the evaluation's report as artifacts; the fine-tuned run also the metrics
-    `difference/<name>` with `/low`, `/high` and `/p_value`.
+    `difference/<name>` with `.low`, `.high` and `.p_value`.
     Raises RunError when a run was not logged or there is no comparison; otherwise like `log_run`.
     """
     compared = ComparisonData.read(comparison)

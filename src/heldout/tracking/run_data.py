@@ -30,7 +30,7 @@ _TABLE_CHARACTERS = 2_200
 _MOST_REASON_CHARACTERS = 2_000
 _MOST_PARAMETER_CHARACTERS = 6_000
 _MOST_NAME_CHARACTERS = 240
-"""MLflow takes 250 in a metric's name; `/high` goes behind it."""
+"""MLflow takes 250 in a metric's name; `.high` goes behind it."""
 _NO_BREAK_SPACES = "\N{NO-BREAK SPACE}" * 2
 _NOT_IN_NAMES = re.compile(r"[^\w.:/ -]", re.ASCII)
 
@@ -41,7 +41,7 @@ class RunData:
 
     parameters: dict[str, str]
     metrics: dict[str, float]
-    """By the names of the wire contract; the ends of a metric's interval are `<name>/low` and `<name>/high`."""
+    """By the names of the wire contract; the ends of a metric's interval are `<name>.low` and `<name>.high`."""
     tags: dict[str, str]
     note: str
     """Markdown."""
@@ -68,10 +68,14 @@ def metric_name(name: str) -> str:
 
 
 def with_interval(name: str, value: float | None, interval: Iterable[float | None] | None) -> dict[str, float]:
-    """A metric and the ends of its interval, as far as they are known."""
+    """A metric and the ends of its interval, as far as they are known.
+
+    The ends are `<name>.low` and `<name>.high`: below `<name>/`, stores that keep a file a metric would need a folder where
+    they have the file.
+    """
     low, high = interval or (None, None)
     name = metric_name(name)
-    ends = {name: value, f"{name}/low": low, f"{name}/high": high}
+    ends = {name: value, f"{name}.low": low, f"{name}.high": high}
     return {key: number for key, number in ends.items() if number is not None and math.isfinite(number)}
 
 

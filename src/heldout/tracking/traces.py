@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import orjson
 import pyarrow.compute as pc
@@ -70,7 +71,7 @@ def log_traces(
     chosen = _choose(run.rollouts_path, max_traces)
     target = _Target(experiment_id, run_id, run_name, source)
     _forget_others(
-        client, target, {f"{_TRACE_PREFIX}{_trace_id(run_id, choice.trajectory_id).hex()}" for choice in chosen.choices}
+        client, target, {f"{_TRACE_PREFIX}{_id(run_id, choice.trajectory_id).hex()}" for choice in chosen.choices}
     )
     recordings = Recordings(run, run.folder)
     try:
@@ -110,7 +111,9 @@ def _choose(rollouts: Path, most: int) -> _Chosen:
 def _forget_others(client: TracingClient, target: _Target, wanted: set[str]) -> None:
     """Deletes traces that an earlier logging of this run chose and this one does not."""
     found = client.search_traces(locations=[target.experiment_id], run_id=target.run_id, include_spans=False)
-    stale = [trace.info.trace_id for trace in found if trace.info.trace_id not in wanted]
+    # A file store cannot replace a trace; elsewhere one that stays keeps what people noted on it.
+    kept = set() if urlsplit(client.tracking_uri).scheme in ("", "file") else wanted
+    stale = [trace.info.trace_id for trace in found if trace.info.trace_id not in kept]
     if stale:
         client.delete_traces(target.experiment_id, trace_ids=stale)
 
@@ -133,13 +136,14 @@ class _Trace:
         self._played = played
         self._target = target
         self._start = int(started_at.timestamp() * _NANOSECONDS)
-        self._id = _trace_id(target.run_id, played.trajectory_id)
+        self._id = _id(target.run_id, played.trajectory_id)
+        self._trace_id = f"{_TRACE_PREFIX}{self._id.hex()}"
 
     def info(self) -> TraceInfo:
         played, target = self._played, self._target
         reply = played.turns[-1].reply if played.turns else None
         return TraceInfo(
-            trace_id=f"{_TRACE_PREFIX}{self._id.hex()}",
+            trace_id=self._trace_id,
             trace_location=TraceLocation.from_experiment_id(target.experiment_id),
             request_time=self._start // 1_000_000,
             execution_duration=int(played.seconds * 1_000),
@@ -221,7 +225,7 @@ class _Trace:
     ) -> Span:
         """number: of the span in its trace; 0 is the root."""
         values = {
-            "mlflow.traceRequestId": f"{_TRACE_PREFIX}{self._id.hex()}",
+            "mlflow.traceRequestId": self._trace_id,
             "mlflow.spanType": kind,
             "mlflow.spanInputs": inputs,
             "mlflow.spanOutputs": outputs,
@@ -270,6 +274,7 @@ class _Trace:
             name=name,
             value=value,
             error=error,
+            trace_id=self._trace_id,
             source=AssessmentSource(source_type="CODE", source_id=self._target.source),
             metadata={"mlflow.assessment.sourceRunId": self._target.run_id},
         )
@@ -278,7 +283,7 @@ class _Trace:
         return feedback
 
 
-def _trace_id(run_id: str, trajectory_id: str) -> bytes:
+def _id(run_id: str, trajectory_id: str) -> bytes:
     """16 bytes, always the same for the same trajectory in the same MLflow run."""
     return hashlib.sha256(f"{run_id}/{trajectory_id}".encode()).digest()[:16]
 
