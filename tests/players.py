@@ -44,10 +44,9 @@ def chat(payload: dict[str, Any], *texts: str) -> str:
 def report(payload: dict[str, Any], operation: str, **fields: object) -> int:
     """Calls the Job Runtime as a client would; gives the HTTP status."""
     metadata = payload["metadata"]
-    secret = metadata["baseUrl"].removesuffix("/v1")
     body = {"TrajectoryId": metadata["rolloutId"], "JobArn": metadata["jobArn"], **fields}
     try:
-        post(f"{secret}/{operation}", body)
+        post(f"{metadata['baseUrl']}/{operation}", body)
     except urllib.error.HTTPError as error:
         return error.code
     return 200
