@@ -169,7 +169,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     left.axhline(0.94, color="grey", lw=0.8, ls=":")
     left.set_xticks(list(places.values()), [f"{size} prompts" for size in places])
     left.set(ylabel="coverage of 95% intervals", ylim=(0, 1.02), title="Every setting of the success rate")
-    left.legend(loc="lower right", frameon=False)
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3, frameon=False)
     middle = [row for row in rates if 0.1 <= _setting(row)[0] <= 0.9]
     jitter = np.random.default_rng(0).uniform(-0.2, 0.2, len(middle))
     right.plot(
