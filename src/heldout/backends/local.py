@@ -75,9 +75,9 @@ async def _run_locked(
     if progress.finished == progress.planned:
         return await _write_up(run, Ending.FINISHED, {})
     journal = Journal(run.journal_folder)
-    journal.open()
     try:
         async with services_of(run) as services:
+            journal.open()  # not before: a run that could not start leaves nothing behind
             run.update(secondary_status=SecondaryStatus.EVALUATING)
             progress.started = time.monotonic()
             on_start(progress)

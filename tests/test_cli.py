@@ -1,0 +1,138 @@
+"""The command line, as a user types it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from heldout.cli import main
+from model_servers import model_server
+
+AGENT = Path(__file__).parent / "agents" / "agreeing.py"
+RUNTIME = "arn:aws:bedrock-agentcore:us-west-2:123456789012:runtime/my-agent"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with model_server(tmp_path_factory.mktemp("models"), "yes") as address:
+        yield address
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.delenv("HELDOUT_REGISTRY", raising=False)
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": str(n)}) + "\n" for n in range(8)))
+
+
+def heldout(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Runs the command in this process; gives its exit code."""
+    monkeypatch.setattr(sys, "argv", ["heldout", *arguments])
+    try:
+        main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+def evaluate(model: str, *more: str) -> tuple[str, ...]:
+    return (
+        *("evaluate", "--model", model, "--agent", f"{AGENT}:play", "--dataset", "prompts.jsonl"),
+        *("--output", "out", "--name", "first", "--mlflow", "off", "-H", "pass_k_values=1"),
+        *more,
+    )
+
+
+def test_one_command_compares_a_model_with_what_it_was_tuned_from(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert heldout(monkeypatch, *evaluate(model, "--compare-with", model)) == 0
+    said = capsys.readouterr().out
+    assert "first/base-model-eval" in said
+    assert "first/fine-tuned-model-eval" in said
+    assert "8 shared prompts: 0 better, 0 worse, 8 the same" in said
+    folder = Path("out/first")
+    for name in ("execution.json", "lineage.json", "comparison.json", "report.html"):
+        assert (folder / name).exists()
+
+    assert heldout(monkeypatch, "show", str(folder), "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert list(shown["runs"]) == ["base-model-eval", "fine-tuned-model-eval"]
+    assert shown["comparison"]["metrics"]["eval/reward/mean"]["difference"] == 0
+    assert heldout(monkeypatch, "show", str(folder / "base-model-eval")) == 0
+    assert "mean reward" in capsys.readouterr().out
+
+    assert heldout(monkeypatch, "list", "out") == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[2:] for line in listed] == [
+        ["Succeeded", "out/first"],
+        ["Completed", "out/first/base-model-eval"],
+        ["Completed", "out/first/fine-tuned-model-eval"],
+    ]
+    assert heldout(monkeypatch, "list", "out", "--json") == 0
+    assert [entry["kind"] for entry in json.loads(capsys.readouterr().out)] == ["evaluation", "run", "run"]
+
+    for place in ("out/first", "out/first/base-model-eval"):
+        assert heldout(monkeypatch, "resume", place, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["status"] in ("Succeeded", "Completed")
+    assert heldout(monkeypatch, *evaluate(model)) == 2
+    assert "there is an evaluation in out/first already" in capsys.readouterr().err
+
+
+def test_a_script_for_aws_names_its_things_through_a_registry(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("names.toml").write_text(
+        f'[models."gpt-oss-20b"]\nendpoint = "{model}"\n[agents."{RUNTIME}"]\nagent = "{AGENT}:play"\n'
+        '[buckets."my-bucket"]\nfolder = "."\n'
+    )
+    given = ("--model", "gpt-oss-20b", "--agent", RUNTIME, "--dataset", "s3://my-bucket/prompts.jsonl")
+    places = ("--output", "s3://my-bucket/out", "--name", "first", "--registry", "names.toml", "--mlflow", "off")
+    assert heldout(monkeypatch, "evaluate", *given, *places, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["runs"]["base-model-eval"]["metrics"]["eval/reward/mean"] == 1.0
+    assert Path("out/first/base-model-eval/rollouts.parquet").exists()
+    assert heldout(monkeypatch, "models", "--registry", "names.toml", "--json") == 0
+    assert {"name": "gpt-oss-20b", "where": model} in json.loads(capsys.readouterr().out)
+    assert heldout(monkeypatch, "models") == 0
+    assert "smollm2-135m" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (evaluate("gpt-oss-20b"), "model 'gpt-oss-20b' is not on this machine"),
+        (evaluate("http://127.0.0.1:1/v1#m", "--agent", "nowhere.py:play"), "agent 'nowhere.py:play' not found"),
+        (evaluate("http://127.0.0.1:1/v1#m", "--dataset", "promts.jsonl"), "Did you mean 'prompts.jsonl'"),
+        (evaluate("http://127.0.0.1:1/v1#m", "--max-runtime", "0"), "--max-runtime is 0"),
+        (evaluate("http://127.0.0.1:1/v1#m", "-H", "eval_groupsize=4"), "Did you mean 'eval_group_size'"),
+        (evaluate("http://127.0.0.1:1/v1#m", "-H", "eval_group_size"), "is not NAME=VALUE"),
+        (evaluate("http://127.0.0.1:1/v1#m", "--name", "a/b"), "name 'a/b' is not an evaluation's name"),
+        (evaluate("http://127.0.0.1:1/v1#m", "--registry", "nowhere.toml"), "registry 'nowhere.toml' cannot be read"),
+        (evaluate("http://127.0.0.1:1/v1#m"), "http://127.0.0.1:1/v1"),
+        (("show", "out/first"), "no run in 'out/first'"),
+        (("list", "out"), "no folder 'out'"),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: str
+) -> None:
+    assert heldout(monkeypatch, *arguments) == 2
+    said = capsys.readouterr().err.strip()
+    assert words in said
+    assert "\n" not in said
+    assert not Path("out").exists()
+
+
+def test_every_command_is_listed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from heldout.cli import main; main()", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for command in ("evaluate", "resume", "show", "list", "models", "compare", "plan", "gate", "rescore"):
+        assert command in done.stdout
