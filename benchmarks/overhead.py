@@ -97,7 +97,7 @@ def heldout_command(client: str, url: str, size: Size, folder: Path) -> list[str
         *("--dataset", str(dataset)),
         *("--output", str(folder), "--name", "bench"),
         *("-H", f"eval_group_size={size.rollouts}", "-H", f"rollout_max_concurrency={size.concurrency}"),
-        *("-H", "pass_k_values=1"),
+        *("-H", "pass_k_values=1", "--mlflow", "off"),
     ]
 
 

@@ -198,7 +198,7 @@ def _add_judging_commands() -> None:
 
 def _play(evaluation: Evaluation, *, as_json: bool) -> None:
     console = Console(stderr=True)
-    ending = run_to_end(play_evaluation(evaluation, _display(console), on_stop=_tell(console)))
+    ending = run_to_end(play_evaluation(evaluation, _display(console), on_stop=_tell(console), say=_say(console)))
     _show_evaluation(evaluation, as_json=as_json)
     _exit_after(ending, evaluation.location, console)
 
@@ -209,7 +209,7 @@ def _play_one(run: Run, *, as_json: bool) -> None:
     async def play() -> Ending:
         switch = StopSwitch()
         with stopped_by_signals(switch, _tell(console)):
-            return await play_run(run, _display(console), switch, tags={}, note=_note(console))
+            return await play_run(run, _display(console), switch, tags={}, note=_note(console), say=_say(console))
 
     ending = run_to_end(play())
     _show_run(run, as_json=as_json)
@@ -229,6 +229,10 @@ def _tell(console: Console) -> Callable[[bool], None]:
         console.print(told, highlight=False)
 
     return tell
+
+
+def _say(console: Console) -> Callable[[str], None]:
+    return lambda doing: console.print(doing, style="dim", highlight=False, soft_wrap=True)
 
 
 def _note(console: Console) -> Callable[[str], None]:

@@ -105,7 +105,7 @@ async def _play(evaluation: Evaluation, lock: FolderLock) -> None:
     def told(again: bool) -> None:
         print("stopping at once" if again else "finishing what is in flight", flush=True)
 
-    await play_evaluation(evaluation, written, lock=lock, on_stop=told)
+    await play_evaluation(evaluation, written, lock=lock, on_stop=told, say=lambda doing: print(doing, flush=True))
 
 
 async def _keep_written(folder: Path, run: Run, progress: Progress) -> None:

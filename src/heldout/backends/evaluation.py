@@ -25,11 +25,17 @@ Display = Callable[[Run, Progress], AbstractAsyncContextManager[None]]
 
 
 async def play_evaluation(
-    evaluation: Evaluation, display: Display, *, lock: FolderLock | None = None, on_stop: Callable[[bool], None]
+    evaluation: Evaluation,
+    display: Display,
+    *,
+    lock: FolderLock | None = None,
+    on_stop: Callable[[bool], None],
+    say: Callable[[str], None] = lambda _: None,
 ) -> Ending:
     """Executes what is left of an evaluation. SIGINT or SIGTERM stop it: the first lets what is in flight finish.
 
-    on_stop: called at each of these signals, with whether it is not the first. lock: the folder's, if it is held already.
+    on_stop: called at each of these signals, with whether it is not the first. say: told what takes a while beside the rollouts.
+    lock: the folder's, if it is held already.
     Raises HeldoutError when a step fails, RunError when another process works on the evaluation.
     """
     lock = lock or FolderLock.take(evaluation.folder)
@@ -42,12 +48,20 @@ async def play_evaluation(
 
         with stopped_by_signals(switch, stopping):
             lock.sign()
-            return await run_pipeline(evaluation, LocalWork(evaluation, display), switch)
+            return await run_pipeline(evaluation, LocalWork(evaluation, display, say), switch)
     finally:
         lock.release()
 
 
-async def play_run(run: Run, display: Display, switch: StopSwitch, *, tags: Mapping[str, str], note: Note) -> Ending:
+async def play_run(
+    run: Run,
+    display: Display,
+    switch: StopSwitch,
+    *,
+    tags: Mapping[str, str],
+    note: Note,
+    say: Callable[[str], None] = lambda _: None,
+) -> Ending:
     """Plays one job from where it stands, shown by `display` while its rollouts go; and publishes what came of it.
 
     tags: of its MLflow run. Raises HeldoutError as `run_job` does; what a person must know beside that goes to `note`.
@@ -57,7 +71,7 @@ async def play_run(run: Run, display: Display, switch: StopSwitch, *, tags: Mapp
         if run.state.status is not JobStatus.COMPLETED:
             ending = await _play_shown(run, display, switch)
         if ending is Ending.FINISHED:
-            await finish_run(run, tags, note)
+            await finish_run(run, tags, note, say)
     except HeldoutError:
         if run.has_journal:
             with contextlib.suppress(HeldoutError):
@@ -120,14 +134,17 @@ def stopped_by_signals(switch: StopSwitch, on_stop: Callable[[bool], None]) -> I
 class LocalWork:
     """What the pipeline's runner has this machine do."""
 
-    def __init__(self, evaluation: Evaluation, display: Display) -> None:
+    def __init__(self, evaluation: Evaluation, display: Display, say: Callable[[str], None]) -> None:
         self._evaluation = evaluation
         self._display = display
+        self._say = say
 
     async def play(self, run: Run, switch: StopSwitch) -> Ending:
         """Plays the job, unless it is done, and publishes what came of it."""
         evaluation = self._evaluation
-        return await play_run(run, self._display, switch, tags=evaluation.state.tags, note=evaluation.note)
+        return await play_run(
+            run, self._display, switch, tags=evaluation.state.tags, note=evaluation.note, say=self._say
+        )
 
     async def conclude(self, evaluation: Evaluation) -> None:
         """Compares the runs where there are two."""

@@ -26,9 +26,9 @@ Note = Callable[[str], None]
 """Takes one line that a person must know and nothing fails for."""
 
 
-async def finish_run(run: Run, tags: Mapping[str, str], note: Note) -> None:
+async def finish_run(run: Run, tags: Mapping[str, str], note: Note, say: Callable[[str], None]) -> None:
     """Writes the report of a run that is done, and logs it to MLflow, with these tags, where its job says so."""
-    await asyncio.to_thread(_finish, run, tags, note)
+    await asyncio.to_thread(_finish, run, tags, note, say)
 
 
 async def publish(run: Run) -> None:
@@ -125,13 +125,14 @@ def _has_rollouts(run: Run) -> bool:
     return run.has_journal or run.rollouts_path.exists()
 
 
-def _finish(run: Run, tags: Mapping[str, str], note: Note) -> None:
+def _finish(run: Run, tags: Mapping[str, str], note: Note, say: Callable[[str], None]) -> None:
     from heldout.report.page import write_report
 
     write_report(run)
     config = run.document.output_data_config.mlflow_config
     if config is None:
         return
+    say(f"logging {run.state.run_name} to MLflow")
     from heldout.tracking.mlflow import log_run
 
     try:
