@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import threading
@@ -66,7 +67,12 @@ def measured(
             start_new_session=True,
         )
         peaks = _Peaks(process.pid, watch)
-        _, status, usage = os.wait4(process.pid, 0)
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:  # interrupted: what it started must not play on
+            for pid in descendants(process.pid):
+                os.kill(pid, signal.SIGKILL)
+            raise
         ended = time.monotonic()
         process.returncode = os.waitstatus_to_exitcode(status)
     mib = peaks.stop()
