@@ -1,8 +1,8 @@
 .DEFAULT_GOAL := help
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-UV := $(BIN)/uv
 UV_VERSION := 0.13.9
+UV := $(BIN)/uv --quiet --system-certs
 
 .PHONY: help demo test slow format lock clean
 
@@ -11,9 +11,9 @@ help: ## what each target does
 
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(UV) pip install --quiet --python $(BIN)/python --require-hashes --no-deps --requirements requirements.lock
-	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(UV) pip install --python $(BIN)/python --no-deps --require-hashes --requirements requirements.lock
+	$(UV) pip install --python $(BIN)/python --no-deps --editable .
 	touch $@
 
 demo: .venv/ready ## evaluate SmolLM2-135M on the held-out prompts of examples/guess_number
@@ -29,7 +29,7 @@ format: .venv/ready ## rewrite the source in the project's format
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 lock: .venv/ready ## resolve requirements.lock again from pyproject.toml
-	$(UV) pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --upgrade --quiet --custom-compile-command "make lock" --output-file requirements.lock
+	$(UV) pip compile pyproject.toml --all-extras --group dev --universal --generate-hashes --upgrade --custom-compile-command "make lock" --output-file requirements.lock
 
 clean: ## remove the environment and every cache
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
