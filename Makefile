@@ -4,6 +4,9 @@ BIN := .venv/bin
 UV_VERSION := 0.13.9
 UV := $(BIN)/uv --quiet --system-certs
 
+# Compiled modules are worth keeping: without them every process compiles all it imports again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test slow format lock clean
 
 help: ## what each target does
