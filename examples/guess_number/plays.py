@@ -3,9 +3,9 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import chain
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import Any
 
 import orjson
@@ -20,39 +20,41 @@ Message = Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Play:
-    """One rollout, tokenized, up to the last turn that did better than others."""
+    """One rollout, tokenized."""
 
     tokens: list[int]
-    weights: list[float]
-    """For each token: how much better its turn did than the prompt's other rollouts in that turn; 0 where it did not, and for
-    what the policy did not say."""
+    advantages: list[float]
+    """For each token the policy chose: how much better its turn was rewarded than the same turn of the prompt's other rollouts,
+    in standard deviations over the run. 0 for every other token."""
 
 
 def read_plays(run: Path, tokenizer: Tokenizer) -> list[Play]:
-    """What there is to learn from the run in a folder: its scored rollouts in which a turn did better than the others'.
+    """What there is to learn from the run in a folder: its scored rollouts but for those that went just like the others.
 
     Raises OSError when the run's tables are not there, ValueError when a rollout has not one reward for each turn.
     """
-    rollouts = pq.read_table(run / "rollouts.parquet").to_pylist()
+    rollouts = [row for row in pq.read_table(run / "rollouts.parquet").to_pylist() if row["status"] == "scored"]
     turns = _turns_of_rollouts(run)
-    groups: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    advantages = _advantages(rollouts)
+    spread = pstdev(chain.from_iterable(advantages)) or 1.0
+    return [
+        _tokenized(turns[rollout["trajectory_id"]], [gain / spread for gain in gains], tokenizer)
+        for rollout, gains in zip(rollouts, advantages, strict=True)
+        if any(gains)
+    ]
+
+
+def _advantages(rollouts: Sequence[Mapping[str, Any]]) -> list[list[float]]:
+    """Each turn's reward less the mean of that turn over the prompt's rollouts that came so far."""
+    rewards: dict[tuple[int, int], list[float]] = defaultdict(list)
     for rollout in rollouts:
-        if rollout["status"] == "scored":
-            groups[rollout["prompt_index"]].append(rollout)
-    plays = []
-    for group in groups.values():
-        for rollout, advantages in zip(group, _advantages([rollout["rewards"] for rollout in group]), strict=True):
-            end = max((turn + 1 for turn, advantage in enumerate(advantages) if advantage > 0), default=0)
-            if end > 0:
-                plays.append(_tokenized(turns[rollout["trajectory_id"]][:end], advantages[:end], tokenizer))
-    return plays
-
-
-def _advantages(rewards: Sequence[Sequence[float]]) -> list[list[float]]:
-    """Each turn's reward less the mean of that turn over the rollouts of the prompt that came so far."""
-    columns = zip_longest(*rewards)
-    means = [fmean(reward for reward in column if reward is not None) for column in columns]
-    return [[reward - mean for reward, mean in zip(row, means, strict=False)] for row in rewards]
+        for turn, reward in enumerate(rollout["rewards"]):
+            rewards[rollout["prompt_index"], turn].append(reward)
+    means = {key: fmean(values) for key, values in rewards.items()}
+    return [
+        [reward - means[rollout["prompt_index"], turn] for turn, reward in enumerate(rollout["rewards"])]
+        for rollout in rollouts
+    ]
 
 
 def _turns_of_rollouts(run: Path) -> dict[str, list[Turn]]:
@@ -80,28 +82,28 @@ def _turns_of_rollouts(run: Path) -> dict[str, list[Turn]]:
 
 
 def _tokenized(turns: Sequence[Turn], advantages: Sequence[float], tokenizer: Tokenizer) -> Play:
-    """The conversation up to the last of the turns' replies. Each turn continues the one before, as this agent's do."""
+    """The conversation up to the last reply. Each turn continues the one before, as this agent's do."""
     given = len(conversation(turns, 0))
     messages = [*conversation(turns, len(turns) - 1), _reply(turns[-1])]
-    weights = {given + 2 * turn.index: max(0.0, gain) for turn, gain in zip(turns, advantages, strict=True)}
+    gains = {given + 2 * turn.index: gain for turn, gain in zip(turns, advantages, strict=True)}
     is_cut = {given + 2 * turn.index for turn in turns if turn.finish_reason == "length"}
     play = Play([], [])
     for index, message in enumerate(messages):
-        for text, weight in _parts(message, weights.get(index, 0.0), is_cut=index in is_cut):
+        for text, gain in _parts(message, gains.get(index, 0.0), is_cut=index in is_cut):
             new = tokenizer.encode(text, add_special_tokens=False).ids
             play.tokens.extend(new)
-            play.weights.extend([weight] * len(new))
+            play.advantages.extend([gain] * len(new))
     return play
 
 
-def _parts(message: Message, weight: float, *, is_cut: bool) -> Iterator[tuple[str, float]]:
-    """A message in ChatML, as SmolLM2's template writes it, in parts of one weight: only what the policy said has its own.
+def _parts(message: Message, gain: float, *, is_cut: bool) -> Iterator[tuple[str, float]]:
+    """A message in ChatML, as SmolLM2's template writes it, in parts with the advantage of each: 0 for what was not chosen.
 
     A reply that was cut at the token limit has no end to learn.
     """
     yield f"<|im_start|>{message['role']}\n", 0.0
-    yield str(message["content"]), weight
-    yield "<|im_end|>", 0.0 if is_cut else weight
+    yield str(message["content"]), gain
+    yield "<|im_end|>", 0.0 if is_cut else gain
     yield "\n", 0.0
 
 

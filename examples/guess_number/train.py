@@ -3,14 +3,9 @@
     python examples/guess_number/train.py --output runs/guess-number-training
 
 Each round evaluates the current policy on some training prompts with `heldout evaluate`, reads the run it leaves behind, and
-raises the likelihood of every reply whose turn was rewarded better than the average of that prompt's rollouts in that turn,
-weighted by how much better: expert iteration (Anthony et al. 2017, arXiv:1705.08439) turn by turn, with group-relative
-advantages (Shao et al. 2024, arXiv:2402.03300, section 4.1), on a LoRA adapter (Hu et al. 2021, arXiv:2106.09685). The adapter is
-written as GGUF after each round, and the next round plays with it.
-
-Two things were tried before. Learning from worse rollouts too, with negative weights: most of their tokens are right (a number,
-the end of the reply), and within one round the model stopped replying with numbers. One advantage for a whole rollout: winners
-were mostly lucky, and a round of imitating all of their guesses, the wasted ones too, changed nothing that could be seen.
+takes some passes of policy gradient over it: the clipped surrogate of PPO (Schulman et al. 2017, arXiv:1707.06347, equation 7)
+with group-relative advantages (Shao et al. 2024, arXiv:2402.03300, section 4.1), turn by turn, on a LoRA adapter (Hu et al.
+2021, arXiv:2106.09685). The adapter is written as GGUF after each round, and the next round plays with it.
 """
 
 import argparse
@@ -19,10 +14,11 @@ import random
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.nn.utils import clip_grad_norm_
@@ -34,6 +30,7 @@ from smollm import SmolLM
 
 MODEL = "smollm2-135m"
 HERE = Path(__file__).parent
+_TABLE = "*/rollouts.parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +47,12 @@ class Settings:
     rank: int = 8
     alpha: float = 16.0
     learning_rate: float = 1e-3
-    passes: int = 1
-    """How often each round's rollouts are gone through."""
-    batch_size: int = 6
+    passes: int = 3
+    """How often a round's rollouts are gone through."""
+    batch_size: int = 8
     """Rollouts in one step."""
+    clip: float = 3.0
+    """A token counts until it is this many times likelier, or less likely, than when it was sampled. Wide: the rounds are few."""
     seed: int = 1
 
 
@@ -97,9 +96,9 @@ def train(settings: Settings, output: Path) -> None:
 
 def collect(settings: Settings, output: Path, number: int, adapter: Path | None) -> Path:
     """Plays one round with the current policy, unless it was already; returns the run's folder."""
-    run = output / f"round-{number}" / ("base-model-eval" if adapter is None else "fine-tuned-model-eval")
-    if (run / "rollouts.parquet").exists():
-        return run
+    folder = output / f"round-{number}"
+    if any(folder.glob(_TABLE)):
+        return _run_in(folder)
     hyperparameters = {
         "eval_group_size": settings.group_size,
         "sampling_temperature": settings.temperature,
@@ -113,44 +112,73 @@ def collect(settings: Settings, output: Path, number: int, adapter: Path | None)
     for name, value in hyperparameters.items():
         command += ["-H", f"{name}={value}"]
     subprocess.run(command, check=True)
-    return run
+    return _run_in(folder)
 
 
 def learn(
     model: SmolLM, optimizer: torch.optim.Optimizer, plays: Sequence[Play], settings: Settings, rng: random.Random
 ) -> float:
-    """Takes steps towards a round's better turns; returns the seconds it took."""
+    """Makes turns that did better than others likelier, and the others less likely; returns the seconds it took."""
     started_at = time.monotonic()
-    for batch in _batches(plays, settings, rng):
-        shared = _shared_opening(batch)
-        tokens = pad_sequence([torch.tensor(play.tokens[shared:]) for play in batch], batch_first=True)
-        weights = pad_sequence([torch.tensor(play.weights[shared:]) for play in batch], batch_first=True)[:, 1:]
-        is_learned = weights > 0
-        hidden = model(torch.tensor(batch[0].tokens[:shared]), tokens[:, :-1])[is_learned]
-        log_probabilities = model.log_probabilities(hidden, tokens[:, 1:][is_learned], settings.temperature)
-        loss = -(log_probabilities * weights[is_learned]).sum() / weights.sum()
+    parameters = [parameter for _, parameter in model.trained()]
+    batches = _batches(plays, settings.batch_size)
+    with torch.no_grad():
+        sampled = [_log_probabilities(model, batch, settings.temperature) for batch in batches]
+    for index in [index for _ in range(settings.passes) for index in rng.sample(range(len(batches)), len(batches))]:
+        ratio = torch.exp(_log_probabilities(model, batches[index], settings.temperature) - sampled[index])
+        advantages = batches[index].advantages
+        clipped = ratio.clamp(1 / settings.clip, settings.clip)
+        loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
         optimizer.zero_grad()
         loss.backward()
-        clip_grad_norm_([parameter for _, parameter in model.trained()], 1.0)
+        clip_grad_norm_(parameters, 1.0)
         optimizer.step()
     return round(time.monotonic() - started_at, 1)
 
 
-def _batches(plays: Sequence[Play], settings: Settings, rng: random.Random) -> Iterator[list[Play]]:
-    """Batches in random order, of rollouts of like length: padding costs as much time as text."""
-    for _ in range(settings.passes):
-        by_length = sorted(rng.sample(plays, len(plays)), key=lambda play: len(play.tokens))
-        starts = range(0, len(plays), settings.batch_size)
-        for start in rng.sample(starts, len(starts)):
-            yield by_length[start : start + settings.batch_size]
+class _Batch(NamedTuple):
+    """Rollouts side by side."""
+
+    opening: torch.Tensor
+    """Token ids that all begin with, shape (length,)."""
+    tokens: torch.Tensor
+    """Token ids that follow, shape (rollouts, length), padded at the end."""
+    is_chosen: torch.Tensor
+    """Whether the policy chose a token and has something to learn from it, shape (rollouts, length - 1): the first is given."""
+    advantages: torch.Tensor
+    """Of the chosen tokens, shape (chosen,)."""
+
+
+def _batches(plays: Sequence[Play], size: int) -> list[_Batch]:
+    """Rollouts of like length together: padding costs as much time as text."""
+    by_length = sorted(plays, key=lambda play: len(play.tokens))
+    return [_batch(by_length[start : start + size]) for start in range(0, len(plays), size)]
+
+
+def _batch(plays: Sequence[Play]) -> _Batch:
+    shared = _shared_opening(plays)
+    tokens = pad_sequence([torch.tensor(play.tokens[shared:]) for play in plays], batch_first=True)
+    advantages = pad_sequence([torch.tensor(play.advantages[shared:]) for play in plays], batch_first=True)[:, 1:]
+    is_chosen = advantages != 0
+    return _Batch(torch.tensor(plays[0].tokens[:shared]), tokens, is_chosen, advantages[is_chosen])
+
+
+def _log_probabilities(model: SmolLM, batch: _Batch, temperature: float) -> torch.Tensor:
+    hidden = model(batch.opening, batch.tokens[:, :-1])[batch.is_chosen]
+    return model.log_probabilities(hidden, batch.tokens[:, 1:][batch.is_chosen], temperature)
 
 
 def _shared_opening(plays: Sequence[Play]) -> int:
-    """How many tokens all of them begin with, short of the one before the first that is learned in any of them."""
+    """How many tokens all of them begin with, short of the one before the first that has something to learn from."""
     columns = zip(*(play.tokens for play in plays), strict=False)
     shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-    firsts = (next(index for index, weight in enumerate(play.weights) if weight > 0) for play in plays)
+    firsts = (next(index for index, gain in enumerate(play.advantages) if gain != 0) for play in plays)
     return min(shared, *(first - 1 for first in firsts))
+
+
+def _run_in(evaluation: Path) -> Path:
+    (table,) = evaluation.glob(_TABLE)
+    return table.parent
 
 
 def _scores(run: Path) -> dict[str, float]:
