@@ -65,8 +65,9 @@ async def played_with(run: Run, switch: StopSwitch | None = None) -> Played:
 
 
 def rows(run: Run, table: str = "rollouts") -> list[dict[str, Any]]:
-    """The rows of one of a run's Parquet files."""
-    return pq.read_table(run.folder / f"{table}.parquet").to_pylist()
+    """The rows of one of a run's Parquet files, which are in the order in which rollouts ended, by prompt."""
+    read = pq.read_table(run.folder / f"{table}.parquet").to_pylist()
+    return sorted(read, key=lambda row: (row["prompt_index"], row["rollout_index"]))
 
 
 def by_prompt(run: Run, prompts: Sequence[str], table: str = "rollouts") -> Mapping[str, dict[str, Any]]:
