@@ -14,6 +14,7 @@ RUNTIME = "arn:aws:bedrock-agentcore:us-west-2:123456789012:runtime/my-agent"
 LAMBDA = "arn:aws:lambda:us-west-2:123456789012:function:forward"
 PACKAGE = "arn:aws:sagemaker:us-west-2:123456789012:model-package/tuned/1"
 DATASET = "arn:aws:sagemaker:us-west-2:123456789012:hub-content/hub/DataSet/prompts/1.0.0"
+APP = "arn:aws:sagemaker:us-west-2:123456789012:mlflow-app/app-1"
 HUB = "arn:aws:sagemaker:us-west-2:aws:hub-content/SageMakerPublicHub/Model/gpt-oss-20b/1.2.0"
 TEXT = f"""
 [models."gpt-oss-20b"]
@@ -29,6 +30,8 @@ agent = "http://127.0.0.1:8080"
 path = "prompts.jsonl"
 [buckets."my-bucket"]
 folder = "buckets/my-bucket"
+[mlflow."{APP}"]
+tracking-uri = "sqlite:////home/me/mlflow.db"
 """
 
 
@@ -79,6 +82,16 @@ def test_lambda_agents_and_dataset_arns_are_mapped_too() -> None:
     local = registry().localized(document)
     assert local.agent_config.agent == AgentContainer("http://127.0.0.1:8080")
     assert local.prompts.data_source.dataset == "/home/me/prompts.jsonl"
+
+
+def test_an_mlflow_app_is_the_tracking_store_it_is_mapped_to() -> None:
+    mlflow = {"MlflowResourceArn": APP, "MlflowExperimentName": "held-out"}
+    document = wire(OutputDataConfig={"S3OutputPath": "s3://elsewhere/output", "MlflowConfig": mlflow})
+    output = registry().localized(document).output_data_config
+    assert output.location == "s3://elsewhere/output"
+    assert output.mlflow_config is not None
+    assert output.mlflow_config.mlflow_resource_arn == "sqlite:////home/me/mlflow.db"
+    assert output.mlflow_config.mlflow_experiment_name == "held-out"
 
 
 def test_what_is_not_mapped_stays_as_it_is() -> None:

@@ -11,6 +11,8 @@
     path = "prompts.jsonl"
     [buckets."my-bucket"]                           # s3://my-bucket as a local folder
     folder = "buckets/my-bucket"
+    [mlflow."arn:aws:sagemaker:us-west-2:123456789012:mlflow-app/app-1"]   # or a tracking server's ARN
+    tracking-uri = "http://127.0.0.1:5000"
 
 Relative paths are relative to the folder the file lies in.
 """
@@ -112,6 +114,11 @@ class BucketEntry(_Entry):
     folder: str
 
 
+class MlflowEntry(_Entry):
+    tracking_uri: str
+    """Anything MLflow takes."""
+
+
 class Registry(_Entry):
     """What each AWS name stands for here. The empty one maps nothing."""
 
@@ -122,6 +129,7 @@ class Registry(_Entry):
     agents: dict[str, AgentEntry] = Field(default_factory=dict)
     datasets: dict[str, DatasetEntry] = Field(default_factory=dict)
     buckets: dict[str, BucketEntry] = Field(default_factory=dict)
+    mlflow: dict[str, MlflowEntry] = Field(default_factory=dict)
 
     @classmethod
     def parse(cls, text: str, *, where: str, folder: PurePath) -> Self:
@@ -181,16 +189,20 @@ class Registry(_Entry):
             changes["agent_config"] = AgentConfig.of(player)
         if (dataset := self.location(channel.data_source.dataset)) != channel.data_source.dataset:
             changes["input_data_config"] = (channel.model_copy(update={"data_source": DataSource.of(dataset)}),)
-        output = document.output_data_config
-        if (location := self.location(output.location)) != output.location:
-            changes["output_data_config"] = OutputDataConfig(
-                local_output_path=location, kms_key_arn=output.kms_key_arn, mlflow_config=output.mlflow_config
-            )
+        if (output := self._output_here(document.output_data_config)) != document.output_data_config:
+            changes["output_data_config"] = output
         return document.model_copy(update=changes)
 
     def nearest(self, name: str) -> str:
         """The end of an error line about a name that is not mapped."""
         return did_you_mean(name, [*self.models, *self.model_packages, *self.agents, *self.datasets])
+
+    def _output_here(self, output: OutputDataConfig) -> OutputDataConfig:
+        config = output.mlflow_config
+        if config is not None and (entry := self.mlflow.get(config.mlflow_resource_arn)) is not None:
+            config = config.model_copy(update={"mlflow_resource_arn": entry.tracking_uri})
+        here = OutputDataConfig.at(self.location(output.location))
+        return here.model_copy(update={"kms_key_arn": output.kms_key_arn, "mlflow_config": config})
 
     def _model_here(self, model: ModelReference) -> ModelReference | None:
         match model:
@@ -228,5 +240,7 @@ def _problems(error: ValidationError) -> Iterator[str]:
 
 _SECTIONS = frozenset(_kebab(name) for name in Registry.model_fields) - {"folder"}
 _KEYS = frozenset(
-    _kebab(name) for entry in (PackageEntry, AgentEntry, DatasetEntry, BucketEntry) for name in entry.model_fields
+    _kebab(name)
+    for entry in (PackageEntry, AgentEntry, DatasetEntry, BucketEntry, MlflowEntry)
+    for name in entry.model_fields
 )
