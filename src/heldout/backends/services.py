@@ -27,8 +27,10 @@ from heldout.policies.base import Policy
 from heldout.policies.embedded import EMBEDDED_MODELS, EmbeddedPolicy
 from heldout.policies.endpoint import EndpointPolicy
 from heldout.rollouts.prompt_files import PromptDataset
-from heldout.rollouts.run import Run
+from heldout.rollouts.run import Run, write_whole
 from heldout.runtime import CallRules, Credentials, JobRuntime
+
+_ADDRESS_FILE = "runtime-address"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +60,10 @@ async def services_of(run: Run) -> AsyncIterator[Services]:
         credentials=[own, *configured],
     )
     await runtime.start()
+    address = run.folder / _ADDRESS_FILE
     agent = make_agent(run.document.agent_config.agent, _agent_environment(runtime, run, None if configured else own))
     try:
+        write_whole(address, runtime.local_url.encode())
         async with asyncio.TaskGroup() as starting:
             starting.create_task(policy.start())
             starting.create_task(agent.start())
@@ -67,7 +71,18 @@ async def services_of(run: Run) -> AsyncIterator[Services]:
     except BaseExceptionGroup as group:
         raise _cause(group) from group
     finally:
+        address.unlink(missing_ok=True)
         await asyncio.gather(agent.stop(), runtime.stop(), policy.stop())
+
+
+def runtime_address(run: Run) -> str | None:
+    """Where the Job Runtime of a run that plays now listens on this machine; None when it has none."""
+    if not run.is_running():
+        return None  # a process that was killed leaves the file, and the port may be another's by now
+    try:
+        return (run.folder / _ADDRESS_FILE).read_text()
+    except FileNotFoundError:
+        return None
 
 
 def _cause(error: BaseException) -> BaseException:

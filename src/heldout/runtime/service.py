@@ -30,7 +30,8 @@ class JobRuntime:
     """What agents of one job call: for the model, and to report how their rollouts ended.
 
     job_arn, region: requests that name another job, or are signed for another region, are refused. credentials: AWS key
-    pairs that agents may sign with. public_url: where agents reach the service, if not at the host and port it listens on.
+    pairs that agents may sign with. public_url: where agents reach the service, if not at the host and port it listens on;
+    such agents have credentials of their own, which nobody here can verify, so each attempt is given its trajectory's own URL.
     """
 
     def __init__(
@@ -59,9 +60,12 @@ class JobRuntime:
 
     @property
     def endpoint(self) -> str:
-        """The service's URL, without a slash at the end. Raises RuntimeError before `start` if the port is not known."""
-        if self._public_url is not None:
-            return self._public_url
+        """The service's URL for agents, without a slash at the end. Raises RuntimeError before `start` as `local_url` does."""
+        return self._public_url or self.local_url
+
+    @property
+    def local_url(self) -> str:
+        """The URL it listens at on this machine. Raises RuntimeError before `start` if the port is not known."""
         if self._port == 0:
             raise RuntimeError("the Job Runtime has no endpoint before it is started")
         host = f"[{self._host}]" if ":" in self._host else self._host
@@ -111,9 +115,11 @@ class JobRuntime:
         """
         trajectory_id = self._access.trajectory_id(name)
         url_token = self._access.url_token(trajectory_id)
+        own_url = f"{self.endpoint}/trajectories/{trajectory_id}/{url_token}"
         trajectory = Trajectory(
             trajectory_id,
-            base_url=f"{self.endpoint}/trajectories/{trajectory_id}/{url_token}/v1",
+            endpoint=self.endpoint if self._public_url is None else own_url,
+            base_url=f"{own_url}/v1",
             url_token=url_token,
             seed=seed,
             on_report=on_report,
