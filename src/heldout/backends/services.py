@@ -8,18 +8,22 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from heldout.agents.agentcore import AgentCoreAgent
+from heldout.agents.aws_lambda import LambdaForwarder
 from heldout.agents.base import Agent
 from heldout.agents.entry_point import EntryPointAgent
 from heldout.agents.http import HttpAgent
 from heldout.agents.lookup import check_entry_point
+from heldout.backends.exposure import LISTEN_VARIABLE, exposure_of
 from heldout.errors import ReferenceProblem, did_you_mean
 from heldout.job.document import JobConfigDocument
 from heldout.job.references import (
     AgentContainer,
-    AgentReference,
+    AgentCoreRuntime,
     EmbeddedModel,
     EndpointModel,
     EntryPoint,
+    LambdaAgent,
     ModelReference,
 )
 from heldout.pipeline.definition import model_uri
@@ -46,6 +50,7 @@ async def services_of(run: Run) -> AsyncIterator[Services]:
     policy = make_policy(run.document.model)
     configured = _configured_credentials()
     own = Credentials(f"HELDOUT{secrets.token_hex(8).upper()}", secrets.token_urlsafe(30), None)
+    exposure = exposure_of(run.document.agent_config)
     runtime = JobRuntime(
         job_arn=run.state.arn,
         region=region_of(run),
@@ -58,10 +63,19 @@ async def services_of(run: Run) -> AsyncIterator[Services]:
             wants_logprobs=parameters.logprobs,
         ),
         credentials=[own, *configured],
+        host=exposure.host,
+        port=exposure.port,
+        public_url=exposure.public_url,
     )
-    await runtime.start()
+    try:
+        await runtime.start()
+    except OSError as error:
+        raise ReferenceProblem(
+            f"the Job Runtime cannot listen on {exposure.host}:{exposure.port}: {error.strerror or error}; another "
+            f"evaluation may be using it: wait for that, or give this one another address ({LISTEN_VARIABLE}=host:port)"
+        ) from error
     address = run.folder / _ADDRESS_FILE
-    agent = make_agent(run.document.agent_config.agent, _agent_environment(runtime, run, None if configured else own))
+    agent = make_agent(run.document, _agent_environment(runtime, run, None if configured else own))
     try:
         write_whole(address, runtime.local_url.encode())
         async with asyncio.TaskGroup() as starting:
@@ -106,28 +120,31 @@ def make_policy(model: ModelReference) -> Policy:
             )
 
 
-def make_agent(agent: AgentReference, environment: Mapping[str, str]) -> Agent:
-    """The way to invoke `agent`. Raises ReferenceProblem for one that is in AWS and that no registry mapped to this machine."""
+def make_agent(document: JobConfigDocument, environment: Mapping[str, str]) -> Agent:
+    """The way to invoke a job's agent. environment: what a worker process on this machine gets on top of our own."""
+    agent, parameters = document.agent_config.agent, document.hyperparameters
+    concurrency, timeout = parameters.rollout_max_concurrency, parameters.rollout_timeout
     match agent:
         case EntryPoint(entry_point):
             return EntryPointAgent(entry_point, environment=environment)
         case AgentContainer(url):
             return HttpAgent(url)
-        case _:
-            raise ReferenceProblem(
-                f"agent {agent.arn!r} is in AWS; give file.py:function or the http://host:port of its container, or map it in "
-                "a registry (--registry FILE or HELDOUT_REGISTRY)"
-            )
+        case AgentCoreRuntime():
+            return AgentCoreAgent(agent, concurrency=concurrency, timeout_seconds=timeout)
+        case LambdaAgent():
+            return LambdaForwarder(agent, concurrency=concurrency, timeout_seconds=timeout)
 
 
 def check_document(document: JobConfigDocument) -> None:
     """Whether the job can be played here, as far as can be told without starting anything.
 
-    Raises InputError: model or agent is in AWS, the agent's file or function is not there, nor the dataset's first prompt.
+    Raises InputError: the model is in AWS; the agent is, and cannot reach the Job Runtime here; the agent's file or function
+    is not there, nor the dataset's first prompt.
     """
     make_policy(document.model)
     agent = document.agent_config.agent
-    make_agent(agent, {})
+    exposure_of(document.agent_config)
+    make_agent(document, {})
     if isinstance(agent, EntryPoint):
         check_entry_point(agent.entry_point)
     source = document.prompts.data_source

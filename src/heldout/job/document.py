@@ -74,24 +74,27 @@ class AgentConfig(_Section):
     custom_agent_lambda_config: CustomAgentLambdaConfig | None = None
     entry_point_config: EntryPointConfig | None = None
     http_agent_config: HttpAgentConfig | None = None
+    runtime_url: str | None = None
+    """Where an agent that is not on this machine reaches the Job Runtime (local only)."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        _exactly_one(self, *type(self).model_fields)
+        _exactly_one(self, *(name for name in type(self).model_fields if name != "runtime_url"))
         return self
 
     @classmethod
-    def of(cls, agent: AgentReference) -> Self:
+    def of(cls, agent: AgentReference, *, runtime_url: str | None = None) -> Self:
         """The section that holds `agent`."""
         match agent:
             case AgentCoreRuntime(arn, qualifier):
-                return cls(bedrock_agent_core_config=BedrockAgentCoreConfig(agent_runtime_arn=arn, qualifier=qualifier))
+                runtime = BedrockAgentCoreConfig(agent_runtime_arn=arn, qualifier=qualifier)
+                return cls(bedrock_agent_core_config=runtime, runtime_url=runtime_url)
             case LambdaAgent(arn):
-                return cls(custom_agent_lambda_config=CustomAgentLambdaConfig(lambda_arn=arn))
+                return cls(custom_agent_lambda_config=CustomAgentLambdaConfig(lambda_arn=arn), runtime_url=runtime_url)
             case EntryPoint(entry_point):
-                return cls(entry_point_config=EntryPointConfig(entry_point=entry_point))
+                return cls(entry_point_config=EntryPointConfig(entry_point=entry_point), runtime_url=runtime_url)
             case AgentContainer(url):
-                return cls(http_agent_config=HttpAgentConfig(url=url))
+                return cls(http_agent_config=HttpAgentConfig(url=url), runtime_url=runtime_url)
 
     @property
     def agent(self) -> AgentReference:

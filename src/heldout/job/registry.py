@@ -186,7 +186,7 @@ class Registry(_Entry):
                 here, document.hyperparameters, accept_eula=document.evaluation_config.accept_eula
             )
         if isinstance(agent, AgentCoreRuntime | LambdaAgent) and (player := self.agent(agent.arn)) is not None:
-            changes["agent_config"] = AgentConfig.of(player)
+            changes["agent_config"] = AgentConfig.of(player, runtime_url=document.agent_config.runtime_url)
         if (dataset := self.location(channel.data_source.dataset)) != channel.data_source.dataset:
             changes["input_data_config"] = (channel.model_copy(update={"data_source": DataSource.of(dataset)}),)
         if (output := self._output_here(document.output_data_config)) != document.output_data_config:

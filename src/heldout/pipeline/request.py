@@ -51,6 +51,8 @@ class EvaluationRequest:
     """None: MLflow hears nothing of it."""
     limit: int | None = None
     shuffle_seed: int | None = None
+    runtime_url: str | None = None
+    """Where an agent that is not on this machine reaches the Job Runtime."""
 
     @property
     def shape(self) -> Shape:
@@ -82,7 +84,7 @@ class EvaluationRequest:
         output = OutputDataConfig.at(located(self.output, self.folder))
         tracking = None if self.tracking is None else _mlflow_config(self.tracking, run_name)
         return JobConfigDocument(
-            agent_config=AgentConfig.of(located_agent(self.agent, self.folder)),
+            agent_config=AgentConfig.of(located_agent(self.agent, self.folder), runtime_url=self.runtime_url),
             input_data_config=(
                 InputChannel(
                     data_source=DataSource.of(located(self.dataset, self.folder)),

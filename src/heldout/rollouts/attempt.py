@@ -97,7 +97,7 @@ class AttemptPlayer:
                     "rolloutId": trajectory.id,
                     "trajectoryId": trajectory.id,
                     "trajectory_id": trajectory.id,
-                    "endpoint": self._runtime.endpoint,
+                    "endpoint": trajectory.endpoint,
                     "baseUrl": trajectory.base_url,
                     "region": rules.region,
                 },

@@ -46,6 +46,7 @@ class Trajectory:
         self,
         trajectory_id: str,
         *,
+        endpoint: str,
         base_url: str,
         url_token: str,
         seed: int | None,
@@ -53,6 +54,8 @@ class Trajectory:
         on_close: Callable[["Trajectory"], None],
     ) -> None:
         self.id = trajectory_id
+        self.endpoint = endpoint
+        """Where the agent finds the Job Runtime's operations."""
         self.base_url = base_url
         """OpenAI base URL of this trajectory alone; who has it needs no key and no header."""
         self.url_token = url_token

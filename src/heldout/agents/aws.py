@@ -1,0 +1,178 @@
+"""Calls to agents in AWS: boto3 clients, used from threads, and what comes of a call that AWS does not answer well.
+
+A call is sent again only when it is known, or as good as known, not to have been played: AWS was throttling, failed by
+itself, or could not be connected to. botocore's own retries are off: they would send again what timed out.
+"""
+
+import asyncio
+import contextlib
+import random
+import threading
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from heldout.agents.answers import one_line
+from heldout.agents.base import InvocationResult, Outcome
+from heldout.errors import ReferenceProblem
+from heldout.policies.retries import retry_after_seconds
+
+if TYPE_CHECKING:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+_Result = TypeVar("_Result")
+Service = Literal["bedrock-agentcore", "lambda"]
+
+_MAX_TRIES = 8
+_FIRST_WAIT_SECONDS = 0.5
+_LONGEST_WAIT_SECONDS = 20.0
+_CONNECT_SECONDS = 10.0
+_LATE_SECONDS = 5.0
+"""How much longer than an attempt may take the socket waits for it: the attempt's own clock is to end it."""
+_BUSY_CODES = frozenset(
+    {"RetryableConflictException", "ResourceConflictException", "ProvisionedThroughputExceededException"}
+)
+_RUNTIME_ERROR = "RuntimeClientError"
+"""InvokeAgentRuntime's word for an error of the agent itself (424)."""
+
+
+class CallFailed(Exception):
+    """A call to AWS that will not succeed by being made again."""
+
+    def __init__(self, result: InvocationResult) -> None:
+        super().__init__(result.message)
+        self.result = result
+
+
+async def connect(service: Service, region: str, *, agent: str, concurrency: int, timeout_seconds: float) -> Any:
+    """A boto3 client that serves `concurrency` threads. agent: as error lines name it.
+
+    Region and endpoint may be overridden the way boto3 is told to (`AWS_ENDPOINT_URL_<SERVICE>`, profiles). Raises
+    ReferenceProblem when there are no credentials or the AWS configuration cannot be used.
+    """
+    return await in_thread(lambda: _client(service, region, agent, concurrency, timeout_seconds))
+
+
+def _client(service: Service, region: str, agent: str, concurrency: int, timeout_seconds: float) -> Any:
+    import boto3  # slow to import, and only needed for agents in AWS
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError
+
+    config = Config(
+        connect_timeout=_CONNECT_SECONDS,
+        read_timeout=timeout_seconds + _LATE_SECONDS,
+        max_pool_connections=concurrency,
+        retries={"total_max_attempts": 1},
+        tcp_keepalive=True,
+    )
+    try:
+        session = boto3.Session()
+        if session.get_credentials() is None:
+            raise ReferenceProblem(
+                f"no AWS credentials to invoke agent {agent!r} with; looked at AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY, "
+                "AWS_PROFILE, the shared credentials and configuration files, container and instance roles"
+            )
+        return session.client(service, region_name=region, config=config)
+    except BotoCoreError as error:
+        raise ReferenceProblem(f"agent {agent!r} cannot be invoked with this AWS configuration: {error}") from error
+
+
+async def in_thread(work: Callable[[], _Result]) -> _Result:
+    """What `work` returns or raises, from a daemon thread of its own.
+
+    Cancelled, the thread is left to end by itself. Threads of a pool would be waited for at the interpreter's end, and one that
+    is abandoned would hold a place in the pool until AWS answers.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[_Result] = loop.create_future()
+
+    def settle(result: _Result | None, error: BaseException | None) -> None:
+        if done.done():
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]  # whatever `work` returned
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except BaseException as raised:  # noqa: BLE001 - it is raised again in the caller
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever waited
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="heldout-aws-call", daemon=True).start()
+    return await done
+
+
+async def retried(
+    call: Callable[[], _Result],
+    *,
+    doing: str,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    chance: Callable[[], float] = random.random,
+) -> _Result:
+    """What `call` returns, made in a thread, again while AWS throttles or fails. doing: as error lines name the call.
+
+    Raises CallFailed.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    for number in range(1, _MAX_TRIES + 1):
+        try:
+            return await in_thread(call)
+        except (BotoCoreError, ClientError) as error:
+            if number == _MAX_TRIES or not _may_be_sent_again(error):
+                raise CallFailed(_result_of(error, doing, number)) from error
+            await sleep(_wait_seconds(error, number, chance()))
+    raise AssertionError("the last try returns or raises")
+
+
+def _may_be_sent_again(error: "BotoCoreError | ClientError") -> bool:
+    from botocore.exceptions import ClientError, ConnectTimeoutError, EndpointConnectionError, ProxyConnectionError
+
+    if not isinstance(error, ClientError):
+        return isinstance(error, ConnectTimeoutError | EndpointConnectionError | ProxyConnectionError)
+    code, status = _code(error), _status(error)
+    return "Throttl" in code or code in _BUSY_CODES or status == 429 or (status >= 500 and code != _RUNTIME_ERROR)
+
+
+def _result_of(error: "BotoCoreError | ClientError", doing: str, tries: int) -> InvocationResult:
+    from botocore.exceptions import ClientError, ReadTimeoutError
+
+    after = "" if tries == 1 else f", {tries} times"
+    if isinstance(error, ClientError):
+        code, words = _code(error), error.response.get("Error", {}).get("Message", "")
+        if code == _RUNTIME_ERROR:
+            return InvocationResult(Outcome.RAISED, message=one_line(words or code))
+        return InvocationResult(
+            Outcome.UNREACHABLE, message=one_line(f"{doing}: {code}{after}: {words}{_advice(code)}")
+        )
+    outcome = Outcome.TIMED_OUT if isinstance(error, ReadTimeoutError) else Outcome.UNREACHABLE
+    return InvocationResult(outcome, message=one_line(f"{doing}{after}: {error}"))
+
+
+def _advice(code: str) -> str:
+    if code == "AccessDeniedException":
+        return " (the credentials in use need the permission for this call on this agent)"
+    if code.startswith(("ExpiredToken", "UnrecognizedClient", "InvalidSignature")):
+        return " (the AWS credentials in use are not valid)"
+    return ""
+
+
+def _wait_seconds(error: "BotoCoreError | ClientError", number: int, chance: float) -> float:
+    headers = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    asked = retry_after_seconds(headers.get("retry-after"), now=0)
+    if asked is not None:
+        return min(asked, _LONGEST_WAIT_SECONDS)
+    doubled = min(_FIRST_WAIT_SECONDS * 2.0 ** (number - 1), _LONGEST_WAIT_SECONDS)
+    return doubled * (0.5 + chance / 2)
+
+
+def _code(error: "ClientError") -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _status(error: "ClientError") -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

@@ -1,0 +1,80 @@
+"""Where the Job Runtime of a job listens, and where its agents reach it: for agents that are not on this machine."""
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from heldout.errors import ReferenceProblem, shown
+from heldout.job.document import AgentConfig
+from heldout.job.references import AgentContainer, EntryPoint
+
+URL_VARIABLE = "HELDOUT_RUNTIME_URL"
+LISTEN_VARIABLE = "HELDOUT_RUNTIME_LISTEN"
+DEFAULT_PORT = 8700
+"""What a tunnel or a proxy is pointed at when the URL names no port of its own."""
+_LOOPBACK = "127.0.0.1"
+_EVERYWHERE = "0.0.0.0"
+"""Safe to listen on: who calls the Job Runtime has to know a secret of the job's."""
+
+
+class Exposure(NamedTuple):
+    """Where a Job Runtime is."""
+
+    host: str
+    port: int
+    """0: any that is free."""
+    public_url: str | None
+    """None: where it listens."""
+
+
+def exposure_of(config: AgentConfig, environ: Mapping[str, str] = os.environ) -> Exposure:
+    """Where the Job Runtime has to be for this agent.
+
+    An agent of our own worker processes needs none. Others reach the URL of the job, else of HELDOUT_RUNTIME_URL; an agent in
+    AWS cannot do without. A URL with a port is listened for on that port, on every interface; behind one without, something
+    (a tunnel, a load balancer) passes requests on to port 8700 of this machine. HELDOUT_RUNTIME_LISTEN says otherwise.
+    Raises ReferenceProblem.
+    """
+    agent = config.agent
+    url = config.runtime_url or environ.get(URL_VARIABLE) or None
+    if isinstance(agent, EntryPoint):
+        return Exposure(_LOOPBACK, 0, None)
+    if url is None:
+        if isinstance(agent, AgentContainer):
+            return Exposure(_LOOPBACK, 0, None)
+        raise ReferenceProblem(
+            f"agent {agent.arn!r} is in AWS and has to reach the Job Runtime on this machine: give the URL at which it does "
+            f"(--runtime-url URL, runtime_url=..., or {URL_VARIABLE}), such as that of a tunnel to port {DEFAULT_PORT} or "
+            f"http://<this machine's address>:{DEFAULT_PORT}; or map the agent to one on this machine in a registry"
+        )
+    port = check_runtime_url(url)
+    listen = environ.get(LISTEN_VARIABLE)
+    if listen:
+        host, port = _listen(listen)
+    else:
+        host = _LOOPBACK if port is None else _EVERYWHERE
+    return Exposure(host, DEFAULT_PORT if port is None else port, url.rstrip("/"))
+
+
+def check_runtime_url(url: str) -> int | None:
+    """The port that the URL names. Raises ReferenceProblem for what is no http(s) address."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.query or parts.fragment:
+        raise ReferenceProblem(
+            f"runtime URL {shown(url)} is not an address; expected https://host, http://host:port, or either with a path"
+        )
+    return port
+
+
+def _listen(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise ReferenceProblem(
+            f"{LISTEN_VARIABLE} is {shown(text)}; expected host:port, such as 0.0.0.0:{DEFAULT_PORT}"
+        )
+    return host.strip("[]") or _EVERYWHERE, int(port)
