@@ -28,6 +28,10 @@ ROOMS_BELOW = {
     "backends": {
         *("storage", "job", "metrics", "runtime", "policies", "agents", "rollouts", "report", "tracking", "pipeline")
     },
+    "service": {
+        *("storage", "job", "metrics", "runtime", "policies", "agents", "rollouts", "report", "tracking", "pipeline"),
+        "backends",
+    },
 }
 
 CLIENTS = {"aiohttp", "boto3", "botocore", "mlflow", "ray", "rich", "typer", "uvloop"}

@@ -51,7 +51,7 @@ RegistryOption = Annotated[
 def main() -> None:
     """The `heldout` command. Errors a person can act on are one line and exit code 2 (bad input) or 1 (the job failed)."""
     try:
-        _add_judging_commands()
+        _add_further_commands()
         app()
     except InputError as error:
         _complain(error)
@@ -187,13 +187,18 @@ def models(registry: RegistryOption = None, as_json: JsonOption = False) -> None
         print(f"{entry['name']:<{width}}  {entry['where']}")
 
 
-def _add_judging_commands() -> None:
-    """Adds compare, plan, gate and rescore, unless a job is to be started: their statistics take a second to load, which the
-    job would lose before its first model call."""
-    if sys.argv[1:2] not in (["evaluate"], ["resume"]):
-        from heldout import cli_numbers
+def _add_further_commands() -> None:
+    """Adds compare, plan, gate, rescore and serve, unless a job is to be started: their statistics and the AWS protocols take a
+    second to load, which the job would lose before its first model call."""
+    if sys.argv[1:2] in (["evaluate"], ["resume"]):
+        return
+    from heldout import cli_numbers
 
-        cli_numbers.add_to(app)
+    cli_numbers.add_to(app)
+    if sys.argv[1:2] in ([], ["--help"], ["serve"]):
+        from heldout import cli_service
+
+        cli_service.add_to(app)
 
 
 def _play(evaluation: Evaluation, *, as_json: bool) -> None:

@@ -1,4 +1,5 @@
-"""Checks AWS Signature Version 4, on requests and on SageMaker's bearer tokens. Pure functions: the time comes in.
+"""Checks AWS Signature Version 4, on requests (header or presigned query) and on SageMaker's bearer tokens. Pure functions: the
+time comes in.
 
 Source: "AWS Signature Version 4 for API requests" (IAM user guide); the token's form was read off the published package
 sagemaker-core 2.27 (`sagemaker.core.token_generator`). Both are tested against botocore's own signer.
@@ -41,6 +42,14 @@ class SignatureRefused(Exception):
     """A signature does not hold; the message is one line and holds no secret."""
 
 
+class SignatureIncomplete(SignatureRefused):
+    """A part of the signature is missing or is not formed as it must be."""
+
+
+class KeyUnknown(SignatureRefused):
+    """It is made with a key pair that is not one of those that may sign."""
+
+
 class SignedRequest(NamedTuple):
     """What a signature covers of a request, as it came over the wire."""
 
@@ -52,41 +61,71 @@ class SignedRequest(NamedTuple):
     body: bytes
 
 
-def verify_request(request: SignedRequest, *, credentials: Sequence[Credentials], region: str, now: float) -> None:
-    """Checks the `Authorization` header of a request, its body included.
+class Scope(NamedTuple):
+    """What a signature says it was made with and for."""
 
-    credentials: key pairs that may sign. region: the one the signature must be for. now: Unix time, seconds.
-    Raises SignatureRefused if the signature is missing a part, is not made with one of the key pairs, is for another
-    region or service, does not cover the host, the date and the body, or is older than 15 minutes.
+    access_key: str
+    date: str
+    """As in 20260131."""
+    region: str
+    service: str
+
+    def __str__(self) -> str:
+        return f"{self.date}/{self.region}/{self.service}/aws4_request"
+
+
+def is_signed(request: SignedRequest) -> bool:
+    """Whether a request says that it is signed, by a header or in its query."""
+    return request.headers.get("authorization", "").startswith(ALGORITHM) or _is_presigned(request)
+
+
+def signed_scope(request: SignedRequest) -> Scope:
+    """What the signature of a request says it is for; nothing is verified. Raises SignatureIncomplete."""
+    return _scope(_claim(request))
+
+
+def verify_request(
+    request: SignedRequest,
+    *,
+    credentials: Sequence[Credentials],
+    region: str,
+    now: float,
+    service: str = _SERVICE,
+    what: str = "job",
+) -> None:
+    """Checks the signature of a request, its body included: in the `Authorization` header, or else in its query.
+
+    credentials: key pairs that may sign. region, service: those the signature must be for. now: Unix time, seconds. what: is
+    asked, in words. Raises SignatureRefused if the signature is missing a part, is not made with one of the key pairs, is for
+    another region or service, does not cover the host, the date and the body, is older than 15 minutes, or, presigned, older
+    than it says.
     """
-    parts = _authorization_parts(request.headers.get("authorization", ""))
-    signed_at = request.headers.get("x-amz-date", "")
-    scope = _scope(parts.credential, signed_at, region)
-    signer = _signer(credentials, scope.access_key, request.headers.get("x-amz-security-token"))
-    if abs(now - _unix_time(signed_at)) > _SKEW_SECONDS:
+    claim = _claim(request)
+    scope = _checked_scope(claim, region, service, what)
+    signer = _signer(credentials, scope.access_key, claim.session_token, what)
+    _check_date(claim, now)
+    names = claim.signed_headers.split(";")
+    needed = {"host"} if claim.expires else {"host", "x-amz-date"}
+    if not needed <= set(names):
         raise SignatureRefused(
-            f"the signature's date {signed_at} is more than 15 minutes away from this machine's clock"
-        )
-    names = parts.signed_headers.split(";")
-    if not {"host", "x-amz-date"} <= set(names):
-        raise SignatureRefused(
-            f"the signature must cover the headers host and x-amz-date, not only {parts.signed_headers!r}"
+            f"the signature must cover the headers {' and '.join(sorted(needed))}, not only {claim.signed_headers!r}"
         )
     body_hash = hashlib.sha256(request.body).hexdigest()
     if request.headers.get("x-amz-content-sha256", body_hash) != body_hash:
         raise SignatureRefused("the header x-amz-content-sha256 is not the hash of the body")
+    query = "&".join(part for part in request.query.split("&") if not part.startswith("X-Amz-Signature="))
     canonical = "\n".join(
         (
             request.method,
             quote(request.path, safe="/~"),
-            _canonical_query(request.query),
+            _canonical_query(query),
             *(f"{name}:{' '.join(request.headers.get(name, '').split())}" for name in names),
             "",
-            parts.signed_headers,
+            claim.signed_headers,
             body_hash,
         )
     )
-    _compare(signer, scope, signed_at, canonical, parts.signature)
+    _compare(signer, scope, claim.signed_at, canonical, claim.signature)
 
 
 def verify_token(token: str, *, credentials: Sequence[Credentials], region: str, now: float) -> float:
@@ -100,8 +139,8 @@ def verify_token(token: str, *, credentials: Sequence[Credentials], region: str,
     if parameters.get("Action") != _TOKEN_ACTION or parameters.get("X-Amz-Algorithm") != ALGORITHM:
         raise SignatureRefused(f"the bearer token is not a presigned {_TOKEN_ACTION} request")
     signed_at = parameters.get("X-Amz-Date", "")
-    scope = _scope(parameters.get("X-Amz-Credential", ""), signed_at, region)
-    signer = _signer(credentials, scope.access_key, parameters.get("X-Amz-Security-Token"))
+    scope = _checked_scope(_query_claim(parameters), region, _SERVICE, "job")
+    signer = _signer(credentials, scope.access_key, parameters.get("X-Amz-Security-Token"), "job")
     expires_at = _token_expiry(signed_at, parameters.get("X-Amz-Expires", ""), now)
     # The version is appended after signing, so the signature covers neither it nor itself.
     covered = [pair for pair in query.split("&") if not pair.startswith(("X-Amz-Signature=", "Version="))]
@@ -112,49 +151,86 @@ def verify_token(token: str, *, credentials: Sequence[Credentials], region: str,
     return expires_at
 
 
-class _Authorization(NamedTuple):
+class _Claim(NamedTuple):
+    """The parts of a signature, as they came."""
+
     credential: str
     signed_headers: str
     signature: str
+    signed_at: str
+    session_token: str | None
+    expires: str
+    """Seconds, of a presigned request; empty for one signed in its header."""
 
 
-class _Scope(NamedTuple):
-    access_key: str
-    date: str
-    region: str
-
-    def __str__(self) -> str:
-        return f"{self.date}/{self.region}/{_SERVICE}/aws4_request"
+def _is_presigned(request: SignedRequest) -> bool:
+    return f"X-Amz-Algorithm={ALGORITHM}" in request.query.split("&")
 
 
-def _authorization_parts(header: str) -> _Authorization:
+def _claim(request: SignedRequest) -> _Claim:
+    if _is_presigned(request):
+        return _query_claim(dict(parse_qsl(request.query, keep_blank_values=True)))
+    header = request.headers.get("authorization", "")
     fields = dict(part.strip().partition("=")[::2] for part in header.removeprefix(ALGORITHM).split(","))
     try:
-        return _Authorization(fields["Credential"], fields["SignedHeaders"], fields["Signature"])
+        return _Claim(
+            fields["Credential"],
+            fields["SignedHeaders"],
+            fields["Signature"],
+            request.headers.get("x-amz-date", ""),
+            request.headers.get("x-amz-security-token"),
+            "",
+        )
     except KeyError as missing:
-        raise SignatureRefused(f"the Authorization header has no {missing.args[0]}") from None
+        raise SignatureIncomplete(f"the Authorization header has no {missing.args[0]}") from None
 
 
-def _scope(credential: str, signed_at: str, region: str) -> _Scope:
-    match credential.split("/"):
-        case [access_key, date, scoped_region, service, "aws4_request"]:
-            pass
+def _query_claim(parameters: Mapping[str, str]) -> _Claim:
+    return _Claim(
+        parameters.get("X-Amz-Credential", ""),
+        parameters.get("X-Amz-SignedHeaders", ""),
+        parameters.get("X-Amz-Signature", ""),
+        parameters.get("X-Amz-Date", ""),
+        parameters.get("X-Amz-Security-Token"),
+        parameters.get("X-Amz-Expires", "0"),
+    )
+
+
+def _scope(claim: _Claim) -> Scope:
+    match claim.credential.split("/"):
+        case [access_key, date, region, service, "aws4_request"]:
+            return Scope(access_key, date, region, service)
         case _:
-            raise SignatureRefused("the signature's credential is not KEY/DATE/REGION/SERVICE/aws4_request")
-    if service != _SERVICE:
-        raise SignatureRefused(f"the signature is for the service {service!r}, expected {_SERVICE!r}")
-    if scoped_region != region:
-        raise SignatureRefused(f"the signature is for the region {scoped_region!r}; the job is in {region!r}")
-    if not signed_at.startswith(date):
-        raise SignatureRefused(f"the signature's date {signed_at!r} is not of the day in its credential")
-    return _Scope(access_key, date, scoped_region)
+            raise SignatureIncomplete("the signature's credential is not KEY/DATE/REGION/SERVICE/aws4_request")
 
 
-def _signer(credentials: Sequence[Credentials], access_key: str, session_token: str | None) -> Credentials:
+def _checked_scope(claim: _Claim, region: str, service: str, what: str) -> Scope:
+    scope = _scope(claim)
+    if scope.service != service:
+        raise SignatureRefused(f"the signature is for the service {scope.service!r}, expected {service!r}")
+    if scope.region != region:
+        raise SignatureRefused(f"the signature is for the region {scope.region!r}; the {what} is in {region!r}")
+    if not claim.signed_at.startswith(scope.date):
+        raise SignatureRefused(f"the signature's date {claim.signed_at!r} is not of the day in its credential")
+    return scope
+
+
+def _signer(credentials: Sequence[Credentials], access_key: str, session_token: str | None, what: str) -> Credentials:
     for candidate in credentials:
         if candidate.access_key == access_key and candidate.session_token == session_token:
             return candidate
-    raise SignatureRefused(f"the access key {access_key!r} is not one that this job was started with")
+    raise KeyUnknown(f"the access key {access_key!r} is not one that this {what} was started with")
+
+
+def _check_date(claim: _Claim, now: float) -> None:
+    signed_at = _unix_time(claim.signed_at)
+    if not claim.expires:
+        if abs(now - signed_at) > _SKEW_SECONDS:
+            raise SignatureRefused(
+                f"the signature's date {claim.signed_at} is more than 15 minutes away from this machine's clock"
+            )
+    elif not (claim.expires.isdecimal() and signed_at - _SKEW_SECONDS <= now < signed_at + int(claim.expires)):
+        raise SignatureRefused(f"the presigned request of {claim.signed_at} is valid for {claim.expires} seconds")
 
 
 def _unix_time(stamp: str) -> float:
@@ -195,7 +271,7 @@ def _pair(part: str) -> tuple[str, str]:
     return key, value
 
 
-def _compare(signer: Credentials, scope: _Scope, signed_at: str, canonical: str, signature: str) -> None:
+def _compare(signer: Credentials, scope: Scope, signed_at: str, canonical: str, signature: str) -> None:
     text = "\n".join((ALGORITHM, signed_at, str(scope), hashlib.sha256(_bytes(canonical)).hexdigest()))
     expected = _hmac(_signing_key(signer.secret_key, scope), text).hex()
     if not hmac.compare_digest(_bytes(expected), _bytes(signature)):
@@ -203,9 +279,9 @@ def _compare(signer: Credentials, scope: _Scope, signed_at: str, canonical: str,
 
 
 @lru_cache(maxsize=64)
-def _signing_key(secret_key: str, scope: _Scope) -> bytes:
+def _signing_key(secret_key: str, scope: Scope) -> bytes:
     key = f"AWS4{secret_key}".encode()
-    for part in (scope.date, scope.region, _SERVICE, "aws4_request"):
+    for part in (scope.date, scope.region, scope.service, "aws4_request"):
         key = _hmac(key, part)
     return key
 

@@ -1,0 +1,91 @@
+"""One HTTP server for all the services: every request is let in, routed, checked, served and answered here."""
+
+import asyncio
+import dataclasses
+import inspect
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import cast
+
+from aiohttp import web
+
+from heldout.errors import HeldoutError
+from heldout.runtime.signing import SignedRequest
+from heldout.service import jobs, pipelines
+from heldout.service.auth import Gate
+from heldout.service.checks import check_request
+from heldout.service.context import Context
+from heldout.service.faults import ServiceError
+from heldout.service.operations import Function, Params, Reply, Room
+from heldout.service.protocols import WireReply, is_form, parse_request, render_error, render_reply
+from heldout.service.routing import Router
+
+ROOMS: Sequence[Room] = (jobs.ROOM, pipelines.ROOM)
+"""What is served."""
+_LARGEST_BODY = 128 * 1024 * 1024
+"""Above the 100 MB that an agent's payload may have."""
+_log = logging.getLogger(__name__)
+
+
+class Service:
+    """Answers HTTP requests."""
+
+    def __init__(self, context: Context, gate: Gate) -> None:
+        self._context = context
+        self._gate = gate
+        self._router = Router(ROOMS)
+
+    def application(self) -> web.Application:
+        """To be run by aiohttp."""
+        application = web.Application(client_max_size=_LARGEST_BODY)
+        application.router.add_route("*", "/{path:.*}", self._handle)
+        return application
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        path, _, query = request.raw_path.partition("?")
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        signed = SignedRequest(request.method, path, query, headers, await request.read())
+        reply = await self.answer(signed)
+        reply.headers["x-amzn-RequestId"] = str(uuid.uuid4())
+        if isinstance(reply.body, bytes):
+            return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
+        return await _stream(request, reply, reply.body)
+
+    async def answer(self, request: SignedRequest) -> WireReply:
+        """The reply to one request, errors included."""
+        operation = None
+        is_query = is_form(request)
+        try:
+            caller = self._gate.admit(request, time.time(), is_query=is_query)
+            operation = self._router.find(request, caller.service)
+            params = parse_request(operation, request)
+            check_request(operation, params)
+            context = dataclasses.replace(self._context, access_key=caller.access_key)
+            function = self._router.function(operation)
+            return render_reply(operation, await _called(function, context, params))
+        except ServiceError as error:
+            return render_error(operation, error, is_query=is_query)
+        except Exception as error:  # noqa: BLE001
+            # Whatever an operation raises, the client gets an answer, and who runs the server the traceback.
+            _log.exception("%s failed", "a request" if operation is None else operation.name)
+            told = str(error) if isinstance(error, HeldoutError) else f"unexpected: {error!r}"
+            return render_error(operation, ServiceError("InternalFailure", told), is_query=is_query)
+
+
+async def _called(function: Function, context: Context, params: Params) -> Reply:
+    if inspect.iscoroutinefunction(function):
+        awaited: Reply = await function(context, params)
+        return awaited
+    reply = await asyncio.to_thread(function, context, params)
+    return cast(Reply, reply)  # only a coroutine function gives something to wait for
+
+
+async def _stream(request: web.Request, reply: WireReply, body: AsyncIterator[bytes]) -> web.StreamResponse:
+    response = web.StreamResponse(status=reply.status, headers=reply.headers)
+    await response.prepare(request)
+    async for piece in body:
+        await response.write(piece)
+    await response.write_eof()
+    return response

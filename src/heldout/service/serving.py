@@ -1,0 +1,109 @@
+"""A server that runs: its address, its state folder and what it takes up again when it starts."""
+
+import contextlib
+import ipaddress
+import socket
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from heldout.errors import InputError, RunError
+from heldout.job.registry import Registry
+from heldout.pipeline.evaluation import LOCAL_ACCOUNT
+from heldout.runtime.signing import Credentials
+from heldout.service.auth import Gate, KeySource, own_keys
+from heldout.service.context import Context
+from heldout.service.server import Service
+from heldout.service.store import Store
+from heldout.service.supervisor import Supervisor
+from heldout.storage.lock import FolderLock
+
+_STORE_FILE = "service.db"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a server is started."""
+
+    host: str
+    port: int
+    """0: any that is free."""
+    region: str
+    registry: Registry
+    state: Path
+    """The folder for what it keeps; made if it is not there."""
+    has_auth: bool = True
+    keys: Sequence[Credentials] = ()
+    """That may sign requests; by default the one that AWS tools started here would use."""
+
+
+@contextlib.asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[Context]:
+    """A server that accepts requests while inside; jobs that it was to run and that died with an earlier one go on.
+
+    Raises InputError for an address that is not free, no key pair, or no verification where others than this machine can
+    call; RunError when another server uses the state folder.
+    """
+    keys = _keys(settings)
+    listening = _bound(settings.host, settings.port)
+    settings.state.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        stack.callback(listening.close)
+        stack.callback(_taken(settings.state).release)
+        store = Store(settings.state / _STORE_FILE)
+        stack.callback(store.close)
+        context = Context(
+            account=LOCAL_ACCOUNT,
+            region=settings.region,
+            endpoint=f"http://{_shown_host(settings.host)}:{listening.getsockname()[1]}",
+            state=settings.state,
+            registry=settings.registry,
+            store=store,
+            supervisor=Supervisor(),
+        )
+        runner = web.AppRunner(Service(context, Gate(keys, settings.region)).application(), access_log=None)
+        await runner.setup()
+        try:
+            await web.SockSite(runner, listening, shutdown_timeout=1.0).start()
+            yield context
+        finally:
+            await runner.cleanup()
+
+
+def _keys(settings: Settings) -> KeySource | None:
+    if settings.has_auth:
+        return (lambda: settings.keys) if settings.keys else own_keys()
+    if not _is_loopback(settings.host):
+        raise InputError(
+            f"--no-auth would let everyone who reaches {settings.host!r} in; it is for this machine alone (--host 127.0.0.1)"
+        )
+    return None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=512
+        )
+    except (OSError, OverflowError) as error:
+        raise InputError(f"cannot listen at {host}:{port}: {error}; choose another --host or --port") from error
+
+
+def _shown_host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _taken(state: Path) -> FolderLock:
+    try:
+        return FolderLock.take(state)
+    except RunError as error:
+        raise RunError(f"another server uses the state folder {str(state)!r}; choose another --state") from error

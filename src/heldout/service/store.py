@@ -1,0 +1,138 @@
+"""What no folder holds: names, roles, tags, client tokens, pipeline definitions. One SQLite file of records by kind and key.
+
+How far a job or an execution has come is never here: that is in its folder. A record is a frozen model of its own room; a new
+kind needs no change here. What was written is durable when the call, or the transaction around it, returns.
+"""
+
+import hashlib
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from heldout.service.faults import ServiceError
+
+_SCHEMA = """
+create table if not exists records (kind text, key text, body text not null, primary key (kind, key)) without rowid;
+"""
+
+
+class Record(BaseModel):
+    """Something that is kept; its class is its kind. Times are Unix seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @property
+    def key(self) -> str:
+        """What it is found by among its kind."""
+        raise NotImplementedError
+
+
+R = TypeVar("R", bound=Record)
+
+
+class Store:
+    """Records in one file; of all threads of one process."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.RLock()
+        self._depth = 0
+        self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+        self._database.execute("pragma journal_mode=wal")
+        self._database.execute("pragma synchronous=full")  # a client was told that it is done
+        self._database.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        self._database.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing of what is written inside, and no other thread between."""
+        with self._lock:
+            if self._depth == 0:
+                self._database.execute("begin immediate")
+            self._depth += 1
+            try:
+                yield
+            except BaseException:
+                self._depth -= 1
+                if self._depth == 0:
+                    self._database.execute("rollback")
+                raise
+            self._depth -= 1
+            if self._depth == 0:
+                self._database.execute("commit")
+
+    def put(self, record: Record) -> None:
+        """Adds a record, or replaces the one of its kind and key."""
+        with self.transaction():
+            self._database.execute(
+                "insert or replace into records values (?, ?, ?)",
+                (type(record).__name__, record.key, record.model_dump_json()),
+            )
+
+    def find(self, kind: type[R], key: str) -> R | None:
+        """The record of this kind and key; None: there is none."""
+        with self._lock:
+            row = self._database.execute(
+                "select body from records where kind = ? and key = ?", (kind.__name__, key)
+            ).fetchone()
+        return None if row is None else kind.model_validate_json(row[0])
+
+    def all(self, kind: type[R], prefix: str = "") -> list[R]:
+        """The records of this kind whose key begins so, by key."""
+        with self._lock:
+            rows = self._database.execute(
+                "select body from records where kind = ? and substr(key, 1, ?) = ? order by key",
+                (kind.__name__, len(prefix), prefix),
+            ).fetchall()
+        return [kind.model_validate_json(row[0]) for row in rows]
+
+    def remove(self, kind: type[Record], key: str) -> None:
+        """Forgets a record; one that is not there is no error."""
+        with self.transaction():
+            self._database.execute("delete from records where kind = ? and key = ?", (kind.__name__, key))
+
+    def once(
+        self, operation: str, token: str | None, params: Mapping[str, Any], make: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """`make()`, all of whose writes are one transaction; for a client token that was used before, what it gave then.
+
+        Raises ServiceError (ConflictException) when the token came with another request before.
+        """
+        with self.transaction():
+            if token is None:
+                return make()
+            digest = _digest(params)
+            used = self.find(_Token, f"{operation} {token}")
+            if used is None:
+                reply = make()
+                self.put(_Token(operation=operation, token=token, digest=digest, reply=reply))
+                return reply
+            if used.digest != digest:
+                raise ServiceError(
+                    "ConflictException",
+                    f"client token {token!r} was used for another {operation} request; a new request needs a new one",
+                )
+            return used.reply
+
+
+class _Token(Record):
+    operation: str
+    token: str
+    digest: str
+    """Of the request's parameters."""
+    reply: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        return f"{self.operation} {self.token}"
+
+
+def _digest(params: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(params, sort_keys=True, default=str).encode()).hexdigest()
