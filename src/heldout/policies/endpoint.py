@@ -13,8 +13,8 @@ import orjson
 from yarl import URL
 
 from heldout.errors import ReferenceProblem, did_you_mean, shown
+from heldout.http.connections import Connections, NotConnected, Origin, Response
 from heldout.policies.base import ModelCall, ModelReply, PolicyUnavailable
-from heldout.policies.connections import Connections, NotConnected, Origin, Response
 from heldout.policies.replicas import Replica, Replicas
 from heldout.policies.retries import Budget, Retries, TryFailed
 

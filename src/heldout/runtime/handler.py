@@ -7,16 +7,14 @@ Source: CompleteRollout, UpdateReward, Sample and SampleWithResponseStream of bo
 import asyncio
 import enum
 import logging
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import orjson
-from aiohttp import web
 
 from heldout.errors import shown
+from heldout.http.server import Answer, BodyTooLong, BodyTooSlow, Request
 from heldout.policies.base import Policy
 from heldout.runtime.access import Access
-from heldout.runtime.answers import Answer
 from heldout.runtime.model_calls import CHAT_PATH, COMPLETION_PATH, ModelCalls
 from heldout.runtime.refusals import Refusal, denied, internal, invalid, not_found
 from heldout.runtime.reports import Report, ReportBody, ReportKind, completion, not_in_valid_status, parse_body, reward
@@ -29,7 +27,7 @@ BODY_BYTES = 64 * 2**20
 """Most bytes of a request's body: a long conversation with images, far below what AgentCore hands an agent (100 MB)."""
 _BODY_SECONDS = 60.0
 """How long a request's body may take to arrive once its headers have."""
-_JOB_HEADER = "X-Amzn-SageMaker-Job-Arn"
+_JOB_HEADER = "x-amzn-sagemaker-job-arn"
 _TRAJECTORY_HEADER = "X-Amzn-SageMaker-Trajectory-Id"
 _JSON = {"Content-Type": "application/json"}
 
@@ -76,7 +74,7 @@ class RequestHandler:
         self._policy = policy
         self._reporting: set[asyncio.Task[None]] = set()
 
-    async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
+    async def __call__(self, request: Request) -> Answer | None:
         try:
             return await self._answer(request)
         except Refusal as refusal:
@@ -94,18 +92,17 @@ class RequestHandler:
         while self._reporting:
             await asyncio.wait(self._reporting)
 
-    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        path, _, query = request.raw_path.partition("?")
-        target = _target(request.method, path)
+    async def _answer(self, request: Request) -> Answer | None:
+        target = _target(request.method, request.path)
         operation = target.operation
         if operation is _Operation.HEALTH:
-            return Answer(b'{"status":"Healthy"}', headers=_JSON)
-        body = await self._admit(request, target, path, query)
+            return Answer(200, _JSON, b'{"status":"Healthy"}')
+        body = await self._admit(request, target)
         if operation is _Operation.MODELS:
             return _models(self._policy.model_name)
         if operation is _Operation.COMPLETE_ROLLOUT or operation is _Operation.UPDATE_REWARD:
             return await self._take_report(target, parse_body(body))
-        trajectory = self._trajectory(target.trajectory_id or request.headers.get(_TRAJECTORY_HEADER))
+        trajectory = self._trajectory(target.trajectory_id or request.headers.get(_TRAJECTORY_HEADER.lower()))
         match operation:
             case _Operation.CHAT:
                 return await self._calls.answer(request, trajectory, body, path=CHAT_PATH)
@@ -115,18 +112,17 @@ class RequestHandler:
                 must_stream = operation is _Operation.SAMPLE_STREAMED
                 return await self._calls.answer(request, trajectory, body, path=None, must_stream=must_stream)
 
-    async def _admit(self, request: web.BaseRequest, target: _Target, path: str, query: str) -> bytes:
+    async def _admit(self, request: Request, target: _Target) -> bytes:
         """The body of a request that may come in. Nothing is read of one that may not, unless its proof covers the body."""
         headers = request.headers
-        authorization = headers.get("Authorization", "")
+        authorization = headers.get("authorization", "")
         if target.trajectory_id is not None:
             trajectory = self._trajectories.get(target.trajectory_id)
             expected = trajectory.url_token if trajectory else self._access.url_token(target.trajectory_id)
             self._access.check_url_token(target.url_token, expected)
         elif self._access.needs_body(authorization):
             body = await _read(request)
-            signed = {name.lower(): value for name, value in headers.items()}
-            self._access.check_signature(SignedRequest(request.method, path, query, signed, body))
+            self._access.check_signature(SignedRequest(request.method, request.path, request.query, headers, body))
             self._access.check_job(headers.get(_JOB_HEADER))
             return body
         else:
@@ -160,7 +156,7 @@ class RequestHandler:
         await self._hand_on(trajectory_id, report, body.text("ClientToken"))
         if report.kind is ReportKind.FAILED and report.failure_kind == "bad_reward":
             raise invalid(report.message)
-        return Answer(b"{}", headers=_JSON)
+        return Answer(200, _JSON, b"{}")
 
     async def _hand_on(self, trajectory_id: str, report: Report, client_token: str | None) -> None:
         trajectory = self._trajectories.get(trajectory_id)
@@ -198,38 +194,20 @@ def _operation(method: str, path: str) -> _Operation:
 
 def _models(name: str) -> Answer:
     model = {"id": name, "object": "model", "created": 0, "owned_by": "heldout"}
-    return Answer(orjson.dumps({"object": "list", "data": [model]}), headers=_JSON)
+    return Answer(200, _JSON, orjson.dumps({"object": "list", "data": [model]}))
 
 
 def _refused(refusal: Refusal) -> Answer:
-    return Answer(refusal.body(), status=refusal.status, headers=refusal.headers())
+    return Answer(refusal.status, refusal.headers(), refusal.body())
 
 
-async def _read(request: web.BaseRequest) -> bytes:
+async def _read(request: Request) -> bytes:
     """The whole body. Raises Refusal if it is too long or too slow."""
-    content = request.content
-    if content.is_eof():
-        # Nearly always: headers and body came together, so neither a timer nor a copy is needed.
-        return content.read_nowait()
-    if (request.content_length or 0) > BODY_BYTES:
-        raise _too_long()
     try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            await _invite(request.headers, request)
-            return await request.read()
-    except TimeoutError:
+        return await request.read(limit=BODY_BYTES, seconds=_BODY_SECONDS)
+    except BodyTooSlow:
         raise Refusal(408, "ValidationException", f"the body did not arrive within {_BODY_SECONDS:.0f} s") from None
-    except web.HTTPRequestEntityTooLarge:
-        raise _too_long() from None
-
-
-async def _invite(headers: Mapping[str, str], request: web.BaseRequest) -> None:
-    """Tells a client that asks before it sends a long body (curl does) to go on."""
-    if headers.get("Expect", "").lower() == "100-continue":
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-
-def _too_long() -> Refusal:
-    return Refusal(
-        413, "ValidationException", f"the body is longer than {BODY_BYTES // 2**20} MiB, the most that is taken"
-    )
+    except BodyTooLong:
+        raise Refusal(
+            413, "ValidationException", f"the body is longer than {BODY_BYTES // 2**20} MiB, the most that is taken"
+        ) from None

@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
 
 import orjson
-from aiohttp import web
 
 from heldout.errors import shown
+from heldout.http.server import Answer, Request, Stream
 from heldout.policies.base import ModelCall, ModelReply, Policy, PolicyUnavailable
-from heldout.runtime.answers import Answer
 from heldout.runtime.edits import CallEditor, CallRules, EditedCall, without_logprobs
 from heldout.runtime.refusals import Refusal, internal, invalid, relayed
 from heldout.runtime.replies import ReplyTooLong, StreamedReply, error_text, read_reply
@@ -40,14 +39,14 @@ class ModelCalls:
 
     async def answer(
         self,
-        request: web.BaseRequest,
+        request: Request,
         trajectory: Trajectory,
         body: bytes,
         *,
         path: str | None,
         must_stream: bool = False,
-    ) -> web.StreamResponse:
-        """Answers a request whose body is a model call of this trajectory.
+    ) -> Answer | None:
+        """Answers a request whose body is a model call of this trajectory; None when the answer has been streamed.
 
         path: of the call below the policy's base URL; None for the Sample operations, where the body decides and errors
         are told as AWS clients expect. Raises Refusal.
@@ -72,7 +71,8 @@ class ModelCalls:
         try:
             reply = await self._policy.call(ModelCall(path, edited.body, trajectory.id, edited.is_streamed))
             if reply.chunks is not None and reply.status == 200 and not _is_json(reply):
-                return await self._relay(request, trajectory, call, edited, reply)
+                await self._relay(request, trajectory, call, edited, reply)
+                return None
             return await self._pass_on(trajectory, call, edited, reply, is_sample=is_sample)
         except (PolicyUnavailable, ReplyTooLong) as unavailable:
             status = _UNAVAILABLE_AWS if is_sample else _UNAVAILABLE
@@ -104,52 +104,55 @@ class ModelCalls:
             trajectory.finish(call, status=reply.status, reply=None, error=error)
             if is_sample:
                 raise relayed(reply.status, error)
-            return Answer(body, status=reply.status, headers={"Content-Type": reply.content_type})
+            return Answer(reply.status, {"Content-Type": reply.content_type}, body)
         parsed = _json_or_none(body)
         kept = read_reply(parsed)
         error_or_none = None if kept is not None else f"the policy's answer is no completion: {shown(body)}"
         trajectory.finish(call, status=reply.status, reply=kept, error=error_or_none)
         if edited.hides_logprobs and isinstance(parsed, dict):
             body = without_logprobs(parsed)
-        return Answer(body, status=reply.status, headers={"Content-Type": reply.content_type})
+        return Answer(reply.status, {"Content-Type": reply.content_type}, body)
 
     async def _relay(
-        self, request: web.BaseRequest, trajectory: Trajectory, call: Call, edited: EditedCall, reply: ModelReply
-    ) -> web.StreamResponse:
+        self, request: Request, trajectory: Trajectory, call: Call, edited: EditedCall, reply: ModelReply
+    ) -> None:
         """Relays a streamed reply as it comes. Once it has begun, what goes wrong is told as an event in the stream."""
         assert reply.chunks is not None
         streamed = StreamedReply(
             hides_usage=edited.hides_usage, hides_logprobs=edited.hides_logprobs, limit=_REPLY_BYTES
         )
         call.streamed = streamed
-        response = web.StreamResponse(headers={"Content-Type": reply.content_type, "Cache-Control": "no-cache"})
+        headers = {"Content-Type": reply.content_type, "Cache-Control": "no-cache"}
         try:
-            await response.prepare(request)
-            async for chunk in reply.chunks:
+            answer = await request.stream(200, headers)
+            await self._relay_into(answer, trajectory, call, streamed, reply.chunks)
+            await answer.end()
+        finally:
+            if isinstance(reply.chunks, AsyncGenerator):
+                await reply.chunks.aclose()
+
+    async def _relay_into(
+        self, answer: Stream, trajectory: Trajectory, call: Call, streamed: StreamedReply, chunks: AsyncIterator[bytes]
+    ) -> None:
+        try:
+            async for chunk in chunks:
                 relayed_bytes = streamed.feed(chunk)
                 if streamed.is_done:
                     # Recorded before the agent can see the end, or its next request might overtake the recording.
                     _finish_streamed(trajectory, call, streamed)
-                if relayed_bytes:
-                    await response.write(relayed_bytes)
+                await answer.write(relayed_bytes)
             rest = streamed.finish()
             _finish_streamed(trajectory, call, streamed)
-            if rest:
-                await response.write(rest)
+            await answer.write(rest)
         except (PolicyUnavailable, ReplyTooLong) as broken:
             trajectory.policy_error = str(broken)
             trajectory.cut_off(call, status=200, error=str(broken))
-            await response.write(_error_event(internal(str(broken))))
+            await answer.write(_error_event(internal(str(broken))))
         except asyncio.CancelledError:
             if not call.is_abandoned:
                 raise
             _take_back_cancellation()
-            await response.write(_error_event(_ended(trajectory)))
-        finally:
-            if isinstance(reply.chunks, AsyncGenerator):
-                await reply.chunks.aclose()
-        await response.write_eof()
-        return response
+            await answer.write(_error_event(_ended(trajectory)))
 
     def _count_differences(self, trajectory: Trajectory, sent: dict[str, object]) -> None:
         for name, theirs, ours in self._editor.differences(sent):

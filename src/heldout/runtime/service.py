@@ -1,18 +1,12 @@
 """The Job Runtime of one job: an HTTP server on the engine's own loop, and the trajectories that agents reach through it."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from aiohttp import web
-from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http_parser import RawRequestMessage
-from aiohttp.streams import StreamReader
-from aiohttp.web_protocol import RequestHandler as Connection
-
+from heldout.http.server import Server
 from heldout.policies.base import Policy
 from heldout.runtime.access import Access
 from heldout.runtime.edits import CallRules
-from heldout.runtime.handler import BODY_BYTES, RequestHandler
+from heldout.runtime.handler import RequestHandler
 from heldout.runtime.model_calls import ModelCalls
 from heldout.runtime.reports import Report
 from heldout.runtime.signing import Credentials
@@ -20,8 +14,6 @@ from heldout.runtime.trajectories import Trajectories, Trajectory
 
 _IDLE_SECONDS = 300.0
 """How long a connection may be silent, or take over a request's headers. Agents think between their turns."""
-_BACKLOG = 1024
-"""Connections that may wait to be accepted: a job's agents all start at once."""
 _STOP_SECONDS = 2.0
 """How long requests in flight may take to end when the service stops."""
 
@@ -55,8 +47,7 @@ class JobRuntime:
         self._handler = RequestHandler(
             access=self._access, trajectories=self._trajectories, calls=self._calls, policy=policy
         )
-        self._server: web.Server | None = None
-        self._listener: asyncio.Server | None = None
+        self._server: Server | None = None
 
     @property
     def endpoint(self) -> str:
@@ -83,28 +74,18 @@ class JobRuntime:
 
     async def start(self) -> None:
         """Listens. Raises OSError if the port is taken."""
-        self._server = web.Server(
-            self._handler,
-            request_factory=_make_request,
-            handler_cancellation=True,
-            access_log=None,
-            keepalive_timeout=_IDLE_SECONDS,
-        )
-        self._listener = await asyncio.get_running_loop().create_server(
-            self._server, self._host, self._port, backlog=_BACKLOG
-        )
-        self._port = self._listener.sockets[0].getsockname()[1]
+        server = Server(self._handler, idle_seconds=_IDLE_SECONDS)
+        self._port = await server.start(self._host, self._port)
+        self._server = server
 
     async def stop(self) -> None:
         """Takes no more requests, lets reports that have come in be taken, and ends the rest. Safe to call twice."""
-        if self._listener is None or self._server is None:
+        server, self._server = self._server, None
+        if server is None:
             return
-        self._listener.close()
-        self._server.pre_shutdown()
+        server.close_listener()
         await self._handler.finish_reports()
-        await self._server.shutdown(_STOP_SECONDS)
-        await self._listener.wait_closed()
-        self._listener = None
+        await server.stop(_STOP_SECONDS)
 
     def open(self, name: str, *, seed: int | None, on_report: Callable[[Report], Awaitable[None]]) -> Trajectory:
         """A trajectory for one attempt; its id is `name` and a mac.
@@ -127,16 +108,3 @@ class JobRuntime:
         )
         self._trajectories.add(trajectory)
         return trajectory
-
-
-def _make_request(
-    message: RawRequestMessage,
-    payload: StreamReader,
-    protocol: Connection,
-    writer: AbstractStreamWriter,
-    task: "asyncio.Task[None]",
-) -> web.BaseRequest:
-    """As aiohttp makes requests, but with this service's limit on their bodies."""
-    return web.BaseRequest(
-        message, payload, protocol, writer, task, asyncio.get_running_loop(), client_max_size=BODY_BYTES
-    )
