@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heldout.job.registry import Registry
+from heldout.service.hosting import HostedAgents
+from heldout.service.mlflow_pages import MlflowPages
 from heldout.service.store import Store
 from heldout.service.supervisor import Supervisor
 
@@ -22,6 +24,10 @@ class Context:
     registry: Registry
     store: Store
     supervisor: Supervisor
+    agents: HostedAgents
+    """The registry's, for those who invoke them by their AWS names."""
+    pages: MlflowPages
+    """Of the MLflow apps."""
     access_key: str | None = None
     """Of the key pair that signed the request; None when nothing is verified."""
 

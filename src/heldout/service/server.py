@@ -13,16 +13,29 @@ from aiohttp import web
 
 from heldout.errors import HeldoutError
 from heldout.runtime.signing import SignedRequest
-from heldout.service import jobs, pipelines
+from heldout.service import agents, artifacts, hub, identity, jobs, mlflow_apps, packages, pipelines
 from heldout.service.auth import Gate
 from heldout.service.checks import check_request
 from heldout.service.context import Context
 from heldout.service.faults import ServiceError
+from heldout.service.fronts import Front
 from heldout.service.operations import Function, Params, Reply, Room
 from heldout.service.protocols import WireReply, is_form, parse_request, render_error, render_reply
 from heldout.service.routing import Router
 
-ROOMS: Sequence[Room] = (jobs.ROOM, pipelines.ROOM)
+ROOMS: Sequence[Room] = (
+    jobs.ROOM,
+    pipelines.ROOM,
+    hub.ROOM,
+    packages.ROOM,
+    mlflow_apps.ROOM,
+    artifacts.ROOM,
+    identity.STS,
+    identity.IAM,
+    agents.RUNTIMES,
+    agents.CONTROL,
+    agents.LAMBDA,
+)
 """What is served."""
 _LARGEST_BODY = 128 * 1024 * 1024
 """Above the 100 MB that an agent's payload may have."""
@@ -32,9 +45,11 @@ _log = logging.getLogger(__name__)
 class Service:
     """Answers HTTP requests."""
 
-    def __init__(self, context: Context, gate: Gate) -> None:
+    def __init__(self, context: Context, gate: Gate, fronts: Sequence[Front] = ()) -> None:
+        """fronts: are asked first, in this order, whether a request is theirs."""
         self._context = context
         self._gate = gate
+        self._fronts = fronts
         self._router = Router(ROOMS)
 
     def application(self) -> web.Application:
@@ -44,6 +59,9 @@ class Service:
         return application
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
+        for front in self._fronts:
+            if front.takes(request):
+                return await front.answer(request)
         path, _, query = request.raw_path.partition("?")
         headers = {name.lower(): value for name, value in request.headers.items()}
         signed = SignedRequest(request.method, path, query, headers, await request.read())

@@ -15,6 +15,9 @@ from heldout.pipeline.evaluation import LOCAL_ACCOUNT
 from heldout.runtime.signing import Credentials
 from heldout.service.auth import Gate, KeySource, own_keys
 from heldout.service.context import Context
+from heldout.service.hosting import HostedAgents
+from heldout.service.mlflow_pages import MlflowPages
+from heldout.service.objects import Objects
 from heldout.service.server import Service
 from heldout.service.store import Store
 from heldout.service.supervisor import Supervisor
@@ -49,21 +52,30 @@ async def serving(settings: Settings) -> AsyncIterator[Context]:
     keys = _keys(settings)
     listening = _bound(settings.host, settings.port)
     settings.state.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
+    endpoint = f"http://{_shown_host(settings.host)}:{listening.getsockname()[1]}"
+    async with contextlib.AsyncExitStack() as stack:
         stack.callback(listening.close)
         stack.callback(_taken(settings.state).release)
         store = Store(settings.state / _STORE_FILE)
         stack.callback(store.close)
+        agents = HostedAgents(settings.registry, {"RFT_RUNTIME_ENDPOINT": endpoint})
+        stack.push_async_callback(agents.stop)
+        pages = MlflowPages(endpoint, settings.state.absolute() / "mlflow")
+        stack.push_async_callback(pages.stop)
         context = Context(
             account=LOCAL_ACCOUNT,
             region=settings.region,
-            endpoint=f"http://{_shown_host(settings.host)}:{listening.getsockname()[1]}",
+            endpoint=endpoint,
             state=settings.state,
             registry=settings.registry,
             store=store,
             supervisor=Supervisor(),
+            agents=agents,
+            pages=pages,
         )
-        runner = web.AppRunner(Service(context, Gate(keys, settings.region)).application(), access_log=None)
+        gate = Gate(keys, settings.region)
+        service = Service(context, gate, (Objects(gate), pages))
+        runner = web.AppRunner(service.application(), access_log=None)
         await runner.setup()
         try:
             await web.SockSite(runner, listening, shutdown_timeout=1.0).start()

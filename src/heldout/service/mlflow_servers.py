@@ -1,0 +1,115 @@
+"""MLflow's own servers, one for each app whose pages are asked for, in processes of their own."""
+
+import asyncio
+import contextlib
+import importlib.util
+import socket
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import aiohttp
+from aiohttp import web
+
+from heldout.errors import MissingExtra, StorageError
+from heldout.service.forwarding import forward, new_session
+from heldout.service.mlflow_calls import tracking_uri
+from heldout.tracking.connection import ui_command
+
+_START_SECONDS = 120.0
+"""How long one may take to answer: it imports most of the scientific stack."""
+_ASK_AGAIN_SECONDS = 0.2
+_STOP_SECONDS = 5.0
+
+
+class _Server(NamedTuple):
+    process: asyncio.subprocess.Process
+    url: str
+
+    async def stop(self) -> None:
+        if self.process.returncode is None:
+            self.process.terminate()
+        try:
+            async with asyncio.timeout(_STOP_SECONDS):
+                await self.process.wait()
+        except TimeoutError:
+            self.process.kill()
+            await self.process.wait()
+
+
+class MlflowServers:
+    """Started when first asked for; every app's pages are below `prefix` and its id."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._starting: dict[str, asyncio.Task[_Server]] = {}
+        self._http: aiohttp.ClientSession | None = None
+
+    async def forward(self, request: web.Request, app_id: str, folder: Path) -> web.StreamResponse:
+        """MLflow's reply to a request for an app whose store is in `folder`.
+
+        Raises MissingExtra when the package `mlflow` is not installed, StorageError when its server does not start.
+        """
+        server = await self._server(app_id, folder)
+        return await forward(self._session(), request, server.url)
+
+    async def stop(self) -> None:
+        """Ends all of them."""
+        for task in self._starting.values():
+            task.cancel()
+        ended = await asyncio.gather(*self._starting.values(), return_exceptions=True)
+        await asyncio.gather(*(server.stop() for server in ended if isinstance(server, _Server)))
+        if self._http is not None:
+            await self._http.close()
+
+    async def _server(self, app_id: str, folder: Path) -> _Server:
+        task = self._starting.get(app_id)
+        if task is None or (task.done() and (task.exception() or task.result().process.returncode is not None)):
+            task = self._starting[app_id] = asyncio.create_task(self._start(app_id, folder))
+        return await asyncio.shield(task)
+
+    async def _start(self, app_id: str, folder: Path) -> _Server:
+        uri = tracking_uri(folder)
+        if importlib.util.find_spec("flask") is None:
+            raise MissingExtra(
+                f"MLflow's pages need the package mlflow: pip install mlflow, or where that is installed: {ui_command(uri)}"
+            )
+        port = _free_port()
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"),
+            *("--host", "127.0.0.1", "--port", str(port), "--static-prefix", f"{self._prefix}{app_id}"),
+            *("--artifacts-destination", str(folder / "mlartifacts")),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            cwd=folder,
+        )
+        server = _Server(process, f"http://127.0.0.1:{port}")
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await self._answering(server)
+        except BaseException as error:
+            await server.stop()
+            if isinstance(error, TimeoutError):
+                raise StorageError(f"MLflow's server for {uri} did not answer within {_START_SECONDS:g} s") from error
+            raise
+        return server
+
+    async def _answering(self, server: _Server) -> None:
+        while server.process.returncode is None:
+            with contextlib.suppress(aiohttp.ClientError):
+                async with self._session().get(f"{server.url}/health"):
+                    return
+            await asyncio.sleep(_ASK_AGAIN_SECONDS)
+        raise StorageError(f"MLflow's server ended with exit code {server.process.returncode} before it answered")
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._http is None:
+            self._http = new_session()
+        return self._http
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+        return port

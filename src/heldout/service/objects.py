@@ -1,0 +1,58 @@
+"""As much of S3 as SDKs read of what is this server's own: the file that says which hyperparameters an evaluation has.
+
+Everybody's data stays where it is: in an S3 service of the user's, or in a folder that the registry maps a bucket to.
+"""
+
+import time
+from xml.sax.saxutils import escape
+
+from aiohttp import web
+
+from heldout.runtime.signing import SignatureRefused, SignedRequest, signed_scope
+from heldout.service.auth import Gate
+from heldout.service.faults import ServiceError
+from heldout.service.hub import OVERRIDES_KEY, RECIPE_BUCKET, overrides
+
+_PATH = f"/{RECIPE_BUCKET}/{OVERRIDES_KEY}"
+
+
+class Objects:
+    """GetObject and HeadObject of one object; any other request is told where S3 is."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    def takes(self, request: web.Request) -> bool:
+        """Whether a request is signed for S3."""
+        try:
+            return signed_scope(_signed(request, b"")).service == "s3"
+        except SignatureRefused:
+            return False
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """The object, or the error in S3's words."""
+        try:
+            self._gate.admit(_signed(request, await request.read()), time.time(), is_query=False)
+        except ServiceError as error:
+            return _refused(403, error.code, error.message)
+        if request.path == _PATH and request.method in ("GET", "HEAD"):
+            return web.Response(body=overrides(), content_type="application/json", headers={"ETag": '"1"'})
+        return _refused(
+            501,
+            "NotImplemented",
+            "S3 is not served here: set AWS_ENDPOINT_URL_S3 to an S3 service (for AWS's own: https://s3.REGION.amazonaws.com), "
+            "or put the files into the folder that the registry maps the bucket to",
+        )
+
+
+def _signed(request: web.Request, body: bytes) -> SignedRequest:
+    path, _, query = request.raw_path.partition("?")
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    return SignedRequest(request.method, path, query, headers, body)
+
+
+def _refused(status: int, code: str, message: str) -> web.Response:
+    text = (
+        f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>{escape(message)}</Message></Error>'
+    )
+    return web.Response(status=status, text=text, content_type="application/xml")
