@@ -1,18 +1,11 @@
 """What the engine sends to an agent over HTTP, and what the answer means: the AgentCore contract seen by its caller."""
 
-import io
 import json
 
 from heldout.agents.base import InvocationResult, Outcome
 
-_AT_ONCE_BYTES = 1 << 20
 _SHOWN_CHARACTERS = 500
 """How much of an error body a message quotes: enough for a reason, little enough for one line."""
-
-
-def request_body(payload: bytes) -> bytes | io.BytesIO:
-    """`payload` as aiohttp should send it: in pieces when writing it at once would hold up the event loop."""
-    return payload if len(payload) <= _AT_ONCE_BYTES else io.BytesIO(payload)
 
 
 def read_answer(status: int, content_type: str, body: bytes) -> InvocationResult:

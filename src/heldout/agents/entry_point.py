@@ -6,12 +6,11 @@ import os
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
 
-import aiohttp
-
 from heldout.agents.base import Agent, Invocation, InvocationResult, Outcome
 from heldout.agents.lookup import check_entry_point, parse_entry_point
 from heldout.agents.process import WorkerGone, WorkerProblem, WorkerProcess, WorkerSettings
 from heldout.errors import ReferenceProblem
+from heldout.http.connections import Connections
 
 __all__ = ["EntryPointAgent", "check_entry_point"]
 
@@ -19,6 +18,9 @@ _GIVE_UP_AFTER = 3
 """So many starts that failed in a row, with no worker left: the agent counts as unreachable until one succeeds."""
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 10.0
+_KEEP_SECONDS = 60.0
+_CONNECT_SECONDS = 30.0
+"""A worker whose loop is busy takes a connection late; one that is gone refuses at once."""
 _SPREAD_SECONDS = 5.0
 """How long the first attempts are held back for workers that are still starting, so that the first does not get them all."""
 
@@ -45,7 +47,7 @@ class EntryPointAgent(Agent):
         folder = (working_directory or Path.cwd()).resolve()
         self._settings = WorkerSettings(entry_point, {**os.environ, **environment}, folder)
         self._num_workers = workers or os.cpu_count() or 1
-        self._http: aiohttp.ClientSession | None = None
+        self._connections: Connections | None = None
         self._ready: list[WorkerProcess] = []
         self._processes: set[WorkerProcess] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -61,8 +63,7 @@ class EntryPointAgent(Agent):
     async def start(self) -> None:
         """Starts all workers and returns when the first serves. Raises ReferenceProblem when the agent cannot be loaded."""
         check_entry_point(self._settings.entry_point, working_directory=self._settings.working_directory)
-        timeout = aiohttp.ClientTimeout(total=None)
-        self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout)
+        self._connections = Connections(keep_alive_seconds=_KEEP_SECONDS, connect_seconds=_CONNECT_SECONDS)
         self._num_starting = self._num_workers
         for _ in range(self._num_workers):
             self._in_background(self._keep_worker())
@@ -81,8 +82,8 @@ class EntryPointAgent(Agent):
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(worker.close() for worker in list(self._processes)))
         self._ready.clear()
-        if self._http is not None:
-            await self._http.close()
+        if self._connections is not None:
+            self._connections.close()
 
     async def invoke(self, invocation: Invocation) -> InvocationResult:
         """Plays one attempt on the least loaded worker, or alone in a process of its own."""
@@ -156,8 +157,8 @@ class EntryPointAgent(Agent):
             await asyncio.sleep(min(_FIRST_PAUSE_SECONDS * 2**self._num_failures, _LONGEST_PAUSE_SECONDS))
 
     def _new_worker(self) -> WorkerProcess:
-        assert self._http is not None  # `start` comes before `invoke`
-        worker = WorkerProcess(self._settings, self._http)
+        assert self._connections is not None  # `start` comes before `invoke`
+        worker = WorkerProcess(self._settings, self._connections)
         self._processes.add(worker)
         worker.exited.add_done_callback(lambda _: self._processes.discard(worker))
         return worker

@@ -2,14 +2,14 @@
 
 import asyncio
 
-import aiohttp
-
-from heldout.agents.answers import one_line, read_answer, request_body, says_busy
+from heldout.agents.answers import one_line, read_answer, says_busy
 from heldout.agents.base import Agent, Invocation, InvocationResult, Outcome
 from heldout.agents.wire import SESSION_HEADER
 from heldout.errors import ReferenceProblem, shown
+from heldout.http.connections import Connections, NotConnected, Site
 
 _PING_SECONDS = 10.0
+_CONNECT_SECONDS = 30.0
 _CONNECT_PAUSES_SECONDS = (0.1, 0.4, 1.6)
 """Between tries to connect: a container that restarts is back in about two seconds."""
 _KEEP_SECONDS = 2.0
@@ -22,20 +22,19 @@ class HttpAgent(Agent):
 
     def __init__(self, url: str) -> None:
         """Raises ReferenceProblem when `url` is not an http or https address."""
-        if not url.startswith(("http://", "https://")):
-            raise ReferenceProblem(
-                f"agent {shown(url)} is not an address; expected http://host:port or https://host:port"
-            )
         self._url = url.rstrip("/")
-        self._http: aiohttp.ClientSession | None = None
+        try:
+            self._site = Site(self._url)
+        except ValueError as problem:
+            raise ReferenceProblem(f"agent {shown(url)} is not an address: {problem}") from problem
+        self._connections: Connections | None = None
 
     async def start(self) -> None:
         """Checks that the agent answers GET /ping. Raises ReferenceProblem when it does not."""
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_SECONDS)
-        self._http = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
+        self._connections = Connections(keep_alive_seconds=_KEEP_SECONDS, connect_seconds=_CONNECT_SECONDS)
         try:
             status, _ = await self._ping()
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+        except OSError as error:  # TimeoutError is one
             await self.stop()
             reason = str(error) or f"no answer within {_PING_SECONDS:g} s"
             raise ReferenceProblem(
@@ -50,8 +49,8 @@ class HttpAgent(Agent):
 
     async def stop(self) -> None:
         """Closes the connections."""
-        if self._http is not None:
-            await self._http.close()
+        if self._connections is not None:
+            self._connections.close()
 
     async def invoke(self, invocation: Invocation) -> InvocationResult:
         """Plays one attempt. An attempt is sent once: only a connection that could not be made is tried again."""
@@ -60,11 +59,11 @@ class HttpAgent(Agent):
                 return await self._post(invocation)
             except TimeoutError:
                 return InvocationResult(Outcome.TIMED_OUT, message=f"no answer within {invocation.timeout_seconds:g} s")
-            except aiohttp.ClientConnectorError as error:
+            except NotConnected as error:
                 if pause_seconds is None:
                     return _unreachable(error)
                 await asyncio.sleep(pause_seconds)
-            except aiohttp.ClientError as error:
+            except OSError as error:
                 return _unreachable(error)
         raise AssertionError("the last try returns")
 
@@ -72,7 +71,7 @@ class HttpAgent(Agent):
         """Whether GET /ping answers HealthyBusy."""
         try:
             _, body = await self._ping()
-        except (aiohttp.ClientError, TimeoutError):
+        except OSError:
             return False
         return says_busy(body)
 
@@ -82,27 +81,24 @@ class HttpAgent(Agent):
             "Content-Type": "application/json",
             "Accept": "application/json, text/event-stream",
         }
-        async with (
-            asyncio.timeout(invocation.timeout_seconds),
-            self._session.post(
-                f"{self._url}/invocations", data=request_body(invocation.payload), headers=headers
-            ) as response,
-        ):
-            return read_answer(response.status, response.content_type, await response.read())
+        request = self._site.request("POST", "/invocations", headers, invocation.payload)
+        async with asyncio.timeout(invocation.timeout_seconds):
+            status, content_type, body = await self._ask(request)
+        return read_answer(status, content_type, body)
 
     async def _ping(self) -> tuple[int, bytes]:
-        async with self._session.get(
-            f"{self._url}/ping", timeout=aiohttp.ClientTimeout(total=_PING_SECONDS)
-        ) as response:
-            return response.status, await response.read()
+        async with asyncio.timeout(_PING_SECONDS):
+            status, _, body = await self._ask(self._site.request("GET", "/ping", {}))
+        return status, body
 
-    @property
-    def _session(self) -> aiohttp.ClientSession:
-        assert self._http is not None  # `start` comes before `invoke`
-        return self._http
+    async def _ask(self, request: bytes) -> tuple[int, str, bytes]:
+        assert self._connections is not None  # `start` comes before `invoke`
+        response = await self._connections.request(self._site.origin, request)
+        body = await response.read()
+        return response.status, response.headers.get("content-type", ""), body
 
 
-def _unreachable(error: aiohttp.ClientError) -> InvocationResult:
+def _unreachable(error: OSError) -> InvocationResult:
     return InvocationResult(
         Outcome.UNREACHABLE, message=one_line(f"the agent cannot be reached: {error or type(error).__name__}")
     )

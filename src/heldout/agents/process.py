@@ -13,11 +13,10 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import aiohttp
-
-from heldout.agents.answers import one_line, read_answer, request_body, says_busy
+from heldout.agents.answers import one_line, read_answer, says_busy
 from heldout.agents.base import Invocation, InvocationResult, Outcome
 from heldout.agents.wire import CANCEL_SECONDS, KEY_HEADER, LOOP_ANSWER_SECONDS, SESSION_HEADER, FrameReader
+from heldout.http.connections import Connections, NotConnected, Site
 
 OUTPUT_BYTES = 64 * 1024
 """How much of an attempt's output is kept: its last 64 KiB."""
@@ -52,11 +51,11 @@ class WorkerSettings:
 class WorkerProcess:
     """One worker process. `start` it, `play` attempts on it concurrently, `close` it."""
 
-    def __init__(self, settings: WorkerSettings, http: aiohttp.ClientSession) -> None:
+    def __init__(self, settings: WorkerSettings, connections: Connections) -> None:
         self._settings = settings
-        self._http = http
+        self._connections = connections
         self._key = secrets.token_hex(16)
-        self._url = ""
+        self._site: Site | None = None
         self._playing: dict[str, Tail] = {}
         self._stuck: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -90,7 +89,7 @@ class WorkerProcess:
         await asyncio.wait(started, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         word = self._ready.result() if self._ready.done() else {}
         if "port" in word:
-            self._url = f"http://127.0.0.1:{word['port']}"
+            self._site = Site(f"http://127.0.0.1:{word['port']}")
             return
         if not self.exited.done() and "problem" not in word:
             self.kill()
@@ -123,10 +122,11 @@ class WorkerProcess:
     async def is_busy(self) -> bool:
         """Whether the agent in this process says it works in the background."""
         try:
-            async with self._http.get(f"{self._url}/ping", headers=self._headers(""), timeout=_quick()) as response:
-                return says_busy(await response.read())
-        except (aiohttp.ClientError, TimeoutError):
+            async with asyncio.timeout(LOOP_ANSWER_SECONDS):
+                _, _, body = await self._ask("GET", "/ping", self._headers(""))
+        except OSError:  # TimeoutError is one
             return False
+        return says_busy(body)
 
     def kill(self) -> None:
         """Ends the process and its own children at once."""
@@ -216,25 +216,28 @@ class WorkerProcess:
             "Accept": "application/json, text/event-stream",
         }
         try:
-            async with (
-                asyncio.timeout(invocation.timeout_seconds),
-                self._http.post(
-                    f"{self._url}/invocations", data=request_body(invocation.payload), headers=headers
-                ) as response,
-            ):
-                result = read_answer(response.status, response.content_type, await response.read())
+            async with asyncio.timeout(invocation.timeout_seconds):
+                status, content_type, body = await self._ask("POST", "/invocations", headers, invocation.payload)
         except TimeoutError:
             return await self._time_out(session, invocation.timeout_seconds)
-        except aiohttp.ClientConnectorError as error:
+        except NotConnected as error:
             await asyncio.wait({self.exited}, timeout=LOOP_ANSWER_SECONDS)
             self._leave(session)
             if self.exited.done():
                 raise WorkerGone(str(error)) from error
             return InvocationResult(Outcome.UNREACHABLE, message=one_line(str(error)))
-        except aiohttp.ClientError as error:
+        except OSError as error:
             return await self._lose(error)
         self._read_output()
-        return result
+        return read_answer(status, content_type, body)
+
+    async def _ask(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes = b""
+    ) -> tuple[int, str, bytes]:
+        assert self._site is not None  # `start` comes before `play`
+        response = await self._connections.request(self._site.origin, self._site.request(method, path, headers, body))
+        content = await response.read()
+        return response.status, response.headers.get("content-type", ""), content
 
     async def _time_out(self, session: str, seconds: float) -> InvocationResult:
         await self._abandon(session)
@@ -242,7 +245,7 @@ class WorkerProcess:
             return self._lost()
         return InvocationResult(Outcome.TIMED_OUT, message=f"no answer within {seconds:g} s")
 
-    async def _lose(self, error: aiohttp.ClientError) -> InvocationResult:
+    async def _lose(self, error: OSError) -> InvocationResult:
         """What came of an attempt whose connection broke: nearly always the process is gone."""
         self.retired.set()
         await asyncio.wait({self.exited}, timeout=LOOP_ANSWER_SECONDS)
@@ -269,14 +272,12 @@ class WorkerProcess:
         self._leave(session)
 
     async def _cancel(self, session: str) -> str:
-        timeout = aiohttp.ClientTimeout(total=CANCEL_ANSWER_SECONDS)
         try:
-            async with self._http.post(
-                f"{self._url}/cancel", headers=self._headers(session), timeout=timeout
-            ) as response:
-                return str((await response.json())["state"])
-        except (aiohttp.ClientError, TimeoutError):
+            async with asyncio.timeout(CANCEL_ANSWER_SECONDS):
+                _, _, body = await self._ask("POST", "/cancel", self._headers(session))
+        except OSError:  # TimeoutError is one
             return "blocked"
+        return str(json.loads(body)["state"])
 
     def _leave(self, session: str) -> None:
         self._playing.pop(session, None)
@@ -358,7 +359,3 @@ def _read(fd: int) -> bytes:
 def _kill_group(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS answers EPERM for a group of zombies
         os.killpg(pid, signal.SIGKILL)
-
-
-def _quick() -> aiohttp.ClientTimeout:
-    return aiohttp.ClientTimeout(total=LOOP_ANSWER_SECONDS)

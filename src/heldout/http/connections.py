@@ -1,4 +1,4 @@
-"""Kept-alive HTTP/1.1 connections to one kind of server: a model's, asked with small JSON bodies thousands of times a second.
+"""Kept-alive HTTP/1.1 connections to models and agents, asked with small JSON bodies thousands of times a second.
 
 Parsing is httptools' (llhttp); what is here is the pool and the life of a connection. A general client spends more on each
 call than the Job Runtime spends on recording it (benchmarks/runtime.py).
@@ -6,9 +6,11 @@ call than the Job Runtime spends on recording it (benchmarks/runtime.py).
 
 import asyncio
 import ssl
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, cast
+from urllib.parse import urlsplit
 
 import httptools
 
@@ -22,6 +24,30 @@ class Origin(NamedTuple):
     host: str
     port: int
     is_tls: bool
+
+
+class Site:
+    """A server, and the path that everything asked of it begins with.
+
+    url: `http(s)://host[:port][/path]`. Raises ValueError, with what was expected, for another.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        port = parts.port
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("expected http://host:port or https://host:port")
+        is_tls = parts.scheme == "https"
+        self.origin = Origin(parts.hostname, port or (443 if is_tls else 80), is_tls)
+        self._host = parts.netloc.rpartition("@")[2]
+        self._path = parts.path.rstrip("/")
+
+    def request(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> bytes:
+        """A whole request, for `Connections.request`. Names and values of headers must be printable ASCII."""
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        length = f"Content-Length: {len(body)}\r\n" if body or method != "GET" else ""
+        head = f"{method} {self._path}{path} HTTP/1.1\r\nHost: {self._host}\r\n{lines}{length}\r\n"
+        return head.encode("ascii") + body
 
 
 class NotConnected(OSError):
@@ -38,7 +64,9 @@ class Connections:
     max_connections: how many calls may be under way at once; further ones wait. connect_seconds: how long a connection may take.
     """
 
-    def __init__(self, *, max_connections: int, keep_alive_seconds: float, connect_seconds: float) -> None:
+    def __init__(
+        self, *, max_connections: int = sys.maxsize, keep_alive_seconds: float, connect_seconds: float
+    ) -> None:
         self._places = asyncio.Semaphore(max_connections)
         self._keep_alive_seconds = keep_alive_seconds
         self._connect_seconds = connect_seconds
