@@ -68,7 +68,7 @@ def evaluate(
     model: Annotated[
         str, typer.Option(help="http://host:port/v1#served-name, an embedded model or .gguf[+adapter.gguf].")
     ],
-    agent: Annotated[str, typer.Option(help="file.py:function, package.module:function or http://host:port.")],
+    agent: Annotated[str, typer.Option(help="file.py:function, package.module:function, http://host:port or an ARN.")],
     dataset: Annotated[
         str, typer.Option(help="Held-out prompts: .parquet, .jsonl, .json, .csv; a file or folder; s3://.")
     ],
@@ -84,6 +84,12 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Play only so many prompts.")] = None,
     shuffle_seed: Annotated[int | None, typer.Option(help="Play prompts in an order drawn from this seed.")] = None,
     registry: RegistryOption = None,
+    runtime_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Where an agent in AWS reaches the Job Runtime here. [env: HELDOUT_RUNTIME_URL]"
+        ),
+    ] = None,
     mlflow: Annotated[
         str | None, typer.Option(metavar="URI", help="Where runs are logged, or off; default: SQLite in the output.")
     ] = None,
@@ -114,6 +120,7 @@ def evaluate(
             tracking=tracking_for(mlflow, None, policies, output, names),
             limit=limit,
             shuffle_seed=shuffle_seed,
+            runtime_url=runtime_url,
         )
         evaluation = create_evaluation(request, names, name=evaluation_name)
     try:

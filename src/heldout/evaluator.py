@@ -129,6 +129,7 @@ class MultiTurnRLEvaluator(EvaluatorFields):
             accept_eula=self.accept_eula,
             kms_key=self.kms_key_id,
             tracking=tracking_for(self.mlflow_resource_arn, self.mlflow_experiment_name, policies, output, registry),
+            runtime_url=self.runtime_url,
         )
 
     def _agent(self, trained: TrainerOutput | None) -> AgentReference:

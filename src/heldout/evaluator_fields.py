@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
+from heldout.backends.exposure import check_runtime_url
 from heldout.backends.starting import NO_TRACKING
 from heldout.errors import InputError, ReferenceProblem, did_you_mean, shown
 from heldout.job.document import DEFAULT_RUNTIME_SECONDS, MAX_RUNTIME_SECONDS
@@ -70,6 +71,9 @@ class EvaluatorFields(BaseModel):
     role: str | None = None
     sagemaker_session: Any = None
     """Not needed on this machine."""
+    runtime_url: str | None = None
+    """Where an agent that is not on this machine reaches the Job Runtime that runs here, such as a tunnel's address; by default
+    HELDOUT_RUNTIME_URL."""
     registry: Any = None
     """A file that maps AWS names to local things; by default the one HELDOUT_REGISTRY names."""
 
@@ -187,6 +191,13 @@ class EvaluatorFields(BaseModel):
                 f"such as http://host:5000 or sqlite:///path/mlflow.db, or {NO_TRACKING!r}"
             )
         return uri
+
+    @field_validator("runtime_url")
+    @classmethod
+    def _check_runtime_url(cls, url: str | None) -> str | None:
+        if url is not None:
+            check_runtime_url(url)
+        return url
 
     @field_validator("networking")
     @classmethod

@@ -178,7 +178,7 @@ def _target(method: str, path: str) -> _Target:
 
     Raises Refusal (404).
     """
-    if path.startswith("/trajectories/") and path.count("/") > 4:
+    if path.startswith("/trajectories/") and path.count("/") >= 4:
         _, _, trajectory_id, url_token, below = path.split("/", 4)
         return _Target(_operation(method, f"/{below}"), trajectory_id, url_token)
     return _Target(_operation(method, path))
