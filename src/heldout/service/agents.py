@@ -26,6 +26,7 @@ LAMBDA = Room("lambda")
 _SESSION = re.compile(r"[A-Za-z0-9_.-]+")
 _VERSION = "1"
 _LATEST = "$LATEST"
+_SORT_KEYS = {"": "agentRuntimeArn"}
 _TIMED_OUT = "Sandbox.Timedout"
 _EXITED = "Runtime.ExitError"
 """What Lambda calls a function that took too long, and one whose process ended."""
@@ -154,6 +155,3 @@ def _not_found(what: str, given: str, known: Sequence[str]) -> ServiceError:
         "ResourceNotFoundException",
         f"{what}; the registry maps {', '.join(known) or 'none'}.{did_you_mean(given, known)}",
     )
-
-
-_SORT_KEYS = {"": "agentRuntimeArn"}

@@ -15,7 +15,7 @@ from heldout.job.registry import hub_content_name
 from heldout.service.context import Context
 from heldout.service.faults import not_found
 from heldout.service.operations import Params, Reply, Room
-from heldout.service.paging import paged
+from heldout.service.paging import between, paged
 
 ROOM = Room("sagemaker")
 
@@ -29,6 +29,11 @@ OVERRIDES_KEY = "agent-rft-evaluation/hyperparameters.json"
 _NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 _KEYWORDS = ("@recipe:finetuning_mtrl", "@recipe:evaluation_mtrlevaluation")
 """What list_supported_models of the SDK's multi-turn RL trainer and evaluator look for."""
+_SORT_KEYS = {
+    "HubContentName": "HubContentName",
+    "CreationTime": "CreationTime",
+    "HubContentStatus": "HubContentStatus",
+}
 _SDK_HYPERPARAMETERS = (
     "eval_group_size",
     "sampling_temperature",
@@ -45,7 +50,9 @@ async def list_hub_contents(context: Context, params: Params) -> Reply:
     """The registry's models; a hub holds nothing else here."""
     _check_hub(params["HubName"])
     names = model_names(context) if params["HubContentType"] == "Model" else []
-    return paged("HubContentSummaries", [_summary(context, name) for name in names], params, _SORT_KEYS)
+    found = [_summary(context, name) for name in names if params.get("NameContains", "") in name]
+    found = between(found, params, "CreationTime", "CreationTimeAfter", "CreationTimeBefore")
+    return paged("HubContentSummaries", found, params, _SORT_KEYS)
 
 
 @ROOM.operation("DescribeHubContent")
@@ -118,10 +125,3 @@ def _evaluation_recipe() -> dict[str, Any]:
 def _check_hub(name: str) -> None:
     if name.rpartition("/")[2] != PUBLIC_HUB:
         raise not_found(f"hub {name!r} does not exist; the one that is served here is {PUBLIC_HUB}")
-
-
-_SORT_KEYS = {
-    "HubContentName": "HubContentName",
-    "CreationTime": "CreationTime",
-    "HubContentStatus": "HubContentStatus",
-}

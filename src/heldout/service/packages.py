@@ -11,11 +11,13 @@ from heldout.service.context import Context
 from heldout.service.faults import ServiceError, invalid
 from heldout.service.hub import SINCE, VERSION, model_names
 from heldout.service.operations import Params, Reply, Room
-from heldout.service.paging import paged
+from heldout.service.paging import between, paged
 from heldout.service.store import Record
 
 ROOM = Room("sagemaker")
 
+_PACKAGE_KEYS = {"CreationTime": "CreationTime", "Name": "ModelPackageName", "": "ModelPackageArn"}
+_GROUP_KEYS = {"CreationTime": "CreationTime", "Name": "ModelPackageGroupName"}
 _ARN = re.compile(r"arn:[^:]+:sagemaker:[^:]*:\d{12}:model-package/(?P<name>[^/]+)(?:/(?P<version>\d{1,9}))?")
 
 
@@ -69,7 +71,8 @@ async def list_model_packages(context: Context, params: Params) -> Reply:
     ]
     if params.get("ModelApprovalStatus", "Approved") != "Approved":
         found = []
-    return paged("ModelPackageSummaryList", [_package_summary(package) for package in found], params, _PACKAGE_KEYS)
+    summaries = _matching([_package_summary(package) for package in found], "ModelPackageName", params)
+    return paged("ModelPackageSummaryList", summaries, params, _PACKAGE_KEYS)
 
 
 @ROOM.operation("CreateModelPackageGroup")
@@ -98,6 +101,7 @@ def describe_model_package_group(context: Context, params: Params) -> Reply:
 def list_model_package_groups(context: Context, params: Params) -> Reply:
     """The registry's packages' groups, and those that were made."""
     groups = [_group_summary(context, group) for group in _groups(context).values()]
+    groups = _matching(groups, "ModelPackageGroupName", params)
     return paged("ModelPackageGroupSummaryList", groups, params, _GROUP_KEYS)
 
 
@@ -111,6 +115,12 @@ def delete_model_package_group(context: Context, params: Params) -> Reply:
         raise ServiceError("ConflictException", f"model package group {name!r} has packages, which the registry maps")
     context.store.remove(_Group, name)
     return {}
+
+
+def _matching(items: list[Reply], name: str, params: Params) -> list[Reply]:
+    """Those that the filters which both lists have leave."""
+    named = [item for item in items if params.get("NameContains", "") in item[name]]
+    return between(named, params, "CreationTime", "CreationTimeAfter", "CreationTimeBefore")
 
 
 def _packages(context: Context) -> list[_Package]:
@@ -182,7 +192,3 @@ def _name_of(name_or_arn: str) -> str:
 
 def _no_group(name: str, groups: dict[str, _Group]) -> ServiceError:
     return invalid(f"ModelPackageGroup {name} does not exist.{did_you_mean(name, groups)}")
-
-
-_PACKAGE_KEYS = {"CreationTime": "CreationTime", "Name": "ModelPackageName", "": "ModelPackageArn"}
-_GROUP_KEYS = {"CreationTime": "CreationTime", "Name": "ModelPackageGroupName"}

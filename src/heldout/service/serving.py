@@ -75,10 +75,10 @@ async def serving(settings: Settings) -> AsyncIterator[Context]:
         )
         gate = Gate(keys, settings.region)
         service = Service(context, gate, (Objects(gate), pages))
-        runner = web.AppRunner(service.application(), access_log=None)
+        runner = web.AppRunner(service.application(), access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         try:
-            await web.SockSite(runner, listening, shutdown_timeout=1.0).start()
+            await web.SockSite(runner, listening).start()
             yield context
         finally:
             await runner.cleanup()
