@@ -1,34 +1,38 @@
-"""An evaluation in a process of its own, that outlives whoever started it. Everything about it is read from its folder.
+"""An evaluation, or a job by itself, in a process of its own, that outlives whoever started it. Everything about it is read
+from its folder.
 
-    python -m heldout.backends.detached FOLDER LOCK
+    python -m heldout.backends.detached FOLDER LOCK [TAGS]
 
-The process holds the evaluation's lock from before it starts (its parent takes it and hands it down), so a folder whose
-status says Executing and whose lock is free is one whose process has died.
+The process holds the folder's lock from before it starts (its parent takes it and hands it down) until it has nothing more to do,
+so a folder whose status says that it goes on and whose lock is free is one whose process has died.
 """
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import orjson
 
-from heldout.backends.evaluation import play_evaluation, run_to_end
+from heldout.backends.evaluation import Display, play_evaluation, play_run, run_to_end, stopped_by_signals
 from heldout.errors import HeldoutError
-from heldout.pipeline.evaluation import Evaluation
+from heldout.pipeline.evaluation import STATE_FILE, Evaluation
 from heldout.report.live import line
+from heldout.rollouts.engine import StopSwitch
 from heldout.rollouts.progress import Progress
-from heldout.rollouts.run import Run, write_whole
+from heldout.rollouts.run import JobStatus, Run, write_whole
 from heldout.storage.lock import FolderLock, holder_of
 
 PROGRESS_FILE = "progress.json"
 LOG_FILE = "runner.log"
+_CONCLUDED_FILE = "concluded"
 _WRITE_EVERY_SECONDS = 1.0
 _START_SECONDS = 30.0
 _ASK_AGAIN_SECONDS = 0.05
@@ -43,26 +47,29 @@ def start_detached(evaluation: Evaluation) -> None:
     try:
         evaluation.refresh()
         evaluation.begin()  # from here on it says it is executing, though its process takes a second to come up
-        with (evaluation.folder / LOG_FILE).open("ab") as log:
-            process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "heldout.backends.detached",
-                    str(evaluation.folder.absolute()),
-                    str(lock.descriptor),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=[lock.descriptor],
-                # A session of its own: neither the terminal's signals nor its end reach it.
-                start_new_session=True,
-            )
+        _start(evaluation.folder, lock)
     finally:
         lock.release()
-    # Someone must collect it when it ends before its parent does.
-    threading.Thread(target=process.wait, daemon=True).start()
+
+
+def start_detached_run(run: Run, tags: Mapping[str, str]) -> None:
+    """`start_detached` for a job that is no evaluation's. tags: of its MLflow run."""
+    lock = FolderLock.take(run.folder)
+    try:
+        _start(run.folder, lock, json.dumps(dict(tags)))
+    finally:
+        lock.release()
+
+
+def is_concluded(run: Run) -> bool:
+    """Whether nothing more is to be done for a job that was started by itself; report and tracking come after its rollouts."""
+    match run.state.status:
+        case JobStatus.IN_PROGRESS:
+            return False
+        case JobStatus.COMPLETED:
+            return (run.folder / _CONCLUDED_FILE).exists()
+        case _:
+            return True
 
 
 def stop_detached(evaluation: Evaluation) -> bool:
@@ -73,6 +80,12 @@ def stop_detached(evaluation: Evaluation) -> bool:
     deadline = time.monotonic() + _START_SECONDS
     while (pid := holder_of(evaluation.folder)) == 0 and time.monotonic() < deadline:
         time.sleep(_ASK_AGAIN_SECONDS)
+    return bool(pid) and tell_to_stop(evaluation.folder)
+
+
+def tell_to_stop(folder: Path) -> bool:
+    """`stop_detached` for any folder, that waits for nothing: False also when its process cannot hear yet."""
+    pid = holder_of(folder)
     if not pid:
         return False
     with contextlib.suppress(ProcessLookupError):
@@ -81,31 +94,79 @@ def stop_detached(evaluation: Evaluation) -> bool:
 
 
 def main() -> None:
-    """Plays the evaluation that the command line names."""
-    folder, descriptor = Path(sys.argv[1]), int(sys.argv[2])
-    evaluation = Evaluation.open_folder(folder)
+    """Plays the evaluation, or the job, that the command line names."""
+    folder, lock = Path(sys.argv[1]), FolderLock.inherited(int(sys.argv[2]))
     try:
-        run_to_end(_play(evaluation, FolderLock.inherited(descriptor)))
+        if (folder / STATE_FILE).exists():
+            run_to_end(_play(Evaluation.open_folder(folder), lock))
+        else:
+            run_to_end(_play_run(Run.open(folder), lock, json.loads(sys.argv[3])))
     except HeldoutError as error:
-        # It is in execution.json already; the log is for who looks there.
+        # It is in execution.json or job.json already; the log is for who looks there.
         print(f"heldout: {error}", file=sys.stderr)
         sys.exit(1)
 
 
+def _start(folder: Path, lock: FolderLock, *further: str) -> None:
+    with (folder / LOG_FILE).open("ab") as log:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "heldout.backends.detached",
+                str(folder.absolute()),
+                str(lock.descriptor),
+                *further,
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            pass_fds=[lock.descriptor],
+            # A session of its own: neither the terminal's signals nor its end reach it.
+            start_new_session=True,
+        )
+    # Someone must collect it when it ends before its parent does.
+    threading.Thread(target=process.wait, daemon=True).start()
+
+
 async def _play(evaluation: Evaluation, lock: FolderLock) -> None:
+    await play_evaluation(
+        evaluation, _written_to(evaluation.folder), lock=lock, on_stop=_told, say=lambda doing: print(doing, flush=True)
+    )
+
+
+async def _play_run(run: Run, lock: FolderLock, tags: Mapping[str, str]) -> None:
+    switch = StopSwitch()
+    with stopped_by_signals(switch, _told):
+        lock.sign()
+        await play_run(
+            run,
+            _written_to(run.folder),
+            switch,
+            tags=tags,
+            note=lambda note: print(f"! {note}", flush=True),
+            say=lambda doing: print(doing, flush=True),
+            # One that is released when the rollouts are done, while this process still holds its own.
+            lock=FolderLock(os.dup(lock.descriptor)),
+        )
+    write_whole(run.folder / _CONCLUDED_FILE, b"")
+
+
+def _told(again: bool) -> None:
+    print("stopping at once" if again else "finishing what is in flight", flush=True)
+
+
+def _written_to(folder: Path) -> Display:
     @contextlib.asynccontextmanager
     async def written(run: Run, progress: Progress) -> AsyncIterator[None]:
-        writing = asyncio.create_task(_keep_written(evaluation.folder, run, progress))
+        writing = asyncio.create_task(_keep_written(folder, run, progress))
         try:
             yield
         finally:
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
 
-    def told(again: bool) -> None:
-        print("stopping at once" if again else "finishing what is in flight", flush=True)
-
-    await play_evaluation(evaluation, written, lock=lock, on_stop=told, say=lambda doing: print(doing, flush=True))
+    return written
 
 
 async def _keep_written(folder: Path, run: Run, progress: Progress) -> None:

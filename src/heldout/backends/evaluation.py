@@ -61,15 +61,17 @@ async def play_run(
     tags: Mapping[str, str],
     note: Note,
     say: Callable[[str], None] = lambda _: None,
+    lock: FolderLock | None = None,
 ) -> Ending:
     """Plays one job from where it stands, shown by `display` while its rollouts go; and publishes what came of it.
 
-    tags: of its MLflow run. Raises HeldoutError as `run_job` does; what a person must know beside that goes to `note`.
+    tags: of its MLflow run. lock: the run's, if it is held already. Raises HeldoutError as `run_job` does; what a person must
+    know beside that goes to `note`.
     """
     ending = Ending.FINISHED
     try:
         if run.state.status is not JobStatus.COMPLETED:
-            ending = await _play_shown(run, display, switch)
+            ending = await _play_shown(run, display, switch, lock)
         if ending is Ending.FINISHED:
             await finish_run(run, tags, note, say)
     except HeldoutError:
@@ -81,7 +83,7 @@ async def play_run(
     return ending
 
 
-async def _play_shown(run: Run, display: Display, switch: StopSwitch) -> Ending:
+async def _play_shown(run: Run, display: Display, switch: StopSwitch, lock: FolderLock | None) -> Ending:
     began = asyncio.Event()
     progress: list[Progress] = []
 
@@ -96,7 +98,7 @@ async def _play_shown(run: Run, display: Display, switch: StopSwitch) -> Ending:
 
     showing = asyncio.create_task(show())
     try:
-        return (await run_job(run, switch, begin)).ending
+        return (await run_job(run, switch, begin, lock=lock)).ending
     finally:
         showing.cancel()
         await asyncio.gather(showing, return_exceptions=True)

@@ -19,6 +19,7 @@ from heldout.rollouts.results import complete, metric_settings, summarize_run, w
 from heldout.rollouts.run import JobStatus, Run, SecondaryStatus
 from heldout.rollouts.tables import JournalIndex
 from heldout.storage import is_remote
+from heldout.storage.lock import FolderLock
 
 _WRITE_EVERY_SECONDS = 5.0
 """How often the time spent so far goes into job.json."""
@@ -34,14 +35,21 @@ class Played:
     """Model calls whose sampling parameters were not the job's, by parameter."""
 
 
-async def run_job(run: Run, switch: StopSwitch, on_start: Callable[[Progress], None] = lambda _: None) -> Played:
+async def run_job(
+    run: Run,
+    switch: StopSwitch,
+    on_start: Callable[[Progress], None] = lambda _: None,
+    *,
+    lock: FolderLock | None = None,
+) -> Played:
     """Plays `run` from where it stands until it is done or stopped, and writes its results; one that is done stays as it is.
 
-    on_start: called once, when the first rollout is about to begin, with counts that go on changing.
+    on_start: called once, when the first rollout is about to begin, with counts that go on changing. lock: the run's, if it is
+    held already; it is released.
     Raises InputError when model, agent or dataset cannot be had (nothing has been played then), JobFailed when nothing but
     failures comes back. Either way job.json says so and what was finished is kept.
     """
-    with run.locked():
+    with run.locked(lock):
         if run.state.status is JobStatus.COMPLETED:  # its journal is gone: played on, it would begin from nothing
             return Played(Ending.FINISHED, summarize_run(run), {})
         run.update(

@@ -59,8 +59,9 @@ class Evaluation:
         tags: Mapping[str, str] | None = None,
         pipeline_name: str | None = None,
         kms_key: str | None = None,
+        execution_id: str | None = None,
     ) -> Self:
-        """A new evaluation at `location`, a local path or an `s3://` URI.
+        """A new evaluation at `location`, a local path or an `s3://` URI. execution_id: of its ARN; by default a new one.
 
         Raises RunError when there is one already or the name is not one, InputError when the definition cannot be executed.
         """
@@ -75,7 +76,7 @@ class Evaluation:
                 f"there is an evaluation in {location} already; resume it (heldout resume {location}) or choose another name"
             )
         pipeline_name = pipeline_name or f"{PIPELINE_PREFIX}-{name}"
-        execution_id = secrets.token_hex(6)
+        execution_id = execution_id or secrets.token_hex(6)
         state = ExecutionState(
             name=name,
             pipeline_name=pipeline_name,

@@ -189,9 +189,12 @@ class Run:
                 return
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds the run's lock, with `state` as whoever held it before left it. Raises RunError when another process has it."""
-        lock = FolderLock.take(self.folder)
+    def locked(self, lock: FolderLock | None = None) -> Iterator[None]:
+        """Holds the run's lock (`lock`, if it is held already), with `state` as whoever held it before left it.
+
+        Raises RunError when another process has it.
+        """
+        lock = lock or FolderLock.take(self.folder)
         try:
             lock.sign()
             discard_partial_files(self.folder)

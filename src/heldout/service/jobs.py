@@ -1,22 +1,282 @@
-"""Jobs of SageMaker: created, described, listed, stopped and deleted."""
+"""Jobs of SageMaker: created, described, listed, stopped and deleted. Those of pipelines are among them."""
 
+import json
+import logging
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from heldout.backends.detached import PROGRESS_FILE, is_concluded
+from heldout.errors import HeldoutError, RunError
+from heldout.job.schema import document_schema
 from heldout.pipeline.definition import JOB_CATEGORY, JOB_SCHEMA_VERSION
+from heldout.rollouts.mirror import folder_for, has_run, new_folder
+from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN, Run
+from heldout.service import executions
 from heldout.service.context import Context
-from heldout.service.faults import not_found
+from heldout.service.documents import check_category, parse_document, playable
+from heldout.service.faults import ServiceError, invalid, not_found
+from heldout.service.job_views import Job
 from heldout.service.operations import Params, Reply, Room
-from heldout.service.paging import paged
+from heldout.service.paging import between, paged
+from heldout.service.store import Record
+from heldout.service.supervisor import JobWork
+from heldout.service.tags import forget_tags, set_tags, tags_of, wire_tags
 
 ROOM = Room("sagemaker")
+_SORT_KEYS = {"CreationTime": "CreationTime", "Name": "JobName", "Status": "JobStatus"}
+_LONGEST_NAME = 63
+_log = logging.getLogger(__name__)
+
+
+class JobRecord(Record):
+    """A job that is no pipeline's: what its run's folder does not say."""
+
+    name: str
+    arn: str
+    role: str
+    document: str
+    """As it was given, JSON."""
+    output: str
+    """The run is at OUTPUT/GROUP/RUN_NAME."""
+    group: str
+    """The job's name, or one like it where an earlier job of that name left its run."""
+    run_name: str
+    created_at: float
+    is_made: bool = False
+    """Whether its run was there once: a server may end between telling of a job and making its folder."""
+    is_stopping: bool = False
+
+    @property
+    def key(self) -> str:
+        return self.name
+
+    @property
+    def folder(self) -> Path:
+        """The run's, on this machine."""
+        return folder_for(f"{self.output}/{self.group}/{self.run_name}")
+
+
+class DeletedJob(Record):
+    """A job that is gone, so that deleting it again is no error, and one of a pipeline is not listed."""
+
+    name: str
+
+    @property
+    def key(self) -> str:
+        return self.name
+
+
+@ROOM.operation("CreateJob")
+def create_job(context: Context, params: Params) -> Reply:
+    """Starts a job in a process of its own."""
+    check_category(params["JobCategory"], is_new=True)
+    _check_version(params["JobConfigSchemaVersion"], is_new=True)
+    name = params["JobName"]
+    document = parse_document(params["JobConfigDocument"])
+    output = playable(context, document).output
+    run_name = BASE_RUN if document.model_package_config is None else FINE_TUNED_RUN
+    record = JobRecord(
+        name=name,
+        arn=context.arn(f"job/{JOB_CATEGORY}/{name}"),
+        role=params["RoleArn"],
+        document=params["JobConfigDocument"],
+        output=output,
+        group=_free_group(output, name, run_name),
+        run_name=run_name,
+        created_at=time.time(),
+    )
+    with context.store.transaction():
+        if _find(context, name) is not None:
+            raise ServiceError("ResourceInUse", f"a job {name!r} of category {JOB_CATEGORY} already exists")
+        context.store.remove(DeletedJob, name)
+        context.store.put(record)
+        set_tags(context.store, record.arn, params.get("Tags"))
+    try:
+        _make(context, record)
+    except (HeldoutError, OSError) as error:
+        _forget(context, record)
+        raise invalid(f"JobConfigDocument: {error}") from error
+    context.supervisor.take(record.arn, _work(context, record))
+    return {"JobArn": record.arn}
+
+
+@ROOM.operation("DescribeJob")
+def describe_job(context: Context, params: Params) -> Reply:
+    """A job, and how far it is."""
+    job = _asked(context, params)
+    return job.description() | {"Tags": wire_tags(tags_of(context.store, job.arn))}
+
+
+@ROOM.operation("ListJobs")
+def list_jobs(context: Context, params: Params) -> Reply:
+    """The jobs that the request's filters leave, the last created first."""
+    check_category(params["JobCategory"])
+    contained, status = params.get("NameContains", ""), params.get("StatusEquals")
+    found = [job.summary() for job in _all(context) if contained in job.name]
+    found = [job for job in found if status in (None, job["JobStatus"])]
+    found = between(found, params, "CreationTime", "CreationTimeAfter", "CreationTimeBefore")
+    found = between(found, params, "LastModifiedTime", "LastModifiedTimeAfter", "LastModifiedTimeBefore")
+    return paged("JobSummaries", found, params, _SORT_KEYS, is_descending=True)
+
+
+@ROOM.operation("StopJob")
+def stop_job(context: Context, params: Params) -> Reply:
+    """Has a job stop: what is in flight may finish for two minutes. A pipeline's job takes its execution along."""
+    job = _asked(context, params)
+    if job.status.is_final:
+        raise invalid(f"job {job.name!r} is {job.status.status}; only one that is InProgress can be stopped")
+    with context.store.transaction():
+        record = context.store.find(JobRecord, job.name)
+        if record is not None:
+            context.store.put(record.model_copy(update={"is_stopping": True}))
+    if record is None:
+        executions.stop_execution_of(context, job.arn)
+    else:
+        context.supervisor.stop(job.arn)
+    return {}
+
+
+@ROOM.operation("DeleteJob")
+def delete_job(context: Context, params: Params) -> Reply:
+    """Forgets a job; its run stays where its output was wanted."""
+    check_category(params["JobCategory"])
+    name = params["JobName"]
+    with context.store.transaction():
+        if context.store.find(DeletedJob, name) is not None:
+            return {}
+        job = _asked(context, params)
+        if not job.status.is_final:
+            raise ServiceError("ResourceInUse", f"job {name!r} is {job.status.status}; stop it first (StopJob)")
+        context.store.remove(JobRecord, name)
+        context.store.put(DeletedJob(name=name))
+        forget_tags(context.store, job.arn)
+    return {}
 
 
 @ROOM.operation("ListJobSchemaVersions")
 def list_job_schema_versions(context: Context, params: Params) -> Reply:
     """The versions of the document that jobs of a category take."""
-    _check_category(params["JobCategory"])
+    check_category(params["JobCategory"])
     versions = [{"JobConfigSchemaVersion": JOB_SCHEMA_VERSION}]
-    return paged("JobConfigSchemas", versions, params, {"Version": "JobConfigSchemaVersion"})
+    return paged("JobConfigSchemas", versions, params, {"": "JobConfigSchemaVersion"})
 
 
-def _check_category(category: str) -> None:
-    if category != JOB_CATEGORY:
-        raise not_found(f"jobs of category {category!r} are not served here; {JOB_CATEGORY!r} are")
+@ROOM.operation("DescribeJobSchemaVersion")
+def describe_job_schema_version(context: Context, params: Params) -> Reply:
+    """The JSON Schema that CreateJob holds documents against."""
+    check_category(params["JobCategory"])
+    _check_version(params.get("JobConfigSchemaVersion", JOB_SCHEMA_VERSION))
+    return {
+        "JobCategory": JOB_CATEGORY,
+        "JobConfigSchemaVersion": JOB_SCHEMA_VERSION,
+        "JobConfigSchema": json.dumps(document_schema()),
+    }
+
+
+def run_of(context: Context, arn: str) -> Run | None:
+    """The run of the job with this ARN; None: there is no such job, or its run is gone."""
+    job = _find(context, arn.rpartition("/")[2])
+    return None if job is None or job.arn != arn else job.run
+
+
+def take_up(context: Context) -> None:
+    """Goes on with the jobs that have not ended and that nobody works on."""
+    for record in context.store.all(JobRecord):
+        try:
+            if not record.is_made:
+                _make(context, record)
+            if (record.folder / "job.json").exists():
+                context.supervisor.take(record.arn, _work(context, record), is_stopping=record.is_stopping)
+        except (ServiceError, HeldoutError, OSError) as error:
+            # What one job needs and is not there any more must not keep the others from going on.
+            _log.warning("job %s does not go on: %s", record.name, error)
+
+
+class _Found(NamedTuple):
+    run: Run | None
+    is_over: bool
+
+
+def _opened(record: JobRecord) -> _Found:
+    try:
+        run = Run.open(record.folder)
+    except RunError:
+        return _Found(None, True)
+    return _Found(run, is_concluded(run))
+
+
+def _find(context: Context, name: str) -> Job | None:
+    record = context.store.find(JobRecord, name)
+    if record is not None:
+        return _job(record)
+    if context.store.find(DeletedJob, name) is not None:
+        return None
+    return executions.find_step_job(context, name)
+
+
+def _all(context: Context) -> list[Job]:
+    deleted = {job.name for job in context.store.all(DeletedJob)}
+    own = [_job(record) for record in context.store.all(JobRecord)]
+    return own + [job for job in executions.step_jobs(context) if job.name not in deleted]
+
+
+def _job(record: JobRecord) -> Job:
+    found = _opened(record)
+    return Job(
+        name=record.name,
+        arn=record.arn,
+        role=record.role,
+        document=record.document,
+        created_at=record.created_at,
+        run=found.run,
+        is_stopping=record.is_stopping,
+        is_over=found.is_over,
+        progress=record.folder / PROGRESS_FILE,
+    )
+
+
+def _asked(context: Context, params: Params) -> Job:
+    check_category(params["JobCategory"])
+    job = _find(context, params["JobName"])
+    if job is None:
+        raise not_found(f"job {params['JobName']!r} of category {JOB_CATEGORY} does not exist")
+    return job
+
+
+def _make(context: Context, record: JobRecord) -> None:
+    location = f"{record.output}/{record.group}/{record.run_name}"
+    Run.create(
+        new_folder(location),
+        name=record.group,
+        run_name=record.run_name,
+        region=context.region,
+        document=playable(context, parse_document(record.document)).document,
+        job_name=record.name,
+    )
+    with context.store.transaction():
+        context.store.put(record.model_copy(update={"is_made": True}))
+
+
+def _forget(context: Context, record: JobRecord) -> None:
+    with context.store.transaction():
+        context.store.remove(JobRecord, record.name)
+        forget_tags(context.store, record.arn)
+
+
+def _work(context: Context, record: JobRecord) -> JobWork:
+    return JobWork(record.folder, tags_of(context.store, record.arn))
+
+
+def _free_group(output: str, name: str, run_name: str) -> str:
+    group, number = name, 1
+    while has_run(f"{output}/{group}/{run_name}"):
+        number += 1
+        group = f"{name[: _LONGEST_NAME - len(str(number)) - 1].rstrip('-')}-{number}"
+    return group
+
+
+def _check_version(version: str, *, is_new: bool = False) -> None:
+    if version != JOB_SCHEMA_VERSION:
+        told = f"JobConfigSchemaVersion {version!r} does not exist for {JOB_CATEGORY}; {JOB_SCHEMA_VERSION!r} does"
+        raise invalid(told) if is_new else not_found(told)

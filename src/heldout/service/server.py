@@ -13,7 +13,7 @@ from aiohttp import web
 
 from heldout.errors import HeldoutError
 from heldout.runtime.signing import SignedRequest
-from heldout.service import agents, artifacts, hub, identity, jobs, mlflow_apps, packages, pipelines
+from heldout.service import agents, artifacts, executions, hub, identity, jobs, mlflow_apps, packages, pipelines, tags
 from heldout.service.auth import Gate
 from heldout.service.checks import check_request
 from heldout.service.context import Context
@@ -26,6 +26,8 @@ from heldout.service.routing import Router
 ROOMS: Sequence[Room] = (
     jobs.ROOM,
     pipelines.ROOM,
+    executions.ROOM,
+    tags.ROOM,
     hub.ROOM,
     packages.ROOM,
     mlflow_apps.ROOM,

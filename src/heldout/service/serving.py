@@ -1,6 +1,8 @@
 """A server that runs: its address, its state folder and what it takes up again when it starts."""
 
+import asyncio
 import contextlib
+import functools
 import ipaddress
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -13,9 +15,12 @@ from heldout.errors import InputError, RunError
 from heldout.job.registry import Registry
 from heldout.pipeline.evaluation import LOCAL_ACCOUNT
 from heldout.runtime.signing import Credentials
+from heldout.service import executions, jobs
 from heldout.service.auth import Gate, KeySource, own_keys
 from heldout.service.context import Context
 from heldout.service.hosting import HostedAgents
+from heldout.service.job_runtime import JobRuntimes
+from heldout.service.jobs import run_of
 from heldout.service.mlflow_pages import MlflowPages
 from heldout.service.objects import Objects
 from heldout.service.server import Service
@@ -73,15 +78,27 @@ async def serving(settings: Settings) -> AsyncIterator[Context]:
             agents=agents,
             pages=pages,
         )
+        runtimes = JobRuntimes(functools.partial(run_of, context))
+        stack.push_async_callback(runtimes.stop)
         gate = Gate(keys, settings.region)
-        service = Service(context, gate, (Objects(gate), pages))
+        service = Service(context, gate, (Objects(gate), pages, runtimes))
         runner = web.AppRunner(service.application(), access_log=None, shutdown_timeout=1.0)
         await runner.setup()
+        watching = asyncio.create_task(context.supervisor.watch())
         try:
+            await asyncio.to_thread(_take_up, context)
             await web.SockSite(runner, listening).start()
             yield context
         finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
             await runner.cleanup()
+
+
+def _take_up(context: Context) -> None:
+    """Goes on with what an earlier server was to run."""
+    jobs.take_up(context)
+    executions.take_up(context)
 
 
 def _keys(settings: Settings) -> KeySource | None:

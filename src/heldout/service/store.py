@@ -121,6 +121,10 @@ class Store:
                 )
             return used.reply
 
+    def forget_token(self, operation: str, token: str) -> None:
+        """Makes a client token usable again: what it stood for has come to nothing."""
+        self.remove(_Token, f"{operation} {token}")
+
 
 class _Token(Record):
     operation: str

@@ -1,0 +1,76 @@
+"""The JobConfigDocument as a JSON Schema, made from the models that read it: what it lets through is what they take."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from heldout.job.document import JobConfigDocument
+from heldout.job.hyperparameters import SPECIFICATIONS, Specification
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+_CHOICES = {
+    "AgentConfig": ("BedrockAgentCoreConfig", "CustomAgentLambdaConfig", "EntryPointConfig", "HttpAgentConfig"),
+    "DataSource": ("S3DataSource", "DatasetSource", "FileDataSource"),
+    "OutputDataConfig": ("S3OutputPath", "LocalOutputPath"),
+    "EvaluationConfig": ("BaseModelArn", "ModelEndpointConfig", "EmbeddedModelConfig"),
+}
+"""Of these members exactly one is given; the models check it in code, which no schema can be made from."""
+
+
+def document_schema() -> dict[str, Any]:
+    """The schema of the document, version 1.0.0, with every spelling of every hyperparameter."""
+    schema: dict[str, Any] = copy.deepcopy(JobConfigDocument.model_json_schema(by_alias=True))
+    sections = schema["$defs"]
+    for section, names in _CHOICES.items():
+        sections[section]["oneOf"] = [
+            {"required": [name], "properties": {name: {"not": {"type": "null"}}}} for name in names
+        ]
+    sections["EvaluationConfig"]["properties"]["HyperParameters"] = _hyperparameters()
+    return {"$schema": _DIALECT, **_plain(schema)}
+
+
+def _hyperparameters() -> dict[str, Any]:
+    """Flat names beside sections that hold some of them: a value may be given under any of its names."""
+    flat: dict[str, Any] = {}
+    sections: dict[str, dict[str, Any]] = {}
+    for specification in SPECIFICATIONS.values():
+        for name in (specification.name, *specification.spellings):
+            section, dot, inner = name.rpartition(".")
+            (sections.setdefault(section, {}) if dot else flat)[inner] = _value(specification)
+    nested = {name: _object(members) for name, members in sections.items()}
+    return _object(nested | flat)
+
+
+def _object(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def _value(specification: Specification) -> dict[str, Any]:
+    default = specification.default
+    described = {"description": specification.meaning, "default": default}
+    if specification.choices:
+        return described | {"enum": list(specification.choices)}
+    if isinstance(default, bool):
+        return described | {"anyOf": [{"type": "boolean"}, {"enum": ["true", "false", "True", "False"]}]}
+    if isinstance(default, tuple):
+        count = {"type": "integer", "minimum": 1}
+        array = {"type": "array", "items": count, "minItems": 1}
+        return described | {"default": list(default), "anyOf": [array, count, {"type": "string"}]}
+    kind = "integer" if isinstance(default, int) else "number"
+    # Its text too, as the SDK sends every value; its range is checked all the same.
+    return described | {"anyOf": [{"type": kind, **dict(_limits(specification))}, {"type": "string"}]}
+
+
+def _limits(specification: Specification) -> Iterator[tuple[str, float]]:
+    if specification.low is not None:
+        yield "exclusiveMinimum" if specification.is_low_excluded else "minimum", specification.low
+    if specification.high is not None:
+        yield "maximum", specification.high
+
+
+def _plain(value: Any) -> Any:
+    """Without the titles that only repeat the names."""
+    if isinstance(value, dict):
+        is_named = isinstance(value.get("title"), str)
+        return {name: _plain(inner) for name, inner in value.items() if not (is_named and name == "title")}
+    return [_plain(inner) for inner in value] if isinstance(value, list) else value

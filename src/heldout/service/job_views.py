@@ -1,0 +1,175 @@
+"""A job as SageMaker describes it: from the run's folder, whether it is a pipeline's or by itself."""
+
+import functools
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import orjson
+import pyarrow.parquet as pq
+
+from heldout.pipeline.definition import JOB_CATEGORY, JOB_SCHEMA_VERSION
+from heldout.rollouts.run import JobStatus, Run, SecondaryStatus
+from heldout.service.documents import with_service_output
+from heldout.service.operations import Reply
+
+_GONE = "its run folder is gone"
+_LONGEST_REASON = 1024
+"""Characters: the service's bound."""
+
+
+class Status(NamedTuple):
+    """A job's status and secondary status, in the service's words."""
+
+    status: str
+    secondary: str
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more happens by itself."""
+        return self.status not in ("InProgress", "Stopping")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job that there is."""
+
+    name: str
+    arn: str
+    role: str
+    document: str
+    """As it was given, JSON."""
+    created_at: float
+    run: Run | None
+    """None when someone has taken its folder away."""
+    is_stopping: bool
+    """Whether it was asked to stop."""
+    is_over: bool
+    """Whether no process has anything more to do for it."""
+    progress: Path
+    """The file in which its process says how far it is."""
+
+    @property
+    def status(self) -> Status:
+        if self.run is None:
+            return Status("Failed", "Failed")
+        state = self.run.state
+        match state.status:
+            case JobStatus.COMPLETED if not self.is_over:
+                return Status("InProgress", "Uploading")
+            case JobStatus.IN_PROGRESS if self.is_over:
+                return Status("Stopped", "Stopped") if self.is_stopping else Status("Failed", "Failed")
+            case JobStatus.IN_PROGRESS:
+                return (
+                    Status("Stopping", "Stopping") if self.is_stopping else Status("InProgress", state.secondary_status)
+                )
+            case JobStatus.STOPPED if self.is_stopping and state.secondary_status is SecondaryStatus.INTERRUPTED:
+                return Status("Stopped", "Stopped")
+            case _:
+                return Status(state.status, state.secondary_status)
+
+    def summary(self) -> Reply:
+        """As ListJobs has it."""
+        status = self.status
+        return {
+            "JobArn": self.arn,
+            "JobName": self.name,
+            "JobCategory": JOB_CATEGORY,
+            "JobStatus": status.status,
+            "JobSecondaryStatus": status.secondary,
+            "CreationTime": _time(self.created_at),
+            "LastModifiedTime": _time(self._changed_at()),
+            "EndTime": _time(self._ended_at(status)),
+        }
+
+    def description(self) -> Reply:
+        """As DescribeJob has it, but for tags."""
+        status = self.status
+        return {
+            "JobName": self.name,
+            "JobArn": self.arn,
+            "RoleArn": self.role,
+            "JobCategory": JOB_CATEGORY,
+            "JobConfigSchemaVersion": JOB_SCHEMA_VERSION,
+            "JobConfigDocument": with_service_output(self.document, self._service_output()),
+            "CreationTime": _time(self.created_at),
+            "LastModifiedTime": _time(self._changed_at()),
+            "EndTime": _time(self._ended_at(status)),
+            "JobStatus": status.status,
+            "SecondaryStatus": status.secondary,
+            "SecondaryStatusTransitions": self._transitions(status),
+            "FailureReason": self._failure(),
+        }
+
+    def _failure(self) -> str | None:
+        reason = _GONE if self.run is None else self.run.state.failure_reason
+        return None if reason is None else reason[:_LONGEST_REASON]
+
+    def _changed_at(self) -> float:
+        return self.created_at if self.run is None else (self.run.folder / "job.json").stat().st_mtime
+
+    def _ended_at(self, status: Status) -> float | None:
+        """None while it goes on, also on the report of what is played."""
+        return self.run.state.ended_at if self.run is not None and status.is_final else None
+
+    def _transitions(self, status: Status) -> list[Reply]:
+        """What can be told from the times that a run keeps: made, begun, and ended; not each step between."""
+        begun = None if self.run is None else self.run.state.started_at
+        ended = self._ended_at(status)
+        steps = [("Starting", self.created_at)]
+        if begun is not None:
+            steps.append(("Evaluating" if status.is_final else status.secondary, begun))
+        if ended is not None:
+            steps.append((status.secondary, ended))
+        ends = [start for _, start in steps[1:]] + [ended]
+        transitions = [
+            {"Status": name, "StartTime": _time(start), "EndTime": _time(end)}
+            for (name, start), end in zip(steps, ends, strict=True)
+        ]
+        transitions[-1]["StatusMessage"] = self._failure()
+        return transitions
+
+    def _service_output(self) -> dict[str, Any]:
+        """MLflow's ids as the run has them; counts of rollouts and tokens. No source says what the counts are called."""
+        if self.run is None:
+            return {}
+        output = dict(self.run.state.document.get("ServiceOutput") or {})
+        if (progress := self._progress(self.run)) is not None:
+            output["ProgressInfo"] = progress
+        if (tokens := _token_usage(self.run)) is not None:
+            output["BillableTokenUsage"] = tokens
+        return output
+
+    def _progress(self, run: Run) -> dict[str, int] | None:
+        """Rollouts, counted as steps: the words that SDKs look for."""
+        if run.state.status is JobStatus.COMPLETED and run.state.num_prompts is not None:
+            planned = run.state.num_prompts * run.document.hyperparameters.eval_group_size
+            return {"CurrentStep": planned, "MaxSteps": planned}
+        try:
+            known = orjson.loads(self.progress.read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        if known["run"] != run.state.run_name:
+            return None
+        return {"CurrentStep": known["finished"], "MaxSteps": known["planned"]}
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def _token_usage(run: Run) -> dict[str, int] | None:
+    """None as long as there is no table of rollouts."""
+    try:
+        return _summed_tokens(run.rollouts_path, run.rollouts_path.stat().st_mtime_ns)
+    except FileNotFoundError:
+        return None
+
+
+@functools.lru_cache(maxsize=256)
+def _summed_tokens(path: Path, changed_at: int) -> dict[str, int]:
+    """changed_at: so that a file that was replaced is read again."""
+    table = pq.read_table(path, columns=["prompt_tokens", "response_tokens"])
+    prompt, response = (sum(value or 0 for value in column.to_pylist()) for column in table.columns)
+    return {"PromptTokens": prompt, "ResponseTokens": response}
