@@ -131,7 +131,7 @@ class Job:
         return transitions
 
     def _service_output(self) -> dict[str, Any]:
-        """MLflow's ids as the run has them; counts of rollouts and tokens. No source says what the counts are called."""
+        """MLflow's ids as the run has them; counts of rollouts and tokens, called as sagemaker-train 1.27's AgentRFTJob says."""
         if self.run is None:
             return {}
         output = dict(self.run.state.document.get("ServiceOutput") or {})
@@ -172,4 +172,4 @@ def _summed_tokens(path: Path, changed_at: int) -> dict[str, int]:
     """changed_at: so that a file that was replaced is read again."""
     table = pq.read_table(path, columns=["prompt_tokens", "response_tokens"])
     prompt, response = (sum(value or 0 for value in column.to_pylist()) for column in table.columns)
-    return {"PromptTokens": prompt, "ResponseTokens": response}
+    return {"PrefillTokenCount": prompt, "SampleTokenCount": response}

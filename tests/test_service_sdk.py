@@ -1,0 +1,144 @@
+"""The published sagemaker-train against `heldout serve`: two processes, and nothing but environment variables between them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from evaluations import write_prompts
+from heldout.pipeline.definition import Shape
+from heldout.tracking.connection import connected
+from model_servers import model_server
+from service_registry import BUCKET, MODEL, NOWHERE, PACKAGE, RUNTIME, registry_text
+
+PROMPTS = ("1", "0", "turns 3", "0.5")
+OUTPUT = f"s3://{BUCKET}/output"
+EXPERIMENT = f"mtrl-eval-{MODEL}"
+BASE, FINE_TUNED = "base-model-eval", "fine-tuned-model-eval"
+RUNS = {Shape.BASE_ONLY: (BASE,), Shape.FINE_TUNED_ONLY: (FINE_TUNED,), Shape.COMPARISON: (BASE, FINE_TUNED)}
+
+
+@contextmanager
+def serving(folder: Path, registry: str) -> Iterator[dict[str, str]]:
+    """A server of `registry` in a process of its own; gives the variables that point AWS clients at it."""
+    (folder / "registry.toml").write_text(registry)
+    (folder / "sagemaker.yaml").write_text(
+        "{SchemaVersion: '1.0', SageMaker: {PythonSDK: {Modules: {TelemetryOptOut: true}}}}"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "SAGEMAKER_"))}
+    environment |= {
+        "AWS_ACCESS_KEY_ID": "anything",
+        "AWS_SECRET_ACCESS_KEY": "at all",
+        "AWS_DEFAULT_REGION": "us-west-2",
+        "AWS_CONFIG_FILE": "/nonexistent",
+        "SAGEMAKER_USER_CONFIG_OVERRIDE": str(folder / "sagemaker.yaml"),
+        # The SDK asks sts.<region>.amazonaws.com, wherever AWS_ENDPOINT_URL points; nobody is to wait for that here.
+        "AWS_MAX_ATTEMPTS": "1",
+    }
+    command = ["serve", "--port", "0", "--registry", str(folder / "registry.toml"), "--state", str(folder / "state")]
+    process = subprocess.Popen(
+        [str(Path(sys.executable).parent / "heldout"), *command], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[2]
+        yield environment | {"AWS_ENDPOINT_URL": url}
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+
+
+def used(folder: Path, environment: dict[str, str], *, dry_run: bool = False, **evaluator: Any) -> dict[str, Any]:
+    """What the user's script saw. evaluator: arguments of its evaluator, beside those that it always gets."""
+    everywhere = {"agent_config": RUNTIME, "dataset": f"s3://{BUCKET}/eval/prompts.jsonl", "s3_output_path": OUTPUT}
+    settings = {
+        "evaluator": everywhere | evaluator,
+        "hyperparameters": {"eval_group_size": 2, "pass_k_values": [1, 2]},
+        "dry_run": dry_run,
+    }
+    script = Path(__file__).parent / "sdk_user.py"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), json.dumps(settings)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-5_000:] + done.stderr[-5_000:]
+    seen: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return seen
+
+
+def test_the_sdk_finds_all_it_looks_for_before_it_starts_anything(tmp_path: Path) -> None:
+    with serving(tmp_path, registry_text(NOWHERE, NOWHERE)) as environment:
+        seen = used(tmp_path, environment, dry_run=True, model=PACKAGE)
+    assert seen == {"models": [MODEL], "runtimes": [RUNTIME], "training_jobs": []}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", list(Shape))
+def test_an_evaluation_of_the_sdk_runs_here_to_its_end(tmp_path: Path, shape: Shape) -> None:
+    arguments = {
+        "model": MODEL if shape is Shape.BASE_ONLY else PACKAGE,
+        "evaluate_base_model": shape is Shape.COMPARISON,
+    }
+    write_prompts(tmp_path / "bucket" / "eval", PROMPTS)
+    with (
+        model_server(tmp_path, "of the base") as base,
+        model_server(tmp_path, "of the tuned", "tuned") as tuned,
+        serving(tmp_path, registry_text(base, tuned)) as environment,
+    ):
+        seen = used(tmp_path, environment, **arguments)
+    assert seen["status"] == "Succeeded"
+    assert set(seen["steps"].values()) == {"Succeeded"}
+    assert seen["known"] == [seen["arn"]]
+    runs = RUNS[shape]
+    assert sorted(job["mlflow"]["RunName"] for job in seen["jobs"]) == sorted(runs)
+    for job in seen["jobs"]:
+        assert job["status"] == "Completed"
+        assert job["agent"] == {"BedrockAgentCoreConfig": {"AgentRuntimeArn": RUNTIME}}
+        assert job["output"] == OUTPUT
+        assert job["progress"] == {"CurrentStep": 8, "MaxSteps": 8}
+        assert job["tokens"]["SampleTokenCount"] > 0
+        assert job["mlflow"]["RunId"] in {run["run_id"] for run in logged(tmp_path, job["mlflow"]["ExperimentName"])}
+    assert {path.parent.name for path in tmp_path.glob("bucket/output/*/*/rollouts.parquet")} == set(runs)
+    for run in runs:
+        check_rollouts(tmp_path, run)
+
+
+def check_rollouts(folder: Path, run: str) -> None:
+    """The run was played by its own model, and what MLflow has of it are its numbers."""
+    (rollouts,) = folder.glob(f"bucket/output/*/{run}/rollouts.parquet")
+    rows = pq.read_table(rollouts).to_pylist()
+    # Two rollouts of each prompt; the agent gives the prompt's own number as the reward.
+    assert sorted(row["reward"] for row in rows) == [0.0, 0.0, 0.5, 0.5, 1.0, 1.0, 1.0, 1.0]
+    replies = {
+        reply for turn in pq.read_table(rollouts.with_name("trajectories.parquet")).to_pylist() for reply in said(turn)
+    }
+    assert replies == {"of the tuned" if run == FINE_TUNED else "of the base"}
+    (entry,) = (entry for entry in logged(folder, EXPERIMENT) if entry["run_name"] == run)
+    assert entry["metrics"]["eval/reward/mean"] == pytest.approx(0.625)
+    assert entry["metrics"]["eval/reward/pass_at_1"] == pytest.approx(0.5)
+
+
+def said(turn: dict[str, Any]) -> list[str]:
+    """What the model replied."""
+    return [message["content"] for message in json.loads(turn["reply"])]
+
+
+def logged(folder: Path, experiment: str) -> list[dict[str, Any]]:
+    """The runs of an experiment in the server's MLflow app."""
+    store = folder / "state" / "mlflow" / "app-heldout"
+    with connected(f"sqlite:///{store}/mlflow.db", store) as connection:
+        found = connection.client.get_experiment_by_name(experiment)
+        runs = connection.client.search_runs([found.experiment_id])
+    return [{"run_id": run.info.run_id, "run_name": run.info.run_name, "metrics": run.data.metrics} for run in runs]
