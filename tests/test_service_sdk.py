@@ -78,6 +78,7 @@ def used(folder: Path, environment: dict[str, str], *, dry_run: bool = False, **
     return seen
 
 
+@pytest.mark.slow
 def test_the_sdk_finds_all_it_looks_for_before_it_starts_anything(tmp_path: Path) -> None:
     with serving(tmp_path, registry_text(NOWHERE, NOWHERE)) as environment:
         seen = used(tmp_path, environment, dry_run=True, model=PACKAGE)
