@@ -9,6 +9,7 @@
     │   ├── MetricError             numbers were asked for that the rollouts cannot give
     │   └── MissingExtra (ImportError)  a feature whose optional packages are not installed
     ├── StorageError (OSError)      reading or writing an output failed
+    ├── CloudError (RuntimeError)   AWS refused a request, or could not be reached
     ├── WaitTimeout (TimeoutError)  an evaluation was waited for long enough; it goes on
     └── JobFailed (RuntimeError)    the job could not be finished (exit 1)
 
@@ -53,6 +54,10 @@ class MissingExtra(InputError, ImportError):
 
 class StorageError(HeldoutError, OSError):
     """Reading or writing an output failed."""
+
+
+class CloudError(HeldoutError, RuntimeError):
+    """AWS, or what speaks its protocols, refused a request or could not be reached; the message names operation and code."""
 
 
 class WaitTimeout(HeldoutError, TimeoutError):

@@ -1,28 +1,38 @@
-"""MultiTurnRLEvaluator: what to evaluate. The surface of the SageMaker Python SDK's evaluator, run on this machine.
+"""MultiTurnRLEvaluator: what to evaluate. The surface of the SageMaker Python SDK's evaluator, run on this machine or in AWS.
 
 Names, defaults and the meaning of every field are those of `sagemaker.train.evaluate.MultiTurnRLEvaluator`; where an AWS
 form is taken, a local one is too. What this one does not do: guess. A name or a value that cannot be right is an error
 when it is given, and no value that was set is left out.
 """
 
+import dataclasses
 import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
+from heldout.backends.base import Backend
+from heldout.backends.choosing import choose_backend
 from heldout.backends.detached import start_detached
 from heldout.backends.registries import read_registry
-from heldout.backends.starting import create_evaluation, free_name, tracking_for
+from heldout.backends.started import LocalEvaluation
+from heldout.backends.starting import (
+    create_evaluation,
+    define_evaluation,
+    free_name,
+    local_surroundings,
+    location_of,
+    tracking_for,
+)
 from heldout.errors import ReferenceProblem, shown
 from heldout.evaluator_fields import EMBEDDED_NAMES, EvaluatorFields, attribute
+from heldout.evaluator_summary import Said
 from heldout.execution import Execution
 from heldout.job.hyperparameters import Hyperparameters
 from heldout.job.locations import located
-from heldout.job.references import AgentContainer, AgentReference, EntryPoint, parse_agent
+from heldout.job.references import AgentReference, parse_agent
 from heldout.job.registry import Registry
-from heldout.pipeline.definition import Shape, model_uri
-from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.request import EvaluationRequest
 from heldout.pipeline.resolution import (
     TrainerOutput,
@@ -31,10 +41,7 @@ from heldout.pipeline.resolution import (
     model_text,
     read_trainer,
     resolve_policies,
-    short_name,
 )
-
-_RULE = "─" * 60
 
 
 class MultiTurnRLEvaluator(EvaluatorFields):
@@ -58,46 +65,65 @@ class MultiTurnRLEvaluator(EvaluatorFields):
         """The job's hyperparameters: read and set as attributes, checked when they are set. All have defaults."""
         return self._hyperparameters
 
-    def evaluate(self) -> Execution:
-        """Starts the evaluation in a process of its own, prints a summary, and returns at once.
+    @overload
+    def evaluate(self, *, dry_run: Literal[False] = False) -> Execution: ...
+
+    @overload
+    def evaluate(self, *, dry_run: Literal[True]) -> str: ...
+
+    def evaluate(self, *, dry_run: bool = False) -> Execution | str:
+        """Starts the evaluation, prints a summary, and returns at once.
+
+        On this machine it runs in a process of its own, in AWS as a pipeline execution. dry_run: checks all that can be checked,
+        starts and writes nothing, and prints and returns the pipeline definition that would be executed, as JSON.
 
         Raises InputError when something that was given cannot be used (a trainer that has not finished, an agent, dataset or
-        model that is not there); nothing is started or written then.
+        model that is not there), CloudError when AWS refuses a request; nothing is started or written then.
         """
         registry = read_registry(self.registry)
         trained = read_trainer(self.model) if is_trainer(self.model) else None
         request = self._request(registry, trained)
-        evaluation = create_evaluation(
-            request,
-            registry,
-            name=free_name(self.base_eval_name or self._default_name(), request.output, registry),
-            region=self.region or getattr(self.sagemaker_session, "boto_region_name", None),
-            role=self.role,
-            tags=[(tag["Key"], tag["Value"]) for tag in self.tags or []],
-            security_group_ids=attribute(self.networking, "security_group_ids") or (),
-            subnets=attribute(self.networking, "subnets") or (),
-        )
-        start_detached(evaluation)
-        _print_summary(request, evaluation)
-        return Execution(evaluation)
+        backend = self.backend or choose_backend(request.policies.evaluated, request.agent, registry)
+        if backend == "sagemaker":
+            return self._evaluate_in_aws(request, registry, dry_run=dry_run)
+        return self._evaluate_here(request, registry, dry_run=dry_run)
 
     @classmethod
-    def get_all(cls, session: Any = None, region: str | None = None) -> Iterator[Execution]:
-        """Every evaluation started on this machine, the last one first.
+    def get_all(
+        cls, session: Any = None, region: str | None = None, *, backend: Backend | None = None
+    ) -> Iterator[Execution]:
+        """Every evaluation that is still there, the last one first.
 
-        session: taken as the SDK takes it, and not needed here. region: only those of this region.
+        session: the SDK's, or a boto3 session. backend: where; by default in AWS when a session is given, else on this machine.
+        region: only those of this region.
         """
-        return Execution.get_all(session=session, region=region)
+        return Execution.get_all(session=session, region=region, backend=backend)
 
     @staticmethod
-    def list_supported_models(session: Any = None) -> list[str]:  # noqa: ARG004
-        """Names of the models that can be evaluated here: the embedded ones and those of the registry in force."""
+    def list_supported_models(session: Any = None, *, backend: Backend | None = None) -> list[str]:
+        """Names of the models that can be evaluated: with a session (the SDK's, or a boto3 session) those of the public hub.
+
+        On this machine: the embedded ones and those of the registry in force. backend: as for `get_all`. Raises CloudError.
+        """
+        if (backend or ("local" if session is None else "sagemaker")) == "sagemaker":
+            from heldout.backends.sagemaker.account import Account
+            from heldout.backends.sagemaker.models import supported_models
+
+            return supported_models(Account(session))
         registry = read_registry()
         return sorted({*EMBEDDED_NAMES, *registry.models, *registry.model_packages})
 
     @staticmethod
-    def list_bedrock_agentcore_runtimes(session: Any = None) -> list[dict[str, str]]:  # noqa: ARG004
-        """The AgentCore runtimes that the registry in force maps: `name`, `runtime_id`, `arn` and `status` of each."""
+    def list_bedrock_agentcore_runtimes(session: Any = None, *, backend: Backend | None = None) -> list[dict[str, str]]:
+        """`name`, `runtime_id`, `arn` and `status` of AgentCore runtimes: with a session those of its account.
+
+        On this machine: those that the registry in force maps. backend: as for `get_all`. Raises CloudError.
+        """
+        if (backend or ("local" if session is None else "sagemaker")) == "sagemaker":
+            from heldout.backends.sagemaker.account import Account
+            from heldout.backends.sagemaker.checks import agentcore_runtimes
+
+            return agentcore_runtimes(Account(session))
         return [
             {
                 "name": arn.rpartition("/")[2],
@@ -108,6 +134,57 @@ class MultiTurnRLEvaluator(EvaluatorFields):
             for arn in read_registry().agents
             if ":bedrock-agentcore:" in arn
         ]
+
+    def _evaluate_here(self, request: EvaluationRequest, registry: Registry, *, dry_run: bool) -> Execution | str:
+        tracking = tracking_for(
+            self.mlflow_resource_arn, self.mlflow_experiment_name, request.policies, request.output, registry
+        )
+        request = dataclasses.replace(request, tracking=tracking)
+        name = free_name(self.base_eval_name or self._default_name(), request.output, registry)
+        surroundings = local_surroundings(
+            name,
+            region=self.region or getattr(self.sagemaker_session, "boto_region_name", None),
+            role=self.role,
+            tags=self._tags(),
+            security_group_ids=attribute(self.networking, "security_group_ids") or (),
+            subnets=attribute(self.networking, "subnets") or (),
+        )
+        said = Said.of(
+            request, output=location_of(request.output, name, registry), region=surroundings.region, mlflow=tracking
+        )
+        if dry_run:
+            return said.dry_run(define_evaluation(request, registry, surroundings))
+        evaluation = create_evaluation(request, registry, name=name, surroundings=surroundings)
+        start_detached(evaluation)
+        said.started(evaluation.state.arn)
+        return Execution(LocalEvaluation(evaluation))
+
+    def _evaluate_in_aws(self, request: EvaluationRequest, registry: Registry, *, dry_run: bool) -> Execution | str:
+        # boto3 takes most of a second to load; an evaluation on this machine does without.
+        from heldout.backends.sagemaker.account import Account
+        from heldout.backends.sagemaker.starting import CloudSettings, prepare, start
+
+        account = Account(self.sagemaker_session, self.region)
+        settings = CloudSettings(
+            name=self.base_eval_name or self._default_name(),
+            role=self.role,
+            mlflow=self.mlflow_resource_arn,
+            experiment=self.mlflow_experiment_name,
+            model_package_group=self.model_package_group,
+            tags=self._tags(),
+            security_group_ids=tuple(attribute(self.networking, "security_group_ids") or ()),
+            subnets=tuple(attribute(self.networking, "subnets") or ()),
+        )
+        prepared = prepare(account, request, settings)
+        said = Said.of(prepared.request, output=request.output, region=account.region, mlflow=prepared.tracking)
+        if dry_run:
+            return said.dry_run(prepared.definition(), prepared.notes)
+        started = start(account, prepared, registry)
+        said.started(started.arn)
+        return Execution(started)
+
+    def _tags(self) -> tuple[tuple[str, str], ...]:
+        return tuple((tag["Key"], tag["Value"]) for tag in self.tags or ())
 
     def _request(self, registry: Registry, trained: TrainerOutput | None) -> EvaluationRequest:
         model = trained.model if trained else model_text(self.model)
@@ -128,7 +205,6 @@ class MultiTurnRLEvaluator(EvaluatorFields):
             max_runtime_seconds=self.stopping_condition,
             accept_eula=self.accept_eula,
             kms_key=self.kms_key_id,
-            tracking=tracking_for(self.mlflow_resource_arn, self.mlflow_experiment_name, policies, output, registry),
             runtime_url=self.runtime_url,
         )
 
@@ -157,31 +233,3 @@ class MultiTurnRLEvaluator(EvaluatorFields):
         last = re.split(r"[#/]", (model_text(self.model) or "model").rstrip("/"))[-1]
         word = re.sub(r"[^a-zA-Z0-9]", "", re.split(r"[-_.+]", last)[0])[:20]
         return f"eval-{word or 'model'}-{uuid.uuid4().hex[:8]}"
-
-
-def _print_summary(request: EvaluationRequest, evaluation: Evaluation) -> None:
-    played = request.policies.evaluated
-    base = request.policies.base
-    lines = {
-        "Model": short_name(base or played, model_uri(base or played)),
-        "Fine-tuned": model_uri(played) if request.shape is not Shape.BASE_ONLY else None,
-        "Eval mode": request.shape,
-        "Dataset": request.dataset,
-        "Agent": _agent_uri(request.agent),
-        "Output": evaluation.location,
-        "Region": evaluation.state.region,
-        "MLflow": "off" if request.tracking is None else request.tracking.uri,
-    }
-    print(f"\n{_RULE}\n  MTRL Evaluation Job\n{_RULE}")
-    for name, value in lines.items():
-        if value is not None:
-            print(f"  {name:<15}: {value}")
-    print(f"{_RULE}\n  Pipeline execution started: {evaluation.state.arn}\n")
-
-
-def _agent_uri(agent: AgentReference) -> str:
-    match agent:
-        case EntryPoint(uri) | AgentContainer(uri):
-            return uri
-        case _:
-            return agent.arn

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
+from heldout.backends.base import Backend
 from heldout.backends.exposure import check_runtime_url
 from heldout.backends.starting import NO_TRACKING
 from heldout.errors import InputError, ReferenceProblem, did_you_mean, shown
@@ -60,7 +61,7 @@ class EvaluatorFields(BaseModel):
     """Any MLflow tracking URI or SageMaker MLflow ARN, or "off". By default MLFLOW_TRACKING_URI, else SQLite in the output."""
     mlflow_experiment_name: str | None = None
     networking: Any = None
-    """An object with `security_group_ids` and `subnets`: goes into the definition, and means nothing on this machine."""
+    """An object with `security_group_ids` and `subnets`: goes to the jobs in AWS, and means nothing on this machine."""
     kms_key_id: str | None = None
     """Encrypts what is written to `s3://`."""
     model_package_group: Any = None
@@ -70,10 +71,13 @@ class EvaluatorFields(BaseModel):
     region: str | None = None
     role: str | None = None
     sagemaker_session: Any = None
-    """Not needed on this machine."""
+    """The SDK's session, or a boto3 session: used everywhere in AWS, and not needed on this machine."""
     runtime_url: str | None = None
     """Where an agent that is not on this machine reaches the Job Runtime that runs here, such as a tunnel's address; by default
     HELDOUT_RUNTIME_URL."""
+    backend: Backend | None = None
+    """`"local"`: on this machine; `"sagemaker"`: as a pipeline of managed jobs. By default in AWS when model and agent are AWS
+    resources and no registry maps them."""
     registry: Any = None
     """A file that maps AWS names to local things; by default the one HELDOUT_REGISTRY names."""
 

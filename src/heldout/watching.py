@@ -1,4 +1,4 @@
-"""An evaluation as someone waits for it: its steps, and how the job that plays goes. Read from its folder alone.
+"""An evaluation as someone waits for it: its steps, and how the job that plays goes.
 
 In a terminal one panel that is drawn again; in a notebook one output that is replaced; elsewhere a line for each change.
 """
@@ -6,10 +6,10 @@ In a terminal one panel that is drawn again; in a notebook one output that is re
 import importlib
 import time
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
 
-import orjson
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
@@ -17,18 +17,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from heldout.backends.detached import PROGRESS_FILE
-from heldout.pipeline.evaluation import Evaluation
-from heldout.pipeline.state import StepState, StepStatus
+from heldout.backends.base import StartedEvaluation, StepDetail
 
 _LINE_EVERY_SECONDS = 10.0
-_STYLES = {StepStatus.SUCCEEDED: "green", StepStatus.FAILED: "red", StepStatus.STOPPED: "yellow"}
+_STYLES = {"Succeeded": "green", "Failed": "red", "Stopped": "yellow"}
 
 
 class Watcher:
     """Shows one evaluation while inside, as it is each time `show` is called."""
 
-    def __init__(self, evaluation: Evaluation, console: Console | None = None) -> None:
+    def __init__(self, evaluation: StartedEvaluation, console: Console | None = None) -> None:
         self._evaluation = evaluation
         self._console = console or Console()
         self._stack = ExitStack()
@@ -59,52 +57,45 @@ class Watcher:
             self._say()
 
     def _say(self) -> None:
-        at = self._evaluation.state.steps[-1:]
-        key = f"{self._evaluation.status} {at[0].name if at else ''}"
+        status = self._evaluation.status
+        at = status.step_details[-1:]
+        key = f"{status.overall_status} {at[0].name if at else ''}"
         is_due = time.monotonic() - self._said_at >= _LINE_EVERY_SECONDS
         if key == self._said and not is_due:
             return
-        progress = _progress(self._evaluation)
+        progress = self._evaluation.progress()
         self._said, self._said_at = key, time.monotonic()
         self._console.print(
-            f"{self._evaluation.state.name}: {key}{': ' + progress['line'] if progress else ''}",
+            f"{self._evaluation.name}: {key}{': ' + progress.line if progress else ''}",
             highlight=False,
             soft_wrap=True,
         )
 
 
-def panel(evaluation: Evaluation) -> Panel:
+def panel(evaluation: StartedEvaluation) -> Panel:
     """The evaluation's steps, and the job that plays."""
-    state = evaluation.state
+    state = evaluation.status
+    begun = {step.name: step for step in state.step_details}
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("step", "status", "time"):
         table.add_column(title, header_style="dim")
-    for step in evaluation.definition.steps:
-        begun = state.step(step.name)
-        status = "Waiting" if begun is None else str(begun.status)
-        style = "dim" if begun is None else _STYLES.get(begun.status, "cyan")
-        table.add_row(step.name, Text(status, style=style), _seconds(begun))
+    for name in evaluation.planned_steps:
+        step = begun.get(name)
+        status = "Waiting" if step is None else step.status
+        style = "dim" if step is None else _STYLES.get(status, "cyan")
+        table.add_row(name, Text(status, style=style), _seconds(step))
     parts: list[RenderableType] = [table]
-    if progress := _progress(evaluation):
-        bar = ProgressBar(total=max(progress["planned"], 1), completed=progress["finished"], width=60)
-        parts += ["", bar, Text(progress["line"])]
+    if progress := evaluation.progress():
+        if progress.planned:
+            parts += ["", ProgressBar(total=progress.planned, completed=progress.finished, width=60)]
+        parts.append(Text(progress.line))
     if state.failure_reason:
         parts += ["", Text(state.failure_reason, style="red")]
-    return Panel(Group(*parts), title=f"{state.name}: {evaluation.status}", title_align="left")
+    return Panel(Group(*parts), title=f"{evaluation.name}: {state.overall_status}", title_align="left")
 
 
-def _progress(evaluation: Evaluation) -> dict[str, Any] | None:
-    """What is known of the job that plays; None when none does."""
-    path = evaluation.folder / PROGRESS_FILE
-    playing = {step.run_name for step in evaluation.state.steps if step.ended_at is None}
-    if not evaluation.is_running() or not path.exists():
-        return None
-    known: dict[str, Any] = orjson.loads(path.read_bytes())
-    return known if known["run"] in playing else None
-
-
-def _seconds(step: StepState | None) -> str:
-    if step is None:
+def _seconds(step: StepDetail | None) -> str:
+    if step is None or step.start_time is None:
         return ""
-    minutes, seconds = divmod(round((step.ended_at or time.time()) - step.started_at), 60)
+    minutes, seconds = divmod(round(((step.end_time or datetime.now(UTC)) - step.start_time).total_seconds()), 60)
     return f"{minutes}:{seconds:02}"

@@ -36,6 +36,11 @@ def known_evaluations() -> Iterator[Evaluation]:
             continue
 
 
+def is_known(arn: str) -> bool:
+    """Whether an evaluation with this execution ARN was started on this machine."""
+    return arn in _locations()
+
+
 def find_evaluation(arn_or_path: str | Path) -> Evaluation:
     """The evaluation with this execution ARN, or at this path or `s3://` URI.
 

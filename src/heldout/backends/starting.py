@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from heldout.agents.lookup import check_entry_point
 from heldout.backends.known import remember
@@ -25,26 +26,51 @@ _LOCAL_ROLE = f"arn:aws:iam::{LOCAL_ACCOUNT}:role/heldout"
 
 
 def create_evaluation(
-    request: EvaluationRequest,
-    registry: Registry,
-    *,
-    name: str,
-    region: str | None = None,
-    role: str | None = None,
-    tags: Sequence[tuple[str, str]] = (),
-    security_group_ids: Sequence[str] = (),
-    subnets: Sequence[str] = (),
+    request: EvaluationRequest, registry: Registry, *, name: str, surroundings: Surroundings | None = None
 ) -> Evaluation:
     """A new evaluation in the request's output, not yet begun.
 
     Raises InputError, and writes nothing, when something it needs is not there or there is an evaluation of this name.
+    """
+    around = surroundings or local_surroundings(name)
+    evaluation = Evaluation.create(
+        location_of(request.output, name, registry),
+        name=name,
+        region=around.region,
+        definition=define_evaluation(request, registry, around),
+        registry=registry,
+        tags=dict(around.tags),
+        pipeline_name=around.pipeline_name,
+        kms_key=request.kms_key,
+    )
+    remember(evaluation)
+    return evaluation
+
+
+def define_evaluation(request: EvaluationRequest, registry: Registry, surroundings: Surroundings) -> dict[str, Any]:
+    """The pipeline definition of an evaluation that could be started on this machine now.
+
+    Raises InputError when something it needs is not there. Nothing is started or written.
     """
     if isinstance(request.agent, EntryPoint):  # as it was given: the documents have it with its whole path
         check_entry_point(request.agent.entry_point, working_directory=Path(request.folder))
     jobs = request.jobs()
     for job in jobs.all:
         check_document(registry.localized(job))
-    surroundings = Surroundings(
+    return render(jobs, surroundings)
+
+
+def local_surroundings(
+    name: str,
+    *,
+    region: str | None = None,
+    role: str | None = None,
+    tags: Sequence[tuple[str, str]] = (),
+    security_group_ids: Sequence[str] = (),
+    subnets: Sequence[str] = (),
+) -> Surroundings:
+    """What the definition of an evaluation on this machine says beside its jobs; none of it means anything here."""
+    return Surroundings(
         region=region or default_region(),
         account=LOCAL_ACCOUNT,
         role_arn=role or _LOCAL_ROLE,
@@ -53,18 +79,6 @@ def create_evaluation(
         security_group_ids=tuple(security_group_ids),
         subnets=tuple(subnets),
     )
-    evaluation = Evaluation.create(
-        location_of(request.output, name, registry),
-        name=name,
-        region=surroundings.region,
-        definition=render(jobs, surroundings),
-        registry=registry,
-        tags=dict(tags),
-        pipeline_name=surroundings.pipeline_name,
-        kms_key=request.kms_key,
-    )
-    remember(evaluation)
-    return evaluation
 
 
 def location_of(output: str, name: str, registry: Registry) -> str:

@@ -1,0 +1,161 @@
+"""Whose account, which region, which role: the AWS session that an evaluation uses, everywhere it uses one."""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError
+
+from heldout.errors import CloudError, ReferenceProblem, shown
+
+_RETRIES = Config(retries={"mode": "standard", "total_max_attempts": 8})
+"""Throttling and failures of AWS are waited out, for half a minute or so."""
+_ROLE_ARN = re.compile(r"arn:aws[a-z\-]*:iam::\d{12}:role/.+")
+_ASSUMED_ROLE = re.compile(r"arn:(?P<partition>aws[a-z\-]*):sts::(?P<account>\d{12}):assumed-role/(?P<name>[^/]+)/.+")
+_NOTEBOOK_ROLE = "AmazonSageMaker-ExecutionRole"
+"""Roles whose names begin so were made by SageMaker's console, below `service-role/`."""
+_DENIED = ("AccessDenied", "UnauthorizedOperation", "NotAuthorized")
+_ABSENT = ("ResourceNotFound", "NoSuchEntity", "NoSuchBucket", "NoSuchKey", "404")
+_NO_RESOURCE = re.compile(r"does not exist|not found|could not find", re.IGNORECASE)
+_HINTS = {
+    "ExpiredToken": "sign in again",
+    "ExpiredTokenException": "sign in again",
+    "UnrecognizedClientException": "the access key is not known there",
+    "InvalidSignatureException": "the secret key is not that of the access key",
+    "UnknownOperationException": "the endpoint does not serve this operation",
+}
+
+
+class Account:
+    """One session's clients, and what AWS says of who it is.
+
+    given: the SDK's session (its `sagemaker_client` and `boto_session` are used as they are), a boto3 session, or None for
+    the standard chain. Making one calls nothing.
+    """
+
+    def __init__(self, given: Any = None, region: str | None = None) -> None:
+        """Raises ReferenceProblem when the AWS configuration cannot be used, or names no region."""
+        self._given = given
+        self._boto: boto3.Session = getattr(given, "boto_session", None) or (
+            given if isinstance(given, boto3.Session) else _new_session(region)
+        )
+        own_region = region or getattr(given, "boto_region_name", None) or self._boto.region_name
+        if not isinstance(own_region, str):
+            raise ReferenceProblem(
+                "no AWS region: give region=..., a session with one, AWS_REGION, or a default in the AWS configuration file"
+            )
+        self.region = own_region
+        self._clients: dict[str, Any] = {}
+        self._account: str | None = None
+
+    @property
+    def sagemaker(self) -> Any:
+        """The given session's own client where it has one: it may be at another endpoint."""
+        given = getattr(self._given, "sagemaker_client", None)
+        return given if given is not None else self.client("sagemaker")
+
+    def client(self, service: str) -> Any:
+        """A client of the session's, of the services that the SDK's session keeps none of."""
+        if service not in self._clients:
+            with told(f"a client of {service}"):
+                session: Any = self._boto
+                self._clients[service] = session.client(service, region_name=self.region, config=_RETRIES)
+        return self._clients[service]
+
+    @property
+    def account_id(self) -> str:
+        """12 digits, as STS has them. Raises CloudError."""
+        if self._account is None:
+            self._account = str(self._identity()["Account"])
+        return self._account
+
+    def role_arn(self, role: str | None) -> str:
+        """The execution role: an ARN as it is, a name's ARN, or by default the role that the session is signed in as.
+
+        Raises ReferenceProblem when there is no such role, or none is given and the session is not signed in as one.
+        """
+        if role is None:
+            return self._own_role()
+        if role.startswith("arn:"):
+            if not _ROLE_ARN.fullmatch(role):
+                raise ReferenceProblem(
+                    f"'role' {shown(role, 160)} is no role's ARN; expected arn:aws:iam::<account>:role/<name>, or a name"
+                )
+            return role
+        with told(f"role {role!r}", absent=f"role {role!r} does not exist in account {self.account_id}"):
+            return str(self.client("iam").get_role(RoleName=role)["Role"]["Arn"])
+
+    def _own_role(self) -> str:
+        arn = str(self._identity()["Arn"])
+        if _ROLE_ARN.fullmatch(arn):
+            return arn
+        found = _ASSUMED_ROLE.fullmatch(arn)
+        if found is None:
+            raise ReferenceProblem(
+                f"no execution role: the session is signed in as {arn}, which is no role that SageMaker could take; give "
+                "role='arn:aws:iam::<account>:role/<name>' or a role's name"
+            )
+        name = found["name"]
+        try:
+            return str(self.client("iam").get_role(RoleName=name)["Role"]["Arn"])
+        except ClientError as error:
+            if not is_denied(error):
+                raise CloudError(_line(f"role {name!r}", error)) from error
+        # Who may not read roles can still name one; only its path cannot be known then.
+        path = "service-role/" if name.startswith(_NOTEBOOK_ROLE) else ""
+        return f"arn:{found['partition']}:iam::{found['account']}:role/{path}{name}"
+
+    def _identity(self) -> Mapping[str, Any]:
+        with told("who the AWS session is signed in as"):
+            identity: Mapping[str, Any] = self.client("sts").get_caller_identity()
+            self._account = str(identity["Account"])
+            return identity
+
+
+@contextlib.contextmanager
+def told(what: str, *, absent: str | None = None) -> Iterator[None]:
+    """Errors of AWS inside become one line each, which begins with `what`.
+
+    absent: told, as a ReferenceProblem, when AWS says that there is no such thing. Raises CloudError otherwise.
+    """
+    try:
+        yield
+    except ClientError as error:
+        if absent is not None and is_absent(error):
+            raise ReferenceProblem(absent) from error
+        raise CloudError(_line(what, error)) from error
+    except (NoCredentialsError, NoRegionError) as error:
+        raise ReferenceProblem(f"{what}: {error}") from error
+    except BotoCoreError as error:
+        raise CloudError(f"{what}: {error}") from error
+
+
+def is_absent(error: ClientError) -> bool:
+    """Whether AWS says that what was named is not there. Old SageMaker operations say so in words only."""
+    code, words = code_of(error), str(error.response["Error"].get("Message", ""))
+    return code.startswith(_ABSENT) or (code == "ValidationException" and bool(_NO_RESOURCE.search(words)))
+
+
+def is_denied(error: ClientError) -> bool:
+    """Whether the caller may not ask."""
+    return code_of(error).startswith(_DENIED)
+
+
+def code_of(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _line(what: str, error: ClientError) -> str:
+    code, words = code_of(error), " ".join(str(error.response["Error"].get("Message", "")).split())
+    hint = _HINTS.get(code)
+    return f"{what}: {error.operation_name} was refused: {code}: {words}{f' ({hint})' if hint else ''}"
+
+
+def _new_session(region: str | None) -> boto3.Session:
+    try:
+        return boto3.Session(region_name=region)
+    except BotoCoreError as error:
+        raise ReferenceProblem(f"the AWS configuration cannot be used: {error}") from error

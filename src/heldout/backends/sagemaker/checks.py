@@ -1,0 +1,90 @@
+"""What can be found out before anything is started: whether dataset, agent and group are there.
+
+Only a plain no is an error. Who evaluates need not be allowed to look at everything that the execution role uses, and an
+endpoint need not serve every operation: what cannot be found out is left to the job.
+"""
+
+import contextlib
+import re
+from collections.abc import Callable
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from heldout.backends.sagemaker.account import Account, is_absent, told
+from heldout.errors import ReferenceProblem
+from heldout.job.references import AgentCoreRuntime, AgentReference
+
+_DATASET_ARN = re.compile(r".*:hub-content/(?P<hub>[^/]+)/DataSet/(?P<name>[^/]+)(?:/(?P<version>[\d.]+))?")
+
+
+def check_dataset(account: Account, dataset: str) -> None:
+    """Raises ReferenceProblem when there is nothing at an `s3://` URI, or no such DataSet."""
+    if dataset.startswith("s3://"):
+        _check_objects(account, dataset)
+        return
+    found = _DATASET_ARN.fullmatch(dataset)
+    if found is not None:
+        version = {"HubContentVersion": found["version"]} if found["version"] else {}
+        _refuse_if_absent(
+            lambda: account.sagemaker.describe_hub_content(
+                HubName=found["hub"], HubContentType="DataSet", HubContentName=found["name"], **version
+            ),
+            f"dataset {dataset!r} is not in hub {found['hub']!r} in {account.region}",
+        )
+
+
+def check_agent(account: Account, agent: AgentReference) -> None:
+    """Raises ReferenceProblem when there is no such AgentCore runtime."""
+    if isinstance(agent, AgentCoreRuntime):
+        _refuse_if_absent(
+            lambda: account.client("bedrock-agentcore-control").get_agent_runtime(
+                agentRuntimeId=agent.arn.rpartition("/")[2]
+            ),
+            f"agent {agent.arn!r} does not exist in {account.region}; list_bedrock_agentcore_runtimes() names those that do",
+        )
+
+
+def check_group(account: Account, group: str) -> None:
+    """Raises ReferenceProblem when there is no such model package group."""
+    _refuse_if_absent(
+        lambda: account.sagemaker.describe_model_package_group(ModelPackageGroupName=group),
+        f"model package group {group!r} does not exist in {account.region}",
+    )
+
+
+def agentcore_runtimes(account: Account) -> list[dict[str, str]]:
+    """`name`, `runtime_id`, `arn` and `status` of every AgentCore runtime in the account. Raises CloudError."""
+    with told("the account's AgentCore runtimes"):
+        pages = account.client("bedrock-agentcore-control").get_paginator("list_agent_runtimes").paginate()
+        return [
+            {
+                "name": runtime.get("agentRuntimeName", ""),
+                "runtime_id": runtime.get("agentRuntimeId", ""),
+                "arn": runtime["agentRuntimeArn"],
+                "status": runtime.get("status", ""),
+            }
+            for page in pages
+            for runtime in page["agentRuntimes"]
+        ]
+
+
+def _check_objects(account: Account, uri: str) -> None:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    absent = f"dataset {uri!r}: there is no such bucket, file or folder"
+    found: list[int] = []
+
+    def look() -> None:
+        found.append(account.client("s3").list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("KeyCount", 1))
+
+    _refuse_if_absent(look, absent)
+    if found == [0]:
+        raise ReferenceProblem(absent)
+
+
+def _refuse_if_absent(look: Callable[[], object], absent: str) -> None:
+    with contextlib.suppress(BotoCoreError):
+        try:
+            look()
+        except ClientError as error:
+            if is_absent(error):
+                raise ReferenceProblem(absent) from error
