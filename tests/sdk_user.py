@@ -15,7 +15,7 @@ from sagemaker.train.agent_rft_job import AgentRFTJob
 from sagemaker.train.evaluate import MultiTurnRLEvaluator
 
 
-class AgentRFTEvaluationJob(AgentRFTJob):
+class AgentRFTEvaluationJob(AgentRFTJob):  # type: ignore[misc]
     """The SDK's wrapper, for jobs that evaluate."""
 
     JOB_CATEGORY = "AgentRFTEvaluation"

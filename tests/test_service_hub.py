@@ -10,7 +10,8 @@ import requests
 from botocore.exceptions import ClientError
 
 from served import KEYS, Served, served
-from service_registry import GROUP_ARN, MODEL, PACKAGE, registry_of
+from service_jobs import create, document
+from service_registry import BUCKET, GROUP_ARN, MODEL, PACKAGE, RUNTIME, registry_of
 
 HUB = "SageMakerPublicHub"
 ROLE = "arn:aws:iam::123456789012:role/mlflow"
@@ -184,6 +185,33 @@ def test_the_link_opens_mlflow_s_pages(server: Served, sagemaker: Any) -> None:
         root = url.partition("/auth")[0]
         found = browser.get(f"{root}/ajax-api/2.0/mlflow/experiments/search", params={"max_results": 5}).json()
         assert [experiment["name"] for experiment in found["experiments"]] == ["Default"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": MODEL[:-1]}, f"Did you mean '{MODEL}'?"),
+        ({"agent": RUNTIME[:-1]}, f"Did you mean '{RUNTIME}'?"),
+        ({"mlflow": "arn:aws:sagemaker:us-west-2:000000000000:mlflow-app/app-of-mine"}, "app-of-mine' does not exist"),
+    ],
+)
+def test_a_job_of_something_that_is_not_here_names_what_is_near(
+    server: Served, sagemaker: Any, change: dict[str, str], words: str
+) -> None:
+    asked = {"model": MODEL, "agent": RUNTIME, "mlflow": TRACKING_SERVER} | change
+    given = document(server.context.state.parent, ["1"], agent=asked["agent"])
+    given["EvaluationConfig"]["BaseModelArn"] = asked["model"]
+    given["OutputDataConfig"] = {
+        "S3OutputPath": f"s3://{BUCKET}/output",
+        "MlflowConfig": {"MlflowResourceArn": asked["mlflow"]},
+    }
+    source = given["InputDataConfig"][0]["DataSource"]["S3DataSource"]
+    source["S3Uri"] = source["S3Uri"].replace("//bucket/", f"//{BUCKET}/")
+    with pytest.raises(ClientError) as error:
+        create(sagemaker, "a-job", given)
+    code, message = refusal(error)
+    assert code == "ValidationException"
+    assert words in message
 
 
 def test_an_artifact_is_made_once_and_found_by_its_source(sagemaker: Any) -> None:

@@ -88,7 +88,7 @@ def test_the_sdk_finds_all_it_looks_for_before_it_starts_anything(tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", list(Shape))
 def test_an_evaluation_of_the_sdk_runs_here_to_its_end(tmp_path: Path, shape: Shape) -> None:
-    arguments = {
+    arguments: dict[str, Any] = {
         "model": MODEL if shape is Shape.BASE_ONLY else PACKAGE,
         "evaluate_base_model": shape is Shape.COMPARISON,
     }
@@ -141,5 +141,6 @@ def logged(folder: Path, experiment: str) -> list[dict[str, Any]]:
     store = folder / "state" / "mlflow" / "app-heldout"
     with connected(f"sqlite:///{store}/mlflow.db", store) as connection:
         found = connection.client.get_experiment_by_name(experiment)
+        assert found is not None
         runs = connection.client.search_runs([found.experiment_id])
     return [{"run_id": run.info.run_id, "run_name": run.info.run_name, "metrics": run.data.metrics} for run in runs]

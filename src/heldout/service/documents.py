@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 from heldout.backends.services import check_document
 from heldout.errors import HeldoutError
 from heldout.job.document import JobConfigDocument
-from heldout.pipeline.definition import JOB_CATEGORY, JOB_SCHEMA_VERSION
+from heldout.job.references import AgentCoreRuntime, LambdaAgent
+from heldout.pipeline.definition import JOB_CATEGORY, JOB_SCHEMA_VERSION, model_uri
 from heldout.service.context import Context
 from heldout.service.faults import invalid, not_found
 from heldout.service.mlflow_apps import registry_with_apps
@@ -23,12 +24,28 @@ class Playable(NamedTuple):
 
 def playable(context: Context, document: JobConfigDocument, *, where: str = "JobConfigDocument") -> Playable:
     """The job of a document. Raises ServiceError (ValidationException) naming what is not on this machine and not mapped."""
-    here = registry_with_apps(context).localized(document)
+    registry = registry_with_apps(context)
+    here = registry.localized(document)
+    _check_mlflow(context, here)
     try:
         check_document(here)
     except (HeldoutError, OSError) as error:
-        raise invalid(f"{where}: {error}") from error
+        names = [name for name in (model_uri(here.model), _agent_arn(here)) if name is not None]
+        nearest = "".join(registry.nearest(name) for name in names if name in str(error))
+        raise invalid(f"{where}: {error}{nearest}") from error
     return Playable(here, here.output_data_config.location.rstrip("/"))
+
+
+def _check_mlflow(context: Context, document: JobConfigDocument) -> None:
+    """Every app of this server's own account is mapped; an ARN of another account is one in AWS."""
+    config = document.output_data_config.mlflow_config
+    if config is not None and f":{context.account}:mlflow-app/" in config.mlflow_resource_arn:
+        raise invalid(f"MlflowResourceArn: MLflow app {config.mlflow_resource_arn!r} does not exist")
+
+
+def _agent_arn(document: JobConfigDocument) -> str | None:
+    agent = document.agent_config.agent
+    return agent.arn if isinstance(agent, AgentCoreRuntime | LambdaAgent) else None
 
 
 def parse_document(text: str) -> JobConfigDocument:
