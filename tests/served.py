@@ -1,6 +1,7 @@
 """A server of the AWS protocols on this machine for tests, and real clients of it."""
 
 import asyncio
+import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,7 +37,7 @@ class Served:
 
 def client(url: str, service: str, keys: Credentials = KEYS, region: str = REGION, **settings: Any) -> Any:
     """A boto3 client of one service of the server at `url`, which tries once and sends what it is given unchecked."""
-    return boto3.session.Session().client(
+    return _session().client(
         service,  # type: ignore[call-overload]
         endpoint_url=url,
         region_name=region,
@@ -47,6 +48,12 @@ def client(url: str, service: str, keys: Credentials = KEYS, region: str = REGIO
             retries={"total_max_attempts": 1}, parameter_validation=False, read_timeout=_TIMEOUT_SECONDS, **settings
         ),
     )
+
+
+@functools.lru_cache(maxsize=1)
+def _session() -> boto3.session.Session:
+    """One for all: the models of the services are read once."""
+    return boto3.session.Session()
 
 
 @contextmanager

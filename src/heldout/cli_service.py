@@ -55,3 +55,6 @@ async def _serve(settings: Settings) -> None:
             f"serving on {context.endpoint} (region {context.region}, {verified}, state in {context.state})", flush=True
         )
         await stopped.wait()
+        running = await asyncio.to_thread(lambda: context.supervisor.num_running)
+    if running:
+        print(f"{running} go on in processes of their own; a server started with the same --state sees to them again")

@@ -35,7 +35,7 @@ def check_request(operation: OperationModel, params: dict[str, Any]) -> None:
     if found:
         count = f"{len(found)} validation error{'s' if len(found) > 1 else ''} detected: "
         code = "ValidationError" if operation.service_model.metadata["protocol"] == "query" else "ValidationException"
-        raise ServiceError(code, count + "; ".join(found), reason="CONSTRAINT_VIOLATION")
+        raise ServiceError(code, count + "; ".join(found), reason="FieldValidationFailed")
 
 
 def _problems(shape: Shape, value: Any, where: str) -> Iterator[str]:

@@ -79,8 +79,11 @@ def path_pattern(operation: OperationModel) -> re.Pattern[str]:
 
 
 def is_form(request: SignedRequest) -> bool:
-    """Whether a request is of the query protocol."""
-    return request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
+    """Whether a request is of the query protocol: a form as its body, or, presigned, in its query."""
+    if "x-amz-target" in request.headers:
+        return False
+    has_form = request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
+    return has_form or "Action" in parse_qs(request.query)
 
 
 def form_action(request: SignedRequest) -> tuple[str, str]:

@@ -1,0 +1,253 @@
+"""SageMaker's jobs, served here: through boto3, against a real server, with real rollouts."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+from botocore.exceptions import ClientError
+
+from heldout.errors import InputError
+from heldout.job.document import JobConfigDocument
+from heldout.storage.lock import holder_of
+from jobs import rows
+from served import Served, served
+from service_jobs import AGENT, CATEGORY, SLOW_AGENT, create, describe, document, ended, registry, run_of, until
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path) -> Iterator[Served]:
+    with registry(folder) as names, served(folder / "state", names) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(service: Served) -> Any:
+    return service.client("sagemaker")
+
+
+def refused(call: Any, **params: Any) -> tuple[str, str]:
+    """Code and message of the error that a call ends in."""
+    with pytest.raises(ClientError) as caught:
+        call(**params)
+    reply: Any = caught.value.response
+    return reply["Error"]["Code"], reply["Error"]["Message"]
+
+
+def test_the_developer_guides_job_is_created_played_described_listed_and_deleted(client: Any, folder: Path) -> None:
+    given = document(
+        folder,
+        ["1", "0.5", "turns 2"],
+        batch={"eval_group_size": 2},
+        eval_sampling_params={"temperature": 0.7, "sampling_top_p": 0.9, "sampling_max_tokens": 64},
+        eval_metrics_config={"pass_k_values": [1, 2], "success_threshold": 1.0},
+        rollout={"timeout": 60, "max_concurrency": 8, "max_retries": 1},
+    )
+    arn = create(client, "guide", given, Tags=[{"Key": "team", "Value": "evals"}])
+    assert arn == f"arn:aws:sagemaker:us-west-2:000000000000:job/{CATEGORY}/guide"
+
+    job = ended(client, "guide")
+
+    assert (job["JobStatus"], job["SecondaryStatus"]) == ("Completed", "Completed")
+    assert job["Tags"] == [{"Key": "team", "Value": "evals"}]
+    assert job["CreationTime"] <= job["LastModifiedTime"]
+    assert [step["Status"] for step in job["SecondaryStatusTransitions"]] == ["Starting", "Evaluating", "Completed"]
+    described = json.loads(job["JobConfigDocument"])
+    output = described.pop("ServiceOutput")
+    assert described == given  # AWS names and all
+    assert output["ProgressInfo"] == {"CurrentStep": 6, "MaxSteps": 6}
+    assert output["BillableTokenUsage"]["SampleTokenCount"] == 8  # a token a turn: 2 x (1 + 1 + 2) turns
+    run = run_of(folder, "guide")
+    assert sorted(row["reward"] for row in rows(run)) == [0.5, 0.5, 1.0, 1.0, 1.0, 1.0]
+    assert run.document.hyperparameters.sampling_temperature == 0.7
+
+    (listed,) = client.list_jobs(JobCategory=CATEGORY, NameContains="guid", StatusEquals="Completed")["JobSummaries"]
+    assert listed["JobArn"] == arn
+    assert listed["EndTime"] == job["EndTime"]
+    assert (
+        "only one that is InProgress can be stopped"
+        in refused(client.stop_job, JobName="guide", JobCategory=CATEGORY)[1]
+    )
+    for _ in range(2):  # as often as one likes
+        client.delete_job(JobName="guide", JobCategory=CATEGORY)
+    assert refused(client.describe_job, JobName="guide", JobCategory=CATEGORY)[0] == "ResourceNotFound"
+    assert client.list_jobs(JobCategory=CATEGORY, NameContains="guid")["JobSummaries"] == []
+    assert rows(run)  # what was found out stays
+
+
+def test_a_job_that_is_stopped_keeps_what_was_finished_and_stays_stopped(client: Any, folder: Path) -> None:
+    given = document(folder, ["0.05"] * 400, agent=SLOW_AGENT, rollout_max_concurrency=2)
+    create(client, "stopped", given)
+    asked = {"JobName": "stopped", "JobCategory": CATEGORY}
+    until(lambda: describe(client, "stopped"), lambda job: "CurrentStep" in job["JobConfigDocument"])
+    assert refused(client.delete_job, **asked)[0] == "ResourceInUse"
+    assert refused(create, client=client, name="stopped", given=given)[0] == "ResourceInUse"
+
+    client.stop_job(**asked)
+
+    assert describe(client, "stopped")["JobStatus"] in ("Stopping", "Stopped")
+    job = ended(client, "stopped")
+    assert (job["JobStatus"], job["SecondaryStatus"]) == ("Stopped", "Stopped")
+    assert 0 < len(rows(run_of(folder, "stopped"))) < 400
+    client.delete_job(**asked)
+
+
+@pytest.mark.slow
+def test_a_job_whose_process_is_killed_goes_on_and_repeats_no_rollout(client: Any, folder: Path) -> None:
+    create(client, "killed", document(folder, ["0.1"] * 30, agent=SLOW_AGENT, rollout_max_concurrency=3))
+    run_folder = folder / "bucket" / "output" / "killed" / "base-model-eval"
+    progress = run_folder / "progress.json"
+    until(lambda: progress.exists() and json.loads(progress.read_bytes())["finished"], lambda finished: finished >= 3)
+    first = holder_of(run_folder)
+    assert first
+
+    os.kill(first, signal.SIGKILL)
+
+    assert ended(client, "killed")["JobStatus"] == "Completed"
+    played = rows(run_of(folder, "killed"), "attempts")
+    assert len({row["prompt_index"] for row in played}) == 30
+    assert len(played) == 30  # what was in flight left no trace; what was finished was not played again
+
+
+def test_a_job_that_fails_says_why(client: Any, folder: Path) -> None:
+    given = document(folder, ["1"])
+    broken = folder / "broken.py"
+    broken.write_text("def play(payload):\n    return {}\n\nraise RuntimeError('no licence')\n")
+    given["AgentConfig"] = {"EntryPointConfig": {"EntryPoint": f"{broken}:play"}}
+    create(client, "failing", given)
+    job = ended(client, "failing")
+    assert (job["JobStatus"], job["SecondaryStatus"]) == ("Failed", "Failed")
+    assert "no licence" in job["FailureReason"]
+    assert job["SecondaryStatusTransitions"][-1]["StatusMessage"] == job["FailureReason"]
+
+
+def changed(given: dict[str, Any], section: str, **members: Any) -> dict[str, Any]:
+    return given | {section: {**given[section], **members}}
+
+
+@pytest.mark.parametrize(
+    ("section", "members", "told"),
+    [
+        (
+            "EvaluationConfig",
+            {"HyperParameters": {"batch": {"eval_group_sise": 2}}},
+            "Did you mean 'batch.eval_group_size'?",
+        ),
+        (
+            "EvaluationConfig",
+            {"HyperParameters": {"top_p": 2}},
+            "hyperparameter 'top_p' is 2; it must be a number above 0",
+        ),
+        ("EvaluationConfig", {"BaseModelArn": "scriptet"}, "model 'scriptet' is not on this machine"),
+        ("InputDataConfig", None, "InputDataConfig is missing"),
+        ("StoppingCondition", {"MaxRuntimeInSeconds": 0}, "StoppingCondition.MaxRuntimeInSeconds is 0"),
+        ("OutputDataConfig", {"S3OutputUri": "s3://bucket"}, "Did you mean 'S3OutputPath'?"),
+    ],
+)
+def test_a_document_that_cannot_be_played_is_refused_at_once(
+    client: Any, folder: Path, section: str, members: dict[str, Any] | None, told: str
+) -> None:
+    given = document(folder, ["1"])
+    if members is None:
+        del given[section]
+    else:
+        given = changed(given, section, **members)
+    code, message = refused(create, client=client, name="refused", given=given)
+    assert code == "ValidationException"
+    assert told in message
+    assert refused(client.describe_job, JobName="refused", JobCategory=CATEGORY)[0] == "ResourceNotFound"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"JobCategory": "AgentRFT"}, "jobs of category 'AgentRFT' are not served here"),
+        ({"JobConfigSchemaVersion": "2.0.0"}, "JobConfigSchemaVersion '2.0.0' does not exist"),
+        ({"JobConfigDocument": "{"}, "JobConfigDocument does not match schema version 1.0.0"),
+        ({"JobName": "-"}, "Value '-' at 'jobName' failed to satisfy constraint"),
+        ({"RoleArn": "arn:aws:iam::123456789012:user/me"}, "at 'roleArn' failed to satisfy constraint"),
+    ],
+)
+def test_a_request_that_cannot_be_meant_is_refused(
+    client: Any, folder: Path, changes: dict[str, Any], told: str
+) -> None:
+    code, message = refused(create, client=client, name="refused", given=document(folder, ["1"]), **changes)
+    assert code == "ValidationException"
+    assert told in message
+
+
+@pytest.mark.parametrize("operation", ["describe_job", "stop_job", "delete_job"])
+def test_a_job_that_there_is_not_is_a_resource_not_found(client: Any, operation: str) -> None:
+    code, message = refused(getattr(client, operation), JobName="nothing", JobCategory=CATEGORY)
+    assert (code, message) == ("ResourceNotFound", f"job 'nothing' of category {CATEGORY} does not exist")
+
+
+def schema_of(client: Any) -> Any:
+    (version,) = client.list_job_schema_versions(JobCategory=CATEGORY)["JobConfigSchemas"]
+    described = client.describe_job_schema_version(JobCategory=CATEGORY, **version)
+    assert described["JobConfigSchemaVersion"] == "1.0.0"
+    return json.loads(described["JobConfigSchema"])
+
+
+def test_the_schema_is_what_documents_are_held_against(client: Any, folder: Path) -> None:
+    validator = jsonschema.Draft202012Validator(schema_of(client))
+    validator.check_schema(validator.schema)
+    fine = document(folder, ["1"])
+    candidates = [
+        fine,
+        *(changed(fine, "EvaluationConfig", HyperParameters=values) for values in HYPERPARAMETERS),
+        changed(fine, "AgentConfig", HttpAgentConfig={"Url": "http://host"}),
+        changed(fine, "AgentConfig", BedrockAgentCoreConfig=None),
+        changed(fine, "OutputDataConfig", LocalOutputPath="here"),
+        changed(fine, "StoppingCondition", MaxRuntimeInSeconds=300_000),
+        changed(fine, "StoppingCondition", Other=1),
+        fine | {"InputDataConfig": []},
+        fine | {"ModelPackageConfig": {}},
+        fine | {"ModelPackageConfig": {"InputModelPackageArn": AGENT}},
+    ]
+    judged = [validator.is_valid(candidate) for candidate in candidates]
+    assert judged == [is_taken(candidate) for candidate in candidates]
+    assert 5 < sum(judged) < len(judged) - 5
+
+
+HYPERPARAMETERS: list[dict[str, Any]] = [
+    {},
+    {"batch": {"eval_group_size": 2}},
+    {"batch": {"eval_group_size": 0}},
+    {"batch": {"other": 1}},
+    {"eval_group_size": "4", "pass_k_values": "[1, 2]"},
+    {"eval_group_size": 1.5},
+    {"sampling_top_p": 0},
+    {"top_p": 1, "rollout_timeout": 0.5},
+    {"pass_k_values": [1, 4]},
+    {"pass_k_values": [0]},
+    {"pass_k_values": []},
+    {"enforce_sampling": True, "failed_rollouts": "exclude", "rollout": {"timeout": 5}},
+    {"failed_rollouts": "ignore"},
+    {"logprobs": 1},
+    {"unknown": 1},
+]
+
+
+def is_taken(candidate: dict[str, Any]) -> bool:
+    try:
+        JobConfigDocument.parse(json.dumps(candidate))
+    except InputError:
+        return False
+    return True
+
+
+def test_schemas_of_other_categories_and_versions_are_not_found(client: Any) -> None:
+    assert refused(client.list_job_schema_versions, JobCategory="AgentRFT")[0] == "ResourceNotFound"
+    described = client.describe_job_schema_version
+    assert refused(described, JobCategory=CATEGORY, JobConfigSchemaVersion="9.0.0")[0] == "ResourceNotFound"
+    assert refused(described, JobCategory="AgentRFT")[0] == "ResourceNotFound"

@@ -1,0 +1,138 @@
+"""`heldout serve` as a person starts it; and what is left of everything when it is killed."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from heldout.cli import main
+from heldout.storage.lock import holder_of
+from jobs import rows
+from served import KEYS, REGION, client
+from service_jobs import REGISTRY_FILE, SLOW_AGENT, create, describe, document, ended, registry, run_of, until
+
+
+class Started(NamedTuple):
+    """A server in a process of its own."""
+
+    process: subprocess.Popen[str]
+    line: str
+    """What it said when it began to accept requests."""
+
+    @property
+    def client(self) -> Any:
+        return client(self.line.split()[2], "sagemaker")
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """With a key pair, and nothing of the person's own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "HELDOUT_"))}
+    return kept | {
+        "AWS_ACCESS_KEY_ID": KEYS.access_key,
+        "AWS_SECRET_ACCESS_KEY": KEYS.secret_key,
+        "AWS_REGION": REGION,
+        "XDG_STATE_HOME": str(folder / "xdg"),
+    }
+
+
+def arguments(folder: Path) -> list[str]:
+    """Of the command line."""
+    return ["serve", "--port", "0", "--registry", str(folder / REGISTRY_FILE), "--state", str(folder / "state")]
+
+
+@contextlib.contextmanager
+def started(folder: Path) -> Iterator[Started]:
+    """A server that is killed when it has not ended by itself."""
+    command = [sys.executable, "-c", "from heldout.cli import main; main()", *arguments(folder)]
+    process = subprocess.Popen(command, env=environment(folder), stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield Started(process, process.stdout.readline())
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def kill(server: Started) -> None:
+    server.process.send_signal(signal.SIGKILL)
+    server.process.wait()
+
+
+def run_folder(folder: Path, name: str) -> Path:
+    return folder / "bucket" / "output" / name / "base-model-eval"
+
+
+def wait_for_rollouts(folder: Path, name: str) -> None:
+    progress = run_folder(folder, name) / "progress.json"
+    until(lambda: progress.exists() and json.loads(progress.read_bytes())["finished"], lambda finished: finished > 1)
+
+
+def kill_holder(folder: Path, name: str) -> None:
+    pid = holder_of(run_folder(folder, name))
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_a_killed_servers_jobs_go_on_and_its_next_start_takes_up_those_that_died_with_it(tmp_path: Path) -> None:
+    given = document(tmp_path, ["0.1"] * 40, agent=SLOW_AGENT, rollout_max_concurrency=3)
+    with registry(tmp_path):
+        with started(tmp_path) as server:
+            create(server.client, "died", given)
+            create(server.client, "lived", given)
+            wait_for_rollouts(tmp_path, "died")
+            wait_for_rollouts(tmp_path, "lived")
+            kill(server)
+            kill_holder(tmp_path, "died")
+        with started(tmp_path) as server:
+            assert ended(server.client, "died")["JobStatus"] == "Completed"
+            assert ended(server.client, "lived")["JobStatus"] == "Completed"
+    for name in ("died", "lived"):
+        played = rows(run_of(tmp_path, name), "attempts")
+        assert len(played) == len({row["prompt_index"] for row in played}) == 40
+
+
+@pytest.mark.slow
+def test_what_was_asked_to_stop_is_not_taken_up_again(tmp_path: Path) -> None:
+    with registry(tmp_path):
+        with started(tmp_path) as server:
+            given = document(tmp_path, ["30"] * 4, agent=SLOW_AGENT, rollout_max_concurrency=2)
+            create(server.client, "stopped", given)
+            until(lambda: holder_of(run_folder(tmp_path, "stopped")), bool)
+            server.client.stop_job(JobName="stopped", JobCategory="AgentRFTEvaluation")
+            assert describe(server.client, "stopped")["JobStatus"] == "Stopping"
+            kill(server)
+            kill_holder(tmp_path, "stopped")
+        with started(tmp_path) as server:
+            job = ended(server.client, "stopped")
+            assert (job["JobStatus"], job["SecondaryStatus"]) == ("Stopped", "Stopped")
+
+
+def test_a_server_says_one_line_when_it_accepts_requests_and_ends_on_ctrl_c(tmp_path: Path) -> None:
+    (tmp_path / REGISTRY_FILE).write_text("")
+    with started(tmp_path) as server:
+        assert server.line.startswith("serving on http://127.0.0.1:")
+        assert f"region {REGION}, verified signatures, state in {tmp_path / 'state'}" in server.line
+        assert server.client.list_pipelines()["PipelineSummaries"] == []
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(timeout=60) == 0
+
+
+def test_a_server_that_cannot_be_started_says_why_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / REGISTRY_FILE).write_text("")
+    monkeypatch.setattr(sys, "argv", ["heldout", *arguments(tmp_path), "--no-auth", "--host", "0.0.0.0"])
+    with pytest.raises(SystemExit) as ended_with:
+        main()
+    assert ended_with.value.code == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("heldout: --no-auth would let everyone who reaches '0.0.0.0' in")
+    assert told.err.count("\n") == 1
