@@ -7,11 +7,13 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from heldout.backends.base import Backend
+from heldout.backends.choosing import choose_backend
 from heldout.backends.evaluation import play_evaluation, play_run, run_to_end, stopped_by_signals
 from heldout.backends.registries import read_registry
 from heldout.backends.results import evaluation_document, evaluation_results, run_document, run_results
@@ -20,7 +22,7 @@ from heldout.cli_output import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, Js
 from heldout.errors import HeldoutError, InputError
 from heldout.job.document import DEFAULT_RUNTIME_SECONDS, MAX_RUNTIME_SECONDS
 from heldout.job.hyperparameters import Hyperparameters
-from heldout.job.references import parse_agent
+from heldout.job.references import parse_agent, parse_model
 from heldout.job.registry import Registry
 from heldout.pipeline.definition import model_uri
 from heldout.pipeline.evaluation import Evaluation, evaluations_below
@@ -84,6 +86,10 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Play only so many prompts.")] = None,
     shuffle_seed: Annotated[int | None, typer.Option(help="Play prompts in an order drawn from this seed.")] = None,
     registry: RegistryOption = None,
+    backend: Annotated[
+        Backend | None,
+        typer.Option(help="Where it runs; default: in AWS when model and agent are there and no registry maps them."),
+    ] = None,
     runtime_url: Annotated[
         str | None,
         typer.Option(
@@ -100,6 +106,32 @@ def evaluate(
 ) -> None:
     """Play an agent on held-out prompts and say how good its policy is; with a base, whether it is better."""
     names = read_registry(registry)
+    model_reference, agent_reference = parse_model(model, frozenset(EMBEDDED_MODELS)), parse_agent(agent)
+    if (backend or choose_backend(model_reference, agent_reference, names)) == "sagemaker":
+        if resume:
+            raise InputError(
+                "--resume goes on with an evaluation on this machine; managed jobs can only be started anew"
+            )
+        if limit is not None or shuffle_seed is not None:
+            raise InputError(
+                "--limit and --shuffle-seed have no place in managed jobs; leave them out, or --backend local"
+            )
+        _evaluate_in_aws(
+            model=model,
+            agent_config=agent,
+            dataset=dataset,
+            s3_output_path=output,
+            base_eval_name=name,
+            base_model=compare_with,
+            evaluate_base_model=compare_with is not None,
+            stopping_condition=_checked_runtime(max_runtime),
+            mlflow_resource_arn=mlflow,
+            runtime_url=runtime_url,
+            registry=registry,
+            settings=_settings(hyperparameter),
+            as_json=as_json,
+        )
+        return
     evaluation_name = name or _default_name(agent)
     location = location_of(output, evaluation_name, names)
     if resume and Evaluation.is_at(location):
@@ -111,7 +143,7 @@ def evaluate(
         request = EvaluationRequest(
             policies=policies,
             evaluate_base_model=compare_with is not None,
-            agent=parse_agent(agent),
+            agent=agent_reference,
             dataset=dataset,
             output=output,
             folder=Path.cwd(),
@@ -192,6 +224,17 @@ def models(registry: RegistryOption = None, as_json: JsonOption = False) -> None
     width = max(len(entry["name"]) for entry in found)
     for entry in found:
         print(f"{entry['name']:<{width}}  {entry['where']}")
+
+
+def _evaluate_in_aws(*, settings: dict[str, str], as_json: bool, **fields: Any) -> None:
+    # boto3 takes most of a second to load, which a job on this machine would lose before its first model call.
+    from heldout import cli_cloud
+    from heldout.evaluator import MultiTurnRLEvaluator
+
+    evaluator = MultiTurnRLEvaluator(backend="sagemaker", **fields)
+    for name, value in settings.items():
+        setattr(evaluator.hyperparameters, name, value)
+    cli_cloud.evaluate(evaluator, as_json=as_json)
 
 
 def _add_further_commands() -> None:

@@ -230,6 +230,7 @@ class MultiTurnRLEvaluator(EvaluatorFields):
             ) from error
 
     def _default_name(self) -> str:
-        last = re.split(r"[#/]", (model_text(self.model) or "model").rstrip("/"))[-1]
+        text = (model_text(self.model) or "model").rstrip("/")
+        last = re.split(r"[#/]", re.sub(r"(:model-package/[^/]+|:hub-content/.+)/[\d.]+$", r"\1", text))[-1]
         word = re.sub(r"[^a-zA-Z0-9]", "", re.split(r"[-_.+]", last)[0])[:20]
         return f"eval-{word or 'model'}-{uuid.uuid4().hex[:8]}"

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 
 from heldout.backends.base import Backend, PipelineExecutionStatus, StartedEvaluation, StepDetail
 from heldout.backends.known import find_evaluation, is_known, known_evaluations
+from heldout.backends.registries import read_registry
 from heldout.backends.started import LocalEvaluation
 from heldout.errors import JobFailed, WaitTimeout
 from heldout.frames import Frame, FrameKind, table_of
@@ -65,9 +66,9 @@ class Execution:
         from heldout.backends.sagemaker.evaluation import CloudEvaluation
         from heldout.backends.sagemaker.pipelines import evaluation_executions
 
-        account = Account(session, region)
+        account, registry = Account(session, region), read_registry()
         for arn in evaluation_executions(account):
-            yield cls(CloudEvaluation(account, arn))
+            yield cls(CloudEvaluation(account, arn, registry))
 
     @property
     def name(self) -> str:
@@ -208,4 +209,4 @@ def _cloud_evaluation(arn: str, session: Any, region: str) -> StartedEvaluation:
     from heldout.backends.sagemaker.account import Account
     from heldout.backends.sagemaker.evaluation import CloudEvaluation
 
-    return CloudEvaluation(Account(session, region), arn)
+    return CloudEvaluation(Account(session, region), arn, read_registry())

@@ -116,5 +116,10 @@ def default_tracking_uri(output: str) -> str:
 
 
 def default_region() -> str:
-    """The AWS region that the environment names."""
-    return next((region for name in _REGION_VARIABLES if (region := os.environ.get(name))), _DEFAULT_REGION)
+    """The AWS region that the environment names, or one that stands in for it."""
+    return named_region() or _DEFAULT_REGION
+
+
+def named_region() -> str | None:
+    """The AWS region that the environment names, if it names one."""
+    return next((region for name in _REGION_VARIABLES if (region := os.environ.get(name))), None)

@@ -2,13 +2,14 @@
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError
 
+from heldout.backends.starting import named_region
 from heldout.errors import CloudError, ReferenceProblem, shown
 
 _RETRIES = Config(retries={"mode": "standard", "total_max_attempts": 8})
@@ -42,7 +43,7 @@ class Account:
         self._boto: boto3.Session = getattr(given, "boto_session", None) or (
             given if isinstance(given, boto3.Session) else _new_session(region)
         )
-        own_region = region or getattr(given, "boto_region_name", None) or self._boto.region_name
+        own_region = region or getattr(given, "boto_region_name", None) or self._boto.region_name or named_region()
         if not isinstance(own_region, str):
             raise ReferenceProblem(
                 "no AWS region: give region=..., a session with one, AWS_REGION, or a default in the AWS configuration file"
@@ -131,6 +132,18 @@ def told(what: str, *, absent: str | None = None) -> Iterator[None]:
         raise ReferenceProblem(f"{what}: {error}") from error
     except BotoCoreError as error:
         raise CloudError(f"{what}: {error}") from error
+
+
+def pages(
+    operation: Callable[..., Mapping[str, Any]], *, token: str = "NextToken", **asked: Any
+) -> Iterator[Mapping[str, Any]]:
+    """Every page of a list operation of a client. token: the member that continues it."""
+    while True:
+        page = operation(**asked)
+        yield page
+        if not page.get(token):
+            return
+        asked = {**asked, token: page[token]}
 
 
 def is_absent(error: ClientError) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from heldout.backends.sagemaker.account import Account, is_absent, told
+from heldout.backends.sagemaker.account import Account, is_absent, pages, told
 from heldout.errors import ReferenceProblem
 from heldout.job.references import AgentCoreRuntime, AgentReference
 
@@ -55,7 +55,7 @@ def check_group(account: Account, group: str) -> None:
 def agentcore_runtimes(account: Account) -> list[dict[str, str]]:
     """`name`, `runtime_id`, `arn` and `status` of every AgentCore runtime in the account. Raises CloudError."""
     with told("the account's AgentCore runtimes"):
-        pages = account.client("bedrock-agentcore-control").get_paginator("list_agent_runtimes").paginate()
+        client = account.client("bedrock-agentcore-control")
         return [
             {
                 "name": runtime.get("agentRuntimeName", ""),
@@ -63,7 +63,7 @@ def agentcore_runtimes(account: Account) -> list[dict[str, str]]:
                 "arn": runtime["agentRuntimeArn"],
                 "status": runtime.get("status", ""),
             }
-            for page in pages
+            for page in pages(client.list_agent_runtimes, token="nextToken")
             for runtime in page["agentRuntimes"]
         ]
 

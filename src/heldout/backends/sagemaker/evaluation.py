@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from heldout.backends.base import JobProgress, PipelineExecutionStatus, StartedEvaluation, StepDetail
-from heldout.backends.sagemaker.account import Account, told
+from heldout.backends.sagemaker.account import Account, pages, told
 from heldout.backends.sagemaker.job_steps import JobStep, job_steps, service_output
 from heldout.backends.sagemaker.mlflow_apps import run_link
 from heldout.backends.sagemaker.outputs import run_of
@@ -85,10 +85,8 @@ class CloudEvaluation(StartedEvaluation):
         )
         with told(f"evaluation {self._arn}", absent=absent):
             self._described: Mapping[str, Any] = client.describe_pipeline_execution(PipelineExecutionArn=self._arn)
-            pages = client.get_paginator("list_pipeline_execution_steps").paginate(
-                PipelineExecutionArn=self._arn, SortOrder="Ascending"
-            )
-            steps = tuple(_detail(step) for page in pages for step in page["PipelineExecutionSteps"])
+            listed = pages(client.list_pipeline_execution_steps, PipelineExecutionArn=self._arn, SortOrder="Ascending")
+            steps = tuple(_detail(step) for page in listed for step in page["PipelineExecutionSteps"])
         status = self._described["PipelineExecutionStatus"]
         reason = self._described.get("FailureReason") or next(
             (s.failure_reason for s in steps if s.failure_reason), None
@@ -117,7 +115,7 @@ class CloudEvaluation(StartedEvaluation):
         job = self._job(playing.job_arn or "")
         steps = service_output(job).get("ProgressInfo") or {}
         planned, finished = int(steps.get("MaxSteps") or 0), int(steps.get("CurrentStep") or 0)
-        words = [f"{playing.name}: {job.get('SecondaryStatus') or job.get('JobStatus')}"]
+        words = [str(job.get("SecondaryStatus") or job.get("JobStatus"))]
         if planned:
             words.append(f"{finished} of {planned} rollouts")
         if message := next((t["StatusMessage"] for t in _latest_first(job) if t.get("StatusMessage")), None):

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from heldout.backends.sagemaker.account import Account, told
+from heldout.backends.sagemaker.account import Account, pages, told
 from heldout.errors import CloudError
 
 _READY = frozenset({"Created", "Updated"})
@@ -29,8 +29,8 @@ def default_app(account: Account) -> str | None:
         domain = _domain()
         filters: list[dict[str, str]] = [{"DefaultForDomainId": domain}] if domain else []
         for chosen in (*filters, {"AccountDefaultStatus": "ENABLED"}, {}):
-            pages = client.get_paginator("list_mlflow_apps").paginate(**chosen)
-            apps = [app for page in pages for app in page.get("Summaries", ()) if app["Status"] in _READY | _COMING]
+            listed = (app for page in pages(client.list_mlflow_apps, **chosen) for app in page.get("Summaries", ()))
+            apps = [app for app in listed if app["Status"] in _READY | _COMING]
             # One that is ready rather than one that is coming; the sort keeps the order otherwise.
             for app in sorted(apps, key=lambda app: app["Status"] not in _READY):
                 return str(app["Arn"])

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from heldout.backends.sagemaker.account import Account, told
+from heldout.backends.sagemaker.account import Account, pages, told
 from heldout.errors import ReferenceProblem, shown
 from heldout.job.references import HubModel, ModelPackage, ModelReference
 from heldout.job.registry import hub_content_name
@@ -56,8 +56,7 @@ def supported_models(account: Account) -> list[str]:
     """Names of the hub's models that can be evaluated, sorted. Raises CloudError."""
     names = []
     with told("the hub's models"):
-        pages = account.sagemaker.get_paginator("list_hub_contents").paginate(HubName=_hub(), HubContentType="Model")
-        for page in pages:
+        for page in pages(account.sagemaker.list_hub_contents, HubName=_hub(), HubContentType="Model"):
             for content in page["HubContentSummaries"]:
                 keywords = [keyword.lower() for keyword in content.get("HubContentSearchKeywords", ())]
                 if any(keyword == _KEYWORD or keyword.startswith(f"{_KEYWORD}_") for keyword in keywords):

@@ -64,8 +64,8 @@ def _fetch(account: Account, bucket: str, folder: str, kept: Path) -> None:
 
 
 def _keys(account: Account, bucket: str, prefix: str) -> Iterator[str]:
-    pages = account.client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-    for page in pages:
+    s3 = account.client("s3")
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
         for item in page.get("Contents", ()):
             if not item["Key"].endswith("/"):
                 yield item["Key"]

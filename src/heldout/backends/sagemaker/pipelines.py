@@ -14,7 +14,7 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from heldout.backends.sagemaker.account import Account, code_of, is_absent, told
+from heldout.backends.sagemaker.account import Account, code_of, is_absent, pages, told
 from heldout.pipeline.definition import PIPELINE_PREFIX
 
 SHARED_NAME = f"{PIPELINE_PREFIX}-heldout"
@@ -84,14 +84,11 @@ def evaluation_executions(account: Account) -> Iterator[str]:
     found: list[tuple[Any, str]] = []
     client = account.sagemaker
     with told("the account's evaluations"):
-        for page in client.get_paginator("list_pipelines").paginate(PipelineNamePrefix=PIPELINE_PREFIX):
+        for page in pages(client.list_pipelines, PipelineNamePrefix=PIPELINE_PREFIX):
             for pipeline in page["PipelineSummaries"]:
                 if not _is_evaluation(account, pipeline["PipelineArn"]):
                     continue
-                executions = client.get_paginator("list_pipeline_executions").paginate(
-                    PipelineName=pipeline["PipelineName"]
-                )
-                for listed in executions:
+                for listed in pages(client.list_pipeline_executions, PipelineName=pipeline["PipelineName"]):
                     found += [
                         (execution["StartTime"], execution["PipelineExecutionArn"])
                         for execution in listed["PipelineExecutionSummaries"]
@@ -126,5 +123,5 @@ def _create(account: Account, name: str, text: str, role_arn: str) -> None:
 
 
 def _is_evaluation(account: Account, arn: str) -> bool:
-    pages = account.sagemaker.get_paginator("list_tags").paginate(ResourceArn=arn)
-    return any(tag == TAG for page in pages for tag in page["Tags"])
+    listed = pages(account.sagemaker.list_tags, ResourceArn=arn)
+    return any(tag == TAG for page in listed for tag in page["Tags"])
