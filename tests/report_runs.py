@@ -22,7 +22,7 @@ from heldout.job.records import Attempt, Boundary, Failure, Turn
 from heldout.job.references import EndpointModel, EntryPoint
 from heldout.rollouts.journal import encode
 from heldout.rollouts.prompts import PromptSource, copy_prompts
-from heldout.rollouts.results import complete, write_results
+from heldout.rollouts.results import write_results
 from heldout.rollouts.run import Run
 
 Message = Mapping[str, Any]
@@ -128,7 +128,7 @@ def written_run(
     (run.journal_folder / "000001.jsonl").write_bytes(b"".join(encode(attempt) for attempt in attempts))
     if is_done:
         write_results(run, is_partial=False)
-        complete(run)
+        run.complete()
     return run
 
 

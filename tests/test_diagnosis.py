@@ -11,7 +11,6 @@ from heldout.errors import DatasetError, InputError
 from heldout.report.findings import Finding, Weight, find
 from heldout.report.rollout_rows import RolloutRows
 from heldout.report.slices import ABSENT, OTHERS, columns_of, slices
-from heldout.rollouts.results import metric_settings
 from heldout.rollouts.run import Run
 from report_runs import Play, call, written_run
 
@@ -163,7 +162,7 @@ def test_what_casts_doubt_on_the_numbers_comes_first(tmp_path: Path) -> None:
 
 
 def _slices(run: Run, column: str) -> dict[str, tuple[int, float | None]]:
-    settings = metric_settings(run.document.hyperparameters)
+    settings = run.metric_settings
     rows = RolloutRows.read(run.folder)
     return {s.value: (s.num_prompts, s.success) for s in slices(run.prompts_path, rows, column, settings)}
 

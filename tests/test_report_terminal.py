@@ -18,7 +18,7 @@ from heldout.report.terminal import results, slice_table
 from heldout.report.trajectory import trajectory
 from heldout.report.visible import one_line, visible
 from heldout.rollouts.rescoring import rescore
-from heldout.rollouts.results import metric_settings, summarize_run
+from heldout.rollouts.results import summarize_run
 from heldout.rollouts.run import Run
 from report_runs import Play, call, written_run
 
@@ -68,15 +68,13 @@ def test_doubts_are_all_shown_and_patterns_as_far_as_there_is_room(tmp_path: Pat
 def test_an_evaluation_without_a_single_rollout_can_be_shown(tmp_path: Path) -> None:
     run = written_run(tmp_path / "run", [[GOOD]])
     nothing = RolloutRows.read(run.folder).rollout_table(RolloutRows.read(run.folder).is_failed)
-    summary = summarize(nothing, None, metric_settings(run.document.hyperparameters), seconds=None)
+    summary = summarize(nothing, None, run.metric_settings, seconds=None)
     assert "prompts" in printed(results(summary, [], title="t", where="s3://bucket/run", is_partial=True))
 
 
 def test_slices_are_a_table(tmp_path: Path) -> None:
     run = written_run(tmp_path / "run", [[GOOD, GOOD], [GOOD, BAD]], columns=[{"level": "easy"}, {"level": "hard"}])
-    found = slices(
-        run.prompts_path, RolloutRows.read(run.folder), "level", metric_settings(run.document.hyperparameters)
-    )
+    found = slices(run.prompts_path, RolloutRows.read(run.folder), "level", run.metric_settings)
     assert re.search(r"easy +│ +1 │ +2 │ +0 │ +1\.00", printed(slice_table(found, "level"), 80))
 
 

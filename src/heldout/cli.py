@@ -1,5 +1,6 @@
 """The command line: parse, call one function, print."""
 
+import asyncio
 import re
 import sys
 import time
@@ -16,9 +17,24 @@ from heldout.backends.base import Backend
 from heldout.backends.choosing import choose_backend
 from heldout.backends.evaluation import play_evaluation, play_run, run_to_end, stopped_by_signals
 from heldout.backends.registries import read_registry
-from heldout.backends.results import evaluation_document, evaluation_results, run_document, run_results
+from heldout.backends.results import (
+    document_apart,
+    evaluation_document,
+    evaluation_results,
+    run_document,
+    run_results,
+    shown_apart,
+)
 from heldout.backends.starting import create_evaluation, location_of, tracking_for
-from heldout.cli_output import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED, JsonOption, print_json, print_shown
+from heldout.cli_output import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    JsonOption,
+    output_console,
+    print_json,
+    print_shown,
+)
 from heldout.errors import HeldoutError, InputError
 from heldout.job.document import DEFAULT_RUNTIME_SECONDS, MAX_RUNTIME_SECONDS
 from heldout.job.hyperparameters import Hyperparameters
@@ -254,7 +270,7 @@ def _add_further_commands() -> None:
 def _play(evaluation: Evaluation, *, as_json: bool) -> None:
     console = Console(stderr=True)
     ending = run_to_end(play_evaluation(evaluation, _display(console), on_stop=_tell(console), say=_say(console)))
-    _show_evaluation(evaluation, as_json=as_json)
+    _print_results(evaluation, as_json=as_json)
     _exit_after(ending, evaluation.location, console)
 
 
@@ -267,8 +283,15 @@ def _play_one(run: Run, *, as_json: bool) -> None:
             return await play_run(run, _display(console), switch, tags={}, note=_note(console), say=_say(console))
 
     ending = run_to_end(play())
-    _show_run(run, as_json=as_json)
+    _print_results(run, as_json=as_json)
     _exit_after(ending, run.location, console)
+
+
+def _print_results(place: Evaluation | Run, *, as_json: bool) -> None:
+    if as_json:
+        print_json(asyncio.run(document_apart(place)))
+    else:
+        sys.stdout.write(asyncio.run(shown_apart(place, output_console())))
 
 
 def _display(console: Console) -> Callable[[Run, Progress], AbstractAsyncContextManager[None]]:

@@ -37,7 +37,7 @@ from heldout.rollouts.comparing import compare_runs, comparison_document, prompt
 from heldout.rollouts.mirror import open_run
 from heldout.rollouts.recorded import RecordedTrajectory, open_recordings, open_tables
 from heldout.rollouts.rescoring import DEFAULT_CONCURRENCY, rescore
-from heldout.rollouts.results import metric_settings, summarize_run
+from heldout.rollouts.results import summarize_run
 from heldout.rollouts.run import JobStatus, Run, runs_below
 from heldout.rollouts.scores import agreement_document
 
@@ -59,7 +59,7 @@ def compare_command(
     """Say whether one run is better than another, by how much, and how sure that is."""
     opened = _runs(runs)
     if len(opened) > 2:
-        settings = metric_settings(opened[-1].document.hyperparameters)
+        settings = opened[-1].metric_settings
         ranked = rank([_named_side(run) for run in opened], settings, metric=metric)
         _print(as_json, _ranking_document(ranked), judgements.ranking(ranked))
         return
@@ -178,7 +178,7 @@ def _named_side(run: Run) -> Side:
 
 
 def _pilot_spread(pilots: list[Run], of_reward: bool, likeness: float) -> tuple[Spread, Sample]:
-    settings = metric_settings(pilots[-1].document.hyperparameters)
+    settings = pilots[-1].metric_settings
     if len(pilots) > 2:
         raise InputError(f"{len(pilots)} pilot runs; give one, or two to be paired")
     if len(pilots) == 1:
@@ -237,7 +237,7 @@ def show_part(run: Run, trajectory_id: str | None, column: str | None, *, as_jso
         else:
             print_shown(trajectory(run, trajectory_id))
         return
-    settings = metric_settings(run.document.hyperparameters)
+    settings = run.metric_settings
     with open_tables(run) as folder:
         found = slices(run.prompts_path, RolloutRows.read(folder), column or "", settings)
     if as_json:

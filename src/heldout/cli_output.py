@@ -19,10 +19,15 @@ _WIDTH = 110
 """Of what is printed to something else than a terminal."""
 
 
+def output_console() -> Console:
+    """Standard output: as wide as the terminal, or of a fixed width."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_WIDTH)
+
+
 def print_shown(shown: RenderableType) -> None:
     """A table or text on standard output."""
-    console = Console()
-    (console if console.is_terminal else Console(width=_WIDTH)).print(shown)
+    output_console().print(shown)
 
 
 def print_json(value: object) -> None:

@@ -150,4 +150,4 @@ class LocalWork:
 
     async def conclude(self, evaluation: Evaluation) -> None:
         """Compares the runs where there are two."""
-        await asyncio.to_thread(compare_evaluation, evaluation, evaluation.note)
+        await compare_evaluation(evaluation, evaluation.note)

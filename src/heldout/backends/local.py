@@ -5,21 +5,25 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from heldout.backends.apart import apart
+from heldout.backends.results import numbers_of, write_numbers
 from heldout.backends.services import region_of, services_of
 from heldout.errors import HeldoutError
-from heldout.metrics.summary import Summary
 from heldout.rollouts.attempt import AttemptPlayer, PlayRules
 from heldout.rollouts.engine import Ending, Engine, StopSwitch
 from heldout.rollouts.journal import Journal
 from heldout.rollouts.mirror import Mirror
 from heldout.rollouts.progress import Progress
 from heldout.rollouts.prompts import PromptReader, PromptSource, copy_prompts
-from heldout.rollouts.results import complete, metric_settings, summarize_run, write_results
 from heldout.rollouts.run import JobStatus, Run, SecondaryStatus
 from heldout.rollouts.tables import JournalIndex
 from heldout.storage import is_remote
 from heldout.storage.lock import FolderLock
+
+if TYPE_CHECKING:
+    from heldout.metrics.summary import Summary
 
 _WRITE_EVERY_SECONDS = 5.0
 """How often the time spent so far goes into job.json."""
@@ -30,7 +34,7 @@ class Played:
     """What one start of a job came to."""
 
     ending: Ending
-    summary: Summary
+    summary: "Summary"
     differences: Mapping[str, int]
     """Model calls whose sampling parameters were not the job's, by parameter."""
 
@@ -51,7 +55,7 @@ async def run_job(
     """
     with run.locked(lock):
         if run.state.status is JobStatus.COMPLETED:  # its journal is gone: played on, it would begin from nothing
-            return Played(Ending.FINISHED, summarize_run(run), {})
+            return Played(Ending.FINISHED, await apart(numbers_of, run.folder), {})
         run.update(
             status=JobStatus.IN_PROGRESS,
             secondary_status=SecondaryStatus.DOWNLOADING,
@@ -78,7 +82,7 @@ async def _run_locked(
     await _fetch_prompts(run)
     if mirror is not None:
         await mirror.begin()
-    progress = Progress.of((run.state.num_prompts or 0) * parameters.eval_group_size, metric_settings(parameters))
+    progress = Progress.of((run.state.num_prompts or 0) * parameters.eval_group_size, run.metric_settings)
     index = JournalIndex.of(run.journal_folder, parameters.eval_group_size, progress.count_before)
     if progress.finished == progress.planned:
         return await _write_up(run, Ending.FINISHED, {})
@@ -171,7 +175,7 @@ async def _mirrored(mirror: Mirror | None, journal: Journal) -> AsyncIterator[No
 async def _write_up(run: Run, ending: Ending, differences: Mapping[str, int]) -> Played:
     run.update(secondary_status=SecondaryStatus.UPLOADING)
     is_partial = ending is not Ending.FINISHED
-    summary = await asyncio.to_thread(write_results, run, is_partial=is_partial)
+    summary = await apart(write_numbers, run.folder, is_partial=is_partial)
     if is_partial:
         out_of_time = ending is Ending.OUT_OF_TIME
         run.update(
@@ -180,7 +184,7 @@ async def _write_up(run: Run, ending: Ending, differences: Mapping[str, int]) ->
             ended_at=time.time(),
         )
     else:
-        complete(run)
+        run.complete()
     return Played(ending, summary, differences)
 
 

@@ -1,23 +1,28 @@
-"""What is made of runs once they are played: reports, the comparison, MLflow runs, and copies in a remote place.
+"""What is made of runs once they are played: their numbers, reports, the comparison, MLflow runs, copies in a remote place.
 
-Reports and MLflow are imported where they are used: loading them would hold up the first model call of a job by seconds.
+Statistics, reports and MLflow are imported where they are used, and an engine uses them apart (`backends.apart`): loading them
+would hold up the first model call of a job by a second.
 """
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import orjson
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 
+from heldout.backends.apart import apart
 from heldout.errors import HeldoutError, MetricError
 from heldout.job.document import JobConfigDocument, MlflowDetails, ServiceOutput
-from heldout.pipeline.evaluation import Evaluation
-from heldout.report.finding import Finding
+from heldout.pipeline.evaluation import STATE_FILE, Evaluation
 from heldout.rollouts.mirror import Mirror
-from heldout.rollouts.results import metrics_document, summarize_run
 from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN, JobStatus, Run
 from heldout.storage import is_remote
+
+if TYPE_CHECKING:
+    from heldout.metrics.summary import Summary
+    from heldout.report.finding import Finding
 
 COMPARISON_FILE = "comparison.json"
 REPORT_FILE = "report.html"
@@ -26,9 +31,36 @@ Note = Callable[[str], None]
 """Takes one line that a person must know and nothing fails for."""
 
 
+def write_numbers(folder: Path, *, is_partial: bool) -> "Summary":
+    """Writes the tables and `metrics.json` of the run in `folder` from its journal."""
+    from heldout.rollouts.results import write_results
+
+    return write_results(Run.open(folder), is_partial=is_partial)
+
+
+def numbers_of(folder: Path) -> "Summary":
+    """The numbers of the run in `folder`, computed again."""
+    from heldout.rollouts.results import summarize_run
+
+    return summarize_run(Run.open(folder))
+
+
 async def finish_run(run: Run, tags: Mapping[str, str], note: Note, say: Callable[[str], None]) -> None:
     """Writes the report of a run that is done, and logs it to MLflow, with these tags, where its job says so."""
-    await asyncio.to_thread(_finish, run, tags, note, say)
+    await apart(_write_report, run.folder)
+    if run.document.output_data_config.mlflow_config is None:
+        return
+    say(f"logging {run.state.run_name} to MLflow")
+    try:
+        details = await apart(_log, run.folder, tags)
+    except HeldoutError as error:
+        # The results are there and whole; what is lost is a copy of them.
+        note(f"not logged to MLflow: {error}")
+        return
+    output = run.document.service_output or ServiceOutput()
+    _replace_document(
+        run, run.document.model_copy(update={"service_output": output.model_copy(update={"mlflow_details": details})})
+    )
 
 
 async def publish(run: Run) -> None:
@@ -37,25 +69,21 @@ async def publish(run: Run) -> None:
         await Mirror(run, run.location, kms_key=run.kms_key).finish()
 
 
-def compare_evaluation(evaluation: Evaluation, note: Note) -> None:
+async def compare_evaluation(evaluation: Evaluation, note: Note) -> None:
     """Writes comparison and report of an evaluation that has two runs; notes why not, where they cannot be compared."""
-    from heldout.report.page import write_evaluation_report
-    from heldout.rollouts.comparing import compare_runs, comparison_document, prompt_texts
+    if evaluation.runs().keys() >= {BASE_RUN, FINE_TUNED_RUN}:
+        for told in await apart(_compare, evaluation.folder):
+            note(told)
 
-    runs = evaluation.runs()
-    if BASE_RUN not in runs or FINE_TUNED_RUN not in runs:
-        return
-    base, fine_tuned = runs[BASE_RUN], runs[FINE_TUNED_RUN]
-    try:
-        comparison = compare_runs(base, fine_tuned)
-    except MetricError as error:
-        note(f"no comparison: {error}")
-        return
-    document = comparison_document(comparison, prompt_texts(comparison, base))
-    evaluation.write(COMPARISON_FILE, orjson.dumps(document, option=orjson.OPT_INDENT_2))
-    report = write_evaluation_report(base, fine_tuned, comparison, evaluation.folder / REPORT_FILE)
-    evaluation.write(REPORT_FILE, report.read_bytes())
-    _log_comparison(evaluation, base, fine_tuned, note)
+
+async def shown_apart(place: Evaluation | Run, console: Console) -> str:
+    """What `evaluation_results` or `run_results` shows, as text for `console`; worked out apart."""
+    return await apart(_rendered, place.folder, console.width, console.color_system if console.is_terminal else None)
+
+
+async def document_apart(place: Evaluation | Run) -> dict[str, Any]:
+    """What `evaluation_document` or `run_document` returns; worked out apart."""
+    return await apart(_document, place.folder)
 
 
 def evaluation_results(evaluation: Evaluation) -> RenderableType:
@@ -79,6 +107,7 @@ def evaluation_results(evaluation: Evaluation) -> RenderableType:
 def run_results(run: Run, *, training: str | None = None) -> RenderableType:
     """One run's numbers and what to know of them. training: a dataset to look for held-out prompts in."""
     from heldout.report.terminal import results
+    from heldout.rollouts.results import summarize_run
 
     title = f"{run.state.name}/{run.state.run_name}"
     found = _findings(run, training)
@@ -87,12 +116,14 @@ def run_results(run: Run, *, training: str | None = None) -> RenderableType:
 
 def run_document(run: Run, *, training: str | None = None) -> dict[str, object]:
     """One run's numbers and findings as JSON. training: a dataset to look for held-out prompts in."""
+    from heldout.rollouts.results import metrics_document, summarize_run
+
     numbers = metrics_document(summarize_run(run), is_partial=_is_partial(run))
     found = [asdict(finding) for finding in _findings(run, training)]
     return {"run": run.location, "status": run.state.status, **numbers, "findings": found}
 
 
-def _findings(run: Run, training: str | None) -> list[Finding]:
+def _findings(run: Run, training: str | None) -> "list[Finding]":
     from heldout.report.findings import find
     from heldout.rollouts.recorded import open_tables
 
@@ -125,45 +156,57 @@ def _has_rollouts(run: Run) -> bool:
     return run.has_journal or run.rollouts_path.exists()
 
 
-def _finish(run: Run, tags: Mapping[str, str], note: Note, say: Callable[[str], None]) -> None:
+def _write_report(folder: Path) -> None:
     from heldout.report.page import write_report
 
-    write_report(run)
-    config = run.document.output_data_config.mlflow_config
-    if config is None:
-        return
-    say(f"logging {run.state.run_name} to MLflow")
+    write_report(Run.open(folder))
+
+
+def _log(folder: Path, tags: Mapping[str, str]) -> MlflowDetails:
     from heldout.tracking.mlflow import log_run
 
-    try:
-        logged = log_run(
-            run.folder,
-            tracking_uri=config.mlflow_resource_arn,
-            experiment_name=config.mlflow_experiment_name or run.state.name,
-            run_name=config.mlflow_run_name or run.state.run_name,
-            tags=tags,
-        )
-    except HeldoutError as error:
-        # The results are there and whole; what is lost is a copy of them.
-        note(f"not logged to MLflow: {error}")
-        return
-    details = MlflowDetails(
+    run = Run.open(folder)
+    config = run.document.output_data_config.mlflow_config
+    assert config is not None  # whoever asks has looked
+    logged = log_run(
+        folder,
+        tracking_uri=config.mlflow_resource_arn,
+        experiment_name=config.mlflow_experiment_name or run.state.name,
+        run_name=config.mlflow_run_name or run.state.run_name,
+        tags=tags,
+    )
+    return MlflowDetails(
         experiment_name=logged.experiment_name,
         experiment_id=logged.experiment_id,
         run_name=logged.run_name,
         run_id=logged.run_id,
     )
-    output = run.document.service_output or ServiceOutput()
-    _replace_document(
-        run, run.document.model_copy(update={"service_output": output.model_copy(update={"mlflow_details": details})})
-    )
 
 
-def _log_comparison(evaluation: Evaluation, base: Run, fine_tuned: Run, note: Note) -> None:
+def _compare(folder: Path) -> list[str]:
+    """Writes comparison and report, and returns what a person must know."""
+    from heldout.report.page import write_evaluation_report
+    from heldout.rollouts.comparing import compare_runs, comparison_document, prompt_texts
+
+    evaluation = Evaluation.open_folder(folder)
+    runs = evaluation.runs()
+    base, fine_tuned = runs[BASE_RUN], runs[FINE_TUNED_RUN]
+    try:
+        comparison = compare_runs(base, fine_tuned)
+    except MetricError as error:
+        return [f"no comparison: {error}"]
+    document = comparison_document(comparison, prompt_texts(comparison, base))
+    evaluation.write(COMPARISON_FILE, orjson.dumps(document, option=orjson.OPT_INDENT_2))
+    report = write_evaluation_report(base, fine_tuned, comparison, folder / REPORT_FILE)
+    evaluation.write(REPORT_FILE, report.read_bytes())
+    return _log_comparison(evaluation, base, fine_tuned)
+
+
+def _log_comparison(evaluation: Evaluation, base: Run, fine_tuned: Run) -> list[str]:
     config = fine_tuned.document.output_data_config.mlflow_config
     is_logged = all(run.document.service_output is not None for run in (base, fine_tuned))
     if config is None or not is_logged:
-        return
+        return []
     from heldout.tracking.mlflow import log_comparison
 
     try:
@@ -174,7 +217,26 @@ def _log_comparison(evaluation: Evaluation, base: Run, fine_tuned: Run, note: No
             tracking_uri=config.mlflow_resource_arn,
         )
     except HeldoutError as error:
-        note(f"comparison not logged to MLflow: {error}")
+        return [f"comparison not logged to MLflow: {error}"]
+    return []
+
+
+def _rendered(folder: Path, width: int, color_system: Any) -> str:
+    place = _place(folder)
+    shown = evaluation_results(place) if isinstance(place, Evaluation) else run_results(place)
+    console = Console(width=width, color_system=color_system, force_terminal=color_system is not None)
+    with console.capture() as captured:
+        console.print(shown)
+    return captured.get()
+
+
+def _document(folder: Path) -> dict[str, Any]:
+    place = _place(folder)
+    return evaluation_document(place) if isinstance(place, Evaluation) else run_document(place)
+
+
+def _place(folder: Path) -> Evaluation | Run:
+    return Evaluation.open_folder(folder) if (folder / STATE_FILE).exists() else Run.open(folder)
 
 
 def _replace_document(run: Run, document: JobConfigDocument) -> None:

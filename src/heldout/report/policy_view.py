@@ -23,7 +23,7 @@ from heldout.report.rollout_rows import RolloutRows
 from heldout.report.slices import Slice, columns_of, slices
 from heldout.report.visible import one_line
 from heldout.rollouts.recorded import RecordedTrajectory, Recordings, open_tables
-from heldout.rollouts.results import metric_settings, summarize_run
+from heldout.rollouts.results import summarize_run
 from heldout.rollouts.run import JobStatus, Run
 
 _POINTS = 14
@@ -66,7 +66,7 @@ class PolicyView:
         with self._stack:
             tables = self._stack.enter_context(open_tables(self.run))
             parameters = self.run.document.hyperparameters
-            self.settings: MetricSettings = metric_settings(parameters)
+            self.settings: MetricSettings = self.run.metric_settings
             self.rows = RolloutRows.read(tables)
             self.summary: Summary = summarize_run(self.run)
             self.findings: list[Finding] = find(

@@ -6,7 +6,7 @@ from typing import Any
 
 from heldout.metrics.comparison import Comparison, MetricComparison, Side, compare
 from heldout.rollouts.prompts import PromptReader
-from heldout.rollouts.results import metric_settings, read_run_tables
+from heldout.rollouts.results import read_run_tables
 from heldout.rollouts.run import JobStatus, Run
 
 _MOVES = 20
@@ -19,7 +19,7 @@ def compare_runs(base: Run, fine_tuned: Run, *, margin: float | None = None) -> 
 
     margin: the largest difference that does not matter. Raises MetricError when no prompt is shared.
     """
-    settings = metric_settings(fine_tuned.document.hyperparameters)
+    settings = fine_tuned.metric_settings
     return compare(side_of(base), side_of(fine_tuned), settings, margin=margin)
 
 

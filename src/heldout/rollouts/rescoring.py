@@ -24,7 +24,6 @@ from heldout.metrics.agreement import Agreement, agreement
 from heldout.metrics.summary import summarize
 from heldout.metrics.table import FloatArray, RolloutTable
 from heldout.rollouts.recorded import Recordings, open_tables
-from heldout.rollouts.results import metric_settings
 from heldout.rollouts.run import Run, write_whole
 from heldout.rollouts.scores import Disagreement, Rescored, agreement_document
 from heldout.rollouts.scoring import Score, Scorer
@@ -151,7 +150,7 @@ def _nullable(values: FloatArray) -> Any:
 
 
 def _compared(run: Run, name: str, columns: Any, scores: _Scores, threshold: float | None) -> Rescored:
-    settings = metric_settings(run.document.hyperparameters)
+    settings = run.metric_settings
     score = scores.columns["score"]
     reward: FloatArray = np.asarray(columns["reward"].to_numpy(), dtype=np.float64)
     prompt_index = columns["prompt_index"].to_numpy()

@@ -1,28 +1,14 @@
 """A run's numbers: from its Parquet files alone, or from its journal while there are none yet."""
 
-import shutil
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from heldout.job.hyperparameters import Hyperparameters
-from heldout.metrics.settings import MetricSettings
 from heldout.metrics.summary import Summary, summarize
-from heldout.rollouts.run import JobStatus, Run, SecondaryStatus, write_whole
+from heldout.rollouts.run import JobStatus, Run, write_whole
 from heldout.rollouts.tables import JournalIndex, RunTables, read_tables, write_tables
-
-
-def metric_settings(parameters: Hyperparameters) -> MetricSettings:
-    """What the job's hyperparameters decide about its metrics."""
-    return MetricSettings(
-        pass_k_values=parameters.pass_k_values,
-        success_threshold=parameters.success_threshold,
-        failed_rollouts="exclude" if parameters.failed_rollouts == "exclude" else "zero",
-        seed=parameters.seed,
-    )
 
 
 def write_results(run: Run, *, is_partial: bool) -> Summary:
@@ -33,17 +19,6 @@ def write_results(run: Run, *, is_partial: bool) -> Summary:
     summary = _summarize(run, read_tables(run.folder, group_size))
     write_whole(run.metrics_path, orjson.dumps(metrics_document(summary, is_partial=is_partial), option=_JSON))
     return summary
-
-
-def complete(run: Run) -> None:
-    """Marks a run done whose results are all written; from then on its journal is not needed, and it goes."""
-    run.update(
-        status=JobStatus.COMPLETED,
-        secondary_status=SecondaryStatus.COMPLETED,
-        failure_reason=None,
-        ended_at=time.time(),
-    )
-    shutil.rmtree(run.journal_folder, ignore_errors=True)
 
 
 def summarize_run(run: Run) -> Summary:
@@ -87,7 +62,7 @@ def _summarize(run: Run, tables: RunTables) -> Summary:
     return summarize(
         tables.rollouts,
         tables.turns,
-        metric_settings(parameters),
+        run.metric_settings,
         agent_metrics=tables.agent_metrics,
         seconds=run.state.evaluation_seconds or None,
         expected_rollouts=planned,

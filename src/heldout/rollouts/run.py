@@ -14,6 +14,7 @@ says InProgress and whose lock is free was interrupted.
 
 import enum
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from heldout.errors import RunError, did_you_mean, shown
 from heldout.job.document import JobConfigDocument
+from heldout.metrics.settings import MetricSettings
 from heldout.rollouts.journal import segments
 from heldout.storage import discard_partial_files, is_remote, open_atomic
 from heldout.storage.lock import FolderLock, holder_of
@@ -163,6 +165,17 @@ class Run:
         return self.folder / "metrics.json"
 
     @property
+    def metric_settings(self) -> MetricSettings:
+        """What the job's hyperparameters decide about its metrics."""
+        parameters = self.document.hyperparameters
+        return MetricSettings(
+            pass_k_values=parameters.pass_k_values,
+            success_threshold=parameters.success_threshold,
+            failed_rollouts="exclude" if parameters.failed_rollouts == "exclude" else "zero",
+            seed=parameters.seed,
+        )
+
+    @property
     def has_journal(self) -> bool:
         """Whether attempts are still in the journal: the job is not done, or is being written up."""
         return bool(segments(self.journal_folder))
@@ -175,6 +188,16 @@ class Run:
     def update(self, **changes: object) -> None:
         """Replaces job.json with these fields changed."""
         self.save(self.state.model_copy(update=changes))
+
+    def complete(self) -> None:
+        """Marks the run done, its results being all written; from then on its journal is not needed, and it goes."""
+        self.update(
+            status=JobStatus.COMPLETED,
+            secondary_status=SecondaryStatus.COMPLETED,
+            failure_reason=None,
+            ended_at=time.time(),
+        )
+        shutil.rmtree(self.journal_folder, ignore_errors=True)
 
     def remove_if_never_begun(self) -> None:
         """Takes the folder away again if no rollout was ever begun in it, and the folders above that are empty then."""
