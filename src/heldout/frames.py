@@ -15,11 +15,14 @@ from heldout.rollouts.run import Run
 FrameKind = Literal["pandas", "polars"]
 Frame = Any
 """A `pandas.DataFrame` or a `polars.DataFrame`."""
+_ORDER = ("prompt_index", "rollout_index", "attempt", "turn")
+"""Columns to sort by; each table has the first two."""
 
 
 def table_of(runs: Mapping[str, Run], table: str, frame: FrameKind) -> Frame:
     """One of the runs' Parquet tables, `rollouts` or `trajectories`, of all runs below each other; `run` tells which.
 
+    In the files rows are in the order in which rollouts ended; here they are by prompt, rollout, attempt and turn.
     Raises MissingExtra when the library is not installed, InputError for another, RunError when no rollout has ended.
     """
     if frame not in ("pandas", "polars"):
@@ -36,7 +39,9 @@ def table_of(runs: Mapping[str, Run], table: str, frame: FrameKind) -> Frame:
 def _named(name: str, run: Run, table: str) -> pa.Table:
     with open_tables(run) as folder:
         read = pq.read_table(folder / f"{table}.parquet")
-    return read.add_column(0, "run", pa.repeat(name, read.num_rows))
+    order: list[tuple[str, Literal["ascending", "descending"]]]
+    order = [(column, "ascending") for column in _ORDER if column in read.column_names]
+    return read.sort_by(order).add_column(0, "run", pa.repeat(name, read.num_rows))
 
 
 def _polars(table: pa.Table) -> Frame:

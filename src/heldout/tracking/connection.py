@@ -1,7 +1,8 @@
 """The way to an MLflow store: which one is meant, what it needs installed, and where a person opens it.
 
-Nothing here touches MLflow's process-wide settings: clients are made for one store, and the user's own tracking URI,
-active run and experiment stay as they are.
+MLflow's process-wide settings stay as they are: clients are made for one store, and the user's own tracking URI, active run
+and experiment are neither used nor changed. The one exception is a SageMaker ARN, whose plugin looks nowhere else: it is the
+process's tracking URI while something is logged there.
 """
 
 import importlib.util
@@ -10,7 +11,7 @@ import logging
 import os
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,16 +66,26 @@ def connected(tracking_uri: str | None, output: Path) -> Iterator[Connection]:
     goes wrong inside with the store.
     """
     uri = tracking_uri or f"sqlite:///{output.absolute() / 'mlflow.db'}"
-    _require_packages(uri)
+    require_packages(uri)
     # Read by MLflow on import and on every call: nothing phones home unless the user turned it on.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     try:
-        yield _connect(uri, output.absolute())
+        with _tracking_uri(uri) if uri.startswith("arn:") else nullcontext():
+            yield _connect(uri, output.absolute())
     except HeldoutError:
         raise
     except Exception as error:  # MLflow, its plugins and drivers share no base class
         words = " ".join(str(error).replace(uri, without_password(uri)).split()) or type(error).__name__
         raise StorageError(f"MLflow at {without_password(uri)}: {words[:_ERROR_CHARACTERS]}") from error
+
+
+def require_packages(uri: str) -> None:
+    """Raises MissingExtra, with the command that helps, when what the store at `uri` needs is not installed."""
+    missing = [name for name in ("mlflow", "sqlalchemy", "alembic") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtra(f"MLflow tracking needs {', '.join(missing)}: pip install 'heldout[mlflow]'")
+    if uri.startswith("arn:") and importlib.util.find_spec("sagemaker_mlflow") is None:
+        raise MissingExtra(f"MLflow at {shown(uri)} needs the package sagemaker-mlflow: pip install sagemaker-mlflow")
 
 
 def run_link(tracking_uri: str, experiment_id: str, run_id: str) -> str | None:
@@ -116,20 +127,26 @@ def without_password(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
 
 
-def _require_packages(uri: str) -> None:
-    missing = [name for name in ("mlflow", "sqlalchemy", "alembic") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingExtra(f"MLflow tracking needs {', '.join(missing)}: pip install 'heldout[mlflow]'")
-    if uri.startswith("arn:") and importlib.util.find_spec("sagemaker_mlflow") is None:
-        raise MissingExtra(f"MLflow at {shown(uri)} needs its plugin: pip install sagemaker-mlflow")
-
-
 def _connect(uri: str, output: Path) -> Connection:
     from mlflow import MlflowClient
     from mlflow.tracing.client import TracingClient
 
     artifacts = _artifact_folder(uri, output)
     return Connection(uri, MlflowClient(uri, uri), TracingClient(uri), artifacts)
+
+
+@contextmanager
+def _tracking_uri(uri: str) -> Iterator[None]:
+    """Makes `uri` the process's tracking URI while inside: sagemaker-mlflow 0.5 names the ARN in its headers from there."""
+    import mlflow
+
+    is_set = mlflow.is_tracking_uri_set()  # type: ignore[no-untyped-call]
+    before = mlflow.get_tracking_uri() if is_set else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None takes it back
 
 
 def _artifact_folder(uri: str, output: Path) -> Path | None:
