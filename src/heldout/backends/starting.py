@@ -17,6 +17,7 @@ from heldout.pipeline.request import EvaluationRequest, Tracking
 from heldout.pipeline.resolution import Policies, short_name
 from heldout.rollouts.mirror import state_folder
 from heldout.storage import is_remote
+from heldout.tracking.connection import require_packages
 
 NO_TRACKING = "off"
 """In the place of a tracking URI: MLflow hears nothing."""
@@ -99,9 +100,15 @@ def free_name(base: str, output: str, registry: Registry) -> str:
 def tracking_for(
     uri: str | None, experiment: str | None, policies: Policies, output: str, registry: Registry
 ) -> Tracking | None:
-    """Where the runs go in MLflow: `uri`, or the default when it is None; None for "off"."""
+    """Where the runs go in MLflow: `uri`, or the default when it is None; None for "off".
+
+    Raises MissingExtra when a store that was asked for needs a package that is not installed. The default needs MLflow too,
+    but nobody asked for it: without it the evaluation says at its end that it was not logged.
+    """
     if uri == NO_TRACKING:
         return None
+    if uri is not None:
+        require_packages(uri)
     model = policies.base or policies.evaluated
     return Tracking(
         uri or default_tracking_uri(registry.location(output)),
