@@ -71,6 +71,7 @@ def not_in_aws(what: str, value: str) -> ReferenceProblem:
         "agent": "a Bedrock AgentCore ARN or a Lambda ARN",
         "dataset": "s3://bucket/key or a hub-content DataSet ARN",
         "s3_output_path": "s3://bucket/prefix",
+        "mlflow_resource_arn": "the ARN of an MLflow app or tracking server, 'off', or nothing for the account's default app",
     }[what]
     return ReferenceProblem(
         f"{what} {shown(value, 160)} is not in AWS, where backend 'sagemaker' runs; give {expected}, or backend='local'"

@@ -106,6 +106,8 @@ def prepare(account: Account, request: EvaluationRequest, settings: CloudSetting
     Raises InputError for what cannot be right, ReferenceProblem for what is not there, CloudError when AWS refuses to say.
     """
     _check_places(request)
+    if settings.mlflow not in (None, NO_TRACKING) and not settings.mlflow.startswith("arn:"):
+        raise not_in_aws("mlflow_resource_arn", settings.mlflow)
     models = resolve_models(account, request.policies)
     checks.check_dataset(account, request.dataset)
     checks.check_agent(account, request.agent)
