@@ -263,6 +263,18 @@ def test_a_definition_can_be_read_from_a_bucket(client: Any, folder: Path) -> No
             '{"Version": "2020-12-01", "Steps": [{"Name": "a", "Type": "Training", "Arguments": {}}]}',
             "Type is 'Training'; there are 'Job' and 'Lineage'",
         ),
+        (
+            '{"Version": "2020-12-01", "Steps": [{"Name": "a", "Type": "Lineage", "Arguments": {"Actions": 3}}]}',
+            "step 'a': Actions is 3; it must be a list of objects",
+        ),
+        (
+            '{"Version": "2020-12-01", "Steps": [{"Name": "a", "Type": "Lineage", "Arguments": {}, "DependsOn": 3}]}',
+            "step 'a': DependsOn is 3; it must be a list of steps' names",
+        ),
+        (
+            '{"Version": "2020-12-01", "Parameters": [1], "Steps": [{"Name": "a", "Type": "Lineage", "Arguments": {}}]}',
+            "Parameters is [1]; it must be a list of objects",
+        ),
     ],
 )
 def test_a_definition_that_cannot_be_executed_is_refused(client: Any, text: str, told: str) -> None:

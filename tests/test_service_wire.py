@@ -299,6 +299,17 @@ def test_a_value_of_another_type_is_a_serialization_exception(service: Served) -
     assert message == "MaxResults is 'ten'; expected a value of type integer"
 
 
+@pytest.mark.parametrize(
+    "body",
+    [b"{", b"[]", b"1", b"[" * 10_000, b'{"NextToken": "\xff"}', b'{"NextToken": "\\ud800"}', b'{"MaxResults": NaN}'],
+)
+def test_a_body_that_cannot_be_read_is_a_serialization_exception(body: bytes) -> None:
+    listing = service_model("sagemaker").operation_model("ListPipelines")
+    with pytest.raises(ServiceError) as caught:
+        parse_request(listing, SignedRequest("POST", "/", "", {}, body))
+    assert caught.value.code == "SerializationException"
+
+
 def test_an_operation_that_is_not_served_is_said_to_be_unknown(service: Served) -> None:
     assert refused(service.client("sagemaker").list_models)[:2] == ("UnknownOperationException", 404)
 

@@ -58,8 +58,7 @@ def parse_definition(definition: str | Mapping[str, Any]) -> Definition:
     if len(by_name) < len(raw):
         raise InputError("pipeline definition: two steps have the same Name")
     steps = tuple(_step(name, by_name[name]) for name in _ordered(by_name))
-    parameters = {str(p.get("Name")): p.get("DefaultValue") for p in value.get("Parameters", [])}
-    return Definition(steps, parameters)
+    return Definition(steps, _parameters(value.get("Parameters", [])))
 
 
 def _loaded(definition: str | Mapping[str, Any]) -> Mapping[str, Any]:
@@ -70,6 +69,12 @@ def _loaded(definition: str | Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise InputError(f"pipeline definition is {shown(value)}; it must be a JSON object")
     return value
+
+
+def _parameters(raw: object) -> dict[str, Any]:
+    if not isinstance(raw, list) or not all(isinstance(parameter, Mapping) for parameter in raw):
+        raise InputError(f"pipeline definition: Parameters is {shown(raw)}; it must be a list of objects")
+    return {str(parameter.get("Name")): parameter.get("DefaultValue") for parameter in raw}
 
 
 def _name(step: object) -> str:
@@ -83,7 +88,10 @@ def _ordered(steps: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """As written, but for a step that needs a later one."""
     order: TopologicalSorter[str] = TopologicalSorter()
     for name, step in steps.items():
-        needed = {*step.get("DependsOn", ()), *steps_read_by(step.get("Arguments", {}))}
+        after = step.get("DependsOn", [])
+        if not isinstance(after, list) or not all(isinstance(other, str) for other in after):
+            raise InputError(f"pipeline step {name!r}: DependsOn is {shown(after)}; it must be a list of steps' names")
+        needed = {*after, *steps_read_by(step.get("Arguments", {}))}
         for other in needed:
             if other not in steps:
                 raise InputError(
@@ -107,10 +115,17 @@ def _step(name: str, step: Mapping[str, Any]) -> Step:
     if not isinstance(arguments, Mapping):
         raise InputError(f"pipeline step {name!r}: Arguments is {shown(arguments)}; it must be an object")
     if kind == "Lineage":
-        return LineageStep(name, dict(arguments))
+        return LineageStep(name, _lineage(name, arguments))
     if kind != "Job":
         raise InputError(f"pipeline step {name!r}: Type is {shown(kind)}; there are 'Job' and 'Lineage'")
     return _job_step(name, arguments)
+
+
+def _lineage(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    for section, entries in arguments.items():
+        if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+            raise InputError(f"pipeline step {name!r}: {section} is {shown(entries)}; it must be a list of objects")
+    return dict(arguments)
 
 
 def _job_step(name: str, arguments: Mapping[str, Any]) -> JobStep:

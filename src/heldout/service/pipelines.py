@@ -272,7 +272,7 @@ def _definition(context: Context, params: Params) -> str | None:
             text = Storage.at(context.registry.location(f"s3://{folder}")).read(key).decode()
         parse_definition(text or "")
         return text
-    except (HeldoutError, OSError, ValueError) as error:
+    except (HeldoutError, OSError, ValueError, RecursionError) as error:
         raise invalid(f"Invalid pipeline definition: {error}") from error
 
 

@@ -3,7 +3,6 @@
 Source: the Smithy specification's "AWS protocols"; checked against botocore's own clients.
 """
 
-import json
 import re
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -60,15 +59,17 @@ def render_reply(operation: OperationModel, reply: Mapping[str, Any]) -> WireRep
 def render_error(operation: OperationModel | None, error: ServiceError, *, is_query: bool = False) -> WireReply:
     """The HTTP reply that refuses. operation: None where the request named none. is_query: the request was of that protocol."""
     status = error.status(operation)
+    # What is told may quote a header, whose bytes need not be text.
+    message = error.message.encode("utf-8", "replace").decode()
     if is_query or (operation is not None and operation.service_model.metadata["protocol"] == "query"):
         root = ElementTree.Element("ErrorResponse")
         inner = ElementTree.SubElement(root, "Error")
         _leaf(inner, "Type", "Sender" if status < 500 else "Receiver")
         _leaf(inner, "Code", error.code)
-        _leaf(inner, "Message", error.message)
+        _leaf(inner, "Message", message)
         _leaf(root, "RequestId", str(uuid.uuid4()))
         return WireReply(status, {"Content-Type": "text/xml"}, ElementTree.tostring(root))
-    body = {"__type": error.code, "message": error.message, **error.members}
+    body = {"__type": error.code, "message": message, **error.members}
     headers = {"Content-Type": "application/x-amz-json-1.1", "x-amzn-ErrorType": error.code}
     return WireReply(status, headers, orjson.dumps(body))
 
@@ -94,8 +95,8 @@ def form_action(request: SignedRequest) -> tuple[str, str]:
 
 def _json(body: bytes) -> Any:
     try:
-        return json.loads(body) if body.strip() else {}
-    except ValueError as error:
+        return orjson.loads(body) if body.strip() else {}
+    except orjson.JSONDecodeError as error:
         raise ServiceError("SerializationException", f"the request's body is not JSON: {error}") from None
 
 
