@@ -67,7 +67,8 @@ def panel(progress: Progress, title: str) -> RenderableType:
     grid.add_row(
         "rate", f"{_rate(progress):.2f} rollouts/s, {progress.turns / max(progress.seconds, 1e-9):.1f} turns/s"
     )
-    grid.add_row("so far", ", ".join(_estimates(progress)) or "-")
+    # Short rollouts finish first, so this leans their way until the last are in.
+    grid.add_row("of the finished", ", ".join(_estimates(progress)) or "-")
     grid.add_row("tokens", f"{progress.prompt_tokens:,} prompt, {progress.response_tokens:,} response")
     if progress.failures:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in progress.failures.most_common(4))
