@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,12 @@ from hypothesis import strategies as st
 
 from agent import client, play
 from game import PROMPT, SPARE_GUESSES, Game
+from heldout.backends.local import run_job
 from heldout.policies.scripted import ScriptedServer
 from heldout.policies.scripted_replies import Reply, ScriptedCall
+from heldout.rollouts.engine import StopSwitch
+from jobs import new_run
+from plays import MOST_WEIGHT, read_plays, turn_weights
 from prompts import draw_prompts
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "guess_number"
@@ -152,3 +157,29 @@ async def test_the_model_is_sampled_as_the_job_says() -> None:
     _, server = await played(halve)
     for call in server.calls:
         assert (call.body["temperature"], call.body["top_p"], call.body["max_tokens"]) == (0.25, 0.5, 7)
+
+
+def test_a_turn_is_learned_from_by_its_reward_among_rewarded_turns_of_its_number() -> None:
+    # First turns bring 0.15 on average where they bring anything, second ones 0.3 and third ones 0.5.
+    weights = turn_weights([[0.2, 0.0, 0.5], [0.1, 0.3], [0.0]])
+    assert weights == [pytest.approx([4 / 3, 0, 1]), pytest.approx([2 / 3, 1]), [0]]
+
+
+def test_a_lucky_turn_does_not_outweigh_the_others() -> None:
+    assert turn_weights([[0.1], [0.1], [0.1], [0.9]])[-1] == [MOST_WEIGHT]
+
+
+async def test_what_is_learned_is_the_policys_own_rewarded_replies_and_nothing_else(tmp_path: Path) -> None:
+    """Tokens are letters here; the number is 28, and the first guess is out of range."""
+    guesses = ("99", "25", "28")
+    async with ScriptedServer(lambda call: Reply(guesses[call.number])) as server:
+        run = new_run(tmp_path, server.url, [PROMPT_TEXT], agent=f"{EXAMPLE / 'agent.py'}:play", pass_k_values=[1])
+        await run_job(run, StopSwitch())
+    letters: Any = SimpleNamespace(encode=lambda text, **_: SimpleNamespace(ids=[ord(letter) for letter in text]))
+    (play,) = read_plays(run.folder, letters)
+    learned = "".join(chr(token) for token, weight in zip(play.tokens, play.weights, strict=True) if weight)
+    text = "".join(map(chr, play.tokens))
+    assert learned == "25<|im_end|>28<|im_end|>"
+    assert text.startswith("<|im_start|>system\nYou guess a number.")
+    assert f"{PROMPT_TEXT}<|im_end|>\n<|im_start|>assistant\n99<|im_end|>\n<|im_start|>user\nLower." in text
+    assert text.endswith("<|im_start|>assistant\n28<|im_end|>\n")

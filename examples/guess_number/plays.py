@@ -3,57 +3,63 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
-from statistics import fmean, pstdev
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING
 
 import orjson
 import pyarrow.parquet as pq
-from tokenizers import Tokenizer
 
 from heldout.job.conversations import conversation
 from heldout.job.records import Turn
 
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 Message = Mapping[str, object]
+
+MOST_WEIGHT = 2.0
+"""A lucky turn counts no more than this: one in ten guesses is right by chance, and tells little of how to guess."""
 
 
 @dataclass(frozen=True, slots=True)
 class Play:
-    """One rollout, tokenized."""
+    """One rollout up to the last reply that there is something to learn from, as tokens."""
 
     tokens: list[int]
-    advantages: list[float]
-    """For each token the policy chose: how much better its turn was rewarded than the same turn of the prompt's other rollouts,
-    in standard deviations over the run. 0 for every other token."""
+    weights: list[float]
+    """For each token the policy chose: how much better its turn was rewarded than the run's turns of that number that brought
+    anything are on average, at most MOST_WEIGHT; 0 for a turn that brought nothing. 0 for every other token."""
 
 
-def read_plays(run: Path, tokenizer: Tokenizer) -> list[Play]:
-    """What there is to learn from the run in a folder: its scored rollouts but for those that went just like the others.
+def read_plays(run: Path, tokenizer: "Tokenizer") -> list[Play]:
+    """What there is to learn from the run in a folder: its scored rollouts with a turn that brought something.
 
     Raises OSError when the run's tables are not there, ValueError when a rollout has not one reward for each turn.
     """
-    rollouts = [row for row in pq.read_table(run / "rollouts.parquet").to_pylist() if row["status"] == "scored"]
+    rows = pq.read_table(run / "rollouts.parquet").to_pylist()  # in the order in which rollouts ended
+    rows.sort(key=lambda row: (row["prompt_index"], row["rollout_index"]))
+    rollouts = [row for row in rows if row["status"] == "scored"]
     turns = _turns_of_rollouts(run)
-    advantages = _advantages(rollouts)
-    spread = pstdev(chain.from_iterable(advantages)) or 1.0
+    weights = turn_weights([rollout["rewards"] for rollout in rollouts])
     return [
-        _tokenized(turns[rollout["trajectory_id"]], [gain / spread for gain in gains], tokenizer)
-        for rollout, gains in zip(rollouts, advantages, strict=True)
+        _tokenized(turns[rollout["trajectory_id"]], gains, tokenizer)
+        for rollout, gains in zip(rollouts, weights, strict=True)
         if any(gains)
     ]
 
 
-def _advantages(rollouts: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """Each turn's reward less the mean of that turn over the prompt's rollouts that came so far."""
-    rewards: dict[tuple[int, int], list[float]] = defaultdict(list)
-    for rollout in rollouts:
-        for turn, reward in enumerate(rollout["rewards"]):
-            rewards[rollout["prompt_index"], turn].append(reward)
-    means = {key: fmean(values) for key, values in rewards.items()}
+def turn_weights(rewards: Sequence[Sequence[float]]) -> list[list[float]]:
+    """What to learn from each turn of each rollout: its reward over the mean of the positive rewards of turns with its number."""
+    positive: dict[int, list[float]] = defaultdict(list)
+    for rollout in rewards:
+        for turn, reward in enumerate(rollout):
+            if reward > 0:
+                positive[turn].append(reward)
+    means = {turn: fmean(values) for turn, values in positive.items()}
     return [
-        [reward - means[rollout["prompt_index"], turn] for turn, reward in enumerate(rollout["rewards"])]
-        for rollout in rollouts
+        [min(MOST_WEIGHT, reward / means[turn]) if reward > 0 else 0.0 for turn, reward in enumerate(rollout)]
+        for rollout in rewards
     ]
 
 
@@ -81,29 +87,30 @@ def _turns_of_rollouts(run: Path) -> dict[str, list[Turn]]:
     return turns
 
 
-def _tokenized(turns: Sequence[Turn], advantages: Sequence[float], tokenizer: Tokenizer) -> Play:
-    """The conversation up to the last reply. Each turn continues the one before, as this agent's do."""
+def _tokenized(turns: Sequence[Turn], weights: Sequence[float], tokenizer: "Tokenizer") -> Play:
+    """The conversation up to the last turn with a weight. Each turn continues the one before, as this agent's do."""
     given = len(conversation(turns, 0))
-    messages = [*conversation(turns, len(turns) - 1), _reply(turns[-1])]
-    gains = {given + 2 * turn.index: gain for turn, gain in zip(turns, advantages, strict=True)}
+    last = max(turn for turn, weight in enumerate(weights) if weight)
+    messages = [*conversation(turns, last), _reply(turns[last])]
+    chosen = {given + 2 * turn.index: weight for turn, weight in zip(turns, weights, strict=True)}
     is_cut = {given + 2 * turn.index for turn in turns if turn.finish_reason == "length"}
     play = Play([], [])
     for index, message in enumerate(messages):
-        for text, gain in _parts(message, gains.get(index, 0.0), is_cut=index in is_cut):
+        for text, weight in _parts(message, chosen.get(index, 0.0), is_cut=index in is_cut):
             new = tokenizer.encode(text, add_special_tokens=False).ids
             play.tokens.extend(new)
-            play.advantages.extend([gain] * len(new))
+            play.weights.extend([weight] * len(new))
     return play
 
 
-def _parts(message: Message, gain: float, *, is_cut: bool) -> Iterator[tuple[str, float]]:
-    """A message in ChatML, as SmolLM2's template writes it, in parts with the advantage of each: 0 for what was not chosen.
+def _parts(message: Message, weight: float, *, is_cut: bool) -> Iterator[tuple[str, float]]:
+    """A message in ChatML, as SmolLM2's template writes it, in parts with the weight of each: 0 for what was not chosen.
 
     A reply that was cut at the token limit has no end to learn.
     """
     yield f"<|im_start|>{message['role']}\n", 0.0
-    yield str(message["content"]), gain
-    yield "<|im_end|>", 0.0 if is_cut else gain
+    yield str(message["content"]), weight
+    yield "<|im_end|>", 0.0 if is_cut else weight
     yield "\n", 0.0
 
 

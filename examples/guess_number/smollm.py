@@ -88,9 +88,9 @@ class SmolLM(nn.Module):  # type: ignore[misc]
             rest, _ = self._step(block, rest, rotation[len(opening) :], seen)
         return self._normal(rest, self._output_norm)
 
-    def log_probabilities(self, hidden: Tensor, targets: Tensor, temperature: float) -> Tensor:
-        """Of each target token, shape (n,), sampled at a temperature from hidden states of shape (n, width)."""
-        return -F.cross_entropy(F.linear(hidden, self._embedding) / temperature, targets, reduction="none")
+    def log_probabilities(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Of each target token, shape (n,), given hidden states of shape (n, width)."""
+        return -F.cross_entropy(F.linear(hidden, self._embedding), targets, reduction="none")
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The adapter's matrices under the names that llama.cpp looks for."""
@@ -111,6 +111,13 @@ class SmolLM(nn.Module):  # type: ignore[misc]
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
+
+    def read_adapter(self, path: Path) -> None:
+        """Reads what `write_adapter` wrote. Raises OSError or ValueError for another file, KeyError for another model's."""
+        matrices = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
+        with torch.no_grad():
+            for name, parameter in self.trained():
+                parameter.copy_(torch.tensor(matrices[name].astype(np.float32)))
 
     def _normal(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), weight, self._epsilon)

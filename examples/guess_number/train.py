@@ -1,11 +1,14 @@
 """Multi-turn RL on a CPU: SmolLM2-135M learns the guessing game from rollouts that Heldout collects on the training prompts.
 
+    pip install torch gguf tokenizers
     python examples/guess_number/train.py --output runs/guess-number-training
 
-Each round evaluates the current policy on some training prompts with `heldout evaluate`, reads the run it leaves behind, and
-takes some passes of policy gradient over it: the clipped surrogate of PPO (Schulman et al. 2017, arXiv:1707.06347, equation 7)
-with group-relative advantages (Shao et al. 2024, arXiv:2402.03300, section 4.1), turn by turn, on a LoRA adapter (Hu et al.
-2021, arXiv:2106.09685). The adapter is written as GGUF after each round, and the next round plays with it.
+Expert iteration, turn by turn. Each round plays some training prompts with the current policy (`heldout evaluate`), reads the
+run that leaves behind, keeps the turns that were rewarded and makes their replies likelier, the better rewarded the more: a
+LoRA adapter (Hu et al. 2021, arXiv:2106.09685) on a weighted log-likelihood (reward-weighted regression, Peters and Schaal
+2007, with the weights of `plays.turn_weights`). Nothing but the policy's own replies and their rewards is learned from. The
+adapter is written as GGUF after each round, and the next round plays with it. Stopped and started again with the same settings,
+it goes on with the round, and the rollout, it was at.
 """
 
 import argparse
@@ -13,6 +16,7 @@ import json
 import random
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -31,29 +35,34 @@ from smollm import SmolLM
 MODEL = "smollm2-135m"
 HERE = Path(__file__).parent
 _TABLE = "*/rollouts.parquet"
+_CONCURRENCY = 8
+"""As many rollouts at once as the embedded model has slots: each conversation is read once."""
+_WARM_UP_STEPS = 5
+"""The first steps are smaller: AdamW knows nothing yet of the size of the gradients."""
+_LAST_STEP = 0.1
+"""The learning rate falls over a round to this share of itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What a training run depends on, beside the prompts and the versions of the packages."""
 
-    rounds: int = 3
-    prompts: int = 16
-    """Training prompts played in a round."""
-    group_size: int = 6
-    """Rollouts of each prompt."""
+    rounds: int = 2
+    prompts: int = 80
+    """Training prompts played in a round; each round draws its own."""
+    group_size: int = 2
+    """Rollouts of each prompt. Few: other prompts teach more than more of the same."""
     temperature: float = 0.7
     max_tokens: int = 12
     rank: int = 8
     alpha: float = 16.0
-    learning_rate: float = 1e-3
-    passes: int = 3
+    learning_rate: float = 2e-3
+    passes: int = 2
     """How often a round's rollouts are gone through."""
-    batch_size: int = 8
+    batch_size: int = 4
     """Rollouts in one step."""
-    clip: float = 3.0
-    """A token counts until it is this many times likelier, or less likely, than when it was sampled. Wide: the rounds are few."""
-    seed: int = 1
+    seed: int = 6
+    """Of the adapter's first matrices, and, with a round's number added, of the prompts it plays and the order it learns in."""
 
 
 def main() -> None:
@@ -66,36 +75,38 @@ def main() -> None:
     arguments = vars(parser.parse_args())
     output: Path = arguments.pop("output")
     torch.set_num_threads(arguments.pop("threads"))
-    train(Settings(**arguments), output)
+    try:
+        train(Settings(**arguments), output)
+    except ValueError as problem:
+        sys.exit(f"train.py: {problem}")
 
 
 def train(settings: Settings, output: Path) -> None:
-    """Plays and learns for some rounds; leaves `adapter.gguf` and `history.json` in `output`.
+    """Plays and learns for the rounds not yet done; leaves `adapter.gguf` and `history.json` in `output`.
 
-    Raises CalledProcessError when a round's rollouts cannot be collected.
+    Raises ValueError when the rounds in `output` were made with other settings, CalledProcessError when a round's rollouts
+    cannot be collected.
     """
+    output.mkdir(parents=True, exist_ok=True)
+    rounds = _rounds_done(output / "history.json", settings)
     model = SmolLM(find_weights(MODEL), rank=settings.rank, alpha=settings.alpha, seed=settings.seed)
-    parameters = [parameter for _, parameter in model.trained()]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    rng = random.Random(settings.seed)
-    history: list[dict[str, float]] = []
-    adapter: Path | None = None
-    for number in range(1, settings.rounds + 1):
+    for number in range(len(rounds) + 1, settings.rounds + 1):
+        adapter = output / f"round-{number - 1}.gguf" if number > 1 else None
         run = collect(settings, output, number, adapter)
+        if adapter is not None:
+            model.read_adapter(adapter)
         plays = read_plays(run, model.tokenizer)
-        seconds = learn(model, optimizer, plays, settings, rng)
-        history.append({"round": number, **_scores(run), "plays_learned_from": len(plays), "learning_seconds": seconds})
-        print(json.dumps(history[-1]), flush=True)
-        adapter = output / f"round-{number}.gguf"
-        model.write_adapter(adapter)
-        record = {"settings": asdict(settings), "rounds": history}
+        seconds = learn(model, plays, settings, random.Random(settings.seed + number))
+        model.write_adapter(output / f"round-{number}.gguf")
+        rounds.append({"round": number, **_scores(run), "plays_learned_from": len(plays), "learning_seconds": seconds})
+        record = {"settings": asdict(settings), "rounds": rounds}
         (output / "history.json").write_text(json.dumps(record, indent=2) + "\n")
-    if adapter is not None:
-        shutil.copyfile(adapter, output / "adapter.gguf")
+        print(json.dumps(rounds[-1]), flush=True)
+    shutil.copyfile(output / f"round-{settings.rounds}.gguf", output / "adapter.gguf")
 
 
 def collect(settings: Settings, output: Path, number: int, adapter: Path | None) -> Path:
-    """Plays one round with the current policy, unless it was already; returns the run's folder."""
+    """Plays one round with the current policy, or what is left of it; returns the run's folder."""
     folder = output / f"round-{number}"
     if any(folder.glob(_TABLE)):
         return _run_in(folder)
@@ -103,36 +114,33 @@ def collect(settings: Settings, output: Path, number: int, adapter: Path | None)
         "eval_group_size": settings.group_size,
         "sampling_temperature": settings.temperature,
         "max_tokens": settings.max_tokens,
-        "seed": settings.seed * 1000 + number,
+        "rollout_max_concurrency": _CONCURRENCY,
     }
     command = ["heldout", "evaluate", "--model", MODEL if adapter is None else f"{MODEL}+{adapter}"]
     command += ["--agent", f"{HERE / 'agent.py'}:play", "--dataset", str(HERE / "train.jsonl")]
-    command += ["--output", str(output), "--name", f"round-{number}", "--resume"]
-    command += ["--limit", str(settings.prompts), "--shuffle-seed", str(settings.seed * 1000 + number)]
+    command += ["--output", str(output), "--name", f"round-{number}", "--resume", "--mlflow", "off"]
+    command += ["--limit", str(settings.prompts), "--shuffle-seed", str(settings.seed + number)]
     for name, value in hyperparameters.items():
         command += ["-H", f"{name}={value}"]
     subprocess.run(command, check=True)
     return _run_in(folder)
 
 
-def learn(
-    model: SmolLM, optimizer: torch.optim.Optimizer, plays: Sequence[Play], settings: Settings, rng: random.Random
-) -> float:
-    """Makes turns that did better than others likelier, and the others less likely; returns the seconds it took."""
+def learn(model: SmolLM, plays: Sequence[Play], settings: Settings, rng: random.Random) -> float:
+    """Makes the replies of rewarded turns likelier, by their weights; returns the seconds it took."""
     started_at = time.monotonic()
     parameters = [parameter for _, parameter in model.trained()]
+    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     batches = _batches(plays, settings.batch_size)
-    with torch.no_grad():
-        sampled = [_log_probabilities(model, batch, settings.temperature) for batch in batches]
-    for index in [index for _ in range(settings.passes) for index in rng.sample(range(len(batches)), len(batches))]:
-        ratio = torch.exp(_log_probabilities(model, batches[index], settings.temperature) - sampled[index])
-        advantages = batches[index].advantages
-        clipped = ratio.clamp(1 / settings.clip, settings.clip)
-        loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
+    order = [batch for _ in range(settings.passes) for batch in rng.sample(batches, len(batches))]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share_of_rate(step, len(order)))
+    for batch in order:
+        loss = -(_log_probabilities(model, batch) * batch.weights).sum() / batch.weights.sum()
         optimizer.zero_grad()
         loss.backward()
         clip_grad_norm_(parameters, 1.0)
         optimizer.step()
+        schedule.step()
     return round(time.monotonic() - started_at, 1)
 
 
@@ -145,7 +153,7 @@ class _Batch(NamedTuple):
     """Token ids that follow, shape (rollouts, length), padded at the end."""
     is_chosen: torch.Tensor
     """Whether the policy chose a token and has something to learn from it, shape (rollouts, length - 1): the first is given."""
-    advantages: torch.Tensor
+    weights: torch.Tensor
     """Of the chosen tokens, shape (chosen,)."""
 
 
@@ -158,22 +166,41 @@ def _batches(plays: Sequence[Play], size: int) -> list[_Batch]:
 def _batch(plays: Sequence[Play]) -> _Batch:
     shared = _shared_opening(plays)
     tokens = pad_sequence([torch.tensor(play.tokens[shared:]) for play in plays], batch_first=True)
-    advantages = pad_sequence([torch.tensor(play.advantages[shared:]) for play in plays], batch_first=True)[:, 1:]
-    is_chosen = advantages != 0
-    return _Batch(torch.tensor(plays[0].tokens[:shared]), tokens, is_chosen, advantages[is_chosen])
+    weights = pad_sequence([torch.tensor(play.weights[shared:]) for play in plays], batch_first=True)[:, 1:]
+    is_chosen = weights != 0
+    return _Batch(torch.tensor(plays[0].tokens[:shared]), tokens, is_chosen, weights[is_chosen])
 
 
-def _log_probabilities(model: SmolLM, batch: _Batch, temperature: float) -> torch.Tensor:
+def _log_probabilities(model: SmolLM, batch: _Batch) -> torch.Tensor:
     hidden = model(batch.opening, batch.tokens[:, :-1])[batch.is_chosen]
-    return model.log_probabilities(hidden, batch.tokens[:, 1:][batch.is_chosen], temperature)
+    return model.log_probabilities(hidden, batch.tokens[:, 1:][batch.is_chosen])
 
 
 def _shared_opening(plays: Sequence[Play]) -> int:
     """How many tokens all of them begin with, short of the one before the first that has something to learn from."""
     columns = zip(*(play.tokens for play in plays), strict=False)
     shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-    firsts = (next(index for index, gain in enumerate(play.advantages) if gain != 0) for play in plays)
+    firsts = (next(index for index, weight in enumerate(play.weights) if weight != 0) for play in plays)
     return min(shared, *(first - 1 for first in firsts))
+
+
+def _share_of_rate(step: int, steps: int) -> float:
+    """Of the learning rate, in one of a round's steps: rises over the first few, then falls in a line."""
+    return min(1.0, (step + 1) / _WARM_UP_STEPS) * (1 - (1 - _LAST_STEP) * step / steps)
+
+
+def _rounds_done(history: Path, settings: Settings) -> list[dict[str, float]]:
+    """Of an earlier start. Raises ValueError when it had other settings (more rounds are fine)."""
+    if not history.exists():
+        return []
+    record = json.loads(history.read_text())
+    earlier = {**record["settings"], "rounds": settings.rounds}
+    if earlier != asdict(settings):
+        raise ValueError(
+            f"{history} was made with other settings, {record['settings']}; give those, or another --output"
+        )
+    rounds: list[dict[str, float]] = record["rounds"]
+    return rounds
 
 
 def _run_in(evaluation: Path) -> Path:
