@@ -3,6 +3,7 @@
 import json
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,24 @@ def test_a_client_token_makes_the_same_request_once(client: Any, folder: Path) -
     client.delete_pipeline(PipelineName="once", ClientRequestToken=deleting)
     client.delete_pipeline(PipelineName="once", ClientRequestToken=deleting)
     assert refused(client.delete_pipeline, PipelineName="once", ClientRequestToken=token())[0] == "ResourceNotFound"
+
+
+def test_of_requests_at_the_same_time_one_makes_the_pipeline(service: Served, folder: Path) -> None:
+    text, used = definition(document(folder, ["1"])), token()
+    clients = [service.client("sagemaker") for _ in range(6)]
+
+    def made(client: Any, **settings: Any) -> str:
+        try:
+            return create(client, "at-once", text, **settings)
+        except ClientError as error:
+            return str(error.response["Error"]["Code"])
+
+    with ThreadPoolExecutor(6) as threads:
+        repeated = list(threads.map(lambda client: made(client, ClientRequestToken=used), clients))
+        others = list(threads.map(made, clients))
+    assert len(set(repeated)) == 1
+    assert repeated[0].endswith(":pipeline/at-once")
+    assert set(others) == {"ValidationException"}
 
 
 def test_versions_keep_their_definitions_and_are_found_by_number_and_alias(client: Any, folder: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from typing import Any, NamedTuple
 import pytest
 
 from heldout.cli import main
+from heldout.service.jobs import JobRecord
 from heldout.storage.lock import holder_of
 from jobs import rows
-from served import KEYS, REGION, client
+from served import KEYS, REGION, client, served
 from service_jobs import REGISTRY_FILE, SLOW_AGENT, create, describe, document, ended, registry, run_of, until
 
 
@@ -112,6 +114,22 @@ def test_what_was_asked_to_stop_is_not_taken_up_again(tmp_path: Path) -> None:
         with started(tmp_path) as server:
             job = ended(server.client, "stopped")
             assert (job["JobStatus"], job["SecondaryStatus"]) == ("Stopped", "Stopped")
+
+
+@pytest.mark.slow
+def test_a_job_that_was_told_of_and_not_begun_when_the_server_was_killed_is_begun(tmp_path: Path) -> None:
+    with registry(tmp_path) as names:
+        with served(tmp_path / "state", names) as server:
+            create(server.client("sagemaker"), "told", document(tmp_path, ["1"]))
+            assert ended(server.client("sagemaker"), "told")["JobStatus"] == "Completed"
+            record = server.context.store.find(JobRecord, "told")
+            assert record is not None
+            # As it is between the two: the record is durable, the folder is not there.
+            server.context.store.put(record.model_copy(update={"is_made": False}))
+            shutil.rmtree(record.folder)
+        with served(tmp_path / "state", names) as server:
+            assert ended(server.client("sagemaker"), "told")["JobStatus"] == "Completed"
+    assert [row["reward"] for row in rows(run_of(tmp_path, "told"))] == [1.0]
 
 
 def test_a_server_says_one_line_when_it_accepts_requests_and_ends_on_ctrl_c(tmp_path: Path) -> None:

@@ -420,29 +420,31 @@ def _jobs(context: Context, record: ExecutionRecord) -> Iterator[Job]:
     evaluation = _open(record)
     if evaluation is None:
         return
-    documents: dict[str, str] | None = None
+    arguments: dict[str, dict[str, Any]] | None = None
     for step in evaluation.state.steps:
         if step.job_arn is None or step.run_name is None:
             continue
-        documents = documents or _documents(_version(context, record))
+        arguments = arguments or _job_arguments(_version(context, record))
+        given = arguments[step.name]
         folder = folder_for(evaluation.run_location(step.run_name))
         yield Job(
             name=step.job_arn.rpartition("/")[2],
             arn=step.job_arn,
             role=record.role,
-            document=documents[step.name],
+            document=given["JobConfigDocument"],
             created_at=step.started_at,
             run=_run(folder),
             is_stopping=record.is_stopping,
             is_over=step.ended_at is not None,
             progress=evaluation.folder / PROGRESS_FILE,
+            tags={tag["Key"]: tag["Value"] for tag in given.get("Tags", ())},
         )
 
 
-def _documents(version: Version) -> dict[str, str]:
-    """The job documents of a definition as they were given, by step."""
+def _job_arguments(version: Version) -> dict[str, dict[str, Any]]:
+    """What a definition's jobs were given, by step."""
     steps = json.loads(version.definition)["Steps"]
-    return {step["Name"]: step["Arguments"]["JobConfigDocument"] for step in steps if step["Type"] == "Job"}
+    return {step["Name"]: step["Arguments"] for step in steps if step["Type"] == "Job"}
 
 
 def _run(folder: Path) -> Run | None:

@@ -1,6 +1,7 @@
 """A job as SageMaker describes it: from the run's folder, whether it is a pipeline's or by itself."""
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ from heldout.pipeline.definition import JOB_CATEGORY, JOB_SCHEMA_VERSION
 from heldout.rollouts.run import JobStatus, Run, SecondaryStatus
 from heldout.service.documents import with_service_output
 from heldout.service.operations import Reply
+from heldout.service.tags import wire_tags
 
 _GONE = "its run folder is gone"
 _LONGEST_REASON = 1024
@@ -49,6 +51,7 @@ class Job:
     """Whether no process has anything more to do for it."""
     progress: Path
     """The file in which its process says how far it is."""
+    tags: Mapping[str, str]
 
     @property
     def status(self) -> Status:
@@ -84,7 +87,7 @@ class Job:
         }
 
     def description(self) -> Reply:
-        """As DescribeJob has it, but for tags."""
+        """As DescribeJob has it."""
         status = self.status
         return {
             "JobName": self.name,
@@ -100,6 +103,7 @@ class Job:
             "SecondaryStatus": status.secondary,
             "SecondaryStatusTransitions": self._transitions(status),
             "FailureReason": self._failure(),
+            "Tags": wire_tags(self.tags),
         }
 
     def _failure(self) -> str | None:

@@ -21,7 +21,7 @@ from heldout.service.operations import Params, Reply, Room
 from heldout.service.paging import between, paged
 from heldout.service.store import Record
 from heldout.service.supervisor import JobWork
-from heldout.service.tags import forget_tags, set_tags, tags_of, wire_tags
+from heldout.service.tags import forget_tags, set_tags, tags_of
 
 ROOM = Room("sagemaker")
 _SORT_KEYS = {"CreationTime": "CreationTime", "Name": "JobName", "Status": "JobStatus"}
@@ -104,8 +104,7 @@ def create_job(context: Context, params: Params) -> Reply:
 @ROOM.operation("DescribeJob")
 def describe_job(context: Context, params: Params) -> Reply:
     """A job, and how far it is."""
-    job = _asked(context, params)
-    return job.description() | {"Tags": wire_tags(tags_of(context.store, job.arn))}
+    return _asked(context, params).description()
 
 
 @ROOM.operation("ListJobs")
@@ -209,7 +208,7 @@ def _opened(record: JobRecord) -> _Found:
 def _find(context: Context, name: str) -> Job | None:
     record = context.store.find(JobRecord, name)
     if record is not None:
-        return _job(record)
+        return _job(context, record)
     if context.store.find(DeletedJob, name) is not None:
         return None
     return executions.find_step_job(context, name)
@@ -217,11 +216,11 @@ def _find(context: Context, name: str) -> Job | None:
 
 def _all(context: Context) -> list[Job]:
     deleted = {job.name for job in context.store.all(DeletedJob)}
-    own = [_job(record) for record in context.store.all(JobRecord)]
+    own = [_job(context, record) for record in context.store.all(JobRecord)]
     return own + [job for job in executions.step_jobs(context) if job.name not in deleted]
 
 
-def _job(record: JobRecord) -> Job:
+def _job(context: Context, record: JobRecord) -> Job:
     found = _opened(record)
     return Job(
         name=record.name,
@@ -233,6 +232,7 @@ def _job(record: JobRecord) -> Job:
         is_stopping=record.is_stopping,
         is_over=found.is_over,
         progress=record.folder / PROGRESS_FILE,
+        tags=tags_of(context.store, record.arn),
     )
 
 
