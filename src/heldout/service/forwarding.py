@@ -18,17 +18,19 @@ def new_session() -> aiohttp.ClientSession:
     )
 
 
-async def forward(session: aiohttp.ClientSession, request: web.Request, server: str) -> web.StreamResponse:
-    """Sends `request` to `server` (`http://host:port`): method, path, query, headers and body byte by byte.
+async def forward(
+    session: aiohttp.ClientSession, request: web.Request, server: str, path: str | None = None
+) -> web.StreamResponse:
+    """Sends `request` to `server` (`http://host:port`): method, path and query, headers and body byte by byte.
 
-    The Host header stays the one the client sent, which signatures cover. Raises aiohttp.ClientError when the server cannot be
-    reached.
+    path: the raw path and query to ask for, if not the request's own. The Host header stays the one the client sent, which
+    signatures cover. Raises aiohttp.ClientError when the server cannot be reached.
     """
     body = await request.read()
     headers = [(k, v) for k, v in request.headers.items() if k.lower() not in _OF_THE_CONNECTION | {"content-length"}]
     async with session.request(
         request.method,
-        URL(server + request.raw_path, encoded=True),
+        URL(server + (path or request.raw_path), encoded=True),
         headers=headers,
         skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
         data=body or None,

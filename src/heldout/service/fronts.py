@@ -4,6 +4,8 @@ from typing import Protocol
 
 from aiohttp import web
 
+from heldout.runtime.signing import SignedRequest
+
 
 class Front(Protocol):
     """Answers requests of its own kind; it lets in who may by itself."""
@@ -15,3 +17,10 @@ class Front(Protocol):
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """The reply; what goes wrong with the request is a reply too."""
         ...
+
+
+def signed_request(request: web.Request, body: bytes) -> SignedRequest:
+    """A request as signatures are checked on."""
+    path, _, query = request.raw_path.partition("?")
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    return SignedRequest(request.method, path, query, headers, body)

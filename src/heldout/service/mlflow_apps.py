@@ -14,13 +14,13 @@ from heldout.service.context import Context
 from heldout.service.faults import invalid, not_found
 from heldout.service.hub import SINCE
 from heldout.service.mlflow_calls import tracking_uri
+from heldout.service.mlflow_pages import OWN_APP
 from heldout.service.operations import Params, Reply, Room
 from heldout.service.paging import between, paged
 from heldout.service.store import Record
 
 ROOM = Room("sagemaker")
 
-_OWN_APP = "app-heldout"
 _SORT_KEYS = {"CreationTime": "CreationTime", "Name": "Name", "Status": "Status", "": "Arn"}
 
 
@@ -130,7 +130,7 @@ def create_presigned_mlflow_app_url(context: Context, params: Params) -> Reply:
 
 def mlflow_apps(context: Context) -> list[App]:
     """The server's own, those that were made, and those that the registry maps."""
-    own = _new(context, _OWN_APP, "heldout", is_account_default=True, since=SINCE.timestamp())
+    own = _new(context, OWN_APP, "heldout", is_account_default=True, since=SINCE.timestamp())
     mapped = [
         App(
             arn=arn,
@@ -163,13 +163,11 @@ def _new(
     domains: tuple[str, ...] = (),
     since: float | None = None,
 ) -> App:
-    folder = context.state.absolute() / "mlflow" / app_id
-    folder.mkdir(parents=True, exist_ok=True)
     created = time.time() if since is None else since
     return App(
         arn=context.arn(f"mlflow-app/{app_id}"),
         name=name,
-        tracking_uri=tracking_uri(folder),
+        tracking_uri=tracking_uri(context.pages.make_folder(app_id)),
         artifact_store_uri=artifact_store_uri,
         role_arn=role_arn,
         is_account_default=is_account_default,

@@ -45,13 +45,13 @@ class MlflowServers:
         self._starting: dict[str, asyncio.Task[_Server]] = {}
         self._http: aiohttp.ClientSession | None = None
 
-    async def forward(self, request: web.Request, app_id: str, folder: Path) -> web.StreamResponse:
-        """MLflow's reply to a request for an app whose store is in `folder`.
+    async def forward(self, request: web.Request, app_id: str, folder: Path, path: str) -> web.StreamResponse:
+        """MLflow's reply to a request for a raw path of the app whose store is in `folder`.
 
         Raises MissingExtra when the package `mlflow` is not installed, StorageError when its server does not start.
         """
         server = await self._server(app_id, folder)
-        return await forward(self._session(), request, server.url)
+        return await forward(self._session(), request, server.url, path)
 
     async def stop(self) -> None:
         """Ends all of them."""

@@ -8,9 +8,10 @@ from xml.sax.saxutils import escape
 
 from aiohttp import web
 
-from heldout.runtime.signing import SignatureRefused, SignedRequest, signed_scope
+from heldout.runtime.signing import SignatureRefused, signed_scope
 from heldout.service.auth import Gate
 from heldout.service.faults import ServiceError
+from heldout.service.fronts import signed_request
 from heldout.service.hub import OVERRIDES_KEY, RECIPE_BUCKET, overrides
 
 _PATH = f"/{RECIPE_BUCKET}/{OVERRIDES_KEY}"
@@ -25,14 +26,14 @@ class Objects:
     def takes(self, request: web.Request) -> bool:
         """Whether a request is signed for S3."""
         try:
-            return signed_scope(_signed(request, b"")).service == "s3"
+            return signed_scope(signed_request(request, b"")).service == "s3"
         except SignatureRefused:
             return False
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """The object, or the error in S3's words."""
         try:
-            self._gate.admit(_signed(request, await request.read()), time.time(), is_query=False)
+            self._gate.admit(signed_request(request, await request.read()), time.time(), is_query=False)
         except ServiceError as error:
             return _refused(403, error.code, error.message)
         if request.path == _PATH and request.method in ("GET", "HEAD"):
@@ -43,12 +44,6 @@ class Objects:
             "S3 is not served here: set AWS_ENDPOINT_URL_S3 to an S3 service (for AWS's own: https://s3.REGION.amazonaws.com), "
             "or put the files into the folder that the registry maps the bucket to",
         )
-
-
-def _signed(request: web.Request, body: bytes) -> SignedRequest:
-    path, _, query = request.raw_path.partition("?")
-    headers = {name.lower(): value for name, value in request.headers.items()}
-    return SignedRequest(request.method, path, query, headers, body)
 
 
 def _refused(status: int, code: str, message: str) -> web.Response:

@@ -18,7 +18,7 @@ from heldout.service.auth import Gate
 from heldout.service.checks import check_request
 from heldout.service.context import Context
 from heldout.service.faults import ServiceError
-from heldout.service.fronts import Front
+from heldout.service.fronts import Front, signed_request
 from heldout.service.operations import Function, Params, Reply, Room
 from heldout.service.protocols import WireReply, is_form, parse_request, render_error, render_reply
 from heldout.service.routing import Router
@@ -64,10 +64,7 @@ class Service:
         for front in self._fronts:
             if front.takes(request):
                 return await front.answer(request)
-        path, _, query = request.raw_path.partition("?")
-        headers = {name.lower(): value for name, value in request.headers.items()}
-        signed = SignedRequest(request.method, path, query, headers, await request.read())
-        reply = await self.answer(signed)
+        reply = await self.answer(signed_request(request, await request.read()))
         reply.headers["x-amzn-RequestId"] = str(uuid.uuid4())
         if isinstance(reply.body, bytes):
             return web.Response(status=reply.status, headers=reply.headers, body=reply.body)

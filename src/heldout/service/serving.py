@@ -65,7 +65,8 @@ async def serving(settings: Settings) -> AsyncIterator[Context]:
         stack.callback(store.close)
         agents = HostedAgents(settings.registry, {"RFT_RUNTIME_ENDPOINT": endpoint})
         stack.push_async_callback(agents.stop)
-        pages = MlflowPages(endpoint, settings.state.absolute() / "mlflow")
+        gate = Gate(keys, settings.region)
+        pages = MlflowPages(endpoint, settings.state.absolute() / "mlflow", gate)
         stack.push_async_callback(pages.stop)
         context = Context(
             account=LOCAL_ACCOUNT,
@@ -80,7 +81,6 @@ async def serving(settings: Settings) -> AsyncIterator[Context]:
         )
         runtimes = JobRuntimes(functools.partial(run_of, context))
         stack.push_async_callback(runtimes.stop)
-        gate = Gate(keys, settings.region)
         service = Service(context, gate, (Objects(gate), pages, runtimes))
         runner = web.AppRunner(service.application(), access_log=None, shutdown_timeout=1.0)
         await runner.setup()
