@@ -15,7 +15,7 @@ from aiohttp import web
 
 import players
 from agents_support import attempt, until
-from aws_agents import LAMBDA_ARN, RUNTIME_ARN, aws_agents
+from aws_agents import LAMBDA_ARN, RUNTIME_ARN, aws_agents, free_port
 from evaluations import write_prompts
 from heldout import MultiTurnRLEvaluator
 from heldout.agents.agentcore import AgentCoreAgent
@@ -179,12 +179,6 @@ def document(
             EndpointModel((url,), "scripted"), Hyperparameters(hyperparameters), accept_eula=True
         ),
     )
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 async def played(folder: Path, reference: AwsReference, *prompts: str, **hyperparameters: Any) -> Run:
