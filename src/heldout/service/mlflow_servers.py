@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import importlib.util
+import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -27,14 +29,18 @@ class _Server(NamedTuple):
     url: str
 
     async def stop(self) -> None:
-        if self.process.returncode is None:
-            self.process.terminate()
+        self._signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(_STOP_SECONDS):
                 await self.process.wait()
         except TimeoutError:
-            self.process.kill()
-            await self.process.wait()
+            pass
+        self._signal(signal.SIGKILL)  # its workers too, whatever became of the first
+        await self.process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
 
 
 class MlflowServers:
@@ -55,12 +61,12 @@ class MlflowServers:
 
     async def stop(self) -> None:
         """Ends all of them."""
+        if self._http is not None:
+            await self._http.close()  # first: its servers wait for connections that are open
         for task in self._starting.values():
             task.cancel()
         ended = await asyncio.gather(*self._starting.values(), return_exceptions=True)
         await asyncio.gather(*(server.stop() for server in ended if isinstance(server, _Server)))
-        if self._http is not None:
-            await self._http.close()
 
     async def _server(self, app_id: str, folder: Path) -> _Server:
         task = self._starting.get(app_id)
@@ -83,6 +89,7 @@ class MlflowServers:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
             cwd=folder,
+            start_new_session=True,
         )
         server = _Server(process, f"http://127.0.0.1:{port}")
         try:
