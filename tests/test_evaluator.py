@@ -274,17 +274,7 @@ def test_evaluations_that_are_gone_are_not_listed_and_unknown_arns_are_said(tmp_
         Execution.get("out/nothing")
 
 
-def test_frames_that_cannot_be_had_say_how(models: Models) -> None:
+def test_a_frame_of_another_kind_is_refused_with_the_kinds_there_are(models: Models) -> None:
     execution = evaluator(model=models.base).evaluate()
     with pytest.raises(InputError, match="frame is 'arrow'; there are 'pandas' and 'polars'"):
         execution.rollouts(frame="arrow")  # type: ignore[arg-type]
-    wait(execution)
-    if not _has("polars"):
-        with pytest.raises(InputError, match="pip install polars"):
-            execution.rollouts(frame="polars")
-
-
-def _has(package: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(package) is not None

@@ -5,6 +5,7 @@ import importlib.util
 import sys
 from typing import Any
 
+import polars
 import pytest
 
 from heldout.errors import MissingExtra, RunError
@@ -37,7 +38,6 @@ def test_the_turns_of_a_trajectory_are_below_each_other_in_their_order(run: Run)
 
 
 def test_a_polars_frame_has_the_rows_of_the_pandas_one(run: Run) -> None:
-    polars = pytest.importorskip("polars")
     frame = table_of({"run": run}, "rollouts", "polars")
     assert isinstance(frame, polars.DataFrame)
     other = table_of({"run": run}, "rollouts", "pandas")
