@@ -278,3 +278,4 @@ def test_a_frame_of_another_kind_is_refused_with_the_kinds_there_are(models: Mod
     execution = evaluator(model=models.base).evaluate()
     with pytest.raises(InputError, match="frame is 'arrow'; there are 'pandas' and 'polars'"):
         execution.rollouts(frame="arrow")  # type: ignore[arg-type]
+    wait(execution)
