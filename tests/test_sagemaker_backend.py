@@ -14,6 +14,8 @@ import pytest
 from agents_support import AGENTS
 from heldout import Execution, MultiTurnRLEvaluator
 from heldout.backends.choosing import choose_backend
+from heldout.backends.sagemaker.account import Account
+from heldout.backends.sagemaker.pipelines import SHARED_NAME, put_definition
 from heldout.backends.sagemaker.spelling import spelled
 from heldout.errors import CloudError, HyperparameterError, InputError, JobFailed, ReferenceProblem, RunError
 from heldout.job.hyperparameters import Hyperparameters
@@ -344,11 +346,24 @@ def test_where_there_are_no_versions_it_has_a_pipeline_of_its_own(between: Middl
 
 
 def test_a_pipeline_without_the_tag_is_not_touched(between: Middle) -> None:
+    made = evaluator()
+    put_definition(Account(), SHARED_NAME, json.loads(made.evaluate(dry_run=True)), role_arn=ROLE)
+    between.requests.clear()
     between.changed["ListTags"] = lambda reply: {"Tags": []}
-    evaluator().evaluate().stop()
+    made.evaluate().stop()
     name = between.requests_of("StartPipelineExecution")[0]["PipelineName"]
-    assert name.startswith("SagemakerEvaluation-MTRLEvaluation-heldout-")
+    assert name.startswith(f"{SHARED_NAME}-")
     assert {request["PipelineName"] for request in between.requests_of("UpdatePipeline")} == {name}
+
+
+def test_who_comes_second_in_making_the_pipeline_takes_the_first_ones(between: Middle) -> None:
+    definition = json.loads(evaluator().evaluate(dry_run=True))
+    first = put_definition(Account(), SHARED_NAME, definition, role_arn=ROLE)
+    between.refused["UpdatePipeline"] = Refusal("ResourceNotFound", times=between.asked["UpdatePipeline"] + 1)
+    second = put_definition(Account(), SHARED_NAME, definition, role_arn=ROLE)
+    assert first is not None
+    assert second is not None
+    assert second > first
 
 
 def test_throttling_and_conflicts_are_waited_out(between: Middle) -> None:
@@ -406,6 +421,7 @@ def test_both_models_are_played_and_compared(compared: Execution, capsys: pytest
     assert "fine-tuned is better" in shown
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_same_evaluation_here(compared: Execution, cloud: Cloud, tmp_path: Path) -> None:
     made = evaluator(
         model=PACKAGE,
@@ -462,6 +478,7 @@ def test_managed_jobs_cannot_be_gone_on_with(compared: Execution) -> None:
         compared.resume()
 
 
+@pytest.mark.slow
 def test_stopping_stops(cloud: Cloud) -> None:
     write_prompts(cloud.folder / "bucket" / "slow.jsonl", range(8))
     execution = evaluator(dataset="s3://my-bucket/slow.jsonl").evaluate()
@@ -482,6 +499,49 @@ def test_models_and_runtimes_of_the_account_are_listed(cloud: Cloud) -> None:
     assert MultiTurnRLEvaluator.list_bedrock_agentcore_runtimes(session=session) == [
         {"name": "players", "runtime_id": "players-a1b2c3d4e5", "arn": RUNTIME, "status": "READY"}
     ]
+
+
+def test_what_is_no_session_is_named(cloud: Cloud) -> None:
+    with pytest.raises(
+        ReferenceProblem, match=r"session \{'region': 'us-west-2'\} is none: expected the SDK's session"
+    ):
+        evaluator(sagemaker_session={"region": "us-west-2"}).evaluate()
+
+
+def test_an_account_without_an_mlflow_app_gets_one(between: Middle, capsys: pytest.CaptureFixture[str]) -> None:
+    between.changed["ListMlflowApps"] = lambda reply: {"Summaries": []}
+    made = evaluator(mlflow_resource_arn=None)
+    assert "MlflowConfig" not in documents(made.evaluate(dry_run=True))["EvaluateBaseModel"]["OutputDataConfig"]
+    assert "the account has no MLflow app: one is made" in capsys.readouterr().out
+    execution = made.evaluate()
+    execution.stop()
+    [created] = between.requests_of("CreateMlflowApp")
+    assert created["ArtifactStoreUri"] == "s3://my-bucket/mlflow-artifacts"
+    output = documents(execution.pipeline_definition)["EvaluateBaseModel"]["OutputDataConfig"]
+    assert ":mlflow-app/" in output["MlflowConfig"]["MlflowResourceArn"]
+
+
+@pytest.mark.slow
+def test_without_a_run_folder_the_numbers_are_those_in_mlflow(
+    cloud: Cloud, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    execution = evaluator(model=PACKAGE, mlflow_resource_arn=None).evaluate()
+    wait(execution)
+    assert execution.mlflow_url is not None
+    assert "/mlflow-apps/" in execution.mlflow_url
+    # As the hosted service leaves it: an output without Heldout's folder.
+    (tmp_path / "elsewhere.toml").write_text(BUCKETS)
+    monkeypatch.setenv("HELDOUT_REGISTRY", str(tmp_path / "elsewhere.toml"))
+    monkeypatch.setenv("SAGEMAKER_MLFLOW_CUSTOM_ENDPOINT", cloud.url)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
+    found = Execution.get(execution.arn, session=boto3.Session())
+    assert found.metrics["fine-tuned-model-eval"]["metrics"]["eval/reward/mean"] == 1.0
+    assert found.metrics["fine-tuned-model-eval"]["intervals"] == {}
+    assert found.comparison is None
+    found.show_results()
+    assert "logged by the service; without a table of rollouts there are no intervals" in capsys.readouterr().out
+    with pytest.raises(RunError, match="left no run folder in s3://my-bucket/out, so there are no tables"):
+        found.rollouts()
 
 
 @pytest.mark.slow

@@ -16,10 +16,11 @@ from heldout.backends.base import Backend, PipelineExecutionStatus, StartedEvalu
 from heldout.backends.known import find_evaluation, is_known, known_evaluations
 from heldout.backends.registries import read_registry
 from heldout.backends.started import LocalEvaluation
-from heldout.errors import JobFailed, WaitTimeout
+from heldout.errors import JobFailed, RunError, WaitTimeout
 from heldout.frames import Frame, FrameKind, table_of
 from heldout.pipeline.evaluation import LOCAL_ACCOUNT
 from heldout.pipeline.state import ExecutionStatus
+from heldout.rollouts.run import Run
 from heldout.watching import Watcher
 
 __all__ = ["Execution", "PipelineExecutionStatus", "StepDetail"]
@@ -178,14 +179,23 @@ class Execution:
         Columns: those of `rollouts.parquet`. Raises MissingExtra when the library is not installed, RunError when no rollout has
         ended, or the output holds no tables of them.
         """
-        return table_of(self._started.runs(), "rollouts", frame)
+        return table_of(self._runs(), "rollouts", frame)
 
     def trajectories(self, frame: FrameKind = "pandas") -> Frame:
         """A row a turn (model call) of every run; see `rollouts`. Columns: those of `trajectories.parquet`."""
-        return table_of(self._started.runs(), "trajectories", frame)
+        return table_of(self._runs(), "trajectories", frame)
 
     def __repr__(self) -> str:
         return f"Execution(name={self.name!r}, status={self.status.overall_status!r}, path={self.path!r})"
+
+    def _runs(self) -> Mapping[str, Run]:
+        runs = self._started.runs()
+        if not runs and self.status.overall_status == "Succeeded":
+            raise RunError(
+                f"evaluation {self.name} left no run folder in {self.path}, so there are no tables of its rollouts; its metrics "
+                "are in MLflow"
+            )
+        return runs
 
     def _has_come_to(self, target: str) -> bool:
         """Whether it has the status; raises JobFailed when it has ended with another."""

@@ -14,6 +14,7 @@ from heldout.errors import CloudError, ReferenceProblem, shown
 
 _RETRIES = Config(retries={"mode": "standard", "total_max_attempts": 8})
 """Throttling and failures of AWS are waited out, for half a minute or so."""
+_GLANCE = Config(retries={"mode": "standard", "total_max_attempts": 2}, connect_timeout=3, read_timeout=10)
 _ROLE_ARN = re.compile(r"arn:aws[a-z\-]*:iam::\d{12}:role/.+")
 _ASSUMED_ROLE = re.compile(r"arn:(?P<partition>aws[a-z\-]*):sts::(?P<account>\d{12}):assumed-role/(?P<name>[^/]+)/.+")
 _NOTEBOOK_ROLE = "AmazonSageMaker-ExecutionRole"
@@ -38,18 +39,22 @@ class Account:
     """
 
     def __init__(self, given: Any = None, region: str | None = None) -> None:
-        """Raises ReferenceProblem when the AWS configuration cannot be used, or names no region."""
+        """Raises ReferenceProblem when the AWS configuration cannot be used or names no region, or `given` is no session."""
         self._given = given
-        self._boto: boto3.Session = getattr(given, "boto_session", None) or (
-            given if isinstance(given, boto3.Session) else _new_session(region)
+        self._boto = _boto_session(given, region)
+        client = getattr(given, "sagemaker_client", None)
+        named = (
+            region,
+            getattr(given, "boto_region_name", None),
+            getattr(getattr(client, "meta", None), "region_name", None),
         )
-        own_region = region or getattr(given, "boto_region_name", None) or self._boto.region_name or named_region()
+        own_region = next((name for name in (*named, self._boto.region_name, named_region()) if name), None)
         if not isinstance(own_region, str):
             raise ReferenceProblem(
                 "no AWS region: give region=..., a session with one, AWS_REGION, or a default in the AWS configuration file"
             )
         self.region = own_region
-        self._clients: dict[str, Any] = {}
+        self._clients: dict[tuple[str, bool], Any] = {}
         self._account: str | None = None
 
     @property
@@ -58,13 +63,16 @@ class Account:
         given = getattr(self._given, "sagemaker_client", None)
         return given if given is not None else self.client("sagemaker")
 
-    def client(self, service: str) -> Any:
-        """A client of the session's, of the services that the SDK's session keeps none of."""
-        if service not in self._clients:
+    def client(self, service: str, *, is_glance: bool = False) -> Any:
+        """A client of the session's, of the services that the SDK's session keeps none of.
+
+        is_glance: for a look that may as well fail: it does not wait long for an answer.
+        """
+        if (service, is_glance) not in self._clients:
             with told(f"a client of {service}"):
-                session: Any = self._boto
-                self._clients[service] = session.client(service, region_name=self.region, config=_RETRIES)
-        return self._clients[service]
+                config = _GLANCE if is_glance else _RETRIES
+                self._clients[service, is_glance] = self._boto.client(service, region_name=self.region, config=config)
+        return self._clients[service, is_glance]
 
     @property
     def account_id(self) -> str:
@@ -167,7 +175,18 @@ def _line(what: str, error: ClientError) -> str:
     return f"{what}: {error.operation_name} was refused: {code}: {words}{f' ({hint})' if hint else ''}"
 
 
-def _new_session(region: str | None) -> boto3.Session:
+def _boto_session(given: Any, region: str | None) -> Any:
+    """A boto3 session: the SDK's session's, the given one, or one of the standard chain where there is none to be had."""
+    boto = getattr(given, "boto_session", None)
+    if boto is not None:
+        return boto
+    if callable(getattr(given, "client", None)) and hasattr(given, "region_name"):
+        return given
+    if given is not None and not hasattr(given, "sagemaker_client"):
+        raise ReferenceProblem(
+            f"session {shown(given)} is none: expected the SDK's session (with `boto_session` or `sagemaker_client`), or a boto3 "
+            "session"
+        )
     try:
         return boto3.Session(region_name=region)
     except BotoCoreError as error:

@@ -37,7 +37,7 @@ def check_agent(account: Account, agent: AgentReference) -> None:
     """Raises ReferenceProblem when there is no such AgentCore runtime."""
     if isinstance(agent, AgentCoreRuntime):
         _refuse_if_absent(
-            lambda: account.client("bedrock-agentcore-control").get_agent_runtime(
+            lambda: account.client("bedrock-agentcore-control", is_glance=True).get_agent_runtime(
                 agentRuntimeId=agent.arn.rpartition("/")[2]
             ),
             f"agent {agent.arn!r} does not exist in {account.region}; list_bedrock_agentcore_runtimes() names those that do",
@@ -74,7 +74,8 @@ def _check_objects(account: Account, uri: str) -> None:
     found: list[int] = []
 
     def look() -> None:
-        found.append(account.client("s3").list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1).get("KeyCount", 1))
+        listed = account.client("s3", is_glance=True).list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+        found.append(listed.get("KeyCount", 1))
 
     _refuse_if_absent(look, absent)
     if found == [0]:

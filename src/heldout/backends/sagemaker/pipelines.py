@@ -104,10 +104,25 @@ def _updated(account: Account, name: str, text: str, role_arn: str) -> int | Non
     except ClientError as error:
         if not is_absent(error):
             raise
-        _create(account, name, text, role_arn)
-        updated = client.update_pipeline(**asked)  # CreatePipeline does not say which version it made
+        updated = _created_and_updated(account, name, asked)
     version = updated.get("PipelineVersionId")
     return None if version is None else int(version)
+
+
+def _created_and_updated(account: Account, name: str, asked: Mapping[str, str]) -> Mapping[str, Any]:
+    """What UpdatePipeline says once the pipeline is there: CreatePipeline does not say which version it made."""
+    refusal = None
+    try:
+        _create(account, name, asked["PipelineDefinition"], asked["RoleArn"])
+    except ClientError as error:
+        refusal = error  # another evaluation may have been quicker, which each service tells in words of its own
+    try:
+        updated: Mapping[str, Any] = account.sagemaker.update_pipeline(**asked)
+    except ClientError as error:
+        if refusal is not None and is_absent(error):
+            raise refusal from error
+        raise
+    return updated
 
 
 def _create(account: Account, name: str, text: str, role_arn: str) -> None:
