@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from heldout.metrics.beta_binomial import SUCCESS_RATE, CountTables, Quantity, posterior
-from heldout.metrics.intervals import mean_interval, rate_interval, rate_limits
+from heldout.metrics.intervals import mean_interval, rate_interval, rate_limits, why_no_mean_interval
 from heldout.metrics.pass_k import pass_at_k_by_prompt
 from heldout.metrics.table import IntArray
 
@@ -28,7 +28,9 @@ def test_one_rollout_a_prompt_has_clopper_and_pearsons_limits(successes: int) ->
 @pytest.mark.parametrize("successes", [1, 5, 15, 29])
 def test_on_the_grid_too_the_model_has_clopper_and_pearsons_limits(successes: int) -> None:
     outcomes = np.array([1] * successes + [0] * (30 - successes))
-    found = posterior(CountTables.of(outcomes, np.ones(30, dtype=np.int64)), SUCCESS_RATE, 0.95).limits_R2[0]
+    found = posterior(
+        CountTables.of(outcomes, np.ones(30, dtype=np.int64)), SUCCESS_RATE, np.full((1, 2), 0.025)
+    ).limits_R2[0]
     exact = stats.binomtest(successes, 30).proportion_ci(0.95, method="exact")
     assert found == pytest.approx((exact.low, exact.high), abs=0.005)
 
@@ -118,8 +120,15 @@ def test_the_interval_of_pass_at_k_covers_as_often_as_it_says() -> None:
 
 
 def test_a_symmetric_sample_has_students_interval() -> None:
+    values = np.linspace(-2, 2, 1001)
+    half = stats.t.ppf(0.975, 1000) * values.std(ddof=1) / np.sqrt(1001)
+    assert mean_interval(values, 0.95) == pytest.approx((-half, half), rel=1e-3)
+
+
+def test_with_few_prompts_a_symmetric_sample_has_more_than_students_interval() -> None:
+    # Too few prompts to show a long tail, should there be one: limits leave out 40% less.
     values = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
-    half = stats.t.ppf(0.975, 4) * values.std(ddof=1) / np.sqrt(5)
+    half = stats.t.ppf(1 - 0.025 * 0.6, 4) * values.std(ddof=1) / np.sqrt(5)
     assert mean_interval(values, 0.95) == pytest.approx((-half, half), rel=1e-4)
 
 
@@ -132,3 +141,34 @@ def test_a_long_tail_above_stretches_the_interval_upwards() -> None:
 
 def test_rewards_that_never_differ_have_no_interval() -> None:
     assert mean_interval(np.full(10, 0.3), 0.95) is None
+
+
+@pytest.mark.parametrize("odd", [0.0, 5.0])
+def test_rewards_of_which_all_but_one_are_equal_have_no_interval(odd: float) -> None:
+    values = np.array([*[0.3] * 9, odd])
+    assert mean_interval(values, 0.95) is None
+    assert why_no_mean_interval(values) == (
+        "all 10 prompts but one have the same value: no interval, since nothing shows how such prompts differ"
+    )
+
+
+@pytest.mark.parametrize("prompts", [10, 30])
+def test_a_low_rate_leaves_room_for_a_kind_of_prompt_that_was_not_drawn(prompts: int) -> None:
+    # One success in 64 on every prompt. Should one prompt more have been of a kind that always succeeds:
+    high = rate_of([1] * prompts, [64] * prompts)[1]
+    assert high >= (prompts / 64 + 0.99) / (prompts + 1)
+
+
+def test_a_low_rate_that_one_prompt_carries_may_be_that_of_the_others() -> None:
+    low, high = rate_of([64] + [1] * 29, [64] * 30)
+    assert low <= 1 / 64 < 93 / (30 * 64) <= high
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(2, 60), st.integers(1, 16), st.integers(0, 10_000))
+def test_one_prompt_more_does_not_make_the_limits_jump(prompts: int, size: int, seed: int) -> None:
+    # The same rollouts, with one more prompt as good as the others on average: no limit moves by more than that prompt could.
+    successes = np.random.default_rng(seed).binomial(size, 0.3, prompts)
+    before = rate_of([*successes, *successes], [size] * 2 * prompts)
+    after = rate_of([*successes, *successes, int(successes.mean())], [size] * (2 * prompts + 1))
+    assert np.abs(np.subtract(before, after)).max() <= 1.5 / prompts

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special
 
 from heldout.errors import MetricError
 from heldout.metrics.planning import (
@@ -74,6 +75,35 @@ def test_the_smallest_difference_is_seen_with_exactly_the_power_asked_for(
 def test_no_difference_can_be_planned_with_five_prompts() -> None:
     assert smallest_difference(Spread(0.1, 0.1), 5, 4) is None
     assert power_of(Spread(0.1, 0.1), 5, 4, 1.0) == 0.0
+
+
+def test_fewer_prompts_than_plans_are_made_for_are_said_to_be_too_few() -> None:
+    found = plan(Spread(between=0.01, within=0.1), 0.5, max_prompts=15)
+    assert found.recommended is None
+    assert found.advice.startswith("plans are made for 20 prompts or more: with 15")
+
+
+def test_lopsided_differences_are_seen_more_often_when_the_tail_is_on_the_side_of_the_effect() -> None:
+    even = Spread(between=0.04, within=0.0)
+    with_it, against_it = (Spread(0.04, 0.0, (sign * 0.04**1.5, 0.0, 0.0)) for sign in (1, -1))
+    assert with_it.skewness(4) == pytest.approx(1.0)
+    powers = [power_of(spread, 30, 4, 0.1) for spread in (against_it, even, with_it)]
+    assert powers == sorted(powers)
+    assert powers[2] - powers[0] > 0.05
+
+
+@pytest.mark.parametrize("likeness", [0.0, 1.0])
+def test_the_third_moment_of_assumed_rates_is_that_of_drawn_differences(likeness: float) -> None:
+    spread = spread_from_rates(0.1, 0.1, correlation=0.3, likeness=likeness)
+    rng = np.random.default_rng(9)
+    places = rng.random((2, 400_000))
+    before, after = (
+        special.betaincinv(rate / 0.3 * 0.7, (1 - rate) / 0.3 * 0.7, place)
+        for rate, place in ((0.1, places[0]), (0.2, places[0 if likeness == 1 else 1]))
+    )
+    drawn = (rng.binomial(4, after) - rng.binomial(4, before)) / 4
+    third = float(np.mean((drawn - drawn.mean()) ** 3))
+    assert sum(part / 4**power for power, part in enumerate(spread.third)) == pytest.approx(third, rel=0.05)
 
 
 def test_out_of_prompts_the_plan_turns_to_bigger_groups() -> None:

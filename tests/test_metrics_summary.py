@@ -84,6 +84,16 @@ def test_one_prompt_has_values_and_no_interval() -> None:
     assert summary.metrics["eval/reward/pass_at_2"] == pytest.approx(5 / 6)  # 1 - C(2,2) / C(4,2)
     assert summary.intervals == {}
     assert summary.notes["eval/reward/pass_at_1"].startswith("one prompt: no interval")
+    assert summary.no_interval["eval/reward/pass_at_1"] == summary.notes["eval/reward/pass_at_1"]
+
+
+def test_a_metric_has_an_interval_or_a_reason_why_not() -> None:
+    # All but one prompt have mean reward 0.5: nothing shows how prompts like that one differ.
+    groups: list[list[float | None]] = [[0.5, 0.5] for _ in range(9)]
+    summary = summary_of([*groups, [0.25, 0.4]])
+    assert "eval/reward/mean" not in summary.intervals
+    assert summary.no_interval["eval/reward/mean"].startswith("all 10 prompts but one have the same value: no interval")
+    assert not summary.no_interval.keys() & summary.intervals.keys()
 
 
 def test_one_rollout_a_prompt_has_no_spread_within_groups() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy
-from benchmarks.calibration.comparisons import Power, Size, power_of_plan, size_of
+from benchmarks.calibration.comparisons import Difference, Power, Size, difference_coverage, power_of_plan, size_of
 from benchmarks.calibration.coverage import Coverage, pass_k_coverage, rate_coverage, reward_coverage, true_pass_k
 from benchmarks.calibration.simulation import REWARDS, Cell, Difficulty
 
@@ -24,7 +24,7 @@ from heldout.metrics.beta_binomial import Quantity
 
 NUM_PROMPTS = (10, 20, 30, 100)
 GROUP_SIZES = (1, 4, 16, 64)
-RATES = (0.01, 0.05, 0.1, 0.5, 0.9, 0.99)
+RATES = (0.01, 0.05, 0.1, 0.2, 0.5, 0.9, 0.99)
 CORRELATIONS = (0.0, 0.1, 0.3, 0.6, 0.9)
 
 
@@ -65,7 +65,7 @@ def _other_difficulty(repeats: int) -> list[Coverage]:
     cells = [
         Cell(num_prompts, size, rate, correlation, kind)
         for kind, num_prompts, size, rate, correlation in product(
-            kinds, (30, 300, 3000), (4, 64), (0.02, 0.1, 0.5), (0.1, 0.3, 0.6)
+            kinds, (10, 20, 30, 300, 3000), (4, 64), (0.02, 0.1, 0.5), (0.1, 0.3, 0.6)
         )
     ]
     return [rate_coverage(cell, min(repeats, 2_000), _rng(i)) for i, cell in enumerate(cells)]
@@ -96,13 +96,22 @@ def _rewards(repeats: int) -> list[Coverage]:
 def _sizes(repeats: int) -> list[Size]:
     settings = list(product((10, 30, 100), (1, 4, 16), (0.1, 0.5), (0.3,), (0.0, 0.8)))
     return [
-        size_of(Cell(num_prompts, size, rate, correlation), likeness, min(repeats, 4_000), _rng(i))
+        size_of(Cell(num_prompts, size, rate, correlation), likeness, repeats, _rng(i))
         for i, (num_prompts, size, rate, correlation, likeness) in enumerate(settings)
     ]
 
 
+def _differences(repeats: int) -> list[Difference]:
+    changes = ((0.1, 0.1), (0.5, 0.1), (0.5, 0.3), (0.8, 0.1))
+    settings = list(product((10, 30, 100), (4, 16), changes, (0.3,), (0.0, 0.8, 1.0)))
+    return [
+        difference_coverage(Cell(num_prompts, size, rate, correlation), change, likeness, min(repeats, 2_000), _rng(i))
+        for i, (num_prompts, size, (rate, change), correlation, likeness) in enumerate(settings)
+    ]
+
+
 def _powers(repeats: int) -> list[Power]:
-    settings = list(product(((0.1, 0.1), (0.5, 0.1), (0.5, 0.2), (0.8, 0.1)), (1, 4, 16), (0.3,), (0.0, 0.8)))
+    settings = list(product(((0.1, 0.1), (0.5, 0.1), (0.5, 0.2), (0.8, 0.1)), (1, 4, 16), (0.3,), (0.0, 0.8, 1.0)))
     return [
         power_of_plan(rate, difference, size, correlation, likeness, min(repeats, 2_000), _rng(i))
         for i, ((rate, difference), size, correlation, likeness) in enumerate(settings)
@@ -113,12 +122,13 @@ def _rng(setting: int) -> np.random.Generator:
     return np.random.default_rng([20, setting])
 
 
-PARTS: dict[str, Callable[[int], Sequence[Coverage | Size | Power]]] = {
+PARTS: dict[str, Callable[[int], Sequence[Coverage | Size | Difference | Power]]] = {
     "rates": _rates,
     "other_difficulty": _other_difficulty,
     "pass_k": _pass_k,
     "rewards": _rewards,
     "size": _sizes,
+    "difference": _differences,
     "power": _powers,
 }
 

@@ -1,8 +1,10 @@
-"""Does the comparison cry wolf as rarely as it says, and see differences as often as the plan promised?"""
+"""Does the comparison cry wolf as rarely as it says, do its intervals hold the true difference, and does it see differences as
+often as the plan promised?"""
 
 from dataclasses import dataclass
 
 import numpy as np
+from benchmarks.calibration.coverage import NORMAL
 from benchmarks.calibration.simulation import Cell, rates_at
 
 from heldout.metrics.detection import least_moved
@@ -26,6 +28,19 @@ class Size:
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """What came of the interval of a true difference."""
+
+    name: str
+    num_prompts: int
+    coverage: float
+    """Share of the intervals that hold the true difference; evaluations without an interval are left out."""
+    no_interval: float
+    width: float
+    """Mean width over that of an interval that knows the true standard error."""
+
+
+@dataclass(frozen=True, slots=True)
 class Power:
     """How often a planned difference was shown."""
 
@@ -43,6 +58,27 @@ def size_of(cell: Cell, likeness: float, repeats: int, rng: np.random.Generator)
     can_reject = (differences != 0).sum(axis=1) >= least_moved(1 - LEVEL)
     name = f"rate {cell.rate:g}, {cell.group_size} rollouts, correlation {cell.correlation:g}, likeness {likeness:g}"
     return Size(name, cell.num_prompts, float(rejected.mean()), float(can_reject.mean()))
+
+
+def difference_coverage(
+    cell: Cell, difference: float, likeness: float, repeats: int, rng: np.random.Generator
+) -> Difference:
+    """Coverage of the comparison's interval when the second policy's rate is higher by `difference`."""
+    differences = draw_differences(cell, difference, likeness, repeats, rng)
+    found = [test.interval(1 - LEVEL) for test in _tests(differences, rng) if len(test.values) > 1]
+    limits = np.array([interval for interval in found if interval is not None])
+    error = float(differences.std(axis=1, ddof=1).mean() / np.sqrt(cell.num_prompts))
+    name = (
+        f"{cell.rate:g} to {cell.rate + difference:g}, {cell.group_size} rollouts, correlation {cell.correlation:g},"
+        f" likeness {likeness:g}"
+    )
+    return Difference(
+        name=name,
+        num_prompts=cell.num_prompts,
+        coverage=float(((limits[:, 0] <= difference + 1e-12) & (difference - 1e-12 <= limits[:, 1])).mean()),
+        no_interval=1 - len(limits) / repeats,
+        width=float((limits[:, 1] - limits[:, 0]).mean() / (2 * NORMAL * error)),
+    )
 
 
 def power_of_plan(
@@ -93,7 +129,6 @@ def _true_likeness(rate: float, difference: float, correlation: float, share: fl
 
 
 def _tests(differences_RP: FloatArray, rng: np.random.Generator) -> list[SubsetMeans]:
-    """The comparison's test of each repeat. Repeats share their random subsets, as evaluations with one seed do."""
-    seed = int(rng.integers(2**32))
+    """The comparison's test of each repeat; so many repeats share their random subsets, as evaluations with one seed do."""
     batches = np.array_split(differences_RP, -(-len(differences_RP) // _REPEATS_AT_ONCE))
-    return [test for batch in batches for test in subset_means(batch.T, np.random.default_rng(seed))]
+    return [test for batch in batches for test in subset_means(batch.T, rng)]

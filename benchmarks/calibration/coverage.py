@@ -7,7 +7,7 @@ from benchmarks.calibration.simulation import REWARDS, Cell, draw_rewards, draw_
 from scipy import special
 
 from heldout.metrics.beta_binomial import SUCCESS_RATE, CountTables, Quantity
-from heldout.metrics.intervals import mean_limits, rate_limits
+from heldout.metrics.intervals import mean_limits, rate_limits, why_no_mean_interval
 from heldout.metrics.pass_k import pass_at_k_by_prompt, pass_power_k_by_prompt
 from heldout.metrics.table import FloatArray, IntArray
 
@@ -60,9 +60,9 @@ def pass_k_coverage(cell: Cell, quantity: Quantity, repeats: int, rng: np.random
 def reward_coverage(kind: str, num_prompts: int, repeats: int, rng: np.random.Generator) -> Coverage:
     """Coverage for a mean reward."""
     rewards = draw_rewards(kind, repeats, num_prompts, rng)
-    varied = rewards.std(axis=1) > 0
+    known = np.array([why_no_mean_interval(values) is None for values in rewards])
     limits = np.full((repeats, 2), np.nan)
-    limits[varied] = mean_limits(rewards[varied], CONFIDENCE)
+    limits[known] = mean_limits(rewards[known], CONFIDENCE)
     truth, spread = REWARDS[kind]
     return _judge(kind, limits, rewards, truth, spread / np.sqrt(num_prompts), np.full(repeats, np.nan))
 

@@ -99,6 +99,7 @@ REWARDS: dict[str, tuple[float, float]] = {
     "beta(5, 0.5)": (10 / 11, (5 * 0.5 / (5.5**2 * 6.5)) ** 0.5),
     "partial credit in quarters, mostly 0": (0.2, (0.2 * 0.8 * (1 / 3.5 + (1 - 1 / 3.5) / 4)) ** 0.5),
     "bonus of 5 in a tenth of prompts": (0.95, (0.1 * 25 + 0.9 / 3 - 0.95**2) ** 0.5),
+    "exponential in a tenth of prompts, else 0": (0.1, (0.1 * 2 - 0.1**2) ** 0.5),
     "lognormal, sigma 0.7": (np.exp(0.245), (np.expm1(0.49) * np.exp(0.49)) ** 0.5),
     "lognormal, sigma 1": (np.exp(0.5), (np.expm1(1) * np.exp(1)) ** 0.5),
 }
@@ -125,6 +126,8 @@ def draw_rewards(name: str, repeats: int, num_prompts: int, rng: np.random.Gener
             return rng.binomial(4, rng.beta(0.5, 2, size=shape)) / 4
         case "bonus of 5 in a tenth of prompts":
             return np.where(rng.random(shape) < 0.1, 5.0, rng.random(shape))
+        case "exponential in a tenth of prompts, else 0":
+            return np.where(rng.random(shape) < 0.1, rng.exponential(size=shape), 0.0)
         case "lognormal, sigma 0.7":
             return rng.lognormal(0, 0.7, size=shape)
         case "lognormal, sigma 1":

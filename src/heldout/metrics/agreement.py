@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
 
 from heldout.errors import MetricError
 from heldout.metrics.table import BoolArray, FloatArray, Groups, IntArray
@@ -103,6 +102,8 @@ def _rank_interval(
     """Student's t interval on Fisher's scale, its standard error from the rollouts' influences summed by prompt."""
     if groups.num_prompts < 3 or not abs(correlation) < 1 - 1e-12:
         return None
+    from scipy import special  # not before a rescoring is judged: see ARCHITECTURE.md, decision 12
+
     by_prompt = groups.sum(_influences(x, y, correlation))
     variance = float(by_prompt @ by_prompt) / len(x) ** 2 * groups.num_prompts / (groups.num_prompts - 1)
     half = (

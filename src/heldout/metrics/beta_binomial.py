@@ -6,9 +6,11 @@ and nothing else:
 
 - For the upper limit m has density 1 / (1 - m), for the lower 1 / m: with one rollout a prompt these are exactly the limits of
   Clopper and Pearson.
-- The design effect 1 + (n - 1) r, by which correlated rollouts widen an interval, has its logarithm spread evenly from
-  independent rollouts to identical ones, with extra weight on either end: both ends are common in practice, and neither
-  is found by a grid of points in between.
+- The design effect 1 + (n - 1) r, by which correlated rollouts widen an interval, has its logarithm spread from independent
+  rollouts to identical ones, a little more towards the former, with extra weight on either end: both ends are common in
+  practice, and neither is found by a grid of points in between.
+
+scipy is imported where it is used: an evaluation that starts must not wait for what only its end needs.
 """
 
 from dataclasses import dataclass
@@ -16,14 +18,16 @@ from functools import lru_cache
 from typing import NamedTuple, Self
 
 import numpy as np
-from scipy import special
 
 from heldout.metrics.table import FloatArray, IntArray
 
-WEIGHT_INDEPENDENT = 0.45
+WEIGHT_INDEPENDENT = 0.5
 """Prior weight of rollouts of a prompt being independent: the smaller, the wider the intervals where they are."""
-WEIGHT_IDENTICAL = 0.2
+WEIGHT_IDENTICAL = 0.1
 """Prior weight of all rollouts of a prompt ending alike: the smaller, the lower the coverage where they nearly do."""
+TILT = 0.25
+"""In between, the weight falls as this power of the way left to identical rollouts: the greater, the narrower the intervals of
+few prompts and the lower their coverage where rollouts are much alike."""
 _NUM_MEANS = 101
 _NUM_CORRELATIONS = 12
 _FARTHEST_LOGIT = 16.0
@@ -68,6 +72,8 @@ class Quantity:
     def on(self, grid: "Grid") -> FloatArray:
         """Its mean over prompts at each grid point, shape (num_means, num_correlations), or (num_means, 1) for the success
         rate, which does not depend on the correlation."""
+        from scipy import special
+
         if self.k == 1:
             return np.asarray(special.expit(grid.logits)[:, None])
         a, b = grid.shapes_MR()
@@ -108,8 +114,11 @@ class Posterior(NamedTuple):
     """The quantity where the likelihood is greatest, shape (num_evaluations,)."""
 
 
-def posterior(tables: CountTables, quantity: Quantity, confidence: float) -> Posterior:
-    """Limits for `quantity`, and the estimate they are about, both of the model."""
+def posterior(tables: CountTables, quantity: Quantity, tails_R2: FloatArray) -> Posterior:
+    """Limits for `quantity`, and the estimate they are about, both of the model.
+
+    tails_R2: what the lower and the upper limit leave out, such as 0.025 each for limits of 95%, shape (num_evaluations, 2).
+    """
     found = Posterior(np.empty((len(tables.num_prompts_RC), 2)), np.empty(len(tables.num_prompts_RC)))
     centres, halvings = _grid_keys(tables.successes_R, tables.rollouts_R)
     for centre, halving in np.unique(np.stack([centres, halvings], axis=1), axis=0):
@@ -118,7 +127,7 @@ def posterior(tables: CountTables, quantity: Quantity, confidence: float) -> Pos
         values_MR = quantity.on(grid)
         for rows in np.array_split(same, -(-len(same) // _EVALUATIONS_AT_ONCE)):
             likelihoods = tables.num_prompts_RC[rows] @ grid.likelihoods
-            found.limits_R2[rows] = _limits(grid, likelihoods, values_MR, confidence)
+            found.limits_R2[rows] = _limits(grid, likelihoods, values_MR, tails_R2[rows])
             found.likeliest_R[rows] = _likeliest(grid, likelihoods, values_MR)
     return found
 
@@ -126,6 +135,8 @@ def posterior(tables: CountTables, quantity: Quantity, confidence: float) -> Pos
 def _grid_keys(successes_R: FloatArray, rollouts_R: FloatArray) -> tuple[IntArray, IntArray]:
     """Where the means of a grid must lie closest together, a centre and a spacing, both rounded so that similar data share
     a grid; shape (num_evaluations,) each."""
+    from scipy import special
+
     rates = (successes_R + 0.5) / (rollouts_R + 1)
     halvings = np.ceil(np.log2(np.sqrt(np.maximum(rollouts_R * rates * (1 - rates), 1.0)))) - 1
     return np.round(special.logit(rates) * 2 ** (halvings - 1)).astype(np.int64), halvings.astype(np.int64)
@@ -146,12 +157,16 @@ def _make_grid(pairs: tuple[tuple[int, int], ...], centre: int, halvings: int) -
 
 def _log_rising(start: FloatArray, counts: IntArray) -> FloatArray:
     """log(start (start + 1) ... (start + count - 1)) for each count and start, shape (num_counts, num_starts)."""
+    from scipy import special
+
     different, position = np.unique(counts, return_inverse=True)
     rising: FloatArray = special.gammaln(start + different[:, None]) - special.gammaln(start)
     return rising[position]
 
 
-def _limits(grid: Grid, likelihoods: FloatArray, values_MR: FloatArray, confidence: float) -> FloatArray:
+def _limits(grid: Grid, likelihoods: FloatArray, values_MR: FloatArray, tails_R2: FloatArray) -> FloatArray:
+    from scipy import special
+
     likelihoods = np.exp(likelihoods - likelihoods.max(axis=1, keepdims=True))
     masses = likelihoods.reshape(-1, len(grid.logits), len(grid.weights)) * grid.weights
     if values_MR.shape[1] == 1:
@@ -159,17 +174,21 @@ def _limits(grid: Grid, likelihoods: FloatArray, values_MR: FloatArray, confiden
     order = np.argsort(values_MR, axis=None, kind="stable")
     values, starts = np.unique(values_MR.ravel()[order], return_index=True)
     widths = np.gradient(grid.logits)
-    tail = (1 - confidence) / 2
     limits = []
     # In logits a prior density of 1 / m becomes 1 - m (for the lower limit), and 1 / (1 - m) becomes m (for the upper).
-    for level, density in ((tail, special.expit(-grid.logits)), (1 - tail, special.expit(grid.logits))):
+    for levels_R, density in (
+        (tails_R2[:, 0], special.expit(-grid.logits)),
+        (1 - tails_R2[:, 1], special.expit(grid.logits)),
+    ):
         weighted = (masses * (widths * density)[:, None]).reshape(len(masses), -1)[:, order]
-        limits.append(_quantiles(np.add.reduceat(weighted, starts, axis=1), values, level))
+        limits.append(_quantiles(np.add.reduceat(weighted, starts, axis=1), values, levels_R))
     return np.stack(limits, axis=1)
 
 
 def _likeliest(grid: Grid, likelihoods: FloatArray, values_MR: FloatArray) -> FloatArray:
     """The value at the top of the likelihood: at the best grid point, moved along the means to the top of a parabola."""
+    from scipy import special
+
     row = np.arange(len(likelihoods))
     profile = likelihoods.reshape(-1, len(grid.logits), len(grid.weights))
     mean, correlation = np.divmod(likelihoods.argmax(axis=1), len(grid.weights))
@@ -188,11 +207,11 @@ def _likeliest(grid: Grid, likelihoods: FloatArray, values_MR: FloatArray) -> Fl
     return value
 
 
-def _quantiles(masses_RV: FloatArray, values: FloatArray, level: float) -> FloatArray:
-    """Quantile of each row's distribution over ascending values, half of a value's mass counted below it."""
+def _quantiles(masses_RV: FloatArray, values: FloatArray, levels_R: FloatArray) -> FloatArray:
+    """A quantile of each row's distribution over ascending values, half of a value's mass counted below it."""
     sums = np.cumsum(masses_RV, axis=1)
     middles = (sums - masses_RV / 2) / sums[:, -1:]
-    return np.array([np.interp(level, row, values) for row in middles])
+    return np.array([np.interp(level, row, values) for level, row in zip(levels_R, middles, strict=True)])
 
 
 def _correlations(largest: int) -> tuple[FloatArray, FloatArray]:
@@ -201,11 +220,14 @@ def _correlations(largest: int) -> tuple[FloatArray, FloatArray]:
     inner = (np.arange(_NUM_CORRELATIONS) + 0.5) / _NUM_CORRELATIONS
     design_effects = float(largest) ** np.concatenate([[0.0], inner, [1.0]])
     correlations = np.clip((design_effects - 1) / (largest - 1), 1e-6, 1 - 1e-6)
-    between = (1 - WEIGHT_INDEPENDENT - WEIGHT_IDENTICAL) / _NUM_CORRELATIONS
-    weights = np.concatenate([[WEIGHT_INDEPENDENT], np.full(_NUM_CORRELATIONS, between), [WEIGHT_IDENTICAL]])
+    between = (1 - inner) ** TILT
+    between *= (1 - WEIGHT_INDEPENDENT - WEIGHT_IDENTICAL) / between.sum()
+    weights = np.concatenate([[WEIGHT_INDEPENDENT], between, [WEIGHT_IDENTICAL]])
     return correlations, weights
 
 
 def _beta_shapes(logits: FloatArray, correlations: FloatArray) -> tuple[FloatArray, FloatArray]:
+    from scipy import special
+
     precisions = 1 / correlations - 1
     return special.expit(logits)[:, None] * precisions, special.expit(-logits)[:, None] * precisions

@@ -1,7 +1,6 @@
 """What a finished comparison could have seen: the smallest difference it had a fair chance to show."""
 
 import numpy as np
-from scipy import special
 
 from heldout.metrics.table import FloatArray
 
@@ -27,6 +26,8 @@ def detectable_difference(differences: FloatArray, confidence: float, *, is_rate
     differences: shape (num_prompts,), as found. is_rate: each lies in [-1, 1]. None when it cannot be told: too few prompts,
     or too few that differ at all and no bound on how far they could.
     """
+    from scipy import special  # not before a comparison is made: see ARCHITECTURE.md, decision 12
+
     num_prompts, least = len(differences), least_moved(confidence)
     if num_prompts < least_prompts(confidence):
         return None

@@ -3,13 +3,16 @@
 Two runs are compared prompt by prompt. The variance of the difference of two means over P prompts with groups of g is
 (between + within / g) / P: `between` is how much the true difference varies from prompt to prompt, `within` how much rollouts
 of one prompt vary, added over both runs. Bigger groups shrink only the second part.
+
+Power depends on one thing more: whether the differences have a long tail on the side of the effect. If a policy gets better
+where it was half good and stays as it is elsewhere, large differences raise the mean and its standard error together, and the
+effect is seen more often than the variance alone says. Assumed rates say how lopsided differences are; a pilot run does not.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
 
 from heldout.errors import MetricError
 from heldout.metrics.detection import least_prompts
@@ -17,7 +20,7 @@ from heldout.metrics.sample import Sample
 from heldout.metrics.table import FloatArray
 
 GROUP_SIZES = (1, 2, 4, 8, 16, 32, 64)
-LEAST_PROMPTS = 10
+LEAST_PROMPTS = 20
 """Plans are not made for fewer: with so few prompts, power depends on how differences are distributed, not only on how much
 they vary."""
 MOST_PROMPTS = 10_000_000
@@ -36,17 +39,29 @@ class Spread:
     """Variance, over prompts, of the true difference between the two policies on a prompt."""
     within: float
     """Mean variance of one rollout around its prompt's true value, summed over both runs."""
+    third: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Third central moment of a prompt's difference as found with groups of g: the sum of these over 1, g and g^2. Positive
+    with a long tail on the side of the effect."""
 
     def error(self, num_prompts: int, group_size: int) -> float:
         """Standard error of the difference with so many prompts and rollouts of each, in both runs."""
         return float(np.sqrt((self.between + self.within / group_size) / num_prompts))
+
+    def skewness(self, group_size: int) -> float:
+        """Skewness of the differences of prompts, in the direction of the effect; 0 when nothing varies."""
+        variance = self.between + self.within / group_size
+        third = sum(part / group_size**power for power, part in enumerate(self.third))
+        return third / variance**1.5 if variance > 0 else 0.0
 
 
 def spread_from_rates(rate: float, difference: float, *, correlation: float, likeness: float = 0.5) -> Spread:
     """Spread of success rates that are assumed: `rate` before, `rate + difference` after.
 
     correlation: between rollouts of one prompt (the share of the variance that is due to prompts), in [0, 1].
-    likeness: correlation of the two policies' success rates over prompts; 1 when the same prompts are hard for both.
+    likeness: correlation of the two policies' success rates over prompts; 1 when the same prompts are hard for both. It is an
+    assumption that matters: at 1 a difference needs a fraction of the prompts that it needs at 0.
+    Rates are taken to be beta-distributed over prompts; likeness comes from a share of the prompts whose order of difficulty
+    is the same for both policies, the rest being drawn anew.
     Raises MetricError for rates, correlations or likeness that cannot be.
     """
     _check_range("rate", rate, 0, 1)
@@ -55,7 +70,9 @@ def spread_from_rates(rate: float, difference: float, *, correlation: float, lik
     _check_range("likeness", likeness, -1, 1)
     before, after = rate * (1 - rate), (rate + difference) * (1 - rate - difference)
     between = correlation * (before + after - 2 * likeness * float(np.sqrt(before * after)))
-    return Spread(between=between, within=(1 - correlation) * (before + after))
+    third = _third_moment(rate, rate + difference, correlation, likeness)
+    sign = -1.0 if difference < 0 else 1.0
+    return Spread(between, (1 - correlation) * (before + after), (sign * third[0], sign * third[1], sign * third[2]))
 
 
 def spread_from_run(pilot: Sample, *, of_success: bool, likeness: float = 0.5) -> Spread:
@@ -146,18 +163,28 @@ def power_of(
 ) -> float:
     """Chance that a true `difference` is shown: the p-value of the comparison is at most 1 - confidence.
 
-    From the noncentral t distribution with num_prompts - 1 degrees of freedom, which the sign-flip test follows closely.
+    From the noncentral t distribution with num_prompts - 1 degrees of freedom, which the sign-flip test follows closely. If the
+    differences are skew, their mean and their scatter go together: with correlation skewness / sqrt(2 + excess kurtosis), where
+    the kurtosis is taken to be that of a gamma distribution.
     """
+    from scipy import special  # not before a plan is made: see ARCHITECTURE.md, decision 12
+
     if num_prompts < least_prompts(confidence):
         return 0.0
     error = spread.error(num_prompts, group_size)
     if error == 0:
         return 1.0
-    # The test rejects when (z + shift) / s exceeds the limit, z normal and s the root of a chi-square over its freedom.
-    freedom, shift = num_prompts - 1, abs(difference) / error
-    limit = special.stdtrit(freedom, 0.5 + confidence / 2)
+    # The test rejects when (z + shift) / s exceeds the limit, z normal and s the root of a chi-square over its freedom, which a
+    # heavy tail makes smaller. Given s, z is normal about `together` times the normal score of s.
+    skewness, shift = spread.skewness(group_size), abs(difference) / error
+    limit = special.stdtrit(num_prompts - 1, 0.5 + confidence / 2)
+    together = skewness / np.sqrt(2 + 1.5 * skewness**2)
+    freedom = (num_prompts - 1) / (1 + 0.75 * skewness**2)
     scatter = np.sqrt(2 * special.gammaincinv(freedom / 2, _NODES) / freedom)
-    return float(_WEIGHTS @ (special.ndtr(shift - limit * scatter) + special.ndtr(-shift - limit * scatter)))
+    middle, rest = together * special.ndtri(_NODES), np.sqrt(1 - together**2)
+    seen = special.ndtr((shift + middle - limit * scatter) / rest)
+    seen_reversed = special.ndtr((-shift - middle - limit * scatter) / rest)
+    return float(_WEIGHTS @ (seen + seen_reversed))
 
 
 def smallest_difference(
@@ -199,6 +226,30 @@ def next_rollouts(spread: Spread, num_prompts: int, group_size: int) -> NextRoll
         f"twice the group size by {1 - bigger / error if error else 0:.0%}"
     )
     return NextRollouts(error, spread.error(2 * num_prompts, group_size), bigger, share, advice)
+
+
+def _third_moment(before: float, after: float, correlation: float, likeness: float) -> tuple[float, float, float]:
+    """`Spread.third` of two policies with these success rates, for a difference of after - before."""
+    from scipy import special
+
+    precision = 1 / min(max(correlation, 1e-6), 0.999) - 1
+    places = (np.arange(2_000) + 0.5) / 2_000
+    p, q = (
+        np.nan_to_num(special.betaincinv(rate * precision, (1 - rate) * precision, places), nan=rate)
+        for rate in (min(max(rate, 1e-9), 1 - 1e-9) for rate in (before, after))
+    )
+    noise_p, noise_q = p * (1 - p), q * (1 - q)
+    last = float((noise_q * (1 - 2 * q)).mean() - (noise_p * (1 - 2 * p)).mean())
+    difference = q - p
+    same = float(_third(difference)), 3 * float(np.cov(difference, noise_p + noise_q)[0, 1])
+    anew = float(_third(q) - _third(p)), 3 * float(np.cov(q, noise_q)[0, 1] - np.cov(p, noise_p)[0, 1])
+    most_alike = float(np.corrcoef(p, q)[0, 1]) if correlation > 0 else 1.0
+    share = min(max(likeness / most_alike, 0.0), 1.0) if most_alike > 0 else 0.0
+    return share * same[0] + (1 - share) * anew[0], share * same[1] + (1 - share) * anew[1], last
+
+
+def _third(values: FloatArray) -> FloatArray:
+    return np.asarray(np.mean((values - values.mean()) ** 3))
 
 
 def _components(sample: Sample, of_success: bool) -> tuple[float, float]:
@@ -253,6 +304,8 @@ def _advice(
         )
     if max_prompts is None:
         return f"a difference of {abs(difference):g} is out of reach of {MOST_PROMPTS:,} prompts"
+    if least_prompts(confidence) <= max_prompts < LEAST_PROMPTS:
+        return f"plans are made for {LEAST_PROMPTS} prompts or more: with {max_prompts}, power hangs on how differences scatter"
     endless = smallest_difference(Spread(spread.between, 0.0), max_prompts, 1, power=power, confidence=confidence)
     if endless is None:
         return f"{max_prompts} prompts cannot show any difference; at least {least_prompts(confidence)} are needed"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from heldout.metrics.beta_binomial import Quantity
-from heldout.metrics.intervals import Interval, mean_interval, rate_interval
+from heldout.metrics.intervals import Interval, mean_interval, rate_interval, why_no_mean_interval
 from heldout.metrics.pass_k import pass_at_k_by_prompt, pass_power_k_by_prompt
 from heldout.metrics.sample import Sample, linearized
 from heldout.metrics.settings import MetricSettings
@@ -23,6 +23,8 @@ class Summary:
     """Low and high end, for each mean and rate that has one."""
     notes: dict[str, str]
     """By metric: why it, or its interval, is missing or says little."""
+    no_interval: dict[str, str]
+    """By metric that could have an interval and has none: the reason, which stands in `notes` too."""
     num_prompts: int
     """Prompts with at least one finished rollout."""
     scored: int
@@ -70,6 +72,7 @@ def summarize(
         metrics=page.metrics,
         intervals=page.intervals,
         notes=page.notes,
+        no_interval=page.no_interval,
         num_prompts=len(np.unique(rollouts.prompt_index)),
         scored=scored,
         failed=rollouts.num_rollouts - scored,
@@ -86,6 +89,7 @@ class _Page:
     metrics: dict[str, float] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    no_interval: dict[str, str] = field(default_factory=dict)
 
     def add_mean(self, name: str, values: FloatArray) -> None:
         """A metric that is the mean over prompts of values of any size, shape (num_prompts,)."""
@@ -93,12 +97,11 @@ class _Page:
         self.keep(name, mean_interval(values, self.confidence), values)
 
     def keep(self, name: str, interval: Interval | None, values: FloatArray) -> None:
+        """The interval of a metric that has the prompts' `values`, shape (num_prompts,), or why there is none."""
         if interval is not None:
             self.intervals[name] = (interval.low, interval.high)
-        elif len(values) < 2:
-            self.notes[name] = "one prompt: no interval, since nothing shows how prompts differ"
-        else:
-            self.notes[name] = f"all {len(values)} prompts have the same value: no interval, since none of it varies"
+        elif (reason := why_no_mean_interval(values)) is not None:
+            self.notes[name] = self.no_interval[name] = reason
 
 
 def _add_counts(page: _Page, rollouts: RolloutTable, settings: MetricSettings) -> None:
@@ -223,9 +226,8 @@ def _add_logprobs(page: _Page, turns: TurnTable, prompt_index: IntArray) -> None
     page.metrics["eval/logprob/nz_max"] = float(np.nanmax(turns.logprob_nz_max))
     page.metrics["eval/logprob/nz_std"] = float(np.sqrt(max(turns.logprob_nz_squares.sum() / count - mean**2, 0.0)))
     sums, counts = groups.sum(turns.logprob_nz_sum), groups.sum(turns.logprob_nz_count.astype(np.float64))
-    interval = mean_interval(linearized(sums, counts), page.confidence)
-    if interval is not None:
-        page.intervals["eval/logprob/nz_mean"] = (interval.low, interval.high)
+    by_prompt = linearized(sums, counts)
+    page.keep("eval/logprob/nz_mean", mean_interval(by_prompt, page.confidence), by_prompt)
 
 
 def _add_agent_metric(page: _Page, name: str, values: FloatArray, prompt_index: IntArray) -> None:

@@ -98,7 +98,7 @@ def _row(summary: Summary, metric: str, label: str) -> tuple[str, str, str, str]
     return (
         label,
         "-" if value is None else number(value),
-        interval_text(summary.intervals.get(metric)),
+        "none" if metric in summary.no_interval else interval_text(summary.intervals.get(metric)),
         summary.notes.get(metric, ""),
     )
 

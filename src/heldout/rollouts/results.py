@@ -41,6 +41,7 @@ def metrics_document(summary: Summary, *, is_partial: bool) -> dict[str, Any]:
     return {
         "metrics": {name: float(value) for name, value in summary.metrics.items()},
         "intervals": {name: [float(low), float(high)] for name, (low, high) in summary.intervals.items()},
+        "no_interval": summary.no_interval,
         "notes": summary.notes,
         "rollouts": {
             "prompts": summary.num_prompts,
