@@ -86,8 +86,9 @@ def _some(members: dict[str, st.SearchStrategy[Any]], most: int) -> st.SearchStr
 
 
 def is_empty(value: Any) -> bool:
-    """Whether nothing of it goes over the wire: a structure of nothing but empty structures."""
-    return isinstance(value, dict) and all(is_empty(inner) for inner in value.values())
+    """Whether nothing of it goes over the wire: structures and lists of nothing but empty structures and lists."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return inside is not None and all(is_empty(inner) for inner in inside)
 
 
 def without_empty(value: Any) -> Any:
@@ -95,13 +96,13 @@ def without_empty(value: Any) -> Any:
         case dict():
             return {name: without_empty(inner) for name, inner in value.items() if not is_empty(inner)}
         case list():
-            return [without_empty(inner) for inner in value]
+            return [without_empty(inner) for inner in value if not is_empty(inner)]
         case _:
             return value
 
 
 @pytest.mark.parametrize("operation", operations(), ids=lambda operation: operation.name)
-@settings(max_examples=4)
+@settings(max_examples=4, deadline=None)
 @given(data=st.data())
 def test_a_request_arrives_as_botocore_was_given_it(operation: OperationModel, data: st.DataObject) -> None:
     shape: Any = operation.input_shape
@@ -129,7 +130,7 @@ def test_a_request_arrives_as_botocore_was_given_it(operation: OperationModel, d
 
 
 @pytest.mark.parametrize("operation", operations(), ids=lambda operation: operation.name)
-@settings(max_examples=4)
+@settings(max_examples=4, deadline=None)
 @given(data=st.data())
 def test_a_reply_is_read_by_botocore_as_it_was_meant(operation: OperationModel, data: st.DataObject) -> None:
     shape: Any = operation.output_shape
@@ -335,6 +336,7 @@ def pages(names: list[int], params: dict[str, Any]) -> Iterator[list[dict[str, A
         token = {"NextToken": reply["NextToken"]}
 
 
+@settings(deadline=None)
 @given(
     names=st.sets(st.integers(0, 999), max_size=40),
     size=st.integers(1, 12),

@@ -1,26 +1,30 @@
-"""Executions of pipelines: each an evaluation folder that a process of its own works on. Their steps' jobs are found here."""
+"""Executions of pipelines: each an evaluation folder that a process of its own works on."""
 
 import json
 import logging
-import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from heldout.backends.detached import PROGRESS_FILE
-from heldout.errors import HeldoutError, InputError, RunError
+from heldout.errors import HeldoutError
 from heldout.pipeline.evaluation import Evaluation
-from heldout.pipeline.expressions import resolve
-from heldout.pipeline.state import ExecutionStatus, StepState
-from heldout.pipeline.steps import Definition, JobStep, LineageStep, parse_definition
-from heldout.rollouts.mirror import folder_for
-from heldout.rollouts.run import Run
+from heldout.pipeline.state import ExecutionStatus
+from heldout.pipeline.steps import Definition, JobStep, parse_definition
 from heldout.service.context import Context
 from heldout.service.documents import playable
+from heldout.service.execution_views import (
+    ExecutionRecord,
+    execution_of_job,
+    executions_of,
+    opened,
+    reason_of,
+    status_of,
+    step_view,
+    summary,
+    version_of,
+)
 from heldout.service.faults import ServiceError, invalid, not_found
-from heldout.service.job_views import Job
 from heldout.service.mlflow_apps import registry_with_apps
 from heldout.service.operations import Params, Reply, Room
 from heldout.service.paging import between, paged
@@ -33,59 +37,16 @@ from heldout.service.pipelines import (
     forget_pipeline,
     moment,
     parallelism,
-    version_key,
     wire_parallelism,
 )
-from heldout.service.store import Record
 from heldout.service.supervisor import ExecutionWork
 from heldout.service.tags import set_tags, tags_of
 
 ROOM = Room("sagemaker")
 
-_GONE = "its folder is gone"
-_LONGEST_REASON = 1300
-_LONGEST_STEP_REASON = 1024
-"""Characters: the service's bounds."""
 _NAME_WITHOUT_ID = 50
 """Of the 63 characters that an evaluation's name may have, an id takes 12 and a hyphen."""
-_LINEAGE = (
-    ("ActionArns", "Actions", "ActionName"),
-    ("ArtifactArns", "Artifacts", "ArtifactName"),
-    ("ContextArns", "Contexts", "ContextName"),
-)
-
 _log = logging.getLogger(__name__)
-
-
-class ExecutionRecord(Record):
-    """An execution: what its folder does not say."""
-
-    execution_id: str
-    arn: str
-    pipeline: str
-    version: int
-    location: str
-    """Where the evaluation is wanted: a local path or an `s3://` URI."""
-    name: str
-    """The evaluation's."""
-    parameters: dict[str, str]
-    display_name: str | None
-    description: str | None
-    role: str
-    parallelism: int | None
-    created_at: float
-    is_made: bool = False
-    """Whether its folder was there once."""
-    is_stopping: bool = False
-
-    @property
-    def key(self) -> str:
-        return self.execution_id
-
-    @property
-    def folder(self) -> Path:
-        """On this machine."""
-        return folder_for(self.location)
 
 
 @ROOM.operation("StartPipelineExecution")
@@ -125,12 +86,12 @@ def start_pipeline_execution(context: Context, params: Params) -> Reply:
 def describe_pipeline_execution(context: Context, params: Params) -> Reply:
     """An execution, and how far it is."""
     record = _asked(context, params)
-    evaluation = _open(record)
+    evaluation = opened(record)
     changed_at = record.created_at if evaluation is None else evaluation.state.changed_at
     return {
-        **_summary(record, evaluation),
+        **summary(record, evaluation),
         "PipelineArn": context.arn(f"pipeline/{record.pipeline}"),
-        "FailureReason": _reason(evaluation),
+        "FailureReason": reason_of(evaluation),
         "CreationTime": moment(record.created_at),
         "LastModifiedTime": moment(changed_at),
         "ParallelismConfiguration": wire_parallelism(record.parallelism),
@@ -143,11 +104,11 @@ def describe_pipeline_execution(context: Context, params: Params) -> Reply:
 def list_pipeline_executions(context: Context, params: Params) -> Reply:
     """A pipeline's executions that the request's filters leave, the last started first."""
     pipeline = find_pipeline(context, params["PipelineName"])
-    records = _records(context, pipeline.name)
+    records = executions_of(context, pipeline.name)
     if "PipelineVersionAlias" in params:
         version = find_version(context, pipeline, params)
         records = [record for record in records if record.version == version.number]
-    found = [_summary(record, _open(record)) for record in records]
+    found = [summary(record, opened(record)) for record in records]
     found = between(found, params, "StartTime", "CreatedAfter", "CreatedBefore")
     keys = {"CreationTime": "StartTime", "PipelineExecutionArn": "PipelineExecutionArn"}
     return paged("PipelineExecutionSummaries", found, params, keys, is_descending=True)
@@ -159,8 +120,8 @@ def list_pipeline_execution_steps(context: Context, params: Params) -> Reply:
     if "PipelineExecutionArn" not in params:
         raise invalid("1 validation error detected: Value null at 'pipelineExecutionArn': Member must not be null")
     record = _asked(context, params)
-    evaluation = _open(record)
-    found = [] if evaluation is None else [_step(record, evaluation, step) for step in evaluation.state.steps]
+    evaluation = opened(record)
+    found = [] if evaluation is None else [step_view(record, evaluation, step) for step in evaluation.state.steps]
     keys = {"": "StartTime", "Name": "StepName"}
     return paged("PipelineExecutionSteps", found, params, keys, is_descending=True)
 
@@ -169,7 +130,7 @@ def list_pipeline_execution_steps(context: Context, params: Params) -> Reply:
 def stop_pipeline_execution(context: Context, params: Params) -> Reply:
     """Has an execution stop: what is in flight may finish for two minutes."""
     record = _asked(context, params)
-    status = _status(record, _open(record))
+    status = status_of(record, opened(record))
     if status.is_final:
         raise invalid(
             f"Pipeline execution with ARN {record.arn} status '{status}'. Only pipelines with 'Executing' status can be stopped."
@@ -183,12 +144,12 @@ def retry_pipeline_execution(context: Context, params: Params) -> Reply:
     """Goes on with an execution that failed or was stopped; what is finished stays."""
     record = _asked(context, params)
     with context.store.transaction():
-        status = _status(record, _open(record))
+        status = status_of(record, opened(record))
         if not status.is_final:
             raise ServiceError("ConflictException", f"Pipeline execution with ARN {record.arn} is {status}")
         if status is ExecutionStatus.SUCCEEDED:
             raise invalid(f"Pipeline execution with ARN {record.arn} has succeeded; there is nothing to retry")
-        context.store.put(record.model_copy(update={"is_stopping": False}))
+        context.store.change(ExecutionRecord, record.key, is_stopping=False)
     try:
         context.supervisor.resume(record.arn, ExecutionWork(record.folder))
     except HeldoutError as error:
@@ -200,7 +161,7 @@ def retry_pipeline_execution(context: Context, params: Params) -> Reply:
 def describe_pipeline_definition_for_execution(context: Context, params: Params) -> Reply:
     """The definition that is executed."""
     record = _asked(context, params)
-    version = _version(context, record)
+    version = version_of(context, record)
     return {"PipelineDefinition": version.definition, "CreationTime": moment(version.created_at)}
 
 
@@ -210,9 +171,9 @@ def delete_pipeline(context: Context, params: Params) -> Reply:
 
     def make() -> Reply:
         pipeline = find_pipeline(context, params["PipelineName"])
-        records = _records(context, pipeline.name)
+        records = executions_of(context, pipeline.name)
         for record in records:
-            if not (status := _status(record, _open(record))).is_final:
+            if not (status := status_of(record, opened(record))).is_final:
                 raise ServiceError(
                     "ConflictException",
                     f"Pipeline '{pipeline.name}' cannot be deleted: execution {record.arn} is {status}; stop it first",
@@ -231,30 +192,16 @@ def take_up(context: Context) -> None:
         try:
             if not record.is_made:
                 _make(context, record)
-            if _open(record) is not None:
+            if opened(record) is not None:
                 context.supervisor.take(record.arn, ExecutionWork(record.folder), is_stopping=record.is_stopping)
         except (ServiceError, HeldoutError, OSError) as error:
             # What one execution needs and is not there any more must not keep the others from going on.
             _log.warning("execution %s does not go on: %s", record.arn, error)
 
 
-def step_jobs(context: Context) -> Iterator[Job]:
-    """The jobs of all steps that were begun."""
-    for record in context.store.all(ExecutionRecord):
-        yield from _jobs(context, record)
-
-
-def find_step_job(context: Context, name: str) -> Job | None:
-    """A step's job by its name, which has its execution's id in it; None: there is none."""
-    found = re.match(r"pipelines-([0-9a-f]{12})-", name)
-    record = context.store.find(ExecutionRecord, found[1]) if found else None
-    return None if record is None else next((job for job in _jobs(context, record) if job.name == name), None)
-
-
 def stop_execution_of(context: Context, job_arn: str) -> None:
     """Stops the execution that a job is of; one that is over stays as it is."""
-    found = re.match(r"pipelines-([0-9a-f]{12})-", job_arn.rpartition("/")[2])
-    record = context.store.find(ExecutionRecord, found[1]) if found else None
+    record = execution_of_job(context, job_arn.rpartition("/")[2])
     if record is not None:
         _stop(context, record)
 
@@ -299,7 +246,7 @@ def _parameters(definition: Definition, params: Params) -> dict[str, str]:
 
 
 def _make(context: Context, record: ExecutionRecord) -> None:
-    definition = json.loads(_version(context, record).definition)
+    definition = json.loads(version_of(context, record).definition)
     if not (record.folder / "execution.json").exists():
         Evaluation.create(
             record.location,
@@ -313,8 +260,7 @@ def _make(context: Context, record: ExecutionRecord) -> None:
             kms_key=_kms_key(definition),
             execution_id=record.execution_id,
         )
-    with context.store.transaction():
-        context.store.put(record.model_copy(update={"is_made": True}))
+    context.store.change(ExecutionRecord, record.key, is_made=True)
 
 
 def _tags(context: Context, record: ExecutionRecord, definition: Mapping[str, Any]) -> dict[str, str]:
@@ -330,8 +276,7 @@ def _kms_key(definition: Mapping[str, Any]) -> str | None:
 
 
 def _stop(context: Context, record: ExecutionRecord) -> None:
-    with context.store.transaction():
-        context.store.put(record.model_copy(update={"is_stopping": True}))
+    context.store.change(ExecutionRecord, record.key, is_stopping=True)
     context.supervisor.stop(record.arn)
 
 
@@ -341,114 +286,3 @@ def _asked(context: Context, params: Params) -> ExecutionRecord:
     if record is None or record.arn != arn:
         raise not_found(f"Pipeline execution with ARN {arn} does not exist.")
     return record
-
-
-def _records(context: Context, pipeline: str) -> list[ExecutionRecord]:
-    return [record for record in context.store.all(ExecutionRecord) if record.pipeline == pipeline]
-
-
-def _version(context: Context, record: ExecutionRecord) -> Version:
-    version = context.store.find(Version, version_key(record.pipeline, record.version))
-    assert version is not None  # deleted with its pipeline, and its executions with it
-    return version
-
-
-def _open(record: ExecutionRecord) -> Evaluation | None:
-    try:
-        return Evaluation.open_folder(record.folder)
-    except RunError:
-        return None
-
-
-def _status(record: ExecutionRecord, evaluation: Evaluation | None) -> ExecutionStatus:
-    """As its folder says: one that goes on is Stopping from the moment it was asked to, and Executing although its process died,
-    which is started again."""
-    if evaluation is None:
-        return ExecutionStatus.FAILED if record.is_made else ExecutionStatus.EXECUTING
-    status = evaluation.state.status
-    return ExecutionStatus.STOPPING if record.is_stopping and not status.is_final else status
-
-
-def _reason(evaluation: Evaluation | None) -> str | None:
-    reason = _GONE if evaluation is None else evaluation.state.failure_reason
-    return None if reason is None else reason[:_LONGEST_REASON]
-
-
-def _summary(record: ExecutionRecord, evaluation: Evaluation | None) -> Reply:
-    return {
-        "PipelineExecutionArn": record.arn,
-        "StartTime": moment(record.created_at),
-        "PipelineExecutionStatus": str(_status(record, evaluation)),
-        "PipelineExecutionDescription": record.description,
-        "PipelineExecutionDisplayName": record.display_name,
-        "PipelineExecutionFailureReason": _reason(evaluation),
-    }
-
-
-def _step(record: ExecutionRecord, evaluation: Evaluation, step: StepState) -> Reply:
-    return {
-        "StepName": step.name,
-        "StartTime": moment(step.started_at),
-        "EndTime": None if step.ended_at is None else moment(step.ended_at),
-        "StepStatus": str(step.status),
-        "FailureReason": step.failure_reason and step.failure_reason[:_LONGEST_STEP_REASON],
-        "Metadata": {"Job": {"Arn": step.job_arn}} if step.job_arn else _lineage(record, evaluation, step),
-    }
-
-
-def _lineage(record: ExecutionRecord, evaluation: Evaluation, step: StepState) -> Reply | None:
-    """The ARNs of what a lineage step makes, by name."""
-    definition = evaluation.definition
-    found = next((s for s in definition.steps if s.name == step.name and isinstance(s, LineageStep)), None)
-    if not isinstance(found, LineageStep):
-        return None
-    prefix = record.arn.partition(":pipeline/")[0]
-    execution = {"PipelineExecutionId": record.execution_id, "PipelineExecutionArn": record.arn}
-    scope = {"Execution": execution, "Parameters": definition.parameters | record.parameters}
-    arns: dict[str, dict[str, str]] = {}
-    for member, section, key in _LINEAGE:
-        for entry in found.arguments.get(section, ()):
-            try:
-                name = str(resolve(entry[key], scope))
-            except (InputError, KeyError):
-                continue  # a name that another step's outcome decides
-            arns.setdefault(member, {})[name] = f"{prefix}:{section[:-1].lower()}/{name}"
-    return {"Lineage": arns}
-
-
-def _jobs(context: Context, record: ExecutionRecord) -> Iterator[Job]:
-    evaluation = _open(record)
-    if evaluation is None:
-        return
-    arguments: dict[str, dict[str, Any]] | None = None
-    for step in evaluation.state.steps:
-        if step.job_arn is None or step.run_name is None:
-            continue
-        arguments = arguments or _job_arguments(_version(context, record))
-        given = arguments[step.name]
-        folder = folder_for(evaluation.run_location(step.run_name))
-        yield Job(
-            name=step.job_arn.rpartition("/")[2],
-            arn=step.job_arn,
-            role=record.role,
-            document=given["JobConfigDocument"],
-            created_at=step.started_at,
-            run=_run(folder),
-            is_stopping=record.is_stopping,
-            is_over=step.ended_at is not None,
-            progress=evaluation.folder / PROGRESS_FILE,
-            tags={tag["Key"]: tag["Value"] for tag in given.get("Tags", ())},
-        )
-
-
-def _job_arguments(version: Version) -> dict[str, dict[str, Any]]:
-    """What a definition's jobs were given, by step."""
-    steps = json.loads(version.definition)["Steps"]
-    return {step["Name"]: step["Arguments"] for step in steps if step["Type"] == "Job"}
-
-
-def _run(folder: Path) -> Run | None:
-    try:
-        return Run.open(folder)
-    except RunError:
-        return None

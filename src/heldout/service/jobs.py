@@ -15,6 +15,7 @@ from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN, Run
 from heldout.service import executions
 from heldout.service.context import Context
 from heldout.service.documents import check_category, parse_document, playable
+from heldout.service.execution_views import find_step_job, step_jobs
 from heldout.service.faults import ServiceError, invalid, not_found
 from heldout.service.job_views import Job
 from heldout.service.operations import Params, Reply, Room
@@ -125,13 +126,10 @@ def stop_job(context: Context, params: Params) -> Reply:
     job = _asked(context, params)
     if job.status.is_final:
         raise invalid(f"job {job.name!r} is {job.status.status}; only one that is InProgress can be stopped")
-    with context.store.transaction():
-        record = context.store.find(JobRecord, job.name)
-        if record is not None:
-            context.store.put(record.model_copy(update={"is_stopping": True}))
-    if record is None:
+    if context.store.find(JobRecord, job.name) is None:
         executions.stop_execution_of(context, job.arn)
     else:
+        context.store.change(JobRecord, job.name, is_stopping=True)
         context.supervisor.stop(job.arn)
     return {}
 
@@ -211,13 +209,13 @@ def _find(context: Context, name: str) -> Job | None:
         return _job(context, record)
     if context.store.find(DeletedJob, name) is not None:
         return None
-    return executions.find_step_job(context, name)
+    return find_step_job(context, name)
 
 
 def _all(context: Context) -> list[Job]:
     deleted = {job.name for job in context.store.all(DeletedJob)}
     own = [_job(context, record) for record in context.store.all(JobRecord)]
-    return own + [job for job in executions.step_jobs(context) if job.name not in deleted]
+    return own + [job for job in step_jobs(context) if job.name not in deleted]
 
 
 def _job(context: Context, record: JobRecord) -> Job:
@@ -245,17 +243,16 @@ def _asked(context: Context, params: Params) -> Job:
 
 
 def _make(context: Context, record: JobRecord) -> None:
-    location = f"{record.output}/{record.group}/{record.run_name}"
-    Run.create(
-        new_folder(location),
-        name=record.group,
-        run_name=record.run_name,
-        region=context.region,
-        document=playable(context, parse_document(record.document)).document,
-        job_name=record.name,
-    )
-    with context.store.transaction():
-        context.store.put(record.model_copy(update={"is_made": True}))
+    if not (record.folder / "job.json").exists():
+        Run.create(
+            new_folder(f"{record.output}/{record.group}/{record.run_name}"),
+            name=record.group,
+            run_name=record.run_name,
+            region=context.region,
+            document=playable(context, parse_document(record.document)).document,
+            job_name=record.name,
+        )
+    context.store.change(JobRecord, record.key, is_made=True)
 
 
 def _forget(context: Context, record: JobRecord) -> None:

@@ -76,6 +76,13 @@ class Store:
                 (type(record).__name__, record.key, record.model_dump_json()),
             )
 
+    def change(self, kind: type[R], key: str, **changes: object) -> None:
+        """Replaces these fields of a record, whatever became of the others meanwhile; one that is gone stays gone."""
+        with self.transaction():
+            record = self.find(kind, key)
+            if record is not None:
+                self.put(record.model_copy(update=changes))
+
     def find(self, kind: type[R], key: str) -> R | None:
         """The record of this kind and key; None: there is none."""
         with self._lock:

@@ -1,0 +1,198 @@
+"""Executions of pipelines as SageMaker describes them, and the jobs of their steps: from the evaluations' folders."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from heldout.backends.detached import PROGRESS_FILE
+from heldout.errors import InputError, RunError
+from heldout.pipeline.evaluation import Evaluation
+from heldout.pipeline.expressions import resolve
+from heldout.pipeline.state import ExecutionStatus, StepState
+from heldout.pipeline.steps import LineageStep
+from heldout.rollouts.mirror import folder_for
+from heldout.rollouts.run import Run
+from heldout.service.context import Context
+from heldout.service.job_views import Job
+from heldout.service.operations import Reply
+from heldout.service.pipelines import Version, moment, version_key
+from heldout.service.store import Record
+
+_GONE = "its folder is gone"
+_LONGEST_REASON = 1300
+_LONGEST_STEP_REASON = 1024
+"""Characters: the service's bounds."""
+_LINEAGE = (
+    ("ActionArns", "Actions", "ActionName"),
+    ("ArtifactArns", "Artifacts", "ArtifactName"),
+    ("ContextArns", "Contexts", "ContextName"),
+)
+
+
+class ExecutionRecord(Record):
+    """An execution: what its folder does not say."""
+
+    execution_id: str
+    arn: str
+    pipeline: str
+    version: int
+    location: str
+    """Where the evaluation is wanted: a local path or an `s3://` URI."""
+    name: str
+    """The evaluation's."""
+    parameters: dict[str, str]
+    display_name: str | None
+    description: str | None
+    role: str
+    parallelism: int | None
+    created_at: float
+    is_made: bool = False
+    """Whether its folder was there once."""
+    is_stopping: bool = False
+
+    @property
+    def key(self) -> str:
+        return self.execution_id
+
+    @property
+    def folder(self) -> Path:
+        """On this machine."""
+        return folder_for(self.location)
+
+
+def execution_of_job(context: Context, name: str) -> ExecutionRecord | None:
+    """The execution that a job of this name is a step's of, which has its id in it; None: there is none."""
+    found = re.match(r"pipelines-([0-9a-f]{12})-", name)
+    return context.store.find(ExecutionRecord, found[1]) if found else None
+
+
+def executions_of(context: Context, pipeline: str) -> list[ExecutionRecord]:
+    """The executions of a pipeline."""
+    return [record for record in context.store.all(ExecutionRecord) if record.pipeline == pipeline]
+
+
+def version_of(context: Context, record: ExecutionRecord) -> Version:
+    """The version that is executed."""
+    version = context.store.find(Version, version_key(record.pipeline, record.version))
+    assert version is not None  # deleted with its pipeline, and its executions with it
+    return version
+
+
+def opened(record: ExecutionRecord) -> Evaluation | None:
+    """The execution's evaluation; None when someone has taken its folder away, or it is not there yet."""
+    try:
+        return Evaluation.open_folder(record.folder)
+    except RunError:
+        return None
+
+
+def status_of(record: ExecutionRecord, evaluation: Evaluation | None) -> ExecutionStatus:
+    """As its folder says: one that goes on is Stopping from the moment it was asked to, and Executing although its process died,
+    which is started again."""
+    if evaluation is None:
+        return ExecutionStatus.FAILED if record.is_made else ExecutionStatus.EXECUTING
+    status = evaluation.state.status
+    return ExecutionStatus.STOPPING if record.is_stopping and not status.is_final else status
+
+
+def reason_of(evaluation: Evaluation | None) -> str | None:
+    """Why it failed or was stopped; None where it did not."""
+    reason = _GONE if evaluation is None else evaluation.state.failure_reason
+    return None if reason is None else reason[:_LONGEST_REASON]
+
+
+def summary(record: ExecutionRecord, evaluation: Evaluation | None) -> Reply:
+    """As ListPipelineExecutions has it."""
+    return {
+        "PipelineExecutionArn": record.arn,
+        "StartTime": moment(record.created_at),
+        "PipelineExecutionStatus": str(status_of(record, evaluation)),
+        "PipelineExecutionDescription": record.description,
+        "PipelineExecutionDisplayName": record.display_name,
+        "PipelineExecutionFailureReason": reason_of(evaluation),
+    }
+
+
+def step_view(record: ExecutionRecord, evaluation: Evaluation, step: StepState) -> Reply:
+    """As ListPipelineExecutionSteps has it."""
+    return {
+        "StepName": step.name,
+        "StartTime": moment(step.started_at),
+        "EndTime": None if step.ended_at is None else moment(step.ended_at),
+        "StepStatus": str(step.status),
+        "FailureReason": step.failure_reason and step.failure_reason[:_LONGEST_STEP_REASON],
+        "Metadata": {"Job": {"Arn": step.job_arn}} if step.job_arn else _lineage(record, evaluation, step),
+    }
+
+
+def _lineage(record: ExecutionRecord, evaluation: Evaluation, step: StepState) -> Reply | None:
+    """The ARNs of what a lineage step makes, by name."""
+    definition = evaluation.definition
+    found = next((s for s in definition.steps if s.name == step.name and isinstance(s, LineageStep)), None)
+    if not isinstance(found, LineageStep):
+        return None
+    prefix = record.arn.partition(":pipeline/")[0]
+    execution = {"PipelineExecutionId": record.execution_id, "PipelineExecutionArn": record.arn}
+    scope = {"Execution": execution, "Parameters": definition.parameters | record.parameters}
+    arns: dict[str, dict[str, str]] = {}
+    for member, section, key in _LINEAGE:
+        for entry in found.arguments.get(section, ()):
+            try:
+                name = str(resolve(entry[key], scope))
+            except (InputError, KeyError):
+                continue  # a name that another step's outcome decides
+            arns.setdefault(member, {})[name] = f"{prefix}:{section[:-1].lower()}/{name}"
+    return {"Lineage": arns}
+
+
+def step_jobs(context: Context) -> Iterator[Job]:
+    """The jobs of all steps that were begun."""
+    for record in context.store.all(ExecutionRecord):
+        yield from _jobs(context, record)
+
+
+def find_step_job(context: Context, name: str) -> Job | None:
+    """A step's job by its name; None: there is none."""
+    record = execution_of_job(context, name)
+    return None if record is None else next((job for job in _jobs(context, record) if job.name == name), None)
+
+
+def _jobs(context: Context, record: ExecutionRecord) -> Iterator[Job]:
+    evaluation = opened(record)
+    version = context.store.find(Version, version_key(record.pipeline, record.version))
+    if evaluation is None or version is None:  # the pipeline may be deleted while this looks
+        return
+    arguments: dict[str, dict[str, Any]] | None = None
+    for step in evaluation.state.steps:
+        if step.job_arn is None or step.run_name is None:
+            continue
+        arguments = arguments or _job_arguments(version)
+        given = arguments[step.name]
+        folder = folder_for(evaluation.run_location(step.run_name))
+        yield Job(
+            name=step.job_arn.rpartition("/")[2],
+            arn=step.job_arn,
+            role=record.role,
+            document=given["JobConfigDocument"],
+            created_at=step.started_at,
+            run=_run(folder),
+            is_stopping=record.is_stopping,
+            is_over=step.ended_at is not None,
+            progress=evaluation.folder / PROGRESS_FILE,
+            tags={tag["Key"]: tag["Value"] for tag in given.get("Tags", ())},
+        )
+
+
+def _job_arguments(version: Version) -> dict[str, dict[str, Any]]:
+    """What a definition's jobs were given, by step."""
+    steps = json.loads(version.definition)["Steps"]
+    return {step["Name"]: step["Arguments"] for step in steps if step["Type"] == "Job"}
+
+
+def _run(folder: Path) -> Run | None:
+    try:
+        return Run.open(folder)
+    except RunError:
+        return None
