@@ -57,4 +57,6 @@ async def _serve(settings: Settings) -> None:
         await stopped.wait()
         running = await asyncio.to_thread(lambda: context.supervisor.num_running)
     if running:
-        print(f"{running} go on in processes of their own; a server started with the same --state sees to them again")
+        print(
+            f"still running: {running}, each in a process of its own; a server started with the same --state sees to them again"
+        )
