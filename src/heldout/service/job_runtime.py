@@ -13,7 +13,7 @@ from aiohttp import web
 from heldout.backends.services import runtime_address
 from heldout.errors import shown
 from heldout.rollouts.run import Run
-from heldout.runtime.refusals import Refusal, conflict, invalid, not_found
+from heldout.runtime.refusals import Refusal, conflict, internal, invalid, not_found
 from heldout.service.forwarding import forward, new_session
 
 _JOB_HEADER = "X-Amzn-SageMaker-Job-Arn"
@@ -44,8 +44,8 @@ class JobRuntimes:
             return await forward(self._http, request, address)
         except Refusal as refusal:
             return _refused(refusal)
-        except aiohttp.ClientConnectorError:
-            return _refused(not_found("the job's Job Runtime has just ended"))
+        except aiohttp.ClientConnectionError as error:
+            return _refused(internal(f"the job's Job Runtime went away: {error}"))
 
     async def stop(self) -> None:
         """Closes the connections."""

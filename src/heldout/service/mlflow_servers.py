@@ -22,6 +22,8 @@ _START_SECONDS = 120.0
 """How long one may take to answer: it imports most of the scientific stack."""
 _ASK_AGAIN_SECONDS = 0.2
 _STOP_SECONDS = 5.0
+_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""Unless the user says otherwise: nothing phones home, and no processes for background jobs, which nobody here asks for."""
 
 
 class _Server(NamedTuple):
@@ -89,6 +91,7 @@ class MlflowServers:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
             cwd=folder,
+            env={**_QUIET, **os.environ},
             start_new_session=True,
         )
         server = _Server(process, f"http://127.0.0.1:{port}")
