@@ -16,6 +16,26 @@ def test_one_prompt_has_a_median_and_no_interval() -> None:
     assert quantile(np.array([1.0, 2.0, 3.0]), np.zeros(3, dtype=np.int64), 0.5).interval is None
 
 
+@pytest.mark.parametrize(("prompts", "share"), [(5, 0.5), (35, 0.9), (35, 0.1)])
+def test_too_few_prompts_to_show_what_lies_beyond_a_quantile_give_no_interval(prompts: int, share: float) -> None:
+    # 0.025 ** (1 / 6) = 0.54, 0.025 ** (1 / 36) = 0.903: with a prompt more there is one.
+    values = np.random.default_rng(1).standard_normal(prompts + 1)
+    too_few = quantile(values[:-1], np.arange(prompts), share)
+    assert too_few.interval is None
+    assert (
+        too_few.no_interval == f"{prompts} prompts: no interval, since values beyond all of these cannot be ruled out"
+    )
+    enough = quantile(values, np.arange(prompts + 1), share)
+    assert enough.interval is not None
+    assert enough.no_interval is None
+    assert enough.interval.low <= enough.value <= enough.interval.high
+
+
+def test_one_rollout_a_prompt_has_the_order_statistics_of_the_sign_test() -> None:
+    # Of 20 values the 6th and the 15th: binomial(20, 1/2) is at most 5 with probability 0.021, at most 6 with 0.058.
+    assert quantile(np.arange(1.0, 21.0), np.arange(20), 0.5).interval == (6.0, 15.0)
+
+
 def test_rollouts_that_repeat_their_prompt_do_not_narrow_the_interval() -> None:
     values = np.random.default_rng(1).standard_normal(40)
     once = quantile(values, np.arange(40), 0.5).interval

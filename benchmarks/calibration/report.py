@@ -47,7 +47,10 @@ def tables(results: dict[str, Any]) -> str:
         f" {100 * 1.96 * (0.95 * 0.05 / rates['repeats']) ** 0.5:.1f} points.",
         _rates_table(rows["rates"]),
         _coverage_table(
-            "Mean rewards", rows["rewards"], key=lambda row: row["name"], columns=("coverage", "width", "clustered")
+            "Mean rewards",
+            rows["rewards"],
+            key=lambda row: row["name"],
+            columns=("coverage", "width", "clustered", "no_interval"),
         ),
         _coverage_table("pass@k and pass^k*", rows["pass_k"], key=lambda row: row["name"].split(",")[0]),
         _coverage_table(
@@ -55,7 +58,10 @@ def tables(results: dict[str, Any]) -> str:
             rows["other_difficulty"],
             key=lambda row: f"{row['name'].split(',')[0]}, rate {_setting(row)[0]:g}",
         ),
-        _size_table(rows["size"]),
+        _size_table(rows["size"], results["size"]["repeats"]),
+        _coverage_table(
+            "Intervals of a true difference*", rows["difference"], key=lambda row: row["name"].split(", correlation")[0]
+        ),
         _power_table(rows["power"]),
     ]
     return "\n\n".join(parts)
@@ -93,7 +99,12 @@ def _coverage_table(
 ) -> str:
     """Lowest coverage and mean of the other columns, by key and number of prompts."""
     sizes = sorted({row["num_prompts"] for row in rows})
-    shown = {"coverage": "lowest coverage", "width": "mean width", "clustered": "clustered SE"}
+    shown = {
+        "coverage": "lowest coverage",
+        "width": "mean width",
+        "clustered": "clustered SE",
+        "no_interval": "share without an interval (left out before)",
+    }
     lines = [
         f"**{title}**; for each number of prompts: {', '.join(shown[column] for column in columns)}",
         "",
@@ -104,7 +115,12 @@ def _coverage_table(
         cells = []
         for size in sizes:
             same = [row for row in group if row["num_prompts"] == size]
-            pick: dict[str, Callable[[list[float]], float]] = {"coverage": min, "width": _mean, "clustered": min}
+            pick: dict[str, Callable[[list[float]], float]] = {
+                "coverage": min,
+                "width": _mean,
+                "clustered": min,
+                "no_interval": max,
+            }
             cells.append(
                 " / ".join(f"{pick[column]([row[column] for row in same]):.3f}" for column in columns) if same else ""
             )
@@ -112,10 +128,10 @@ def _coverage_table(
     return "\n".join(lines)
 
 
-def _size_table(rows: list[Row]) -> str:
+def _size_table(rows: list[Row], repeats: int) -> str:
     lines = [
-        "**False alarms of the comparison at 5%**, two equally good policies; settings in which at least 99% of the evaluations"
-        " have enough prompts that differ, and the rest:",
+        f"**False alarms of the comparison at 5%**, two equally good policies, {repeats:,} evaluations a setting; settings"
+        " in which at least 99% of the evaluations have enough prompts that differ, and the rest:",
         "",
         "| prompts | rollouts | settings | lowest | mean | highest | too discrete: settings | highest |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
