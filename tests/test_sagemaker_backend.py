@@ -1,5 +1,6 @@
 """backend="sagemaker" against a server of the AWS protocols: evaluations as pipelines of managed jobs, with boto3 at the wire."""
 
+import functools
 import json
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 
 import boto3
 import pytest
+from typer.testing import CliRunner
 
 from agents_support import AGENTS
 from heldout import Execution, MultiTurnRLEvaluator
@@ -17,6 +19,7 @@ from heldout.backends.choosing import choose_backend
 from heldout.backends.sagemaker.account import Account
 from heldout.backends.sagemaker.pipelines import SHARED_NAME, put_definition
 from heldout.backends.sagemaker.spelling import spelled
+from heldout.cli import app
 from heldout.errors import CloudError, HyperparameterError, InputError, JobFailed, ReferenceProblem, RunError
 from heldout.job.hyperparameters import Hyperparameters
 from heldout.job.references import (
@@ -88,8 +91,15 @@ def write_prompts(path: Path, prompts: Any) -> None:
     path.write_text("".join(json.dumps({"prompt": str(prompt)}) + "\n" for prompt in prompts))
 
 
+@functools.lru_cache(maxsize=1)
+def session() -> boto3.Session:
+    """One for all: the models of the services are read once."""
+    return boto3.Session()
+
+
 def evaluator(**fields: Any) -> MultiTurnRLEvaluator:
     given: dict[str, Any] = {
+        "sagemaker_session": session(),
         "model": MODEL,
         "agent_config": RUNTIME,
         "dataset": "s3://my-bucket/prompts.jsonl",
@@ -288,6 +298,41 @@ def test_a_dry_run_on_this_machine_writes_nothing(
         evaluator(registry=cloud.everything, agent_config=AGENT.replace("play", "plaay")).evaluate(dry_run=True)
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        SimpleNamespace(model_package_arn=PACKAGE),
+        SimpleNamespace(
+            _latest_job=SimpleNamespace(output_model_package_arn=PACKAGE),
+            _model_name=MODEL,
+            agent_config={"BedrockAgentCoreConfig": {"AgentRuntimeArn": RUNTIME}},
+        ),
+    ],
+    ids=["package", "trainer"],
+)
+def test_objects_of_the_sdk_are_taken(model: Any, cloud: Cloud) -> None:
+    [document] = documents(evaluator(model=model).evaluate(dry_run=True)).values()
+    assert document["ModelPackageConfig"]["InputModelPackageArn"] == PACKAGE
+    assert document["EvaluationConfig"]["BaseModelArn"].endswith(f"/Model/{MODEL}/1.0.0")
+
+
+def test_a_models_arn_is_as_good_as_its_name(cloud: Cloud) -> None:
+    arn = f"arn:aws:sagemaker:us-west-2:aws:hub-content/SageMakerPublicHub/Model/{MODEL}/1.0.0"
+    [document] = documents(evaluator(model=arn).evaluate(dry_run=True)).values()
+    assert document["EvaluationConfig"]["BaseModelArn"] == arn
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [(["--limit", "1"], "--limit and --shuffle-seed have no place"), (["--resume"], "--resume goes")],
+)
+def test_the_command_line_refuses_what_managed_jobs_cannot(option: list[str], message: str, cloud: Cloud) -> None:
+    given = ["evaluate", "--model", MODEL, "--agent", RUNTIME, "--dataset", "s3://b/p.jsonl", "--output", OUTPUT]
+    refused = CliRunner().invoke(app, [*given, *option]).exception
+    assert isinstance(refused, InputError)
+    assert message in str(refused)
+
+
 # Refusals of AWS.
 
 
@@ -303,9 +348,9 @@ def test_a_list_that_is_refused_is_an_error_and_not_an_empty_list(between: Middl
     for operation in ("ListPipelines", "ListHubContents"):
         between.refused[operation] = Refusal("AccessDeniedException")
     with pytest.raises(CloudError, match="the account's evaluations: ListPipelines was refused: AccessDenied"):
-        list(MultiTurnRLEvaluator.get_all(session=boto3.Session()))
+        list(MultiTurnRLEvaluator.get_all(session=session()))
     with pytest.raises(CloudError, match="the hub's models: ListHubContents was refused"):
-        MultiTurnRLEvaluator.list_supported_models(session=boto3.Session())
+        MultiTurnRLEvaluator.list_supported_models(session=session())
 
 
 def test_wrong_keys_are_named(monkeypatch: pytest.MonkeyPatch, cloud: Cloud) -> None:
@@ -313,7 +358,13 @@ def test_wrong_keys_are_named(monkeypatch: pytest.MonkeyPatch, cloud: Cloud) -> 
     with pytest.raises(
         CloudError, match=r"was refused: InvalidSignature.*the secret key is not that of the access key"
     ):
-        evaluator().evaluate()
+        evaluator(sagemaker_session=None).evaluate()
+
+
+def test_no_credentials_say_both_ways_out(monkeypatch: pytest.MonkeyPatch, cloud: Cloud) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(ReferenceProblem, match=r"no AWS credentials were found; sign in, or map model and agent"):
+        evaluator(sagemaker_session=None).evaluate()
 
 
 def test_without_a_role_the_one_signed_in_as_is_the_jobs(cloud: Cloud) -> None:
@@ -457,20 +508,33 @@ def test_the_tables_are_brought_here(compared: Execution) -> None:
     assert set(compared.trajectories()["run"]) == {"base-model-eval", "fine-tuned-model-eval"}
 
 
+def test_an_output_that_is_elsewhere_is_said_to_be(
+    compared: Execution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "elsewhere.toml").write_text(BUCKETS)
+    monkeypatch.setenv("HELDOUT_REGISTRY", str(tmp_path / "elsewhere.toml"))
+    found = Execution.get(compared.arn, session=session())
+    assert (found.metrics, found.comparison, found.mlflow_url) == ({}, None, None)
+    found.show_results()
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "base-model-eval: no run folder in s3://my-bucket/out, and it logged nothing to MLflow" in shown
+    with pytest.raises(RunError, match="left no run folder in s3://my-bucket/out, so there are no tables"):
+        found.rollouts()
+
+
 def test_an_evaluation_is_found_again_by_its_arn_and_in_the_list(compared: Execution) -> None:
-    session = boto3.Session()
-    found = Execution.get(compared.arn, session=session)
+    found = Execution.get(compared.arn, session=session())
     assert (found.name, found.s3_output_path) == (compared.name, OUTPUT)
     assert found.name.startswith("both-")
     assert found.last_modified_time <= compared.last_modified_time
-    listed = [execution.arn for execution in MultiTurnRLEvaluator.get_all(session=session)]
+    listed = [execution.arn for execution in MultiTurnRLEvaluator.get_all(session=session())]
     assert listed.count(compared.arn) == 1
 
 
 def test_an_arn_that_is_nowhere_is_told(cloud: Cloud) -> None:
     arn = "arn:aws:sagemaker:us-west-2:000000000000:pipeline/p/execution/0123456789ab"
     with pytest.raises(ReferenceProblem, match="does not exist in us-west-2, nor was it started on this machine"):
-        Execution.get(arn, session=boto3.Session())
+        Execution.get(arn, session=session())
 
 
 def test_managed_jobs_cannot_be_gone_on_with(compared: Execution) -> None:
@@ -494,9 +558,8 @@ def test_stopping_stops(cloud: Cloud) -> None:
 
 
 def test_models_and_runtimes_of_the_account_are_listed(cloud: Cloud) -> None:
-    session = boto3.Session()
-    assert MultiTurnRLEvaluator.list_supported_models(session=session) == [MODEL]
-    assert MultiTurnRLEvaluator.list_bedrock_agentcore_runtimes(session=session) == [
+    assert MultiTurnRLEvaluator.list_supported_models(session=session()) == [MODEL]
+    assert MultiTurnRLEvaluator.list_bedrock_agentcore_runtimes(session=session()) == [
         {"name": "players", "runtime_id": "players-a1b2c3d4e5", "arn": RUNTIME, "status": "READY"}
     ]
 
@@ -534,7 +597,7 @@ def test_without_a_run_folder_the_numbers_are_those_in_mlflow(
     monkeypatch.setenv("HELDOUT_REGISTRY", str(tmp_path / "elsewhere.toml"))
     monkeypatch.setenv("SAGEMAKER_MLFLOW_CUSTOM_ENDPOINT", cloud.url)
     monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
-    found = Execution.get(execution.arn, session=boto3.Session())
+    found = Execution.get(execution.arn, session=session())
     assert found.metrics["fine-tuned-model-eval"]["metrics"]["eval/reward/mean"] == 1.0
     assert found.metrics["fine-tuned-model-eval"]["intervals"] == {}
     assert found.comparison is None
@@ -592,7 +655,7 @@ def test_what_lies_in_s3_is_read_with_the_session_that_was_given(cloud: Cloud, m
         made = evaluator(model=PACKAGE, evaluate_base_model=True, registry=cloud.buckets, **here)
         execution = made.evaluate()
         wait(execution)
-        found = Execution.get(execution.arn, session=boto3.Session())
+        found = Execution.get(execution.arn, session=session())
         assert len(found.rollouts()) == 16
         assert found.comparison is not None
         assert found.comparison["verdict"].startswith("fine-tuned is better")

@@ -7,7 +7,7 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, NoRegionError
+from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
 from heldout.backends.starting import named_region
 from heldout.errors import CloudError, ReferenceProblem, shown
@@ -136,8 +136,11 @@ def told(what: str, *, absent: str | None = None) -> Iterator[None]:
         if absent is not None and is_absent(error):
             raise ReferenceProblem(absent) from error
         raise CloudError(_line(what, error)) from error
-    except (NoCredentialsError, NoRegionError) as error:
-        raise ReferenceProblem(f"{what}: {error}") from error
+    except NoCredentialsError as error:
+        raise ReferenceProblem(
+            f"{what}: no AWS credentials were found; sign in, or map model and agent to this machine in a registry (--registry "
+            "FILE or HELDOUT_REGISTRY)"
+        ) from error
     except BotoCoreError as error:
         raise CloudError(f"{what}: {error}") from error
 

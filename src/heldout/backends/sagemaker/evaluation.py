@@ -167,14 +167,13 @@ class CloudEvaluation(StartedEvaluation):
 
     def results(self) -> RenderableType:
         from heldout.backends.results import run_results
-        from heldout.backends.sagemaker.shown import logged_results
         from heldout.report import judgements
         from heldout.rollouts.comparing import compare_runs, prompt_texts
 
         runs, parts = self.runs(), list[RenderableType]()
         for step, arn in self._begun_jobs():
             run = runs.get(step.run_name)
-            parts += [run_results(run) if run is not None else logged_results(step, self._logged(step, arn)), ""]
+            parts += [run_results(run) if run is not None else self._logged_results(step, arn), ""]
         if self.comparison() is not None:
             compared = compare_runs(runs[BASE_RUN], runs[FINE_TUNED_RUN])
             parts += [judgements.comparison(compared, prompt_texts(compared, runs[BASE_RUN])), ""]
@@ -182,17 +181,26 @@ class CloudEvaluation(StartedEvaluation):
             parts.append(f"! {self.status.overall_status}: {self.status.failure_reason}")
         return Group(*(parts or [f"{self.name}: {self.status.overall_status}; no job has begun"]))
 
+    def _logged_results(self, step: JobStep, arn: str) -> RenderableType:
+        from heldout.backends.sagemaker.shown import logged_results, nothing_to_show
+
+        try:
+            logged = self._logged(step, arn)
+        except HeldoutError as error:
+            return nothing_to_show(step, str(error))
+        return nothing_to_show(step, None) if logged is None else logged_results(step, logged)
+
     def _logged(self, step: JobStep, arn: str) -> dict[str, Any] | None:
-        """What a job logged to MLflow, in the form of `metrics.json`; None when it logged nothing, or that cannot be read."""
+        """What a job logged to MLflow, in the form of `metrics.json`; None when it logged nothing.
+
+        Raises MissingExtra without the plugin for SageMaker ARNs, StorageError when MLflow refuses.
+        """
         from heldout.tracking.logged import logged_metrics
 
         run_id = (service_output(self._job(arn)).get("MlflowDetails") or {}).get("RunId")
         if step.mlflow_arn is None or not run_id:
             return None
-        try:
-            metrics = logged_metrics(step.mlflow_arn, run_id)
-        except HeldoutError:
-            return None  # the plugin is not installed, or the caller may not read there
+        metrics = logged_metrics(step.mlflow_arn, run_id)
         return {"metrics": metrics, "intervals": {}, "partial": self.status.overall_status != "Succeeded"}
 
     def _job_steps(self) -> list[JobStep]:

@@ -9,13 +9,14 @@ from rich.table import Table
 from heldout.backends.sagemaker.job_steps import JobStep
 
 
-def logged_results(step: JobStep, logged: Mapping[str, Any] | None) -> RenderableType:
-    """The metrics that a job logged to MLflow; or that there are none."""
-    if logged is None:
-        return (
-            f"{step.run_name}: no run folder in {step.output}, and no metrics that could be read from MLflow; see the job in "
-            "the SageMaker console"
-        )
+def nothing_to_show(step: JobStep, problem: str | None) -> RenderableType:
+    """That there are no numbers, and what stood in the way of reading them from MLflow, if something did."""
+    why = "and it logged nothing to MLflow" if problem is None else f"and MLflow could not be read: {problem}"
+    return f"{step.run_name}: no run folder in {step.output}, {why}"
+
+
+def logged_results(step: JobStep, logged: Mapping[str, Any]) -> RenderableType:
+    """The metrics that a job logged to MLflow."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("metric", header_style="dim")
     table.add_column("value", header_style="dim", justify="right")
