@@ -58,7 +58,8 @@ class EvaluatorFields(BaseModel):
     tags: list[dict[str, str]] | None = None
     """Each `{"Key": ..., "Value": ...}`; on the pipeline's steps and the MLflow runs."""
     mlflow_resource_arn: str | None = None
-    """Any MLflow tracking URI or SageMaker MLflow ARN, or "off". By default MLFLOW_TRACKING_URI, else SQLite in the output."""
+    """Any MLflow tracking URI or SageMaker MLflow ARN, or "off". By default MLFLOW_TRACKING_URI, else SQLite in the
+    output; in AWS, where it must be an ARN, the account's default app."""
     mlflow_experiment_name: str | None = None
     networking: Any = None
     """An object with `security_group_ids` and `subnets`: goes to the jobs in AWS, and means nothing on this machine."""

@@ -86,9 +86,11 @@ def panel(evaluation: StartedEvaluation) -> Panel:
         table.add_row(name, Text(status, style=style), _seconds(step))
     parts: list[RenderableType] = [table]
     if progress := evaluation.progress():
+        lines = Table.grid()  # a bar by itself does not end its line
         if progress.planned:
-            parts += ["", ProgressBar(total=progress.planned, completed=progress.finished, width=60)]
-        parts.append(Text(progress.line))
+            lines.add_row(ProgressBar(total=progress.planned, completed=progress.finished, width=60))
+        lines.add_row(Text(progress.line))
+        parts += ["", lines]
     if state.failure_reason:
         parts += ["", Text(state.failure_reason, style="red")]
     return Panel(Group(*parts), title=f"{evaluation.name}: {state.overall_status}", title_align="left")
