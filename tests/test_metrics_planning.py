@@ -77,6 +77,13 @@ def test_no_difference_can_be_planned_with_five_prompts() -> None:
     assert power_of(Spread(0.1, 0.1), 5, 4, 1.0) == 0.0
 
 
+def test_a_plan_says_how_much_hangs_on_the_likeness_that_was_assumed() -> None:
+    assumed, least, most = (spread_from_rates(0.5, 0.1, correlation=0.3, likeness=one) for one in (0.5, 0.0, 1.0))
+    found = plan(assumed, 0.1, group_sizes=[4], extremes=[least, most])
+    prompts = [plan(spread, 0.1, group_sizes=[4]).options[0].num_prompts for spread in (most, least)]
+    assert found.advice.endswith(f"; {prompts[0]} to {prompts[1]} prompts if likeness is not as assumed")
+
+
 def test_fewer_prompts_than_plans_are_made_for_are_said_to_be_too_few() -> None:
     found = plan(Spread(between=0.01, within=0.1), 0.5, max_prompts=15)
     assert found.recommended is None

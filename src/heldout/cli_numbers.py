@@ -86,11 +86,15 @@ def plan_command(
     if not pilot:
         if rate is None or of_reward:
             raise InputError("a plan needs --pilot RUN, or an assumed success rate: --rate 0.4 (and --correlation 0.3)")
-        spread = spread_from_rates(rate, difference, correlation=correlation, likeness=likeness)
+        spread, *extremes = (
+            spread_from_rates(rate, difference, correlation=correlation, likeness=one) for one in (likeness, 0.0, 1.0)
+        )
         sample = None
     else:
-        spread, sample = _pilot_spread(_runs(pilot) if len(pilot) > 1 else [open_run(pilot[0])], of_reward, likeness)
-    planned = plan(spread, difference, power=power, max_prompts=max_prompts)
+        spread, sample, extremes = _pilot_spread(
+            _runs(pilot) if len(pilot) > 1 else [open_run(pilot[0])], of_reward, likeness
+        )
+    planned = plan(spread, difference, power=power, max_prompts=max_prompts, extremes=extremes)
     seen, following = None, None
     if sample is not None:
         group_size = round(float(sample.sizes.mean()))
@@ -177,16 +181,20 @@ def _named_side(run: Run) -> Side:
     return Side(run.location, side.rollouts, side.prompt_keys, side.agent_metrics, side.is_partial)
 
 
-def _pilot_spread(pilots: list[Run], of_reward: bool, likeness: float) -> tuple[Spread, Sample]:
+def _pilot_spread(pilots: list[Run], of_reward: bool, likeness: float) -> tuple[Spread, Sample, list[Spread]]:
+    """The spread, the pilot's sample, and what the spread could be if one pilot leaves the likeness to be assumed."""
     settings = pilots[-1].metric_settings
     if len(pilots) > 2:
         raise InputError(f"{len(pilots)} pilot runs; give one, or two to be paired")
     if len(pilots) == 1:
         sample = Sample.of(side_of(pilots[0]).rollouts, settings)
-        return spread_from_run(sample, of_success=not of_reward, likeness=likeness), sample
+        spread, *extremes = (
+            spread_from_run(sample, of_success=not of_reward, likeness=one) for one in (likeness, 0.0, 1.0)
+        )
+        return spread, sample, extremes
     pairs = pair_sides(side_of(pilots[0]), side_of(pilots[1]), settings)
     base, fine_tuned = pairs.base.sample, pairs.fine_tuned.sample
-    return spread_from_pair(base, fine_tuned, of_success=not of_reward), fine_tuned
+    return spread_from_pair(base, fine_tuned, of_success=not of_reward), fine_tuned, []
 
 
 def _ranking_document(ranked: Ranking) -> dict[str, Any]:

@@ -136,10 +136,12 @@ def plan(
     confidence: float = 0.95,
     group_sizes: Sequence[int] = GROUP_SIZES,
     max_prompts: int | None = None,
+    extremes: Sequence[Spread] = (),
 ) -> Plan:
     """Prompts needed, for each group size, to show a true `difference` with probability `power`.
 
-    max_prompts: how many prompts there are; group sizes that need more are out of reach.
+    max_prompts: how many prompts there are; group sizes that need more are out of reach. extremes: other spreads that may be
+    true, such as those of the least and the greatest likeness; the advice says how many prompts they would need.
     Raises MetricError for a difference of 0, a power outside (0.05, 1) or group sizes below 1.
     """
     if difference == 0 or not np.isfinite(difference):
@@ -155,6 +157,10 @@ def plan(
     )
     recommended = min(options, key=lambda option: option.num_rollouts, default=None)
     advice = _advice(spread, difference, power, confidence, recommended, max_prompts)
+    if recommended is not None and extremes:
+        size = recommended.group_size
+        needed = [_prompts_needed(other, size, difference, power, confidence, MOST_PROMPTS) for other in extremes]
+        advice += _range_words([recommended.num_prompts, *(n for n in needed if n is not None)])
     return Plan(difference, power, confidence, options, recommended, advice)
 
 
@@ -315,6 +321,11 @@ def _advice(
         f"{max_prompts} prompts cannot show a difference of {abs(difference):g} however large the groups: prompts differ too"
         f" much, and the smallest difference they could show is {endless:.2g}; find more prompts"
     )
+
+
+def _range_words(num_prompts: list[int]) -> str:
+    fewest, most = min(num_prompts), max(num_prompts)
+    return "" if fewest == most else f"; {fewest:,} to {most:,} prompts if likeness is not as assumed"
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:
