@@ -9,6 +9,7 @@ import pytest
 import requests
 from botocore.exceptions import ClientError
 
+from s3_service import s3_client, s3_service, use_service
 from served import KEYS, Served, served
 from service_jobs import create, document
 from service_registry import BUCKET, GROUP_ARN, MODEL, PACKAGE, RUNTIME, registry_of
@@ -78,6 +79,26 @@ def test_a_model_says_which_hyperparameters_its_evaluation_has(server: Served, s
     assert overrides["eval_group_size"]["default"] == 1
     assert overrides["pass_k_values"]["default"] == [1, 2, 4, 8, 16, 32]
     assert (overrides["sampling_temperature"]["min"], overrides["sampling_temperature"]["max"]) == (0, 2)
+
+
+def test_with_an_s3_service_of_the_user_s_the_hyperparameters_are_in_its_default_bucket(
+    server: Served, sagemaker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bucket() -> str:
+        content = sagemaker.describe_hub_content(HubName=HUB, HubContentType="Model", HubContentName=MODEL)
+        (recipe,) = json.loads(content["HubContentDocument"])["RecipeCollection"]
+        return str(recipe["SmtjOverrideParamsS3Uri"].split("/")[2])
+
+    with s3_service() as url:
+        use_service(monkeypatch, url)
+        assert bucket() == "heldout-recipes"
+        default = f"sagemaker-{server.context.region}-{server.context.account}"
+        s3_client(url).create_bucket(Bucket=default)
+        assert bucket() == default
+        (entry,) = s3_client(url).list_objects_v2(Bucket=default)["Contents"]
+        assert "eval_group_size" in json.loads(
+            s3_client(url).get_object(Bucket=default, Key=entry["Key"])["Body"].read()
+        )
 
 
 def test_a_model_that_is_not_mapped_is_not_found_and_the_nearest_is_named(sagemaker: Any) -> None:

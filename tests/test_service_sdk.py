@@ -16,6 +16,7 @@ from evaluations import write_prompts
 from heldout.pipeline.definition import Shape
 from heldout.tracking.connection import connected
 from model_servers import model_server
+from s3_service import s3_client, s3_service
 from service_registry import BUCKET, MODEL, NOWHERE, PACKAGE, RUNTIME, registry_text
 
 PROMPTS = ("1", "0", "turns 3", "0.5")
@@ -26,8 +27,11 @@ RUNS = {Shape.BASE_ONLY: (BASE,), Shape.FINE_TUNED_ONLY: (FINE_TUNED,), Shape.CO
 
 
 @contextmanager
-def serving(folder: Path, registry: str) -> Iterator[dict[str, str]]:
-    """A server of `registry` in a process of its own; gives the variables that point AWS clients at it."""
+def serving(folder: Path, registry: str, **variables: str) -> Iterator[dict[str, str]]:
+    """A server of `registry` in a process of its own; gives the variables that point AWS clients at it.
+
+    variables: further ones, of the server and of its clients.
+    """
     (folder / "registry.toml").write_text(registry)
     (folder / "sagemaker.yaml").write_text(
         "{SchemaVersion: '1.0', SageMaker: {PythonSDK: {Modules: {TelemetryOptOut: true}}}}"
@@ -41,7 +45,7 @@ def serving(folder: Path, registry: str) -> Iterator[dict[str, str]]:
         "SAGEMAKER_USER_CONFIG_OVERRIDE": str(folder / "sagemaker.yaml"),
         # The SDK asks sts.<region>.amazonaws.com, wherever AWS_ENDPOINT_URL points; nobody is to wait for that here.
         "AWS_MAX_ATTEMPTS": "1",
-    }
+    } | variables
     command = ["serve", "--port", "0", "--registry", str(folder / "registry.toml"), "--state", str(folder / "state")]
     process = subprocess.Popen(
         [str(Path(sys.executable).parent / "heldout"), *command], env=environment, stdout=subprocess.PIPE, text=True
@@ -111,9 +115,35 @@ def test_an_evaluation_of_the_sdk_runs_here_to_its_end(tmp_path: Path, shape: Sh
         assert job["progress"] == {"CurrentStep": 8, "MaxSteps": 8}
         assert job["tokens"]["SampleTokenCount"] > 0
         assert job["mlflow"]["RunId"] in {run["run_id"] for run in logged(tmp_path, job["mlflow"]["ExperimentName"])}
+    assert any(
+        f"/experiments/{job['mlflow']['ExperimentId']}/runs/{job['mlflow']['RunId']}" in seen["mlflow_url"]
+        for job in seen["jobs"]
+    )
     assert {path.parent.name for path in tmp_path.glob("bucket/output/*/*/rollouts.parquet")} == set(runs)
     for run in runs:
         check_rollouts(tmp_path, run)
+
+
+@pytest.mark.slow
+def test_prompts_and_results_can_stay_in_an_s3_service(tmp_path: Path) -> None:
+    dataset = write_prompts(tmp_path, PROMPTS)
+    with s3_service() as s3, model_server(tmp_path, "of the base") as model:
+        client = s3_client(s3)
+        for bucket in ("elsewhere", "sagemaker-us-west-2-000000000000"):
+            client.create_bucket(Bucket=bucket)
+        client.upload_file(str(dataset), "elsewhere", "prompts.jsonl")
+        with serving(tmp_path, registry_text(model, model), AWS_ENDPOINT_URL_S3=s3) as environment:
+            seen = used(
+                tmp_path,
+                environment,
+                model=MODEL,
+                dataset="s3://elsewhere/prompts.jsonl",
+                s3_output_path="s3://elsewhere/output",
+            )
+        assert seen["status"] == "Succeeded"
+        assert seen["jobs"][0]["progress"] == {"CurrentStep": 8, "MaxSteps": 8}
+        left = [entry["Key"] for entry in client.list_objects_v2(Bucket="elsewhere")["Contents"]]
+    assert any(key.endswith(f"{BASE}/rollouts.parquet") for key in left)
 
 
 def check_rollouts(folder: Path, run: str) -> None:

@@ -5,6 +5,7 @@ recipe's SmtjOverrideParamsS3Uri names are read by sagemaker-train 1.27 as they 
 """
 
 import json
+import os
 import re
 from datetime import UTC, datetime
 from typing import Any
@@ -25,7 +26,7 @@ SINCE = datetime(2026, 1, 1, tzinfo=UTC)
 VERSION = "1.0.0"
 """Of every model: a registry knows no versions."""
 RECIPE_BUCKET = "heldout-recipes"
-OVERRIDES_KEY = "agent-rft-evaluation/hyperparameters.json"
+OVERRIDES_KEY = "heldout/agent-rft-evaluation/hyperparameters.json"
 _NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 _KEYWORDS = ("@recipe:finetuning_mtrl", "@recipe:evaluation_mtrlevaluation")
 """What list_supported_models of the SDK's multi-turn RL trainer and evaluator look for."""
@@ -56,7 +57,7 @@ async def list_hub_contents(context: Context, params: Params) -> Reply:
 
 
 @ROOM.operation("DescribeHubContent")
-async def describe_hub_content(context: Context, params: Params) -> Reply:
+def describe_hub_content(context: Context, params: Params) -> Reply:
     """A model, and the evaluation recipe that it has."""
     _check_hub(params["HubName"])
     name, names = params["HubContentName"], model_names(context)
@@ -68,7 +69,7 @@ async def describe_hub_content(context: Context, params: Params) -> Reply:
     return _summary(context, name) | {
         "HubName": PUBLIC_HUB,
         "HubArn": f"arn:aws:sagemaker:{context.region}:aws:hub/{PUBLIC_HUB}",
-        "HubContentDocument": json.dumps({"RecipeCollection": [_evaluation_recipe()]}),
+        "HubContentDocument": json.dumps({"RecipeCollection": [_evaluation_recipe(context)]}),
         "LastModifiedTime": SINCE,
     }
 
@@ -112,14 +113,31 @@ def _summary(context: Context, name: str) -> Reply:
     }
 
 
-def _evaluation_recipe() -> dict[str, Any]:
+def _evaluation_recipe(context: Context) -> dict[str, Any]:
     return {
         "Name": "agent-rft-evaluation",
         "DisplayName": "Multi-turn RL evaluation",
         "Type": "Evaluation",
         "EvaluationType": "MTRLEvaluation",
-        "SmtjOverrideParamsS3Uri": f"s3://{RECIPE_BUCKET}/{OVERRIDES_KEY}",
+        "SmtjOverrideParamsS3Uri": f"s3://{_overrides_bucket(context)}/{OVERRIDES_KEY}",
     }
+
+
+def _overrides_bucket(context: Context) -> str:
+    """Where SDKs find the file: their default bucket, if the S3 service of the user's has one; else one of this server's own."""
+    if not os.environ.get("AWS_ENDPOINT_URL_S3"):
+        return RECIPE_BUCKET
+    import boto3  # slow to import, and only needed here
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket = f"sagemaker-{context.region}-{context.account}"
+    try:
+        client = boto3.session.Session(region_name=context.region).client("s3")
+        client.head_bucket(Bucket=bucket)
+        client.put_object(Bucket=bucket, Key=OVERRIDES_KEY, Body=overrides(), ContentType="application/json")
+    except (BotoCoreError, ClientError):
+        return RECIPE_BUCKET  # no such bucket, or not for us: SDKs then go by the defaults
+    return bucket
 
 
 def _check_hub(name: str) -> None:
