@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import client, play
+from agent import NEXT_GAME, OPENING, client, play
 from game import PROMPT, SPARE_GUESSES, Game
 from heldout.backends.local import run_job
+from heldout.policies.base import ModelCall
+from heldout.policies.embedded import EmbeddedPolicy
 from heldout.policies.scripted import ScriptedServer
 from heldout.policies.scripted_replies import Reply, ScriptedCall
 from heldout.rollouts.engine import StopSwitch
@@ -183,3 +185,29 @@ async def test_what_is_learned_is_the_policys_own_rewarded_replies_and_nothing_e
     assert text.startswith("<|im_start|>system\nYou guess a number.")
     assert f"{PROMPT_TEXT}<|im_end|>\n<|im_start|>assistant\n99<|im_end|>\n<|im_start|>user\nLower." in text
     assert text.endswith("<|im_start|>assistant\n28<|im_end|>\n")
+
+
+@pytest.mark.slow
+async def test_the_committed_adapter_guesses_in_the_range_more_often_than_the_model_it_was_made_from() -> None:
+    base = await _guesses_in_range(EmbeddedPolicy("smollm2-135m", context_tokens=512))
+    adapter = EXAMPLE / "adapter" / "adapter.gguf"
+    tuned = await _guesses_in_range(EmbeddedPolicy("smollm2-135m", adapter=adapter, context_tokens=512))
+    assert tuned > base
+
+
+async def _guesses_in_range(policy: EmbeddedPolicy) -> int:
+    """First guesses, the likeliest ones, at sixteen training prompts."""
+    await policy.start()
+    try:
+        return sum([await _is_in_range(policy, prompt) for prompt in committed("train.jsonl")[:16]])
+    finally:
+        await policy.stop()
+
+
+async def _is_in_range(policy: EmbeddedPolicy, prompt: str) -> bool:
+    messages = [*OPENING, {"role": "user", "content": NEXT_GAME + prompt}]
+    body = {"model": policy.model_name, "messages": messages, "temperature": 0, "max_tokens": 12, "stop": "\n"}
+    reply = await policy.call(ModelCall("/chat/completions", json.dumps(body).encode(), "t", False))
+    game = Game.of(prompt)
+    game.answer(json.loads(reply.body)["choices"][0]["message"]["content"])
+    return game.wasted_guesses == 0
