@@ -1,7 +1,7 @@
 """Intervals for means, rates and quantiles when prompts are what was sampled.
 
 Rollouts of a prompt belong together: they enter as their prompt's value or counts, and their number only shows in how much
-much prompts scatter. docs/statistics.md says which method is used where, why, and what coverage was measured.
+prompts scatter. docs/statistics.md says which method is used where, why, and what coverage was measured.
 
 scipy is imported where it is used: an evaluation that starts must not wait for what only its end needs.
 """
@@ -18,9 +18,9 @@ INFORMATIVE_PROMPTS = 6
 beta-binomial model: with fewer the model counts for more, with many it hardly counts."""
 FEW_PROMPTS = 30
 """From here on 95% limits hold in the worst case. With fewer prompts, limits that did would be a third wider than those that hold
-in most cases, so near 0 and 1 they give up to 2 points of it."""
+in most cases, so near 0 and 1 they give up to 2 points of coverage."""
 FEWEST_PROMPTS = 10
-"""Prompts at which `FEW_PROMPTS` gives the most; with fewer still, it gives no more."""
+"""Here limits give most; with fewer prompts still, they give no more."""
 GIVEN_NEAR, GIVEN_FAR = 0.48, 0.22
 """How much, for the limit on the side of the near end and for the other one: chosen by simulation so that at 10 prompts every
 setting is covered at least 92.5% of the time and, for rates between 0.1 and 0.9, limits are on average at most 1.15 times as wide
