@@ -10,7 +10,7 @@ import requests
 from botocore.exceptions import ClientError
 
 from s3_service import s3_client, s3_service, use_service
-from served import KEYS, Served, served
+from served import KEYS, Served, client, served
 from service_jobs import create, document
 from service_registry import BUCKET, GROUP_ARN, MODEL, PACKAGE, RUNTIME, registry_of
 
@@ -195,6 +195,12 @@ def test_a_presigned_link_lets_in_and_no_other_way_does(server: Served, sagemake
         reply = browser.get(f"{root}/api/2.0/mlflow/experiments/get-by-name", params=asked)
         assert (reply.status_code, reply.json()["error_code"]) == (404, "RESOURCE_DOES_NOT_EXIST")
         assert browser.post(f"{root}/api/2.0/mlflow/runs/search", json={"experiment_ids": ["1"]}).json() == {"runs": []}
+
+
+def test_a_link_is_to_the_address_by_which_the_caller_came(server: Served) -> None:
+    sagemaker = client(server.url.replace("127.0.0.1", "localhost"), "sagemaker")
+    url = sagemaker.create_presigned_mlflow_app_url(Arn=server.context.arn("mlflow-app/app-heldout"))["AuthorizedUrl"]
+    assert url.startswith(f"http://localhost:{server.url.rpartition(':')[2]}/")
 
 
 @pytest.mark.slow

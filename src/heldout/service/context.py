@@ -12,13 +12,13 @@ from heldout.service.supervisor import Supervisor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Context:
-    """One server's; `access_key` is the request's."""
+    """One server's; `endpoint` and `access_key` are the request's."""
 
     account: str
     """12 digits. Every ARN made here has it; names in a request may be of any account."""
     region: str
     endpoint: str
-    """Where this server is reached, `http://host:port`."""
+    """Where the caller reaches this server, `http://host:port`."""
     state: Path
     """The folder that everything which is not the user's output lies in."""
     registry: Registry

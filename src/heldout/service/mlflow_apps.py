@@ -123,9 +123,8 @@ def create_presigned_mlflow_app_url(context: Context, params: Params) -> Reply:
     app = _find(context, params["Arn"])
     if app.tracking_uri.startswith(("http://", "https://")):
         return {"AuthorizedUrl": app.tracking_uri.rstrip("/")}
-    return {
-        "AuthorizedUrl": context.pages.authorized_url(app.arn.rpartition("/")[2], params.get("ExpiresInSeconds", 300))
-    }
+    app_id, seconds = app.arn.rpartition("/")[2], params.get("ExpiresInSeconds", 300)
+    return {"AuthorizedUrl": context.pages.authorized_url(context.endpoint, app_id, seconds)}
 
 
 def mlflow_apps(context: Context) -> list[App]:

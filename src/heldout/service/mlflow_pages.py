@@ -44,8 +44,7 @@ _EXPIRED = "this link is over, or is none; make a new one with CreatePresignedMl
 class MlflowPages:
     """The pages of the apps whose stores are in `folder`, each in a folder of its id."""
 
-    def __init__(self, endpoint: str, folder: Path, gate: Gate) -> None:
-        self._endpoint = endpoint
+    def __init__(self, folder: Path, gate: Gate) -> None:
         self._folder = folder
         self._gate = gate
         self._key = secrets.token_bytes(32)
@@ -59,9 +58,9 @@ class MlflowPages:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def authorized_url(self, app_id: str, seconds: int) -> str:
-        """A link that lets in for so long."""
-        return f"{self._endpoint}{PREFIX}{app_id}/auth?authToken={quote(self._token(app_id, seconds))}"
+    def authorized_url(self, endpoint: str, app_id: str, seconds: int) -> str:
+        """A link that lets in for so long. endpoint: where its reader reaches this server."""
+        return f"{endpoint}{PREFIX}{app_id}/auth?authToken={quote(self._token(app_id, seconds))}"
 
     def takes(self, request: web.Request) -> bool:
         """Whether a request is for an app."""

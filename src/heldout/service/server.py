@@ -79,7 +79,9 @@ class Service:
             operation = self._router.find(request, caller.service)
             params = parse_request(operation, request)
             check_request(operation, params)
-            context = dataclasses.replace(self._context, access_key=caller.access_key)
+            host = request.headers.get("host")
+            endpoint = f"http://{host}" if host else self._context.endpoint
+            context = dataclasses.replace(self._context, endpoint=endpoint, access_key=caller.access_key)
             function = self._router.function(operation)
             return render_reply(operation, await _called(function, context, params))
         except ServiceError as error:

@@ -66,7 +66,7 @@ async def serving(settings: Settings) -> AsyncIterator[Context]:
         agents = HostedAgents(settings.registry, {"RFT_RUNTIME_ENDPOINT": endpoint})
         stack.push_async_callback(agents.stop)
         gate = Gate(keys, settings.region)
-        pages = MlflowPages(endpoint, settings.state.absolute() / "mlflow", gate)
+        pages = MlflowPages(settings.state.absolute() / "mlflow", gate)
         stack.push_async_callback(pages.stop)
         context = Context(
             account=LOCAL_ACCOUNT,
