@@ -75,7 +75,7 @@ CLIENTS = {"aiohttp", "boto3", "botocore", "mlflow", "ray", "rich", "typer", "uv
 TOO_HEAVY = {
     "errors": CLIENTS | {"numpy", "obstore", "orjson", "pandas", "pyarrow", "pydantic", "scipy"},
     "job": CLIENTS | {"numpy", "obstore", "pandas", "pyarrow", "scipy"},
-    "metrics": CLIENTS | {"obstore", "pandas", "pyarrow"},
+    "metrics": CLIENTS | {"obstore", "pandas", "pyarrow", "scipy"},
     "http": CLIENTS | {"numpy", "obstore", "orjson", "pandas", "pyarrow", "pydantic", "scipy"},
     "storage": CLIENTS | {"numpy", "pandas", "pyarrow", "scipy"},
     "runtime": {"boto3", "mlflow", "pandas", "ray"},

@@ -78,7 +78,7 @@ def test_a_number_the_run_cannot_give_does_not_pass_and_says_why() -> None:
 def test_an_interval_the_run_cannot_give_does_not_pass_and_says_why() -> None:
     result = gate("lower(pass_at_1) >= 0.1", [0.5])
     assert not result.passed
-    assert "has no interval: one prompt" in result.reason
+    assert "has no bounds: one prompt: no interval" in result.reason
 
 
 def versus(reference: list[float], rates: list[float]) -> Comparison:

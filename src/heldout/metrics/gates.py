@@ -78,7 +78,7 @@ def check_requirement(requirement: Requirement, summary: Summary) -> GateResult:
     else:
         if name not in summary.intervals:
             why = summary.notes.get(name, "this metric has no interval")
-            return GateResult(requirement.text, False, f"{name} has no interval: {why}")
+            return GateResult(requirement.text, False, f"{name} has no bounds: {why}")
         low, high = summary.intervals[name]
         found, words = (low, f"lower end of {name}") if requirement.end == "lower" else (high, f"upper end of {name}")
     passed = _COMPARE[requirement.operator](found, requirement.value)

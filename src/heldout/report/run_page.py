@@ -148,7 +148,8 @@ def _verdict(view: PolicyView) -> tuple[str, list[str]]:
 def _range(view: PolicyView, metric: str, level: str) -> list[str]:
     interval = view.summary.intervals.get(metric)
     if interval is None:
-        return [f"There is no interval: {visible(view.summary.notes.get(metric, 'it is not known'))}."]
+        why = visible(view.summary.no_interval.get(metric, "there is no interval"))
+        return [f"{why[:1].upper()}{why[1:]}."]
     return [
         f"On prompts like these, the success rate lies between {percent(interval[0])} and {percent(interval[1])} "
         f"({level} interval, prompts as the unit)."
