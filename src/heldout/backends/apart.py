@@ -39,6 +39,16 @@ async def apart(
     return await asyncio.to_thread(lambda: _beside.do(work, *arguments, **options))
 
 
+def prepare(work: Callable[_Arguments, object], *arguments: _Arguments.args, **options: _Arguments.kwargs) -> None:
+    """Has `work` done without waiting for it: what it imports is there when it is needed. What goes wrong shows then."""
+
+    def quietly() -> None:
+        with contextlib.suppress(HeldoutError, RuntimeError):
+            _beside.do(work, *arguments, **options)
+
+    threading.Thread(target=quietly, daemon=True).start()
+
+
 @dataclass(frozen=True, slots=True)
 class _Request:
     work: bytes

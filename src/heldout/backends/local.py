@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from heldout.backends.apart import apart
-from heldout.backends.results import numbers_of, write_numbers
+from heldout.backends.apart import apart, prepare
+from heldout.backends.results import load, numbers_of, write_numbers
 from heldout.backends.services import region_of, services_of
 from heldout.errors import HeldoutError
 from heldout.rollouts.attempt import AttemptPlayer, PlayRules
@@ -106,6 +106,7 @@ async def _run_locked(
                 player=player,
                 progress=progress,
                 switch=switch,
+                on_all_begun=lambda: prepare(load, has_tracking=_is_tracked(run)),
             )
             async with _timed(run), _mirrored(mirror, journal):
                 ending = await engine.play(run.document.stopping_condition.max_runtime_in_seconds)
@@ -113,6 +114,10 @@ async def _run_locked(
     finally:
         await journal.close()
     return await _write_up(run, ending, differences)
+
+
+def _is_tracked(run: Run) -> bool:
+    return run.document.output_data_config.mlflow_config is not None
 
 
 async def _fetch_prompts(run: Run) -> None:

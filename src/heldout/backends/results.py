@@ -22,13 +22,22 @@ from heldout.storage import is_remote
 
 if TYPE_CHECKING:
     from heldout.metrics.summary import Summary
-    from heldout.report.finding import Finding
 
 COMPARISON_FILE = "comparison.json"
 REPORT_FILE = "report.html"
 
 Note = Callable[[str], None]
 """Takes one line that a person must know and nothing fails for."""
+
+
+def load(*, has_tracking: bool) -> None:
+    """Imports what `finish_run` needs, so that a process apart has it when the last rollout is in."""
+    import heldout.report.known
+    import heldout.report.page
+    import heldout.report.terminal
+
+    if has_tracking:
+        import heldout.tracking.mlflow  # noqa: F401
 
 
 def write_numbers(folder: Path, *, is_partial: bool) -> "Summary":
@@ -106,31 +115,22 @@ def evaluation_results(evaluation: Evaluation) -> RenderableType:
 
 def run_results(run: Run, *, training: str | None = None) -> RenderableType:
     """One run's numbers and what to know of them. training: a dataset to look for held-out prompts in."""
+    from heldout.report.known import known_of
     from heldout.report.terminal import results
-    from heldout.rollouts.results import summarize_run
 
     title = f"{run.state.name}/{run.state.run_name}"
-    found = _findings(run, training)
-    return results(summarize_run(run), found, title=title, where=run.location, is_partial=_is_partial(run))
+    return results(*known_of(run, training=training), title=title, where=run.location, is_partial=_is_partial(run))
 
 
 def run_document(run: Run, *, training: str | None = None) -> dict[str, object]:
     """One run's numbers and findings as JSON. training: a dataset to look for held-out prompts in."""
-    from heldout.rollouts.results import metrics_document, summarize_run
+    from heldout.report.known import known_of
+    from heldout.rollouts.results import metrics_document
 
-    numbers = metrics_document(summarize_run(run), is_partial=_is_partial(run))
-    found = [asdict(finding) for finding in _findings(run, training)]
+    summary, findings = known_of(run, training=training)
+    numbers = metrics_document(summary, is_partial=_is_partial(run))
+    found = [asdict(finding) for finding in findings]
     return {"run": run.location, "status": run.state.status, **numbers, "findings": found}
-
-
-def _findings(run: Run, training: str | None) -> "list[Finding]":
-    from heldout.report.findings import find
-    from heldout.rollouts.recorded import open_tables
-
-    if not _has_rollouts(run):
-        return []
-    with open_tables(run) as folder:
-        return find(folder, run.document.hyperparameters, prompts=run.prompts_path, training=training)
 
 
 def evaluation_document(evaluation: Evaluation) -> dict[str, object]:

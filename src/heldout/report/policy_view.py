@@ -17,13 +17,11 @@ from heldout.job.references import EmbeddedModel, EndpointModel
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.summary import Summary, summarize
 from heldout.report.charts import Curve
-from heldout.report.finding import Finding
-from heldout.report.findings import find
+from heldout.report.known import known_of
 from heldout.report.rollout_rows import RolloutRows
 from heldout.report.slices import Slice, columns_of, slices
 from heldout.report.visible import one_line
 from heldout.rollouts.recorded import RecordedTrajectory, Recordings, open_tables
-from heldout.rollouts.results import summarize_run
 from heldout.rollouts.run import JobStatus, Run
 
 _POINTS = 14
@@ -65,13 +63,9 @@ class PolicyView:
     def __enter__(self) -> Self:
         with self._stack:
             tables = self._stack.enter_context(open_tables(self.run))
-            parameters = self.run.document.hyperparameters
             self.settings: MetricSettings = self.run.metric_settings
             self.rows = RolloutRows.read(tables)
-            self.summary: Summary = summarize_run(self.run)
-            self.findings: list[Finding] = find(
-                tables, parameters, prompts=self.run.prompts_path, training=self._training
-            )
+            self.summary, self.findings = known_of(self.run, training=self._training)
             self._recordings = Recordings(self.run, tables)
             self._stack.callback(self._recordings.close)
             self._stack = self._stack.pop_all()

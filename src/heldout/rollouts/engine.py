@@ -6,7 +6,7 @@ Owns scheduling, retries and stopping. What one attempt is belongs to `attempt`,
 import asyncio
 import enum
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from heldout.errors import JobFailed
 from heldout.job.records import Attempt, Boundary, Prompt
@@ -73,7 +73,9 @@ class Engine:
         player: AttemptPlayer,
         progress: Progress,
         switch: StopSwitch,
+        on_all_begun: Callable[[], None] = lambda: None,
     ) -> None:
+        """on_all_begun: called once, when nothing is left to begin and the last rollouts are playing."""
         self._prompts = prompts
         self._group_size = group_size
         self._concurrency = concurrency
@@ -83,6 +85,8 @@ class Engine:
         self._player = player
         self._progress = progress
         self._switch = switch
+        self._on_all_begun = on_all_begun
+        self._are_all_begun = False
         self._pending = self._unfinished()
         self._failed_on_end: Counter[str] = Counter()
         self._is_out_of_time = False
@@ -122,6 +126,9 @@ class Engine:
             await self._play_rollout(prompt, rollout_index)
             # A slot whose rollouts end without ever waiting must not starve the others.
             await asyncio.sleep(0)
+        if not self._are_all_begun:
+            self._are_all_begun = True
+            self._on_all_begun()
 
     async def _play_rollout(self, prompt: Prompt, rollout_index: int) -> None:
         """Plays attempts until one is final; while stopping, only the attempt in flight."""
