@@ -98,6 +98,14 @@ def test_what_is_not_mapped_stays_as_it_is() -> None:
     assert Registry().localized(wire()) == wire()
 
 
+def test_no_key_leads_out_of_its_buckets_folder() -> None:
+    assert registry().location("s3://my-bucket//etc/passwd") == "/home/me/buckets/my-bucket/etc/passwd"
+    assert registry().location("s3://my-bucket/a..b/c") == "/home/me/buckets/my-bucket/a..b/c"
+    for key in ("../../secret", "a/../../../secret", ".."):
+        with pytest.raises(ReferenceProblem, match=r"leads out of the folder that stands for bucket 'my-bucket'"):
+            registry().location(f"s3://my-bucket/{key}")
+
+
 def test_a_registry_survives_being_written_into_an_evaluation() -> None:
     written = registry().model_dump(mode="json", by_alias=True, exclude_none=True)
     assert Registry.model_validate(json.loads(json.dumps(written))) == registry()

@@ -167,14 +167,22 @@ class Registry(_Entry):
         return None if entry is None else located_agent(entry.reference, PurePath(self.folder))
 
     def location(self, location: str) -> str:
-        """A local path for an `s3://` URI whose bucket is mapped, a local path for a mapped DataSet ARN; else as it came."""
+        """A local path for an `s3://` URI whose bucket is mapped, a local path for a mapped DataSet ARN; else as it came.
+
+        Raises ReferenceProblem for a key that would lead out of the bucket's folder.
+        """
         folder = PurePath(self.folder)
         if location in self.datasets:
             return str(folder / self.datasets[location].path)
         bucket, _, key = location.removeprefix("s3://").partition("/")
         if not location.startswith("s3://") or bucket not in self.buckets:
             return location
-        return str(folder / self.buckets[bucket].folder / key)
+        if ".." in key.split("/"):
+            raise ReferenceProblem(
+                f"{shown(location, 160)} leads out of the folder that stands for bucket {bucket!r}; name its key without '..'"
+            )
+        # A key that begins with a slash must not become a path that begins at the root.
+        return str(folder / self.buckets[bucket].folder / key.lstrip("/"))
 
     def localized(self, document: JobConfigDocument) -> JobConfigDocument:
         """The document with everything that is mapped replaced by its local form; what is not mapped stays as it is."""

@@ -25,7 +25,10 @@ class Playable(NamedTuple):
 def playable(context: Context, document: JobConfigDocument, *, where: str = "JobConfigDocument") -> Playable:
     """The job of a document. Raises ServiceError (ValidationException) naming what is not on this machine and not mapped."""
     registry = registry_with_apps(context)
-    here = registry.localized(document)
+    try:
+        here = registry.localized(document)
+    except HeldoutError as error:
+        raise invalid(f"{where}: {error}") from error
     _check_mlflow(context, here)
     try:
         check_document(here)
