@@ -6,7 +6,7 @@ from datetime import timedelta
 from urllib.parse import urlsplit
 
 import pytest
-from botocore.auth import SigV4Auth
+from botocore.auth import SigV4Auth, SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials as BotoCredentials
 from hypothesis import given
@@ -114,6 +114,21 @@ def test_another_region_or_service_is_named() -> None:
         check(signed("http://host/sample", b"{}", region="us-east-1"))
     with pytest.raises(SignatureRefused, match="service 's3'"):
         check(signed("http://host/sample", b"{}", service="s3"))
+
+
+def test_a_header_of_aws_that_was_added_after_signing_is_refused() -> None:
+    request = signed("http://host/sample", b"{}")
+    with pytest.raises(SignatureRefused, match="must cover the headers host and x-amz-date and x-amz-target"):
+        check(request._replace(headers={**request.headers, "x-amz-target": "SageMaker.DeletePipeline"}))
+
+
+@pytest.mark.parametrize("seconds", ["604801", "9" * 5_000, "\u0663", "-1", "0", ""])
+def test_a_presigned_request_lives_a_week_at_most(seconds: str) -> None:
+    request = AWSRequest(method="POST", url="http://host/sample", data=b"{}")
+    SigV4QueryAuth(boto(KEYS), "sagemaker", REGION, expires=seconds).add_auth(request)  # type: ignore[arg-type]  # as sent
+    parts = urlsplit(str(request.prepare().url))
+    with pytest.raises(SignatureRefused, match=r"is valid for|must cover the headers"):
+        check(SignedRequest("POST", parts.path, parts.query, {"host": "host"}, b"{}"))
 
 
 def test_a_body_hash_that_is_not_the_body_is_refused() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import requests
 from botocore.auth import SigV4Auth, SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials as BotoCredentials
@@ -198,6 +199,18 @@ def test_a_body_that_was_changed_on_the_way_is_refused(service: Served) -> None:
         assert json.loads(reply.read())["__type"] == "InvalidSignatureException"
 
 
+def test_a_signature_for_one_service_opens_no_other(service: Served) -> None:
+    request = AWSRequest("POST", service.url, data=b"{}", headers={"X-Amz-Target": "SageMaker.ListPipelines"})
+    SigV4Auth(BotoCredentials(KEYS.access_key, KEYS.secret_key), "sts", REGION).add_auth(request)
+    headers = {name: _text(value) for name, value in request.headers.items()}
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(urllib.request.Request(service.url, b"{}", headers))
+    with caught.value as reply:
+        refusal = json.loads(reply.read())
+    assert refusal["__type"] == "InvalidSignatureException"
+    assert refusal["message"] == "Credential should be scoped to correct service: 'sagemaker'."
+
+
 def test_a_presigned_request_is_let_in_until_it_is_changed(service: Served) -> None:
     url = service.client("sts").generate_presigned_url("get_caller_identity", ExpiresIn=60)
     with urllib.request.urlopen(urllib.request.Request(url, method="POST")) as reply:
@@ -225,6 +238,25 @@ def test_without_verification_everyone_on_this_machine_is_let_in(tmp_path: Any) 
         assert (
             running.client("sagemaker", Credentials("anyone", "anything")).list_pipelines()["PipelineSummaries"] == []
         )
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:8765"}, 200),
+        ({"Host": "[::1]:8765"}, 200),
+        ({"Host": "rebound.example:8765"}, 403),
+        ({"Host": "127.0.0.1.rebound.example"}, 403),
+        ({"Origin": "http://page.example"}, 403),
+    ],
+)
+def test_without_verification_no_web_page_is_let_in(tmp_path: Any, headers: dict[str, str], status: int) -> None:
+    target = {"X-Amz-Target": "SageMaker.ListPipelines", "Content-Type": "application/x-amz-json-1.1"}
+    with served(tmp_path, has_auth=False) as running:
+        reply = requests.post(running.url, b"{}", headers=target | headers)
+    assert reply.status_code == status
+    assert ("no web pages" in reply.text) == (status == 403)
 
 
 def test_no_verification_is_for_this_machine_alone(tmp_path: Any) -> None:

@@ -24,6 +24,8 @@ _TOKEN_HOST = "sagemaker.amazonaws.com"
 _TOKEN_ACTION = "CallWithBearerToken"
 _TOKEN_SECONDS = 43_200
 """Longest life of a token: what the published generator allows."""
+_PRESIGNED_SECONDS = 604_800
+"""Longest life of a presigned request: a week."""
 _SKEW_SECONDS = 900
 """How far the agent's clock may be from ours."""
 _EMPTY_HASH = hashlib.sha256(b"").hexdigest()
@@ -97,22 +99,24 @@ def verify_request(
 
     credentials: key pairs that may sign. region, service: those the signature must be for. now: Unix time, seconds. what: is
     asked, in words. Raises SignatureRefused if the signature is missing a part, is not made with one of the key pairs, is for
-    another region or service, does not cover the host, the date and the body, is older than 15 minutes, or, presigned, older
-    than it says.
+    another region or service, does not cover the host, the date, the body and every `x-amz-` header, is older than 15 minutes,
+    or, presigned, older than it says.
     """
     claim = _claim(request)
     scope = _checked_scope(claim, region, service, what)
     signer = _signer(credentials, scope.access_key, claim.session_token, what)
     _check_date(claim, now)
+    body_hash = hashlib.sha256(request.body).hexdigest()
+    if request.headers.get("x-amz-content-sha256", body_hash) != body_hash:
+        raise SignatureRefused("the header x-amz-content-sha256 is not the hash of the body")
     names = claim.signed_headers.split(";")
     needed = {"host"} if claim.expires else {"host", "x-amz-date"}
+    # Without them a signature for one operation would let in the request for another.
+    needed |= {name for name in request.headers if name.startswith("x-amz-")}
     if not needed <= set(names):
         raise SignatureRefused(
             f"the signature must cover the headers {' and '.join(sorted(needed))}, not only {claim.signed_headers!r}"
         )
-    body_hash = hashlib.sha256(request.body).hexdigest()
-    if request.headers.get("x-amz-content-sha256", body_hash) != body_hash:
-        raise SignatureRefused("the header x-amz-content-sha256 is not the hash of the body")
     query = "&".join(part for part in request.query.split("&") if not part.startswith("X-Amz-Signature="))
     canonical = "\n".join(
         (
@@ -229,8 +233,13 @@ def _check_date(claim: _Claim, now: float) -> None:
             raise SignatureRefused(
                 f"the signature's date {claim.signed_at} is more than 15 minutes away from this machine's clock"
             )
-    elif not (claim.expires.isdecimal() and signed_at - _SKEW_SECONDS <= now < signed_at + int(claim.expires)):
+    elif not (_is_lifetime(claim.expires) and signed_at - _SKEW_SECONDS <= now < signed_at + int(claim.expires)):
         raise SignatureRefused(f"the presigned request of {claim.signed_at} is valid for {claim.expires} seconds")
+
+
+def _is_lifetime(seconds: str) -> bool:
+    """Whether a presigned request may say that it lives so long."""
+    return seconds.isascii() and seconds.isdigit() and len(seconds) < 7 and int(seconds) <= _PRESIGNED_SECONDS
 
 
 def _unix_time(stamp: str) -> float:

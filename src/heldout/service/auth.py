@@ -1,7 +1,9 @@
 """Who may call: holders of the server's own AWS key pair, who prove it by a signature (SigV4), as in AWS."""
 
+import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from heldout.errors import InputError
 from heldout.runtime.signing import (
@@ -33,7 +35,7 @@ class Caller:
 
 
 class Gate:
-    """Lets requests in. keys: None lets everyone in."""
+    """Lets requests in. keys: None lets in everyone on this machine, but not the web pages that they look at."""
 
     def __init__(self, keys: KeySource | None, region: str) -> None:
         self._keys = keys
@@ -42,9 +44,10 @@ class Gate:
     def admit(self, request: SignedRequest, now: float, *, is_query: bool) -> Caller:
         """Who calls. is_query: the request is of the query protocol, whose errors have other names.
 
-        Raises ServiceError when the signature is missing or does not hold.
+        Raises ServiceError when the signature is missing or does not hold, or a web page asks where nothing is verified.
         """
         if self._keys is None:
+            _refuse_web_pages(request)
             return _unverified(request)
         if not is_signed(request):
             name = "MissingAuthenticationToken" if is_query else "MissingAuthenticationTokenException"
@@ -81,6 +84,32 @@ def own_keys() -> KeySource:
         return [Credentials(frozen.access_key or "", frozen.secret_key or "", frozen.token)]
 
     return keys
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address is that of this machine to itself."""
+    try:
+        return host == "localhost" or host.endswith(".localhost") or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _refuse_web_pages(request: SignedRequest) -> None:
+    """A page can have a browser on this machine send requests here: they say so in Origin, or, where the page's own name was made
+    to lead here, in Host."""
+    if "origin" in request.headers or not is_loopback(_host_of(request)):
+        raise ServiceError(
+            "AccessDeniedException",
+            "without verified signatures this server answers programs at localhost or 127.0.0.1, and no web pages",
+            status=403,
+        )
+
+
+def _host_of(request: SignedRequest) -> str:
+    try:
+        return urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _unverified(request: SignedRequest) -> Caller:

@@ -37,8 +37,21 @@ class Router:
     def find(self, request: SignedRequest, signing_name: str | None) -> OperationModel:
         """The operation. signing_name: the service that the request is signed for, if it is signed.
 
-        Raises ServiceError (UnknownOperationException) when there is none.
+        Raises ServiceError: UnknownOperationException when there is none, InvalidSignatureException (SignatureDoesNotMatch in the
+        query protocol) when it is of another service than the signature is for.
         """
+        operation = self._asked(request, signing_name)
+        service = operation.service_model
+        if signing_name not in (None, service.signing_name):
+            code = "SignatureDoesNotMatch" if service.metadata["protocol"] == "query" else "InvalidSignatureException"
+            raise ServiceError(code, f"Credential should be scoped to correct service: {service.signing_name!r}.")
+        return operation
+
+    def function(self, operation: OperationModel) -> Function:
+        """What serves an operation that `find` gave."""
+        return self._functions[operation.service_model.service_name][operation.name]
+
+    def _asked(self, request: SignedRequest, signing_name: str | None) -> OperationModel:
         target = request.headers.get("x-amz-target")
         if target:
             prefix, _, name = target.rpartition(".")
@@ -53,10 +66,6 @@ class Router:
             ]
             return self._named(models, action, action)
         return self._at_path(request, signing_name)
-
-    def function(self, operation: OperationModel) -> Function:
-        """What serves an operation that `find` gave."""
-        return self._functions[operation.service_model.service_name][operation.name]
 
     def _named(self, models: Sequence[ServiceModel], name: str, asked: str) -> OperationModel:
         for model in models:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import functools
-import ipaddress
 import socket
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from heldout.job.registry import Registry
 from heldout.pipeline.evaluation import LOCAL_ACCOUNT
 from heldout.runtime.signing import Credentials
 from heldout.service import executions, jobs
-from heldout.service.auth import Gate, KeySource, own_keys
+from heldout.service.auth import Gate, KeySource, is_loopback, own_keys
 from heldout.service.context import Context
 from heldout.service.hosting import HostedAgents
 from heldout.service.job_runtime import JobRuntimes
@@ -104,18 +103,11 @@ def _take_up(context: Context) -> None:
 def _keys(settings: Settings) -> KeySource | None:
     if settings.has_auth:
         return (lambda: settings.keys) if settings.keys else own_keys()
-    if not _is_loopback(settings.host):
+    if not is_loopback(settings.host):
         raise InputError(
             f"--no-auth would let everyone who reaches {settings.host!r} in; it is for this machine alone (--host 127.0.0.1)"
         )
     return None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _bound(host: str, port: int) -> socket.socket:
