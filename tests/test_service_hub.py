@@ -17,6 +17,7 @@ from service_registry import BUCKET, GROUP_ARN, MODEL, PACKAGE, RUNTIME, registr
 HUB = "SageMakerPublicHub"
 ROLE = "arn:aws:iam::123456789012:role/mlflow"
 TRACKING_SERVER = "arn:aws:sagemaker:us-west-2:123456789012:mlflow-app/app-elsewhere"
+STORE = "arn:aws:sagemaker:us-west-2:123456789012:mlflow-app/app-store"
 MORE = f"""
 [models."arn:aws:sagemaker:us-west-2:aws:hub-content/{HUB}/Model/another-model/2.0.0"]
 endpoint = "http://127.0.0.1:9/v1#another"
@@ -26,6 +27,8 @@ endpoint = "http://127.0.0.1:9/v1#another"
 endpoint = "http://127.0.0.1:9/v1#tuned"
 [mlflow."{TRACKING_SERVER}"]
 tracking-uri = "http://mlflow.example:5000/"
+[mlflow."{STORE}"]
+tracking-uri = "sqlite:////home/me/mlflow.db"
 """
 
 
@@ -180,6 +183,34 @@ def test_there_is_a_default_mlflow_app_from_the_start_and_another_can_be_made_it
 def test_a_mapped_mlflow_app_opens_where_the_registry_says(sagemaker: Any) -> None:
     url = sagemaker.create_presigned_mlflow_app_url(Arn=TRACKING_SERVER)["AuthorizedUrl"]
     assert url == "http://mlflow.example:5000"
+
+
+def test_a_mapped_store_without_a_server_says_how_to_open_it(sagemaker: Any) -> None:
+    with pytest.raises(ClientError, match=r"mlflow ui --backend-store-uri sqlite:////home/me/mlflow\.db"):
+        sagemaker.create_presigned_mlflow_app_url(Arn=STORE)
+
+
+def test_the_app_that_comes_with_the_server_cannot_be_deleted_even_when_another_is_the_default(tmp_path: Path) -> None:
+    with served(tmp_path) as server:
+        sagemaker = server.client("sagemaker")
+        asked = {"ArtifactStoreUri": "s3://my-bucket/mlflow", "RoleArn": ROLE, "AccountDefaultStatus": "ENABLED"}
+        sagemaker.create_mlflow_app(Name="mine", **asked)
+        with pytest.raises(ClientError, match="cannot be deleted: it comes with this server"):
+            sagemaker.delete_mlflow_app(Arn=server.context.arn("mlflow-app/app-heldout"))
+
+
+def test_apps_and_groups_have_the_tags_they_were_made_with(sagemaker: Any) -> None:
+    tags = [{"Key": "team", "Value": "evals"}]
+    made = {"ArtifactStoreUri": "s3://my-bucket/mlflow", "RoleArn": ROLE, "Tags": tags}
+    app = sagemaker.create_mlflow_app(Name="tagged", **made)["Arn"]
+    group = sagemaker.create_model_package_group(ModelPackageGroupName="tagged", Tags=tags)["ModelPackageGroupArn"]
+    for arn in (app, group):
+        assert sagemaker.list_tags(ResourceArn=arn)["Tags"] == tags
+    sagemaker.delete_mlflow_app(Arn=app)
+    sagemaker.delete_model_package_group(ModelPackageGroupName="tagged")
+    for arn in (app, group):
+        with pytest.raises(ClientError, match="does not exist"):
+            sagemaker.list_tags(ResourceArn=arn)
 
 
 def test_a_presigned_link_lets_in_and_no_other_way_does(server: Served, sagemaker: Any) -> None:

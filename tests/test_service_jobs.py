@@ -13,9 +13,11 @@ from botocore.exceptions import ClientError
 
 from heldout.errors import InputError
 from heldout.job.document import JobConfigDocument
+from heldout.rollouts.run import Run
+from heldout.service.jobs import JobRecord
 from heldout.storage.lock import holder_of
 from jobs import rows
-from served import Served, served
+from served import ROLE, Served, served
 from service_jobs import AGENT, CATEGORY, SLOW_AGENT, create, describe, document, ended, registry, run_of, until
 
 
@@ -118,6 +120,41 @@ def test_a_job_whose_process_is_killed_goes_on_and_repeats_no_rollout(client: An
     assert len(played) == 30  # what was in flight left no trace; what was finished was not played again
 
 
+def test_a_job_whose_folder_is_being_made_is_starting_and_can_be_asked_to_stop(service: Served, client: Any) -> None:
+    record = JobRecord(
+        name="in-the-making",
+        arn=service.context.arn(f"job/{CATEGORY}/in-the-making"),
+        role=ROLE,
+        document="{}",
+        output=str(service.context.state / "nowhere"),
+        group="in-the-making",
+        run_name="base-model-eval",
+        created_at=0.0,
+    )
+    service.context.store.put(record)
+    asked = {"JobName": record.name, "JobCategory": CATEGORY}
+    job = describe(client, record.name)
+    assert (job["JobStatus"], job["SecondaryStatus"], job.get("FailureReason")) == ("InProgress", "Starting", None)
+    assert refused(client.delete_job, **asked)[0] == "ResourceInUse"
+    client.stop_job(**asked)
+    assert describe(client, record.name)["JobStatus"] == "Stopping"
+    service.context.store.remove(JobRecord, record.name)
+
+
+def test_a_job_that_is_asked_to_stop_while_its_folder_is_made_stops(
+    client: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    making = Run.create
+
+    def asked_meanwhile(*arguments: Any, **settings: Any) -> Run:
+        client.stop_job(JobName="hasty", JobCategory=CATEGORY)
+        return making(*arguments, **settings)
+
+    monkeypatch.setattr(Run, "create", asked_meanwhile)
+    create(client, "hasty", document(folder, ["0.05"] * 400, agent=SLOW_AGENT, rollout_max_concurrency=2))
+    assert ended(client, "hasty")["JobStatus"] == "Stopped"
+
+
 def test_a_job_that_fails_says_why(client: Any, folder: Path) -> None:
     given = document(folder, ["1"])
     broken = folder / "broken.py"
@@ -151,6 +188,7 @@ def changed(given: dict[str, Any], section: str, **members: Any) -> dict[str, An
         ("InputDataConfig", None, "InputDataConfig is missing"),
         ("StoppingCondition", {"MaxRuntimeInSeconds": 0}, "StoppingCondition.MaxRuntimeInSeconds is 0"),
         ("OutputDataConfig", {"S3OutputUri": "s3://bucket"}, "Did you mean 'S3OutputPath'?"),
+        ("OutputDataConfig", {"S3OutputPath": "s3://bucket/../out"}, "leads out of the folder that stands for bucket"),
     ],
 )
 def test_a_document_that_cannot_be_played_is_refused_at_once(

@@ -145,7 +145,8 @@ def test_an_execution_that_is_stopped_can_be_retried_and_keeps_what_was_finished
     )
     assert refused(client.delete_pipeline, PipelineName="stopped", ClientRequestToken=token())[0] == "ConflictException"
 
-    client.stop_pipeline_execution(PipelineExecutionArn=arn, ClientRequestToken=token())
+    stopping = token()
+    client.stop_pipeline_execution(PipelineExecutionArn=arn, ClientRequestToken=stopping)
 
     assert client.describe_pipeline_execution(PipelineExecutionArn=arn)["PipelineExecutionStatus"] in (
         "Stopping",
@@ -157,7 +158,10 @@ def test_an_execution_that_is_stopped_can_be_retried_and_keeps_what_was_finished
     code, message = refused(client.stop_pipeline_execution, PipelineExecutionArn=arn, ClientRequestToken=token())
     assert (code, "Only pipelines with 'Executing' status can be stopped" in message) == ("ValidationException", True)
 
-    client.retry_pipeline_execution(PipelineExecutionArn=arn, ClientRequestToken=token())
+    retrying = token()
+    for _ in range(2):  # the same request, however often it comes
+        client.retry_pipeline_execution(PipelineExecutionArn=arn, ClientRequestToken=retrying)
+        client.stop_pipeline_execution(PipelineExecutionArn=arn, ClientRequestToken=stopping)
 
     assert execution_ended(client, arn)["PipelineExecutionStatus"] == "Succeeded"
     (run,) = evaluation_of(folder, arn).runs().values()
@@ -165,6 +169,27 @@ def test_an_execution_that_is_stopped_can_be_retried_and_keeps_what_was_finished
     client.delete_pipeline(PipelineName="stopped", ClientRequestToken=token())
     assert refused(client.describe_pipeline_execution, PipelineExecutionArn=arn)[0] == "ResourceNotFound"
     assert run_of(folder, evaluation_of(folder, arn).state.name).metrics_path.exists()
+
+
+def test_an_execution_that_is_asked_to_stop_while_its_folder_is_made_stops(
+    client: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    making = Evaluation.create
+
+    def asked_meanwhile(*arguments: Any, **settings: Any) -> Evaluation:
+        (execution,) = client.list_pipeline_executions(PipelineName="hasty")["PipelineExecutionSummaries"]
+        arn = execution["PipelineExecutionArn"]
+        assert (execution["PipelineExecutionStatus"], "PipelineExecutionFailureReason" in execution) == (
+            "Executing",
+            False,
+        )
+        client.stop_pipeline_execution(PipelineExecutionArn=arn, ClientRequestToken=token())
+        return making(*arguments, **settings)
+
+    given = document(folder, ["0.05"] * 400, agent=SLOW_AGENT, rollout_max_concurrency=2)
+    create(client, "hasty", definition(given))
+    monkeypatch.setattr(Evaluation, "create", asked_meanwhile)
+    assert execution_ended(client, start(client, "hasty"))["PipelineExecutionStatus"] == "Stopped"
 
 
 def test_a_client_token_makes_the_same_request_once(client: Any, folder: Path) -> None:

@@ -97,9 +97,11 @@ def status_of(record: ExecutionRecord, evaluation: Evaluation | None) -> Executi
     return ExecutionStatus.STOPPING if record.is_stopping and not status.is_final else status
 
 
-def reason_of(evaluation: Evaluation | None) -> str | None:
+def reason_of(record: ExecutionRecord, evaluation: Evaluation | None) -> str | None:
     """Why it failed or was stopped; None where it did not."""
-    reason = _GONE if evaluation is None else evaluation.state.failure_reason
+    if evaluation is None:
+        return _GONE if record.is_made else None
+    reason = evaluation.state.failure_reason
     return None if reason is None else reason[:_LONGEST_REASON]
 
 
@@ -111,7 +113,7 @@ def summary(record: ExecutionRecord, evaluation: Evaluation | None) -> Reply:
         "PipelineExecutionStatus": str(status_of(record, evaluation)),
         "PipelineExecutionDescription": record.description,
         "PipelineExecutionDisplayName": record.display_name,
-        "PipelineExecutionFailureReason": reason_of(evaluation),
+        "PipelineExecutionFailureReason": reason_of(record, evaluation),
     }
 
 

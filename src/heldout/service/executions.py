@@ -40,7 +40,7 @@ from heldout.service.pipelines import (
     wire_parallelism,
 )
 from heldout.service.supervisor import ExecutionWork
-from heldout.service.tags import set_tags, tags_of
+from heldout.service.tags import forget_tags, set_tags, tags_of
 
 ROOM = Room("sagemaker")
 
@@ -76,9 +76,13 @@ def start_pipeline_execution(context: Context, params: Params) -> Reply:
         except (HeldoutError, OSError) as error:
             with context.store.transaction():
                 context.store.remove(ExecutionRecord, record.key)
+                forget_tags(context.store, record.arn)
                 context.store.forget_token("StartPipelineExecution", token)
             raise invalid(f"pipeline {pipeline.name!r} cannot be executed: {error}") from error
         context.supervisor.take(record.arn, ExecutionWork(record.folder))
+        now = context.store.find(ExecutionRecord, record.key)
+        if now is not None and now.is_stopping:  # asked while its folder was made
+            context.supervisor.stop(record.arn)
     return reply
 
 
@@ -91,7 +95,7 @@ def describe_pipeline_execution(context: Context, params: Params) -> Reply:
     return {
         **summary(record, evaluation),
         "PipelineArn": context.arn(f"pipeline/{record.pipeline}"),
-        "FailureReason": reason_of(evaluation),
+        "FailureReason": reason_of(record, evaluation),
         "CreationTime": moment(record.created_at),
         "LastModifiedTime": moment(changed_at),
         "ParallelismConfiguration": wire_parallelism(record.parallelism),
@@ -129,32 +133,51 @@ def list_pipeline_execution_steps(context: Context, params: Params) -> Reply:
 @ROOM.operation("StopPipelineExecution")
 def stop_pipeline_execution(context: Context, params: Params) -> Reply:
     """Has an execution stop: what is in flight may finish for two minutes."""
-    record = _asked(context, params)
-    status = status_of(record, opened(record))
-    if status.is_final:
-        raise invalid(
-            f"Pipeline execution with ARN {record.arn} status '{status}'. Only pipelines with 'Executing' status can be stopped."
-        )
-    _stop(context, record)
-    return {"PipelineExecutionArn": record.arn}
+    stopping: list[ExecutionRecord] = []
+
+    def ask() -> Reply:
+        record = _asked(context, params)
+        status = status_of(record, opened(record))
+        if status.is_final:
+            raise invalid(
+                f"Pipeline execution with ARN {record.arn} status '{status}'. Only pipelines with 'Executing' status can be "
+                "stopped."
+            )
+        context.store.change(ExecutionRecord, record.key, is_stopping=True)
+        stopping.append(record)
+        return {"PipelineExecutionArn": record.arn}
+
+    reply = context.store.once("StopPipelineExecution", params["ClientRequestToken"], params, ask)
+    for record in stopping:
+        context.supervisor.stop(record.arn)
+    return reply
 
 
 @ROOM.operation("RetryPipelineExecution")
 def retry_pipeline_execution(context: Context, params: Params) -> Reply:
     """Goes on with an execution that failed or was stopped; what is finished stays."""
-    record = _asked(context, params)
-    with context.store.transaction():
+    retried: list[ExecutionRecord] = []
+
+    def ask() -> Reply:
+        record = _asked(context, params)
         status = status_of(record, opened(record))
         if not status.is_final:
             raise ServiceError("ConflictException", f"Pipeline execution with ARN {record.arn} is {status}")
         if status is ExecutionStatus.SUCCEEDED:
             raise invalid(f"Pipeline execution with ARN {record.arn} has succeeded; there is nothing to retry")
         context.store.change(ExecutionRecord, record.key, is_stopping=False)
-    try:
-        context.supervisor.resume(record.arn, ExecutionWork(record.folder))
-    except HeldoutError as error:
-        raise ServiceError("ConflictException", str(error)) from error
-    return {"PipelineExecutionArn": record.arn}
+        retried.append(record)
+        return {"PipelineExecutionArn": record.arn}
+
+    token = params["ClientRequestToken"]
+    reply = context.store.once("RetryPipelineExecution", token, params, ask)
+    for record in retried:
+        try:
+            context.supervisor.resume(record.arn, ExecutionWork(record.folder))
+        except HeldoutError as error:
+            context.store.forget_token("RetryPipelineExecution", token)
+            raise ServiceError("ConflictException", str(error)) from error
+    return reply
 
 
 @ROOM.operation("DescribePipelineDefinitionForExecution")

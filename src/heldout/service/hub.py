@@ -35,6 +35,8 @@ _SORT_KEYS = {
     "CreationTime": "CreationTime",
     "HubContentStatus": "HubContentStatus",
 }
+_GLANCE: dict[str, Any] = {"connect_timeout": 3, "read_timeout": 10, "retries": {"total_max_attempts": 2}}
+"""For a look at the user's S3 that may as well fail: whoever describes a model waits for it."""
 _SDK_HYPERPARAMETERS = (
     "eval_group_size",
     "sampling_temperature",
@@ -128,11 +130,12 @@ def _overrides_bucket(context: Context) -> str:
     if not os.environ.get("AWS_ENDPOINT_URL_S3"):
         return RECIPE_BUCKET
     import boto3  # slow to import, and only needed here
+    from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 
     bucket = f"sagemaker-{context.region}-{context.account}"
     try:
-        client = boto3.session.Session(region_name=context.region).client("s3")
+        client = boto3.session.Session(region_name=context.region).client("s3", config=Config(**_GLANCE))
         client.head_bucket(Bucket=bucket)
         client.put_object(Bucket=bucket, Key=OVERRIDES_KEY, Body=overrides(), ContentType="application/json")
     except (BotoCoreError, ClientError):

@@ -44,7 +44,7 @@ class Job:
     """As it was given, JSON."""
     created_at: float
     run: Run | None
-    """None when someone has taken its folder away."""
+    """None when it is not made yet, or, of a job that is over, when someone has taken its folder away."""
     is_stopping: bool
     """Whether it was asked to stop."""
     is_over: bool
@@ -55,8 +55,10 @@ class Job:
 
     @property
     def status(self) -> Status:
-        if self.run is None:
+        if self.run is None and self.is_over:
             return Status("Failed", "Failed")
+        if self.run is None:
+            return Status("Stopping", "Stopping") if self.is_stopping else Status("InProgress", "Starting")
         state = self.run.state
         match state.status:
             case JobStatus.COMPLETED if not self.is_over:
@@ -107,7 +109,9 @@ class Job:
         }
 
     def _failure(self) -> str | None:
-        reason = _GONE if self.run is None else self.run.state.failure_reason
+        if self.run is None:
+            return _GONE if self.is_over else None
+        reason = self.run.state.failure_reason
         return None if reason is None else reason[:_LONGEST_REASON]
 
     def _changed_at(self) -> float:

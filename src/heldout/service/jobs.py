@@ -99,6 +99,9 @@ def create_job(context: Context, params: Params) -> Reply:
         _forget(context, record)
         raise invalid(f"JobConfigDocument: {error}") from error
     context.supervisor.take(record.arn, _work(context, record))
+    now = context.store.find(JobRecord, name)
+    if now is not None and now.is_stopping:  # asked while its folder was made
+        context.supervisor.stop(record.arn)
     return {"JobArn": record.arn}
 
 
@@ -199,7 +202,7 @@ def _opened(record: JobRecord) -> _Found:
     try:
         run = Run.open(record.folder)
     except RunError:
-        return _Found(None, True)
+        return _Found(None, record.is_made)
     return _Found(run, is_concluded(run))
 
 

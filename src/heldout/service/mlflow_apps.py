@@ -18,6 +18,8 @@ from heldout.service.mlflow_pages import OWN_APP
 from heldout.service.operations import Params, Reply, Room
 from heldout.service.paging import between, paged
 from heldout.service.store import Record
+from heldout.service.tags import forget_tags, set_tags
+from heldout.tracking.connection import ui_command, without_password
 
 ROOM = Room("sagemaker")
 
@@ -58,6 +60,7 @@ def create_mlflow_app(context: Context, params: Params) -> Reply:
         if any(other.name == app.name for other in mlflow_apps(context)):
             raise invalid(f"MLflow app with the name {app.name!r} already exists")
         _put(context, app)
+        set_tags(context.store, app.arn, params.get("Tags"))
     return {"Arn": app.arn}
 
 
@@ -110,10 +113,12 @@ def list_mlflow_apps(context: Context, params: Params) -> Reply:
 @ROOM.operation("DeleteMlflowApp")
 def delete_mlflow_app(context: Context, params: Params) -> Reply:
     """Forgets an app; what was logged to it stays in the state folder."""
-    app = _find(context, params["Arn"])
-    if context.store.find(App, app.arn) is None:
-        raise invalid(f"MLflow app {app.arn} cannot be deleted: it comes with this server")
-    context.store.remove(App, app.arn)
+    with context.store.transaction():
+        app = _find(context, params["Arn"])
+        if app.arn == context.arn(f"mlflow-app/{OWN_APP}") or app.arn in context.registry.mlflow:
+            raise invalid(f"MLflow app {app.arn} cannot be deleted: it comes with this server")
+        context.store.remove(App, app.arn)
+        forget_tags(context.store, app.arn)
     return {"Arn": app.arn}
 
 
@@ -123,6 +128,12 @@ def create_presigned_mlflow_app_url(context: Context, params: Params) -> Reply:
     app = _find(context, params["Arn"])
     if app.tracking_uri.startswith(("http://", "https://")):
         return {"AuthorizedUrl": app.tracking_uri.rstrip("/")}
+    if app.arn in context.registry.mlflow:
+        command = ui_command(app.tracking_uri)
+        raise invalid(
+            f"MLflow app {app.arn} is the registry's, at {without_password(app.tracking_uri)}, and has no pages here"
+            + (f"; to see it: {command}" if command else "")
+        )
     app_id, seconds = app.arn.rpartition("/")[2], params.get("ExpiresInSeconds", 300)
     return {"AuthorizedUrl": context.pages.authorized_url(context.endpoint, app_id, seconds)}
 

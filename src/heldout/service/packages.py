@@ -13,6 +13,7 @@ from heldout.service.hub import SINCE, VERSION, model_names
 from heldout.service.operations import Params, Reply, Room
 from heldout.service.paging import between, paged
 from heldout.service.store import Record
+from heldout.service.tags import forget_tags, set_tags
 
 ROOM = Room("sagemaker")
 
@@ -84,7 +85,9 @@ def create_model_package_group(context: Context, params: Params) -> Reply:
             raise invalid(f"model package group {name!r} already exists")
         description = params.get("ModelPackageGroupDescription")
         context.store.put(_Group(name=name, description=description, created_at=time.time()))
-    return {"ModelPackageGroupArn": context.arn(f"model-package-group/{name}")}
+        arn = context.arn(f"model-package-group/{name}")
+        set_tags(context.store, arn, params.get("Tags"))
+    return {"ModelPackageGroupArn": arn}
 
 
 @ROOM.operation("DescribeModelPackageGroup")
@@ -113,7 +116,9 @@ def delete_model_package_group(context: Context, params: Params) -> Reply:
         raise _no_group(name, groups)
     if any(package.group == name for package in _packages(context)):
         raise ServiceError("ConflictException", f"model package group {name!r} has packages, which the registry maps")
-    context.store.remove(_Group, name)
+    with context.store.transaction():
+        context.store.remove(_Group, name)
+        forget_tags(context.store, context.arn(f"model-package-group/{name}"))
     return {}
 
 

@@ -59,14 +59,15 @@ class Store:
             self._depth += 1
             try:
                 yield
+                if self._depth == 1:
+                    self._database.execute("commit")
             except BaseException:
-                self._depth -= 1
-                if self._depth == 0:
+                # Of what there is no room for, SQLite has often rolled back by itself, and would refuse to do it again.
+                if self._depth == 1 and self._database.in_transaction:
                     self._database.execute("rollback")
                 raise
-            self._depth -= 1
-            if self._depth == 0:
-                self._database.execute("commit")
+            finally:
+                self._depth -= 1
 
     def put(self, record: Record) -> None:
         """Adds a record, or replaces the one of its kind and key."""
