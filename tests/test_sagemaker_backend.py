@@ -17,6 +17,7 @@ from agents_support import AGENTS
 from heldout import Execution, MultiTurnRLEvaluator
 from heldout.backends.choosing import choose_backend
 from heldout.backends.sagemaker.account import Account
+from heldout.backends.sagemaker.mlflow_apps import create_app
 from heldout.backends.sagemaker.pipelines import SHARED_NAME, put_definition
 from heldout.backends.sagemaker.spelling import spelled
 from heldout.cli import app
@@ -266,6 +267,7 @@ def test_a_dry_run_shows_the_definition_and_starts_nothing(between: Middle, caps
         ({"model": "no-such-model"}, r"model 'no-such-model' is not in hub 'SageMakerPublicHub' in us-west-2"),
         ({"model": PACKAGE.replace("/1", "/9")}, r"model package '.*tuned/9' does not exist"),
         ({"agent_config": RUNTIME.replace("players", "nobody")}, r"agent '.*nobody.*' does not exist in us-west-2"),
+        ({"agent_config": FUNCTION.replace("forward", "nobody")}, r"agent '.*nobody' does not exist in us-west-2"),
         ({"agent_config": "agent.py:play"}, r"agent 'agent.py:play' is not in AWS, where backend 'sagemaker' runs"),
         ({"model": "http://127.0.0.1:9/v1#m"}, r"model 'http://127.0.0.1:9/v1#m' is not in AWS"),
         ({"dataset": "prompts.jsonl"}, r"dataset 'prompts.jsonl' is not in AWS.*give s3://bucket/key"),
@@ -283,6 +285,13 @@ def test_what_cannot_be_right_is_told_before_anything_starts(
     with pytest.raises(InputError, match=message):
         evaluator(backend="sagemaker", **fields).evaluate()
     assert not between.asked.keys() & {"CreatePipeline", "UpdatePipeline", "StartPipelineExecution"}
+
+
+def test_a_dry_run_tells_of_an_mlflow_app_that_is_not_there(cloud: Cloud) -> None:
+    with pytest.raises(ReferenceProblem, match=r"MLflow app 'arn:.*/app-nobodys' does not exist in us-west-2"):
+        evaluator(mlflow_resource_arn=f"arn:aws:sagemaker:{REGION}:000000000000:mlflow-app/app-nobodys").evaluate(
+            dry_run=True
+        )
 
 
 def test_a_dry_run_on_this_machine_writes_nothing(
@@ -531,6 +540,16 @@ def test_an_evaluation_is_found_again_by_its_arn_and_in_the_list(compared: Execu
     assert listed.count(compared.arn) == 1
 
 
+def test_progress_that_is_not_told_does_not_end_the_waiting(
+    compared: Execution, between: Middle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arn = f"arn:aws:sagemaker:{REGION}:000000000000:job/AgentRFTEvaluation/gone"
+    step = {"StepName": "EvaluateBaseModel", "StepStatus": "Executing", "Metadata": {"Job": {"Arn": arn}}}
+    between.changed["ListPipelineExecutionSteps"] = lambda reply: {"PipelineExecutionSteps": [step]}
+    wait(Execution.get(compared.arn, session=session()))
+    assert "DescribeJob was refused: ResourceNotFound" in capsys.readouterr().out
+
+
 def test_an_arn_that_is_nowhere_is_told(cloud: Cloud) -> None:
     arn = "arn:aws:sagemaker:us-west-2:000000000000:pipeline/p/execution/0123456789ab"
     with pytest.raises(ReferenceProblem, match="does not exist in us-west-2, nor was it started on this machine"):
@@ -582,6 +601,11 @@ def test_an_account_without_an_mlflow_app_gets_one(between: Middle, capsys: pyte
     assert created["ArtifactStoreUri"] == "s3://my-bucket/mlflow-artifacts"
     output = documents(execution.pipeline_definition)["EvaluateBaseModel"]["OutputDataConfig"]
     assert ":mlflow-app/" in output["MlflowConfig"]["MlflowResourceArn"]
+
+
+def test_apps_that_are_made_at_the_same_moment_have_names_of_their_own(cloud: Cloud) -> None:
+    made = [create_app(Account(), role_arn=ROLE, output=OUTPUT) for _ in range(3)]
+    assert len(set(made)) == 3
 
 
 @pytest.mark.slow

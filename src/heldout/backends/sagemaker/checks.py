@@ -1,4 +1,4 @@
-"""What can be found out before anything is started: whether dataset, agent and group are there.
+"""What can be found out before anything is started: whether dataset, agent, group and MLflow app are there.
 
 Only a plain no is an error. Who evaluates need not be allowed to look at everything that the execution role uses, and an
 endpoint need not serve every operation: what cannot be found out is left to the job.
@@ -12,7 +12,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from heldout.backends.sagemaker.account import Account, is_absent, pages, told
 from heldout.errors import ReferenceProblem
-from heldout.job.references import AgentCoreRuntime, AgentReference
+from heldout.job.references import AgentCoreRuntime, AgentReference, LambdaAgent
 
 _DATASET_ARN = re.compile(r".*:hub-content/(?P<hub>[^/]+)/DataSet/(?P<name>[^/]+)(?:/(?P<version>[\d.]+))?")
 
@@ -34,7 +34,14 @@ def check_dataset(account: Account, dataset: str) -> None:
 
 
 def check_agent(account: Account, agent: AgentReference) -> None:
-    """Raises ReferenceProblem when there is no such AgentCore runtime."""
+    """Raises ReferenceProblem when there is no such AgentCore runtime, or no such Lambda function, in the session's region."""
+    if isinstance(agent, AgentCoreRuntime | LambdaAgent) and agent.arn.split(":")[3] != account.region:
+        return  # it may be where this session does not look
+    if isinstance(agent, LambdaAgent):
+        _refuse_if_absent(
+            lambda: account.client("lambda", is_glance=True).invoke(FunctionName=agent.arn, InvocationType="DryRun"),
+            f"agent {agent.arn!r} does not exist in {account.region}",
+        )
     if isinstance(agent, AgentCoreRuntime):
         _refuse_if_absent(
             lambda: account.client("bedrock-agentcore-control", is_glance=True).get_agent_runtime(
@@ -50,6 +57,15 @@ def check_group(account: Account, group: str) -> None:
         lambda: account.sagemaker.describe_model_package_group(ModelPackageGroupName=group),
         f"model package group {group!r} does not exist in {account.region}",
     )
+
+
+def check_mlflow(account: Account, arn: str) -> None:
+    """Raises ReferenceProblem when there is no such MLflow app."""
+    if ":mlflow-app/" in arn:
+        _refuse_if_absent(
+            lambda: account.sagemaker.describe_mlflow_app(Arn=arn),
+            f"MLflow app {arn!r} does not exist in {account.region}",
+        )
 
 
 def agentcore_runtimes(account: Account) -> list[dict[str, str]]:

@@ -16,7 +16,7 @@ from heldout.backends.sagemaker.account import Account, pages, told
 from heldout.backends.sagemaker.job_steps import JobStep, job_steps, service_output
 from heldout.backends.sagemaker.mlflow_apps import run_link
 from heldout.backends.sagemaker.outputs import run_of
-from heldout.errors import HeldoutError, MetricError, RunError
+from heldout.errors import CloudError, HeldoutError, MetricError, RunError
 from heldout.job.registry import Registry
 from heldout.pipeline.definition import JOB_CATEGORY
 from heldout.rollouts.results import metrics_document, summarize_run
@@ -112,7 +112,10 @@ class CloudEvaluation(StartedEvaluation):
         playing = next((step for step in self.status.step_details if step.job_arn and step.end_time is None), None)
         if playing is None:
             return None
-        job = self._job(playing.job_arn or "")
+        try:
+            job = self._job(playing.job_arn or "")
+        except CloudError as error:
+            return JobProgress(0, 0, str(error))  # who waits is told, and goes on waiting
         steps = service_output(job).get("ProgressInfo") or {}
         planned, finished = int(steps.get("MaxSteps") or 0), int(steps.get("CurrentStep") or 0)
         words = [str(job.get("SecondaryStatus") or job.get("JobStatus"))]

@@ -6,6 +6,7 @@ that is ready, a new one.
 """
 
 import json
+import secrets
 import time
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def create_app(account: Account, *, role_arn: str, output: str) -> str:
     bucket = output.removeprefix("s3://").partition("/")[0]
     with told("a new MLflow app"):
         created = account.sagemaker.create_mlflow_app(
-            Name=f"heldout-{int(time.time())}",
+            Name=f"heldout-{secrets.token_hex(4)}",
             ArtifactStoreUri=f"s3://{bucket}/mlflow-artifacts",
             RoleArn=role_arn,
             AccountDefaultStatus="DISABLED",

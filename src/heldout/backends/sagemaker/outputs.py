@@ -44,10 +44,18 @@ def _find(account: Account, bucket: str, prefix: str, job_arn: str, likely: str)
     """The key prefix of the job's run folder, with a slash at its end."""
     found = [key for key in _keys(account, bucket, prefix) if key.rpartition("/")[2] == _STATE_FILE]
     for key in sorted(found, key=lambda key: likely not in key):
-        state = json.loads(account.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read())
-        if isinstance(state, dict) and state.get("arn") == job_arn:
+        if _arn_in(account.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()) == job_arn:
             return key.removesuffix(_STATE_FILE)
     return None
+
+
+def _arn_in(text: bytes) -> str | None:
+    """The ARN in a job.json; None for a file of someone else's that is only called so."""
+    try:
+        arn = json.loads(text)["arn"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return arn if isinstance(arn, str) else None
 
 
 def _fetch(account: Account, bucket: str, folder: str, kept: Path) -> None:
@@ -56,7 +64,10 @@ def _fetch(account: Account, bucket: str, folder: str, kept: Path) -> None:
     with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".fetching-") as temporary:
         place = Path(temporary) / "run"
         for key in _keys(account, bucket, folder):
-            path = place / key.removeprefix(folder)
+            name = key.removeprefix(folder)
+            if any(part in ("", ".", "..") for part in name.split("/")):
+                continue  # no file of a run is called so, and its path would lead out of the folder
+            path = place / name
             path.parent.mkdir(parents=True, exist_ok=True)
             account.client("s3").download_file(bucket, key, str(path))
         shutil.rmtree(kept, ignore_errors=True)

@@ -113,6 +113,8 @@ def prepare(account: Account, request: EvaluationRequest, settings: CloudSetting
     checks.check_agent(account, request.agent)
     if settings.model_package_group is not None:
         checks.check_group(account, settings.model_package_group)
+    if settings.mlflow not in (None, NO_TRACKING):
+        checks.check_mlflow(account, settings.mlflow)
     surroundings = Surroundings(
         region=account.region,
         account=account.account_id,
