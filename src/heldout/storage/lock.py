@@ -24,7 +24,7 @@ class FolderLock:
     def take(cls, folder: Path) -> Self:
         """Raises RunError when another process has it."""
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        if not _try(descriptor):
+        if not _taken(descriptor):
             pid = _pid(descriptor)
             os.close(descriptor)
             raise RunError(f"{folder} is being worked on by process {pid or 'unknown'}; stop that one first")
@@ -53,20 +53,26 @@ def holder_of(folder: Path) -> int | None:
     except FileNotFoundError:
         return None
     try:
-        return None if _try(descriptor) else _pid(descriptor)
+        # Shared, so that those who ask refuse nothing to each other: a refusal is the holder's, and is believed at once.
+        return None if _lock(descriptor, fcntl.LOCK_SH) else _pid(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _try(descriptor: int) -> bool:
+def _taken(descriptor: int) -> bool:
     for _ in range(_TRIES):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_PAUSE_SECONDS)
-        else:
+        if _lock(descriptor, fcntl.LOCK_EX):
             return True
+        time.sleep(_PAUSE_SECONDS)
     return False
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _pid(descriptor: int) -> int:
