@@ -129,7 +129,7 @@ def test_ten_executions_at_the_same_time_each_have_their_own_definition(client: 
 
 @pytest.mark.slow
 def test_an_execution_that_is_stopped_can_be_retried_and_keeps_what_was_finished(client: Any, folder: Path) -> None:
-    given = document(folder, ["0.05"] * 60, agent=SLOW_AGENT, rollout_max_concurrency=3)
+    given = document(folder, ["0.4"] * 60, agent=SLOW_AGENT, rollout_max_concurrency=3)
     create(client, "stopped", definition(given))
     arn = start(client, "stopped")
     until(
