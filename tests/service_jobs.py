@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
+from botocore.exceptions import ClientError
+
 from heldout.job.document import JobConfigDocument
 from heldout.job.registry import Registry
 from heldout.pipeline.definition import EvaluationJobs, Surroundings, render
@@ -105,3 +108,11 @@ def until(look: Callable[[], T], is_it: Callable[[T], bool]) -> T:
 def run_of(folder: Path, name: str, run: str = "base-model-eval") -> Run:
     """The run that a job of this name, or an execution whose evaluation has it, left in the bucket."""
     return Run.open(folder / "bucket" / "output" / name / run)
+
+
+def refused(call: Any, **params: Any) -> tuple[str, str]:
+    """Code and message of the error that a call ends in."""
+    with pytest.raises(ClientError) as caught:
+        call(**params)
+    reply: Any = caught.value.response
+    return reply["Error"]["Code"], reply["Error"]["Message"]

@@ -112,6 +112,7 @@ def test_a_script_for_aws_names_its_things_through_a_registry(
         (evaluate("http://127.0.0.1:1/v1#m", "-H", "eval_group_size"), "is not NAME=VALUE"),
         (evaluate("http://127.0.0.1:1/v1#m", "--name", "a/b"), "name 'a/b' is not an evaluation's name"),
         (evaluate("http://127.0.0.1:1/v1#m", "--registry", "nowhere.toml"), "registry 'nowhere.toml' cannot be read"),
+        (evaluate("http://127.0.0.1:1/v1#m", "--mlflow", "http://me:secret@h:1"), "has a password in it"),
         (evaluate("http://127.0.0.1:1/v1#m"), "http://127.0.0.1:1/v1"),
         (("show", "out/first"), "no run in 'out/first'"),
         (("list", "out"), "no folder 'out'"),

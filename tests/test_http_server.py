@@ -172,6 +172,13 @@ async def test_a_client_that_sends_too_much_still_reads_the_answer() -> None:
             assert await answer.read() == b"POST fits"
 
 
+async def test_a_stream_that_begins_before_the_body_is_here_is_the_connections_last_answer() -> None:
+    async with serving(in_pieces) as port:
+        answer = await said(port, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
+    assert b"Connection: close\r\n" in answer
+    assert answer.endswith(b"3\r\ntwo\r\n0\r\n\r\n")
+
+
 async def test_a_body_that_nobody_reads_does_not_pile_up() -> None:
     may_read = asyncio.Event()
     held: list[int] = []

@@ -5,7 +5,7 @@ from pathlib import PurePath
 
 import pytest
 
-from heldout.errors import ReferenceProblem
+from heldout.errors import InputError, ReferenceProblem
 from heldout.job.document import JobConfigDocument
 from heldout.job.references import AgentContainer, EmbeddedModel, EndpointModel, EntryPoint
 from heldout.job.registry import Registry
@@ -92,6 +92,16 @@ def test_an_mlflow_app_is_the_tracking_store_it_is_mapped_to() -> None:
     assert output.mlflow_config is not None
     assert output.mlflow_config.mlflow_resource_arn == "sqlite:////home/me/mlflow.db"
     assert output.mlflow_config.mlflow_experiment_name == "held-out"
+
+
+@pytest.mark.parametrize("uri", ["http://me:secret@mlflow:5000", "postgresql://me:secret@db/mlflow"])
+def test_a_tracking_uri_with_a_password_is_refused_and_not_repeated(uri: str) -> None:
+    with pytest.raises(InputError, match=r"has a password in it.*MLFLOW_TRACKING_PASSWORD") as in_registry:
+        Registry.parse(f'[mlflow."{APP}"]\ntracking-uri = "{uri}"', where="names.toml", folder=PurePath("/home/me"))
+    mlflow = {"MlflowResourceArn": uri}
+    with pytest.raises(InputError, match=r"has a password in it.*MLFLOW_TRACKING_PASSWORD") as in_document:
+        wire(OutputDataConfig={"S3OutputPath": "s3://elsewhere/output", "MlflowConfig": mlflow})
+    assert "secret" not in f"{in_registry.value} {in_document.value}"
 
 
 def test_what_is_not_mapped_stays_as_it_is() -> None:

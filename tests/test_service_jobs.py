@@ -9,7 +9,6 @@ from typing import Any
 
 import jsonschema
 import pytest
-from botocore.exceptions import ClientError
 
 from heldout.errors import InputError
 from heldout.job.document import JobConfigDocument
@@ -18,7 +17,19 @@ from heldout.service.jobs import JobRecord
 from heldout.storage.lock import holder_of
 from jobs import rows
 from served import ROLE, Served, served
-from service_jobs import AGENT, CATEGORY, SLOW_AGENT, create, describe, document, ended, registry, run_of, until
+from service_jobs import (
+    AGENT,
+    CATEGORY,
+    SLOW_AGENT,
+    create,
+    describe,
+    document,
+    ended,
+    refused,
+    registry,
+    run_of,
+    until,
+)
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +46,6 @@ def service(folder: Path) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def client(service: Served) -> Any:
     return service.client("sagemaker")
-
-
-def refused(call: Any, **params: Any) -> tuple[str, str]:
-    """Code and message of the error that a call ends in."""
-    with pytest.raises(ClientError) as caught:
-        call(**params)
-    reply: Any = caught.value.response
-    return reply["Error"]["Code"], reply["Error"]["Message"]
 
 
 def test_the_developer_guides_job_is_created_played_described_listed_and_deleted(client: Any, folder: Path) -> None:

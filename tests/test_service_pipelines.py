@@ -1,6 +1,8 @@
 """SageMaker's pipelines, served here: their definitions and versions, and executions that play real rollouts."""
 
 import json
+import os
+import signal
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +13,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from heldout.pipeline.evaluation import Evaluation
+from heldout.storage.lock import holder_of
 from jobs import rows
 from served import ROLE, Served, served
 from service_jobs import (
@@ -20,6 +23,7 @@ from service_jobs import (
     document,
     ended,
     execution_ended,
+    refused,
     registry,
     run_of,
     until,
@@ -40,14 +44,6 @@ def service(folder: Path) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def client(service: Served) -> Any:
     return service.client("sagemaker")
-
-
-def refused(call: Any, **params: Any) -> tuple[str, str]:
-    """Code and message of the error that a call ends in."""
-    with pytest.raises(ClientError) as caught:
-        call(**params)
-    reply: Any = caught.value.response
-    return reply["Error"]["Code"], reply["Error"]["Message"]
 
 
 def token() -> str:
@@ -169,6 +165,22 @@ def test_an_execution_that_is_stopped_can_be_retried_and_keeps_what_was_finished
     client.delete_pipeline(PipelineName="stopped", ClientRequestToken=token())
     assert refused(client.describe_pipeline_execution, PipelineExecutionArn=arn)[0] == "ResourceNotFound"
     assert run_of(folder, evaluation_of(folder, arn).state.name).metrics_path.exists()
+
+
+@pytest.mark.slow
+def test_an_execution_whose_process_was_told_to_stop_by_someone_else_goes_on(client: Any, folder: Path) -> None:
+    create(client, "hushed", definition(document(folder, ["0.2"] * 60, agent=SLOW_AGENT, rollout_max_concurrency=3)))
+    arn = start(client, "hushed")
+    progress = evaluation_of(folder, arn).folder / "progress.json"
+    until(lambda: progress.exists() and json.loads(progress.read_bytes())["finished"], lambda done: done > 0)
+    pid = holder_of(evaluation_of(folder, arn).folder)
+    assert pid
+    os.kill(pid, signal.SIGTERM)
+    until(lambda: holder_of(evaluation_of(folder, arn).folder) == pid, lambda is_there: not is_there)
+    assert execution_ended(client, arn)["PipelineExecutionStatus"] == "Succeeded"
+    (run,) = evaluation_of(folder, arn).runs().values()
+    played = rows(run, "attempts")
+    assert len(played) == len({row["prompt_index"] for row in played}) == 60
 
 
 def test_an_execution_that_is_asked_to_stop_while_its_folder_is_made_stops(

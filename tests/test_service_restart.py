@@ -101,6 +101,27 @@ def test_a_killed_servers_jobs_go_on_and_its_next_start_takes_up_those_that_died
 
 
 @pytest.mark.slow
+def test_a_machine_that_is_shut_down_interrupts_jobs_and_stops_none(tmp_path: Path) -> None:
+    """Every process is told to end, the server among them; nobody asked for the job to stop."""
+    given = document(tmp_path, ["0.1"] * 60, agent=SLOW_AGENT, rollout_max_concurrency=3)
+    with registry(tmp_path):
+        with started(tmp_path) as server:
+            create(server.client, "shut", given)
+            wait_for_rollouts(tmp_path, "shut")
+            pid = holder_of(run_folder(tmp_path, "shut"))
+            assert pid
+            server.process.send_signal(signal.SIGTERM)
+            os.kill(pid, signal.SIGTERM)
+            server.process.wait(timeout=60)
+            until(lambda: holder_of(run_folder(tmp_path, "shut")), lambda holder: holder is None)
+            assert run_of(tmp_path, "shut").state.is_interrupted
+        with started(tmp_path) as server:
+            assert ended(server.client, "shut")["JobStatus"] == "Completed"
+    played = rows(run_of(tmp_path, "shut"), "attempts")
+    assert len(played) == len({row["prompt_index"] for row in played}) == 60
+
+
+@pytest.mark.slow
 def test_what_was_asked_to_stop_is_not_taken_up_again(tmp_path: Path) -> None:
     with registry(tmp_path):
         with started(tmp_path) as server:

@@ -9,7 +9,7 @@ from typing import Any
 from heldout.agents.lookup import check_entry_point
 from heldout.backends.known import remember
 from heldout.backends.services import check_document
-from heldout.job.references import EntryPoint
+from heldout.job.references import EntryPoint, checked_tracking_uri
 from heldout.job.registry import Registry
 from heldout.pipeline.definition import PIPELINE_PREFIX, Surroundings, model_uri, render
 from heldout.pipeline.evaluation import LOCAL_ACCOUNT, Evaluation
@@ -103,17 +103,16 @@ def tracking_for(
     """Where the runs go in MLflow: `uri`, or the default when it is None; None for "off".
 
     Raises MissingExtra when a store that was asked for needs a package that is not installed. The default needs MLflow too,
-    but nobody asked for it: without it the evaluation says at its end that it was not logged.
+    but nobody asked for it: without it the evaluation says at its end that it was not logged. ReferenceProblem for a URI with a
+    password.
     """
     if uri == NO_TRACKING:
         return None
     if uri is not None:
         require_packages(uri)
+    store = checked_tracking_uri(uri or default_tracking_uri(registry.location(output)))
     model = policies.base or policies.evaluated
-    return Tracking(
-        uri or default_tracking_uri(registry.location(output)),
-        experiment or f"mtrl-eval-{short_name(model, model_uri(model))}",
-    )
+    return Tracking(store, experiment or f"mtrl-eval-{short_name(model, model_uri(model))}")
 
 
 def default_tracking_uri(output: str) -> str:

@@ -275,12 +275,12 @@ class _Connection(asyncio.Protocol):
             self._finish(request)
 
     async def _send_answer(self, request: Request, answer: Answer) -> None:
-        if not request.is_complete:
-            request.keeps_alive = False  # what is left of its body is not worth reading
         head = self._head(request, answer.status, answer.headers, f"Content-Length: {len(answer.body)}\r\n")
         await self.send(head if request.method == "HEAD" else head + answer.body)
 
     def _head(self, request: Request, status: int, headers: Mapping[str, str], framing: str) -> bytes:
+        if not request.is_complete:
+            request.keeps_alive = False  # what is left of its body is not worth reading
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         connection = ""
         if not request.keeps_alive or self._is_closing:

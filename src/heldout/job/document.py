@@ -12,7 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.alias_generators import to_pascal
 
-from heldout.errors import InputError, did_you_mean, shown
+from heldout.errors import InputError, ReferenceProblem, did_you_mean, shown
 from heldout.job.hyperparameters import Hyperparameters
 from heldout.job.references import (
     AgentContainer,
@@ -25,6 +25,7 @@ from heldout.job.references import (
     LambdaAgent,
     ModelPackage,
     ModelReference,
+    checked_tracking_uri,
 )
 
 MAX_RUNTIME_SECONDS = 72 * 60 * 60
@@ -166,8 +167,8 @@ class InputChannel(_Section):
 
 
 class MlflowConfig(_Section):
-    mlflow_resource_arn: str
-    """A SageMaker MLflow ARN; locally any tracking URI."""
+    mlflow_resource_arn: Annotated[str, AfterValidator(checked_tracking_uri)]
+    """A SageMaker MLflow ARN; locally any tracking URI, without a password."""
     mlflow_experiment_name: str | None = None
     mlflow_run_name: str | None = None
 
@@ -326,6 +327,8 @@ def _problems(error: ValidationError) -> Iterator[str]:
             yield f"{where} is not a field there.{nearest}"
         elif problem["type"] == "missing":
             yield f"{where} is missing"
+        elif isinstance(own := problem.get("ctx", {}).get("error"), ReferenceProblem):
+            yield f"{where}: {own}"  # it says of the value what may be said
         else:
             yield f"{where} is {shown(problem['input'])}; {problem['msg'].removeprefix('Value error, ')}"
 

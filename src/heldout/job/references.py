@@ -173,3 +173,17 @@ def parse_agent(text: str, qualifier: str | None = None) -> AgentReference:
         f"agent {shown(text)} is not one of: file.py:function, package.module:function, http://host:port, a Bedrock "
         f"AgentCore ARN, a Lambda ARN.{hint}"
     )
+
+
+def checked_tracking_uri(uri: str) -> str:
+    """`uri` as it is: anything MLflow takes, without a password. What a job is given is written down in its run.
+
+    Raises ReferenceProblem, which does not repeat it, when there is one.
+    """
+    parts = urlsplit(uri)
+    if parts.password:
+        raise ReferenceProblem(
+            f"the MLflow tracking URI at {parts.hostname!r} has a password in it, which would be written into the run; a "
+            "server's goes into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, a database's where its client looks"
+        )
+    return uri

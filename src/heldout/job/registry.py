@@ -21,9 +21,9 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import PurePath
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from heldout.errors import ReferenceProblem, did_you_mean, shown
 from heldout.job.document import AgentConfig, DataSource, JobConfigDocument, OutputDataConfig, evaluation_config_for
@@ -38,6 +38,7 @@ from heldout.job.references import (
     LambdaAgent,
     ModelPackage,
     ModelReference,
+    checked_tracking_uri,
     parse_agent,
     parse_model,
 )
@@ -115,8 +116,8 @@ class BucketEntry(_Entry):
 
 
 class MlflowEntry(_Entry):
-    tracking_uri: str
-    """Anything MLflow takes."""
+    tracking_uri: Annotated[str, AfterValidator(checked_tracking_uri)]
+    """Anything MLflow takes, without a password."""
 
 
 class Registry(_Entry):
@@ -240,6 +241,8 @@ def _problems(error: ValidationError) -> Iterator[str]:
             yield f"[{where}] has {name!r}, which is no key there.{did_you_mean(name, _KEYS)}"
         elif problem["type"] == "missing":
             yield f"[{where}] has no {name!r}"
+        elif isinstance(own := problem.get("ctx", {}).get("error"), ReferenceProblem):
+            yield f"[{where}] {own}"  # it says of the value what may be said
         elif len(problem["loc"]) > 2:
             yield f"[{where}] {name} is {shown(problem['input'])}; {problem['msg']}"
         else:

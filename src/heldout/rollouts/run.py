@@ -79,6 +79,11 @@ class JobState(BaseModel):
     num_prompts: int | None = None
     dataset_hash: str | None = None
 
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether it was told to stop before it was done, by whomever."""
+        return self.status is JobStatus.STOPPED and self.secondary_status is SecondaryStatus.INTERRUPTED
+
 
 class Run:
     """A run folder that is there."""

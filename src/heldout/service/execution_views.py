@@ -89,12 +89,14 @@ def opened(record: ExecutionRecord) -> Evaluation | None:
 
 
 def status_of(record: ExecutionRecord, evaluation: Evaluation | None) -> ExecutionStatus:
-    """As its folder says: one that goes on is Stopping from the moment it was asked to, and Executing although its process died,
-    which is started again."""
+    """As its folder says: one that goes on is Stopping from the moment it was asked to, and Executing although its process died
+    or was told to stop by someone else, which is started again."""
     if evaluation is None:
         return ExecutionStatus.FAILED if record.is_made else ExecutionStatus.EXECUTING
     status = evaluation.state.status
-    return ExecutionStatus.STOPPING if record.is_stopping and not status.is_final else status
+    if record.is_stopping:
+        return status if status.is_final else ExecutionStatus.STOPPING
+    return ExecutionStatus.EXECUTING if status is ExecutionStatus.STOPPED else status
 
 
 def reason_of(record: ExecutionRecord, evaluation: Evaluation | None) -> str | None:
@@ -102,7 +104,7 @@ def reason_of(record: ExecutionRecord, evaluation: Evaluation | None) -> str | N
     if evaluation is None:
         return _GONE if record.is_made else None
     reason = evaluation.state.failure_reason
-    return None if reason is None else reason[:_LONGEST_REASON]
+    return reason[:_LONGEST_REASON] if reason is not None and status_of(record, evaluation).is_final else None
 
 
 def summary(record: ExecutionRecord, evaluation: Evaluation | None) -> Reply:

@@ -11,7 +11,7 @@ import orjson
 import pyarrow.parquet as pq
 
 from heldout.pipeline.definition import JOB_CATEGORY, JOB_SCHEMA_VERSION
-from heldout.rollouts.run import JobStatus, Run, SecondaryStatus
+from heldout.rollouts.run import JobStatus, Run
 from heldout.service.documents import with_service_output
 from heldout.service.operations import Reply
 from heldout.service.tags import wire_tags
@@ -69,8 +69,8 @@ class Job:
                 return (
                     Status("Stopping", "Stopping") if self.is_stopping else Status("InProgress", state.secondary_status)
                 )
-            case JobStatus.STOPPED if self.is_stopping and state.secondary_status is SecondaryStatus.INTERRUPTED:
-                return Status("Stopped", "Stopped")
+            case JobStatus.STOPPED if state.is_interrupted:  # without being asked: it is about to go on
+                return Status("Stopped", "Stopped") if self.is_stopping else Status("InProgress", "Interrupted")
             case _:
                 return Status(state.status, state.secondary_status)
 

@@ -1,7 +1,8 @@
 """Keeps running what is to run: starts the processes of jobs and executions, and starts them again when they die.
 
 How far each has come is read from its folder, every time: this knows only which folders to look at. Stopping is final: what was
-asked to stop is never started again here.
+asked to stop is never started again here. What stopped without being asked was interrupted (a machine that is shut down tells
+every process to stop), and goes on like what died.
 """
 
 import asyncio
@@ -36,8 +37,8 @@ class Work(Protocol):
     @property
     def folder(self) -> Path: ...
 
-    def is_over(self) -> bool:
-        """Whether it has ended, however."""
+    def is_over(self, *, is_stopping: bool) -> bool:
+        """Whether it has ended. is_stopping: whether it was asked to stop; if not, having stopped is no end."""
         ...
 
     def start(self) -> None:
@@ -56,8 +57,9 @@ class JobWork:
     folder: Path
     tags: Mapping[str, str]
 
-    def is_over(self) -> bool:
-        return is_concluded(Run.open(self.folder))
+    def is_over(self, *, is_stopping: bool) -> bool:
+        run = Run.open(self.folder)
+        return is_concluded(run) and (is_stopping or not run.state.is_interrupted)
 
     def start(self) -> None:
         start_detached_run(Run.open(self.folder), self.tags)
@@ -79,8 +81,9 @@ class ExecutionWork:
 
     folder: Path
 
-    def is_over(self) -> bool:
-        return Evaluation.open_folder(self.folder).state.status.is_final
+    def is_over(self, *, is_stopping: bool) -> bool:
+        status = Evaluation.open_folder(self.folder).state.status
+        return status.is_final and (is_stopping or status is not ExecutionStatus.STOPPED)
 
     def start(self) -> None:
         start_detached(Evaluation.open_folder(self.folder))
@@ -159,7 +162,7 @@ class Supervisor:
                 return
             if holder_of(charge.work.folder) is not None:
                 self._tell(charge)
-            elif charge.work.is_over():
+            elif charge.work.is_over(is_stopping=charge.stop_at is not None):
                 del self._charges[key]
             elif charge.stop_at is not None:
                 charge.work.end(None)
