@@ -12,8 +12,8 @@ import pytest
 
 from agents_support import AGENTS
 from aws_agents import free_port
+from cloud import write_prompts
 from model_servers import model_server
-from test_sagemaker_backend import write_prompts
 
 PAGE = (Path(__file__).parent.parent / "docs" / "hosted-service.md").read_text()
 HELDOUT = str(Path(sys.executable).parent / "heldout")
