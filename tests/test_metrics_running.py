@@ -1,5 +1,8 @@
 """The live numbers agree with the final ones."""
 
+import tracemalloc
+from typing import Literal
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,7 +22,7 @@ ROLLOUTS = st.lists(
 @settings(deadline=None)
 @given(ROLLOUTS)
 def test_the_live_mean_is_the_final_mean(rollouts: list[tuple[int, float | None]]) -> None:
-    totals = RunningTotals(MetricSettings((1,), 1.0))
+    totals = RunningTotals(MetricSettings((1,), 1.0), 60)
     for prompt, reward in rollouts:
         totals.add(prompt, reward)
     table = RolloutTable(
@@ -34,15 +37,46 @@ def test_the_live_mean_is_the_final_mean(rollouts: list[tuple[int, float | None]
     )
 
 
+@pytest.mark.parametrize("failed", ["zero", "exclude"])
+@given(
+    groups=st.lists(st.lists(st.sampled_from([None, 0.0, 0.5, 1.0]), min_size=4, max_size=4), min_size=2, max_size=9)
+)
+def test_a_prompt_that_is_complete_still_counts(
+    failed: Literal["zero", "exclude"], groups: list[list[float | None]]
+) -> None:
+    forgetting = RunningTotals(MetricSettings((1,), 1.0, failed_rollouts=failed), 4)
+    remembering = RunningTotals(MetricSettings((1,), 1.0, failed_rollouts=failed), 5)
+    for totals in (forgetting, remembering):
+        for prompt, rewards in enumerate(groups):
+            for reward in rewards:
+                totals.add(prompt, reward)
+    assert repr(forgetting.estimate()) == repr(remembering.estimate())  # NaN too
+
+
+def test_prompts_that_are_complete_take_no_memory() -> None:
+    totals = RunningTotals(MetricSettings((1,), 1.0), 2)
+    totals.add(0, 1.0)
+    tracemalloc.start()
+    try:
+        for prompt in range(1, 20_000):
+            totals.add(prompt, 1.0)
+            totals.add(prompt, 0.0)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert totals.estimate().num_prompts == 20_000
+    assert held < 20_000
+
+
 def test_nothing_yet_is_not_zero() -> None:
-    estimate = RunningTotals(MetricSettings((1,), 1.0)).estimate()
+    estimate = RunningTotals(MetricSettings((1,), 1.0), 8).estimate()
     assert np.isnan(estimate.reward_mean)
     assert estimate.reward_interval is None
     assert estimate.num_rollouts == 0
 
 
 def test_rollouts_of_one_prompt_count_as_one_cluster() -> None:
-    clustered, spread = RunningTotals(MetricSettings((1,), 1.0)), RunningTotals(MetricSettings((1,), 1.0))
+    clustered, spread = RunningTotals(MetricSettings((1,), 1.0), 10), RunningTotals(MetricSettings((1,), 1.0), 10)
     for j in range(80):
         clustered.add(j % 8, float(j % 2))  # every prompt always has the same outcome
         spread.add(j % 8, float(j % 3 > 0))  # outcomes differ within prompts
@@ -53,7 +87,7 @@ def test_rollouts_of_one_prompt_count_as_one_cluster() -> None:
 
 
 def test_excluded_failures_leave_no_trace() -> None:
-    totals = RunningTotals(MetricSettings((1,), 1.0, failed_rollouts="exclude"))
+    totals = RunningTotals(MetricSettings((1,), 1.0, failed_rollouts="exclude"), 2)
     totals.add(0, None)
     totals.add(1, 1.0)
     assert totals.estimate().reward_mean == 1.0
@@ -63,7 +97,7 @@ def test_excluded_failures_leave_no_trace() -> None:
 def test_the_live_interval_is_near_the_final_one() -> None:
     rng = np.random.default_rng(9)
     rewards_PG = (rng.random((200, 8)) < rng.random((200, 1))).astype(np.float64)
-    totals = RunningTotals(MetricSettings((1,), 1.0))
+    totals = RunningTotals(MetricSettings((1,), 1.0), 8)
     for prompt, group in enumerate(rewards_PG):
         for reward in group:
             totals.add(prompt, float(reward))
@@ -79,7 +113,7 @@ def test_the_live_interval_is_near_the_final_one() -> None:
 
 
 def test_all_successes_so_far_leave_room_below() -> None:
-    totals = RunningTotals(MetricSettings((1,), 1.0))
+    totals = RunningTotals(MetricSettings((1,), 1.0), 8)
     for prompt in range(10):
         totals.add(prompt, 1.0)
     interval = totals.estimate().success_interval
@@ -91,7 +125,7 @@ def test_all_successes_so_far_leave_room_below() -> None:
 @pytest.mark.parametrize("prompts", [2, 3, 4, 6, 11, 31, 1001])
 def test_the_live_reward_interval_is_students(prompts: int) -> None:
     rewards = np.linspace(0.0, 3.0, prompts)
-    totals = RunningTotals(MetricSettings((1,), 1.0))
+    totals = RunningTotals(MetricSettings((1,), 1.0), 8)
     for prompt, reward in enumerate(rewards):
         totals.add(prompt, float(reward))
     half = float(stats.t.ppf(0.975, prompts - 1) * rewards.std(ddof=1) / np.sqrt(prompts))

@@ -1,6 +1,8 @@
 """Reports are taken once: what is repeated is answered as before, what contradicts is a Conflict."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -270,3 +272,22 @@ async def test_nothing_but_the_latest_reports_is_kept_of_closed_trajectories(ben
     assert (await reward(bench, early, [0.5]))[0] == 409
     kept = bench.runtime._trajectories
     assert (len(kept._open), len(kept._closed)) == (0, 4096)
+
+
+async def test_a_rollout_that_has_ended_is_let_go_at_once(bench: Bench) -> None:
+    class Attempt:
+        trajectory: Trajectory
+
+        async def take(self, report: Report) -> None:
+            """Holds the trajectory that holds this, as whoever plays an attempt does."""
+
+    attempt = Attempt()
+    attempt.trajectory = bench.runtime.open("p0-r0-a1", seed=None, on_report=attempt.take)
+    ended = weakref.ref(attempt.trajectory)
+    gc.disable()
+    try:
+        attempt.trajectory.close()
+        del attempt
+        assert ended() is None
+    finally:
+        gc.enable()

@@ -82,7 +82,7 @@ async def _run_locked(
     await _fetch_prompts(run)
     if mirror is not None:
         await mirror.begin()
-    progress = Progress.of((run.state.num_prompts or 0) * parameters.eval_group_size, run.metric_settings)
+    progress = Progress.of(run.state.num_prompts or 0, parameters.eval_group_size, run.metric_settings)
     index = JournalIndex.of(run.journal_folder, parameters.eval_group_size, progress.count_before)
     if progress.finished == progress.planned:
         return await _write_up(run, Ending.FINISHED, {})

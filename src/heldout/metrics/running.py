@@ -1,8 +1,8 @@
 """Reward and success so far, with intervals, from sums that are kept as rollouts finish: for a live display.
 
-Memory is one small entry a prompt; adding a rollout and asking for the estimate take constant time. The final numbers come
-from `heldout.metrics.summary`; these agree with them on the value, and take the plain clustered standard error for the
-interval. Nothing here imports numpy or scipy: an evaluation that has just been started must not wait a second for them.
+Memory is one small entry a prompt that is being played; adding a rollout and asking for the estimate take constant time. The
+final numbers come from `heldout.metrics.summary`; these agree with them on the value, and take the plain clustered standard
+error for the interval. Nothing here imports numpy or scipy: a job that has just been started must not wait a second for them.
 """
 
 import math
@@ -27,24 +27,43 @@ class RunningEstimate:
     """None with fewer than two prompts."""
 
 
+@dataclass(slots=True)
+class _Group:
+    """The rollouts so far of one prompt."""
+
+    finished: int = 0
+    counted: int = 0
+    reward: float = 0.0
+    success: float = 0.0
+
+
 class RunningTotals:
     """Sums over the rollouts so far."""
 
-    def __init__(self, settings: MetricSettings) -> None:
+    def __init__(self, settings: MetricSettings, group_size: int) -> None:
+        """group_size: rollouts of each prompt; one with that many is not thought of again."""
         self._settings = settings
+        self._group_size = group_size
+        self._groups: dict[int, _Group] = {}
         self._reward = _RatioSums()
         self._success = _RatioSums()
 
     def add(self, prompt_index: int, reward: float | None) -> None:
         """Counts one finished rollout; `reward` is None when it failed for good."""
-        if reward is None:
-            if self._settings.failed_rollouts == "exclude":
-                return
-            reward, success = 0.0, 0.0
-        else:
-            success = float(reward >= self._settings.success_threshold)
-        self._reward.add(prompt_index, reward)
-        self._success.add(prompt_index, success)
+        group = self._groups.setdefault(prompt_index, _Group())
+        group.finished += 1
+        if reward is not None or self._settings.failed_rollouts == "zero":
+            self._count(group, reward)
+        if group.finished == self._group_size:
+            del self._groups[prompt_index]
+
+    def _count(self, group: _Group, reward: float | None) -> None:
+        success = float(reward is not None and reward >= self._settings.success_threshold)
+        self._reward.add(reward or 0.0, total=group.reward, count=group.counted)
+        self._success.add(success, total=group.success, count=group.counted)
+        group.reward += reward or 0.0
+        group.success += success
+        group.counted += 1
 
     def estimate(self) -> RunningEstimate:
         """The numbers so far."""
@@ -63,25 +82,21 @@ class _RatioSums:
     """What the mean over rollouts and its clustered standard error need, kept up to date in constant time."""
 
     def __init__(self) -> None:
-        self._by_prompt: dict[int, tuple[float, int]] = {}
         self._sum = 0.0
         self._sum_squares = 0.0
         self._sum_products = 0.0
         self._count_squares = 0.0
         self.count = 0
+        self.num_prompts = 0
 
-    def add(self, prompt_index: int, value: float) -> None:
-        total, count = self._by_prompt.get(prompt_index, (0.0, 0))
-        self._by_prompt[prompt_index] = (total + value, count + 1)
+    def add(self, value: float, *, total: float, count: int) -> None:
+        """total, count: of the rollouts that its prompt has so far."""
         self._sum += value
         self._sum_squares += (2 * total + value) * value
         self._sum_products += total + value * (count + 1)
         self._count_squares += 2 * count + 1
         self.count += 1
-
-    @property
-    def num_prompts(self) -> int:
-        return len(self._by_prompt)
+        self.num_prompts += count == 0
 
     @property
     def mean(self) -> float:

@@ -27,12 +27,14 @@ class Progress:
     """Attempts of this start that failed and were, or will be, tried again."""
     failures: Counter[str] = field(default_factory=Counter)
     """Failed attempts by `boundary: kind`."""
+    first_failures: dict[str, str] = field(default_factory=dict)
+    """The reason of the first failed attempt of each `boundary: kind`."""
     flags: Counter[str] = field(default_factory=Counter)
     started: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def of(cls, planned: int, settings: MetricSettings) -> "Progress":
-        return cls(planned, RunningTotals(settings))
+    def of(cls, num_prompts: int, group_size: int, settings: MetricSettings) -> "Progress":
+        return cls(num_prompts * group_size, RunningTotals(settings, group_size))
 
     @property
     def finished(self) -> int:
@@ -60,7 +62,9 @@ class Progress:
         self.prompt_tokens += sum(turn.prompt_tokens or 0 for turn in attempt.turns)
         self.response_tokens += sum(turn.response_tokens or 0 for turn in attempt.turns)
         if attempt.failure is not None:
-            self.failures[f"{attempt.failure.boundary}: {attempt.failure.kind}"] += 1
+            kind = f"{attempt.failure.boundary}: {attempt.failure.kind}"
+            self.failures[kind] += 1
+            self.first_failures.setdefault(kind, attempt.failure.message)
         if attempt.is_final:
             self._count_final(attempt)
             self.flags.update(attempt.flags)

@@ -89,6 +89,8 @@ class Trajectory:
             if call.task is not None:
                 call.task.cancel()
         self._capture = Capture()
+        # Whoever takes the reports holds this trajectory: held both ways, a rollout's turns would stay until the next collection.
+        self._on_report = _refuse
         self._on_close(self)
 
     def begin(self, request: dict[str, object], messages: list[object]) -> Call:
@@ -151,6 +153,10 @@ class Trajectory:
             except ReportRefused as refused:
                 raise conflict(str(refused)) from refused
             self.ledger.enter(report, client_token)
+
+
+async def _refuse(report: Report) -> None:
+    raise ReportRefused(f"the report {report.kind} comes after the end")
 
 
 class Trajectories:
