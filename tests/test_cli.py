@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from heldout.cli import main
 from model_servers import model_server
+from terminal import heldout
 
 AGENT = Path(__file__).parent / "agents" / "agreeing.py"
+NOBODYS = "arn:aws:sagemaker:us-west-2:000000000000:pipeline/p/execution/0123456789ab"
 RUNTIME = "arn:aws:bedrock-agentcore:us-west-2:123456789012:runtime/my-agent"
 
 
@@ -27,16 +28,6 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HELDOUT_REGISTRY", raising=False)
     monkeypatch.chdir(tmp_path)
     Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": str(n)}) + "\n" for n in range(8)))
-
-
-def heldout(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """Runs the command in this process; gives its exit code."""
-    monkeypatch.setattr(sys, "argv", ["heldout", *arguments])
-    try:
-        main()
-    except SystemExit as ended:
-        return int(ended.code or 0)
-    return 0
 
 
 def evaluate(model: str, *more: str) -> tuple[str, ...]:
@@ -74,13 +65,37 @@ def test_one_command_compares_a_model_with_what_it_was_tuned_from(
         ["Completed", "out/first/fine-tuned-model-eval"],
     ]
     assert heldout(monkeypatch, "list", "out", "--json") == 0
-    assert [entry["kind"] for entry in json.loads(capsys.readouterr().out)] == ["evaluation", "run", "run"]
+    listed = json.loads(capsys.readouterr().out)
+    assert [entry["kind"] for entry in listed] == ["evaluation", "run", "run"]
+    arn = listed[0]["arn"]
+    assert heldout(monkeypatch, "show", arn, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["comparison"] == shown["comparison"]
+    assert heldout(monkeypatch, "stop", arn) == 0
+    assert capsys.readouterr().out == "first is Succeeded: there is nothing to stop\n"
 
-    for place in ("out/first", "out/first/base-model-eval"):
+    for place in ("out/first", "out/first/base-model-eval", arn):
         assert heldout(monkeypatch, "resume", place, "--json") == 0
         assert json.loads(capsys.readouterr().out)["status"] in ("Succeeded", "Completed")
-    assert heldout(monkeypatch, *evaluate(model)) == 2
-    assert "there is an evaluation in out/first already" in capsys.readouterr().err
+    for options in ((), ("--dry-run",)):
+        assert heldout(monkeypatch, *evaluate(model, *options)) == 2
+        assert "there is an evaluation in out/first already" in capsys.readouterr().err
+
+
+def test_a_dry_run_checks_and_shows_what_would_be_executed_and_writes_nothing(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(Path().iterdir())
+    given = evaluate(model, "--compare-with", model, "--limit", "3", "--dry-run")
+    assert heldout(monkeypatch, *given) == 0
+    said = capsys.readouterr().out
+    assert "Dry run: nothing was started" in said
+    assert heldout(monkeypatch, *given, "--json") == 0
+    definition = json.loads(capsys.readouterr().out)
+    assert json.dumps(definition, indent=2) in said
+    jobs = [step for step in definition["Steps"] if step["Type"] == "Job"]
+    assert [step["Name"] for step in jobs] == ["EvaluateBaseModel", "EvaluateFineTunedModel"]
+    assert json.loads(jobs[0]["Arguments"]["JobConfigDocument"])["EvaluationConfig"]["HyperParameters"]
+    assert sorted(Path().iterdir()) == before
 
 
 def test_a_script_for_aws_names_its_things_through_a_registry(
@@ -113,9 +128,19 @@ def test_a_script_for_aws_names_its_things_through_a_registry(
         (evaluate("http://127.0.0.1:1/v1#m", "--name", "a/b"), "name 'a/b' is not an evaluation's name"),
         (evaluate("http://127.0.0.1:1/v1#m", "--registry", "nowhere.toml"), "registry 'nowhere.toml' cannot be read"),
         (evaluate("http://127.0.0.1:1/v1#m", "--mlflow", "http://me:secret@h:1"), "has a password in it"),
+        (
+            evaluate("http://127.0.0.1:1/v1#m", "--dry-run", "--agent", "nowhere.py:play"),
+            "agent 'nowhere.py:play' not found",
+        ),
+        (evaluate("http://127.0.0.1:1/v1#m", "--dry-run", "--name", "a/b"), "name 'a/b' is not an evaluation's name"),
+        (evaluate("http://127.0.0.1:1/v1#m", "--dry-run", "--resume"), "leave one of them out"),
         (evaluate("http://127.0.0.1:1/v1#m"), "http://127.0.0.1:1/v1"),
         (("show", "out/first"), "no run in 'out/first'"),
         (("list", "out"), "no folder 'out'"),
+        (("stop", "out/first"), "no evaluation in 'out/first'"),
+        (("show", "arn:aws:sagemaker:nowhere"), "is no evaluation's ARN; expected arn:aws:sagemaker:<region>"),
+        (("resume", NOBODYS), "was started on this machine"),
+        (("stop", NOBODYS), "was started on this machine"),
     ],
 )
 def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(
@@ -135,5 +160,5 @@ def test_every_command_is_listed() -> None:
         text=True,
         check=True,
     )
-    for command in ("evaluate", "resume", "show", "list", "models", "compare", "plan", "gate", "rescore"):
+    for command in ("evaluate", "resume", "show", "stop", "list", "models", "compare", "plan", "gate", "rescore"):
         assert command in done.stdout

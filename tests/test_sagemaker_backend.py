@@ -28,6 +28,7 @@ from middle import Middle
 from s3_service import BUCKET, s3_client, s3_service
 from served import REGION
 from service_registry import FUNCTION, MODEL, PACKAGE, RUNTIME
+from terminal import heldout
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,29 @@ def test_an_evaluation_is_found_again_by_its_arn_and_in_the_list(compared: Execu
     assert found.last_modified_time <= compared.last_modified_time
     listed = [execution.arn for execution in MultiTurnRLEvaluator.get_all(session=session())]
     assert listed.count(compared.arn) == 1
+
+
+def test_at_the_terminal_it_is_shown_and_stopped_by_its_arn(
+    compared: Execution, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert heldout(monkeypatch, "show", compared.arn) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"{compared.name}: Succeeded\n")
+    assert "fine-tuned is better" in shown
+    assert heldout(monkeypatch, "show", compared.arn, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["arn"], document["status"]) == (compared.arn, "Succeeded")
+    assert document["comparison"]["verdict"].startswith("fine-tuned is better")
+    assert heldout(monkeypatch, "show", compared.arn, "--slice", "topic") == 2
+    assert "--trajectory, --slice and --training are of a run's folder" in capsys.readouterr().err
+
+    assert heldout(monkeypatch, "stop", compared.arn) == 0
+    assert capsys.readouterr().out == f"{compared.name} is Succeeded: there is nothing to stop\n"
+    going_on = evaluator().evaluate()
+    assert heldout(monkeypatch, "stop", going_on.arn) == 0
+    assert f"{going_on.name} was asked to stop" in capsys.readouterr().out
+    going_on.refresh()
+    assert going_on.status.overall_status in ("Stopping", "Stopped")
 
 
 def test_progress_that_is_not_told_does_not_end_the_waiting(

@@ -26,6 +26,7 @@ from heldout.job.registry import Registry
 from middle import Middle
 from served import REGION, ROLE
 from service_registry import FUNCTION, GROUP_ARN, MODEL, PACKAGE, RUNTIME, registry_of
+from terminal import heldout
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +185,18 @@ def test_no_credentials_say_both_ways_out(monkeypatch: pytest.MonkeyPatch, cloud
 def test_without_a_role_the_one_signed_in_as_is_the_jobs(cloud: Cloud) -> None:
     definition = evaluator(role=None).evaluate(dry_run=True)
     assert ":role/" in json.loads(definition)["Steps"][1]["Arguments"]["RoleArn"]
+
+
+def test_the_command_line_has_dry_runs_too(
+    between: Middle, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["evaluate", "--model", MODEL, "--agent", RUNTIME, "--dataset", "s3://my-bucket/prompts.jsonl", "--dry-run"]
+    assert heldout(monkeypatch, *given, "--output", OUTPUT, "-H", "eval_group_size=2", "--json") == 0
+    [document] = documents(capsys.readouterr().out).values()
+    assert document["EvaluationConfig"]["HyperParameters"] == {"batch": {"eval_group_size": 2}}
+    assert heldout(monkeypatch, *given, "--output", OUTPUT, "--model", "no-such-model") == 2
+    assert "model 'no-such-model' is not in hub" in capsys.readouterr().err
+    assert not between.asked.keys() & {"CreatePipeline", "UpdatePipeline", "StartPipelineExecution"}
 
 
 def test_what_is_no_session_is_named(cloud: Cloud) -> None:

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,32 +15,37 @@ from rich.console import Console
 from heldout.backends.base import Backend
 from heldout.backends.choosing import choose_backend
 from heldout.backends.evaluation import play_evaluation, play_run, run_to_end, stopped_by_signals
+from heldout.backends.known import find_evaluation
 from heldout.backends.registries import read_registry
 from heldout.backends.results import (
     document_apart,
-    evaluation_document,
-    evaluation_results,
-    run_document,
-    run_results,
     shown_apart,
 )
-from heldout.backends.starting import create_evaluation, location_of, tracking_for
+from heldout.backends.starting import (
+    create_evaluation,
+    define_evaluation,
+    local_surroundings,
+    location_of,
+    tracking_for,
+)
 from heldout.cli_output import (
     EXIT_BAD_INPUT,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     JsonOption,
+    PlaceArgument,
     output_console,
+    print_definition,
     print_json,
-    print_shown,
 )
 from heldout.errors import HeldoutError, InputError
+from heldout.evaluator_summary import Said
 from heldout.job.document import DEFAULT_RUNTIME_SECONDS, MAX_RUNTIME_SECONDS
 from heldout.job.hyperparameters import Hyperparameters
 from heldout.job.references import parse_agent, parse_model
 from heldout.job.registry import Registry
 from heldout.pipeline.definition import model_uri
-from heldout.pipeline.evaluation import Evaluation, evaluations_below
+from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.request import EvaluationRequest
 from heldout.pipeline.resolution import resolve_policies
 from heldout.policies.embedded import EMBEDDED_MODELS
@@ -49,7 +53,7 @@ from heldout.report import live
 from heldout.rollouts.engine import Ending, StopSwitch
 from heldout.rollouts.mirror import open_run
 from heldout.rollouts.progress import Progress
-from heldout.rollouts.run import JobStatus, Run, runs_below
+from heldout.rollouts.run import Run
 
 app = typer.Typer(
     help="Evaluate multi-turn RL agents on prompts they have not seen.",
@@ -58,9 +62,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-PlaceArgument = Annotated[
-    str, typer.Argument(help="The folder of an evaluation or of a run in it, or its s3:// URI.", metavar="RUN")
-]
 RegistryOption = Annotated[
     Path | None, typer.Option(help="TOML file that maps AWS names to local things. [env: HELDOUT_REGISTRY]")
 ]
@@ -118,9 +119,16 @@ def evaluate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the evaluation of this name if there is one.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check what can be checked, start nothing, show the pipeline definition.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Play an agent on held-out prompts and say how good its policy is; with a base, whether it is better."""
+    if dry_run and resume:
+        raise InputError(
+            "--dry-run is of an evaluation that would begin, and --resume goes on with one; leave one of them out"
+        )
     names = read_registry(registry)
     model_reference, agent_reference = parse_model(model, frozenset(EMBEDDED_MODELS)), parse_agent(agent)
     if (backend or choose_backend(model_reference, agent_reference, names)) == "sagemaker":
@@ -145,6 +153,7 @@ def evaluate(
             runtime_url=runtime_url,
             registry=registry,
             settings=_settings(hyperparameter),
+            dry_run=dry_run,
             as_json=as_json,
         )
         return
@@ -170,6 +179,9 @@ def evaluate(
             shuffle_seed=shuffle_seed,
             runtime_url=runtime_url,
         )
+        if dry_run:
+            _show_definition(request, names, evaluation_name, location, as_json=as_json)
+            return
         evaluation = create_evaluation(request, names, name=evaluation_name)
     try:
         _play(evaluation, as_json=as_json)
@@ -181,53 +193,12 @@ def evaluate(
 @app.command()
 def resume(run: PlaceArgument, as_json: JsonOption = False) -> None:
     """Go on with what was interrupted, stopped or failed; what is finished stays."""
+    if run.startswith("arn:"):
+        run = find_evaluation(run).location
     if Evaluation.is_at(run):
         _play(Evaluation.open(run), as_json=as_json)
     else:
         _play_one(open_run(run), as_json=as_json)
-
-
-@app.command()
-def show(
-    run: PlaceArgument,
-    trajectory: Annotated[str | None, typer.Option(metavar="ID", help="One rollout of a run, turn by turn.")] = None,
-    by: Annotated[
-        str | None,
-        typer.Option("--slice", metavar="COLUMN", help="A run's results for each value of a dataset column."),
-    ] = None,
-    training: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Training prompts, to look for among a run's held-out ones.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show an evaluation's or a run's numbers, computed again from its files."""
-    if trajectory is not None or by is not None:
-        from heldout import cli_numbers
-
-        cli_numbers.show_part(open_run(run), trajectory, by, as_json=as_json)
-    elif Evaluation.is_at(run) and training is None:
-        _show_evaluation(Evaluation.open(run), as_json=as_json)
-    else:
-        _show_run(open_run(run), as_json=as_json, training=training)
-
-
-@app.command("list")
-def list_evaluations(
-    output: Annotated[Path, typer.Argument(help="The output folder.")] = Path("runs"), as_json: JsonOption = False
-) -> None:
-    """List the evaluations in an output folder, and their runs."""
-    if not output.is_dir():
-        raise InputError(f"no folder {str(output)!r}; give the --output of an evaluation")
-    evaluations = [Evaluation.open_folder(folder) for folder in evaluations_below(output)]
-    runs = [Run.open(folder) for folder in runs_below(output)]
-    if as_json:
-        print_json([*map(_evaluation_entry, evaluations), *map(_run_entry, runs)])
-        return
-    lines = [(e.folder, e.state.created_at, str(e.status)) for e in evaluations]
-    lines += [(run.folder, run.state.created_at, _run_status(run)) for run in runs]
-    for folder, created_at, status in sorted(lines):
-        started = datetime.fromtimestamp(created_at).isoformat(" ", "seconds")
-        print(f"{started}  {status:<12} {folder}")
 
 
 @app.command()
@@ -242,7 +213,16 @@ def models(registry: RegistryOption = None, as_json: JsonOption = False) -> None
         print(f"{entry['name']:<{width}}  {entry['where']}")
 
 
-def _evaluate_in_aws(*, settings: dict[str, str], as_json: bool, **fields: Any) -> None:
+def _show_definition(request: EvaluationRequest, names: Registry, name: str, location: str, *, as_json: bool) -> None:
+    """Checks all that can be checked of an evaluation on this machine, and shows what would be executed."""
+    Evaluation.check_new(location, name)
+    around = local_surroundings(name)
+    definition = define_evaluation(request, names, around)
+    said = Said.of(request, output=location, region=around.region, mlflow=request.tracking)
+    print_definition(lambda: said.dry_run(definition), as_json=as_json)
+
+
+def _evaluate_in_aws(*, settings: dict[str, str], dry_run: bool, as_json: bool, **fields: Any) -> None:
     # boto3 takes most of a second to load, which a job on this machine would lose before its first model call.
     from heldout import cli_cloud
     from heldout.evaluator import MultiTurnRLEvaluator
@@ -250,16 +230,20 @@ def _evaluate_in_aws(*, settings: dict[str, str], as_json: bool, **fields: Any) 
     evaluator = MultiTurnRLEvaluator(backend="sagemaker", **fields)
     for name, value in settings.items():
         setattr(evaluator.hyperparameters, name, value)
-    cli_cloud.evaluate(evaluator, as_json=as_json)
+    if dry_run:
+        print_definition(lambda: evaluator.evaluate(dry_run=True), as_json=as_json)
+    else:
+        cli_cloud.evaluate(evaluator, as_json=as_json)
 
 
 def _add_further_commands() -> None:
-    """Adds compare, plan, gate, rescore and serve, unless a job is to be started: their statistics and the AWS protocols take a
-    second to load, which the job would lose before its first model call."""
+    """Adds the commands that start no job, unless one is to be started: the statistics and the AWS protocols take a second to
+    load, which the job would lose before its first model call."""
     if sys.argv[1:2] in (["evaluate"], ["resume"]):
         return
-    from heldout import cli_numbers
+    from heldout import cli_numbers, cli_started
 
+    cli_started.add_to(app)
     cli_numbers.add_to(app)
     if sys.argv[1:2] in ([], ["--help"], ["serve"]):
         from heldout import cli_service
@@ -327,38 +311,6 @@ def _exit_after(ending: Ending, location: str, console: Console) -> None:
     if code:
         console.print(f"{told}; go on with: heldout resume {location}", highlight=False, soft_wrap=True)
         raise typer.Exit(code)
-
-
-def _show_evaluation(evaluation: Evaluation, *, as_json: bool) -> None:
-    if as_json:
-        print_json(evaluation_document(evaluation))
-    else:
-        print_shown(evaluation_results(evaluation))
-
-
-def _show_run(run: Run, *, as_json: bool, training: str | None = None) -> None:
-    if as_json:
-        print_json(run_document(run, training=training))
-    else:
-        print_shown(run_results(run, training=training))
-
-
-def _evaluation_entry(evaluation: Evaluation) -> dict[str, object]:
-    state = evaluation.state.model_dump(
-        mode="json", include={"name", "arn", "failure_reason", "created_at", "ended_at"}
-    )
-    return {"kind": "evaluation", "path": str(evaluation.folder), **state, "status": evaluation.status}
-
-
-def _run_entry(run: Run) -> dict[str, object]:
-    state = run.state.model_dump(mode="json", exclude={"document"})
-    return {"kind": "run", "path": str(run.folder), **state}
-
-
-def _run_status(run: Run) -> str:
-    if run.state.status is JobStatus.IN_PROGRESS and not run.is_running():
-        return "Interrupted"
-    return str(run.state.status)
 
 
 def _embedded_entries() -> list[dict[str, str]]:

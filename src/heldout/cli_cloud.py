@@ -1,4 +1,4 @@
-"""`heldout evaluate` where the evaluation runs in AWS: started, waited for, shown."""
+"""`heldout` for evaluations in AWS: started, waited for, shown."""
 
 import contextlib
 import sys
@@ -18,11 +18,24 @@ def evaluate(evaluator: MultiTurnRLEvaluator, *, as_json: bool) -> None:
         try:
             execution.wait()
         except KeyboardInterrupt:
-            print(f"the evaluation goes on: {execution.arn}", file=sys.stderr)
+            arn = execution.arn
+            print(
+                f"the evaluation goes on; look at it or stop it with: heldout show {arn}, heldout stop {arn}",
+                file=sys.stderr,
+            )
             raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
         print_json(_document(execution))
     else:
+        execution.show_results()
+
+
+def show(execution: Execution, *, as_json: bool) -> None:
+    """Shows how far it is, and its numbers."""
+    if as_json:
+        print_json(_document(execution))
+    else:
+        print(f"{execution.name}: {execution.status.overall_status}")
         execution.show_results()
 
 

@@ -1,6 +1,8 @@
 """What every command of the terminal shares: exit codes, common arguments, JSON."""
 
+import contextlib
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import orjson
@@ -13,7 +15,12 @@ EXIT_INTERRUPTED = 130
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 RunArgument = Annotated[str, typer.Argument(help="A run's folder, or its s3:// URI.", metavar="RUN")]
-
+PlaceArgument = Annotated[
+    str,
+    typer.Argument(
+        help="The folder of an evaluation or of a run in it, its s3:// URI, or an evaluation's ARN.", metavar="RUN"
+    ),
+]
 
 _WIDTH = 110
 """Of what is printed to something else than a terminal."""
@@ -33,3 +40,11 @@ def print_shown(shown: RenderableType) -> None:
 def print_json(value: object) -> None:
     """One JSON document on standard output."""
     sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY).decode() + "\n")
+
+
+def print_definition(dry_run: Callable[[], str], *, as_json: bool) -> None:
+    """What a dry run prints and returns: a summary with the pipeline definition; as_json: only that on standard output."""
+    with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+        definition = dry_run()
+    if as_json:
+        print(definition)

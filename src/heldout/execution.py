@@ -6,6 +6,7 @@ well in another process, after a crash, and on a finished evaluation. Names are 
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -16,7 +17,7 @@ from heldout.backends.base import Backend, PipelineExecutionStatus, StartedEvalu
 from heldout.backends.known import find_evaluation, is_known, known_evaluations
 from heldout.backends.registries import read_registry
 from heldout.backends.started import LocalEvaluation
-from heldout.errors import JobFailed, RunError, WaitTimeout
+from heldout.errors import JobFailed, ReferenceProblem, RunError, WaitTimeout, shown
 from heldout.frames import Frame, FrameKind, table_of
 from heldout.pipeline.evaluation import LOCAL_ACCOUNT
 from heldout.pipeline.state import ExecutionStatus
@@ -27,6 +28,7 @@ __all__ = ["Execution", "PipelineExecutionStatus", "StepDetail"]
 
 TargetStatus = Literal["Executing", "Stopping", "Stopped", "Failed", "Succeeded"]
 """Statuses of an execution that can be waited for."""
+_EXECUTION_ARN = re.compile(r"arn:aws[a-z\-]*:sagemaker:(?P<region>[a-z0-9\-]+):\d{12}:pipeline/[^/]+/execution/[^/]+")
 _ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_SAGEMAKER", "AWS_ENDPOINT_URL")
 
 
@@ -46,7 +48,7 @@ class Execution:
         """
         given = str(arn)
         if given.startswith("arn:") and not is_known(given) and (session is not None or _may_be_in_aws(given)):
-            return cls(_cloud_evaluation(given, session, region or given.split(":")[3]))
+            return cls(_cloud_evaluation(given, session, region))
         return cls(LocalEvaluation(find_evaluation(arn)))
 
     @classmethod
@@ -214,9 +216,15 @@ def _may_be_in_aws(arn: str) -> bool:
     return is_real or any(os.environ.get(name) for name in _ENDPOINT_VARIABLES)
 
 
-def _cloud_evaluation(arn: str, session: Any, region: str) -> StartedEvaluation:
+def _cloud_evaluation(arn: str, session: Any, region: str | None) -> StartedEvaluation:
+    found = _EXECUTION_ARN.fullmatch(arn)
+    if found is None:
+        raise ReferenceProblem(
+            f"{shown(arn, 160)} is no evaluation's ARN; expected "
+            "arn:aws:sagemaker:<region>:<account>:pipeline/<name>/execution/<id>, as it was said at the start"
+        )
     # boto3 takes most of a second to load; an evaluation on this machine does without.
     from heldout.backends.sagemaker.account import Account
     from heldout.backends.sagemaker.evaluation import CloudEvaluation
 
-    return CloudEvaluation(Account(session, region), arn, read_registry())
+    return CloudEvaluation(Account(session, region or found["region"]), arn, read_registry())

@@ -65,16 +65,9 @@ class Evaluation:
 
         Raises RunError when there is one already or the name is not one, InputError when the definition cannot be executed.
         """
-        if not _NAME.fullmatch(name):
-            raise RunError(
-                f"name {shown(name)} is not an evaluation's name: up to 63 letters, digits and hyphens, first and last no hyphen"
-            )
-        parse_definition(definition)
         location = location.rstrip("/")
-        if Storage.at(location).exists(STATE_FILE):
-            raise RunError(
-                f"there is an evaluation in {location} already; resume it (heldout resume {location}) or choose another name"
-            )
+        cls.check_new(location, name)
+        parse_definition(definition)
         pipeline_name = pipeline_name or f"{PIPELINE_PREFIX}-{name}"
         execution_id = execution_id or secrets.token_hex(6)
         state = ExecutionState(
@@ -118,6 +111,18 @@ class Evaluation:
     def is_at(location: str | Path) -> bool:
         """Whether there is an evaluation at a local path or an `s3://` URI."""
         return Storage.at(str(location)).exists(STATE_FILE)
+
+    @classmethod
+    def check_new(cls, location: str, name: str) -> None:
+        """Raises RunError when there is an evaluation at `location` already, or the name is not one."""
+        if not _NAME.fullmatch(name):
+            raise RunError(
+                f"name {shown(name)} is not an evaluation's name: up to 63 letters, digits and hyphens, first and last no hyphen"
+            )
+        if cls.is_at(location):
+            raise RunError(
+                f"there is an evaluation in {location} already; resume it (heldout resume {location}) or choose another name"
+            )
 
     @property
     def definition(self) -> Definition:

@@ -1,0 +1,115 @@
+"""The commands about evaluations that were started, on this machine or in AWS: show, stop, list."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from heldout import cli_cloud
+from heldout.backends.known import find_evaluation, is_known
+from heldout.backends.results import evaluation_document, evaluation_results, run_document, run_results
+from heldout.cli_numbers import show_part
+from heldout.cli_output import JsonOption, PlaceArgument, print_json, print_shown
+from heldout.errors import InputError
+from heldout.execution import Execution
+from heldout.pipeline.evaluation import Evaluation, evaluations_below
+from heldout.rollouts.mirror import open_run
+from heldout.rollouts.run import JobStatus, Run, runs_below
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds these commands to the command line."""
+    app.command("show")(show_command)
+    app.command("stop")(stop_command)
+    app.command("list")(list_command)
+
+
+def show_command(
+    run: PlaceArgument,
+    trajectory: Annotated[str | None, typer.Option(metavar="ID", help="One rollout of a run, turn by turn.")] = None,
+    by: Annotated[
+        str | None,
+        typer.Option("--slice", metavar="COLUMN", help="A run's results for each value of a dataset column."),
+    ] = None,
+    training: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Training prompts, to look for among a run's held-out ones.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show an evaluation's or a run's numbers, computed again from its files."""
+    place = find_evaluation(run).location if is_known(run) else run
+    if place.startswith("arn:"):
+        if any(option is not None for option in (trajectory, by, training)):
+            raise InputError(
+                f"--trajectory, --slice and --training are of a run's folder, and {run} is an evaluation in AWS; give the folder "
+                "or the s3:// URI of a run that it left in its output"
+            )
+        cli_cloud.show(Execution.get(place), as_json=as_json)
+    elif trajectory is not None or by is not None:
+        show_part(open_run(place), trajectory, by, as_json=as_json)
+    elif Evaluation.is_at(place) and training is None:
+        _show_evaluation(Evaluation.open(place), as_json=as_json)
+    else:
+        _show_run(open_run(place), as_json=as_json, training=training)
+
+
+def stop_command(run: PlaceArgument) -> None:
+    """Ask an evaluation to stop; on this machine what is in flight is finished first, unless it is asked again."""
+    execution = Execution.get(run)
+    status = execution.status.overall_status
+    if status not in ("Executing", "Stopping"):
+        print(f"{execution.name} is {status}: there is nothing to stop")
+        return
+    execution.stop()
+    print(f"{execution.name} was asked to stop; what is finished is kept")
+
+
+def list_command(
+    output: Annotated[Path, typer.Argument(help="The output folder.")] = Path("runs"), as_json: JsonOption = False
+) -> None:
+    """List the evaluations in an output folder, and their runs."""
+    if not output.is_dir():
+        raise InputError(f"no folder {str(output)!r}; give the --output of an evaluation")
+    evaluations = [Evaluation.open_folder(folder) for folder in evaluations_below(output)]
+    runs = [Run.open(folder) for folder in runs_below(output)]
+    if as_json:
+        print_json([*map(_evaluation_entry, evaluations), *map(_run_entry, runs)])
+        return
+    lines = [(e.folder, e.state.created_at, str(e.status)) for e in evaluations]
+    lines += [(run.folder, run.state.created_at, _run_status(run)) for run in runs]
+    for folder, created_at, status in sorted(lines):
+        started = datetime.fromtimestamp(created_at).isoformat(" ", "seconds")
+        print(f"{started}  {status:<12} {folder}")
+
+
+def _show_evaluation(evaluation: Evaluation, *, as_json: bool) -> None:
+    if as_json:
+        print_json(evaluation_document(evaluation))
+    else:
+        print_shown(evaluation_results(evaluation))
+
+
+def _show_run(run: Run, *, as_json: bool, training: str | None = None) -> None:
+    if as_json:
+        print_json(run_document(run, training=training))
+    else:
+        print_shown(run_results(run, training=training))
+
+
+def _evaluation_entry(evaluation: Evaluation) -> dict[str, object]:
+    state = evaluation.state.model_dump(
+        mode="json", include={"name", "arn", "failure_reason", "created_at", "ended_at"}
+    )
+    return {"kind": "evaluation", "path": str(evaluation.folder), **state, "status": evaluation.status}
+
+
+def _run_entry(run: Run) -> dict[str, object]:
+    state = run.state.model_dump(mode="json", exclude={"document"})
+    return {"kind": "run", "path": str(run.folder), **state}
+
+
+def _run_status(run: Run) -> str:
+    if run.state.status is JobStatus.IN_PROGRESS and not run.is_running():
+        return "Interrupted"
+    return str(run.state.status)
