@@ -1,8 +1,12 @@
 """backend="sagemaker": whose definition runs, with whose clients, and what is said when AWS refuses."""
 
 import json
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from types import SimpleNamespace
+from typing import Any
 
 import boto3
 import pytest
@@ -123,19 +127,100 @@ def test_the_clients_that_are_given_are_the_ones_used(cloud: Cloud, monkeypatch:
         assert execution.arn in [other.arn for other in MultiTurnRLEvaluator.get_all(session=given)]
 
 
-def test_an_account_without_an_mlflow_app_gets_one(between: Middle, capsys: pytest.CaptureFixture[str]) -> None:
-    between.changed["ListMlflowApps"] = lambda reply: {"Summaries": []}
+@pytest.fixture
+def without_apps(between: Middle) -> Middle:
+    """An account that has no MLflow app: the server's own is hidden, and those of other tests are deleted."""
+
+    def hidden(reply: dict[str, Any]) -> dict[str, Any]:
+        return {"Summaries": [app for app in reply["Summaries"] if not app["Arn"].endswith("/app-heldout")]}
+
+    between.changed["ListMlflowApps"] = hidden
+    client = session().client("sagemaker", region_name=REGION)
+    for app in client.list_mlflow_apps()["Summaries"]:
+        client.delete_mlflow_app(Arn=app["Arn"])
+    return between
+
+
+def app_of(execution: Execution) -> str:
+    output = documents(execution.pipeline_definition)["EvaluateBaseModel"]["OutputDataConfig"]
+    return str(output["MlflowConfig"]["MlflowResourceArn"])
+
+
+def test_an_account_without_an_mlflow_app_gets_one(without_apps: Middle, capsys: pytest.CaptureFixture[str]) -> None:
     made = evaluator(mlflow_resource_arn=None)
     assert "MlflowConfig" not in documents(made.evaluate(dry_run=True))["EvaluateBaseModel"]["OutputDataConfig"]
     assert "the account has no MLflow app: one is made" in capsys.readouterr().out
-    execution = made.evaluate()
-    execution.stop()
-    [created] = between.requests_of("CreateMlflowApp")
+    executions = [made.evaluate(), made.evaluate()]
+    for execution in executions:
+        execution.stop()
+    [created] = without_apps.requests_of("CreateMlflowApp")
     assert created["ArtifactStoreUri"] == "s3://my-bucket/mlflow-artifacts"
-    output = documents(execution.pipeline_definition)["EvaluateBaseModel"]["OutputDataConfig"]
-    assert ":mlflow-app/" in output["MlflowConfig"]["MlflowResourceArn"]
+    [app] = session().client("sagemaker", region_name=REGION).list_mlflow_apps()["Summaries"]
+    assert {app_of(execution) for execution in executions} == {app["Arn"]}
 
 
-def test_apps_that_are_made_at_the_same_moment_have_names_of_their_own(cloud: Cloud) -> None:
-    made = [create_app(Account(), role_arn=ROLE, output=OUTPUT) for _ in range(3)]
-    assert len(set(made)) == 3
+@pytest.mark.slow
+def test_ten_evaluations_that_find_no_mlflow_app_at_the_same_moment_make_one(without_apps: Middle) -> None:
+    def run(_: int) -> str:
+        execution = evaluator(sagemaker_session=None, mlflow_resource_arn=None).evaluate()
+        execution.stop()
+        return app_of(execution)
+
+    with ThreadPoolExecutor(10) as pool:
+        used = set(pool.map(run, range(10)))
+    assert used == {
+        app["Arn"] for app in session().client("sagemaker", region_name=REGION).list_mlflow_apps()["Summaries"]
+    }
+    assert len(used) == 1
+
+
+def test_of_those_who_make_an_mlflow_app_at_the_same_moment_all_get_the_first(without_apps: Middle) -> None:
+    account = Account(SimpleNamespace(sagemaker_client=session().client("sagemaker", region_name=REGION)), REGION)
+    with ThreadPoolExecutor(10) as pool:
+        made = set(pool.map(lambda _: create_app(account, role_arn=ROLE, output=OUTPUT), range(10)))
+    assert made == {
+        app["Arn"] for app in session().client("sagemaker", region_name=REGION).list_mlflow_apps()["Summaries"]
+    }
+    assert without_apps.asked["CreateMlflowApp"] == 10
+
+
+class ManyOfOneName:
+    """MLflow apps of a service that does not mind how many of them have one name; it answers when all have asked for theirs."""
+
+    def __init__(self, asking: int) -> None:
+        self._all_asked = threading.Barrier(asking, timeout=60)
+        self._lock = threading.Lock()
+        self.apps: dict[str, dict[str, Any]] = {}
+
+    def create_mlflow_app(self, **asked: Any) -> dict[str, Any]:
+        with self._lock:
+            arn = f"arn:aws:sagemaker:{REGION}:123456789012:mlflow-app/app-{9 - len(self.apps)}"
+            created = datetime(2026, 1, 1 + len(self.apps), tzinfo=UTC)
+            self.apps[arn] = {"Arn": arn, "Name": asked["Name"], "Status": "Creating", "CreationTime": created}
+        self._all_asked.wait()
+        return {"Arn": arn}
+
+    def describe_mlflow_app(self, Arn: str) -> dict[str, Any]:  # as boto3 has it
+        return self.apps[Arn]
+
+    def list_mlflow_apps(self) -> dict[str, Any]:
+        with self._lock:
+            return {"Summaries": list(self.apps.values())}
+
+    def delete_mlflow_app(self, Arn: str) -> None:
+        with self._lock:
+            del self.apps[Arn]
+
+
+def test_where_names_are_not_unique_the_first_app_is_kept_and_the_others_are_deleted() -> None:
+    service = ManyOfOneName(4)
+    account = Account(SimpleNamespace(sagemaker_client=service), REGION)
+    with ThreadPoolExecutor(4) as pool:
+        made = set(pool.map(lambda _: create_app(account, role_arn=ROLE, output=OUTPUT), range(4)))
+    assert made == service.apps.keys() == {f"arn:aws:sagemaker:{REGION}:123456789012:mlflow-app/app-9"}
+
+
+def test_an_app_that_cannot_be_made_says_why(without_apps: Middle) -> None:
+    without_apps.refused["CreateMlflowApp"] = Refusal("AccessDeniedException")
+    with pytest.raises(CloudError, match="a new MLflow app: CreateMlflowApp was refused: AccessDeniedException"):
+        evaluator(mlflow_resource_arn=None).evaluate()
