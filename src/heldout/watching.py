@@ -1,10 +1,13 @@
-"""An evaluation as someone waits for it: its steps, and how the job that plays goes.
+"""An evaluation as someone waits for it: its steps, how the job that plays goes, and what is logged meanwhile.
 
-In a terminal one panel that is drawn again; in a notebook one output that is replaced; elsewhere a line for each change.
+In a terminal one panel that is drawn again, below the log lines; in a notebook one output that is replaced, with the last of
+them; elsewhere a line for each change and for each line of the log.
 """
 
 import importlib
 import time
+from collections import deque
+from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from types import TracebackType
@@ -17,9 +20,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from heldout.backends.base import StartedEvaluation, StepDetail
+from heldout.backends.base import LogLine, StartedEvaluation, StepDetail
+from heldout.pipeline.state import ExecutionStatus
+from heldout.report.visible import visible
 
 _LINE_EVERY_SECONDS = 10.0
+_LOOKS_AT_THE_END = 20
+"""For the rest of the log when all is over, each some thousand lines; what is longer is read where it lies."""
+_NOTEBOOK_LINES = 30
+_LONGEST_LINE = 4_000
+"""Characters of a log line that are shown."""
 _STYLES = {"Succeeded": "green", "Failed": "red", "Stopped": "yellow"}
 
 
@@ -34,6 +44,7 @@ class Watcher:
         self._notebook: Any = None
         self._said: str | None = None
         self._said_at = 0.0
+        self._last_lines: deque[Text] = deque(maxlen=_NOTEBOOK_LINES)
 
     def __enter__(self) -> Self:
         if self._console.is_jupyter:
@@ -48,13 +59,29 @@ class Watcher:
         self._stack.__exit__(kind, error, trace)
 
     def show(self) -> None:
-        """Shows the evaluation as it is now."""
+        """Shows the evaluation as it is now, and what was logged since it was last shown: all there is, of one that is over."""
+        for line in self._new_lines():
+            if self._notebook is not None:
+                self._last_lines.append(line)
+            else:
+                self._console.print(line, soft_wrap=True)
         if self._notebook is not None:
-            self._notebook.update(panel(self._evaluation))
+            self._notebook.update(Group(*self._last_lines, panel(self._evaluation)))
         elif self._live is not None:
             self._live.update(panel(self._evaluation), refresh=True)
         else:
             self._say()
+
+    def _new_lines(self) -> Iterator[Text]:
+        evaluation = self._evaluation
+        is_over = ExecutionStatus(evaluation.status.overall_status).is_final
+        for _ in range(_LOOKS_AT_THE_END if is_over else 1):
+            lines = evaluation.new_log_lines()
+            yield from (log_line(line, evaluation.name) for line in lines)
+            if not lines:
+                return
+        if is_over:
+            yield Text(f"the log goes on; the rest of it is not shown ({evaluation.where_to_look()})", style="dim")
 
     def _say(self) -> None:
         status = self._evaluation.status
@@ -70,6 +97,17 @@ class Watcher:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def log_line(line: LogLine, evaluation: str) -> Text:
+    """A line of the log with its time and its run's name, or the evaluation's where it is about none.
+
+    Nothing in it acts on a terminal, and what it has after a line end cannot be taken for another line.
+    """
+    text = visible(line.text[:_LONGEST_LINE]).replace("\n", "\n    ") + ("…" if len(line.text) > _LONGEST_LINE else "")
+    return Text.assemble(
+        (f"{line.time.astimezone():%Y-%m-%d %H:%M:%S} ", "dim"), (f"{line.run or evaluation}: ", "cyan"), text
+    )
 
 
 def panel(evaluation: StartedEvaluation) -> Panel:

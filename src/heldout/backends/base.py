@@ -46,6 +46,15 @@ class JobProgress(NamedTuple):
     """The same for a person, and what else is known."""
 
 
+class LogLine(NamedTuple):
+    """What the process or the service that plays had to say. Others wrote it: it is not safe to print as it is."""
+
+    time: datetime
+    run: str
+    """Name of the run that it is about; empty for none."""
+    text: str
+
+
 class StartedEvaluation(Protocol):
     """One evaluation, started. Nothing but `refresh`, `stop` and `resume` changes what the others say, unless they say so."""
 
@@ -100,6 +109,14 @@ class StartedEvaluation(Protocol):
 
     def progress(self) -> JobProgress | None:
         """Of the job that plays now; looks again. None when none does, or nothing is known."""
+        ...
+
+    def new_log_lines(self) -> Sequence[LogLine]:
+        """What was logged since this was last asked, or from the beginning; looks again.
+
+        Some thousand lines at a time: of more the first, and the next call gives what follows. None: there is no more now. What
+        stands in the way of reading them is a line of its own, and never an error.
+        """
         ...
 
     def where_to_look(self) -> str:

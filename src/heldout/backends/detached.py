@@ -22,8 +22,11 @@ from pathlib import Path
 import orjson
 
 from heldout.backends.evaluation import Display, play_evaluation, play_run, run_to_end, stopped_by_signals
+from heldout.backends.narration import Narrator
+from heldout.backends.runner_log import LOG_FILE, STARTED, add_line, stamp_output
 from heldout.errors import HeldoutError
 from heldout.pipeline.evaluation import STATE_FILE, Evaluation
+from heldout.pipeline.state import StepStatus
 from heldout.report.live import line
 from heldout.rollouts.engine import StopSwitch
 from heldout.rollouts.progress import Progress
@@ -31,7 +34,6 @@ from heldout.rollouts.run import JobStatus, Run, write_whole
 from heldout.storage.lock import FolderLock, holder_of
 
 PROGRESS_FILE = "progress.json"
-LOG_FILE = "runner.log"
 _CONCLUDED_FILE = "concluded"
 _WRITE_EVERY_SECONDS = 1.0
 _START_SECONDS = 30.0
@@ -47,7 +49,7 @@ def start_detached(evaluation: Evaluation) -> None:
     try:
         evaluation.refresh()
         evaluation.begin()  # from here on it says it is executing, though its process takes a second to come up
-        _start(evaluation.folder, lock)
+        _start(evaluation.folder, lock, about="")
     finally:
         lock.release()
 
@@ -56,7 +58,7 @@ def start_detached_run(run: Run, tags: Mapping[str, str]) -> None:
     """`start_detached` for a job that is no evaluation's. tags: of its MLflow run."""
     lock = FolderLock.take(run.folder)
     try:
-        _start(run.folder, lock, json.dumps(dict(tags)))
+        _start(run.folder, lock, json.dumps(dict(tags)), about=run.state.run_name)
     finally:
         lock.release()
 
@@ -98,16 +100,22 @@ def main() -> None:
     folder, lock = Path(sys.argv[1]), FolderLock.inherited(int(sys.argv[2]))
     try:
         if (folder / STATE_FILE).exists():
-            run_to_end(_play(Evaluation.open_folder(folder), lock))
+            evaluation = Evaluation.open_folder(folder)
+            stamp_output(lambda: _played_now(evaluation))
+            run_to_end(_play(evaluation, lock))
         else:
-            run_to_end(_play_run(Run.open(folder), lock, json.loads(sys.argv[3])))
+            run = Run.open(folder)
+            stamp_output(lambda: run.state.run_name)
+            run_to_end(_play_run(run, lock, json.loads(sys.argv[3])))
     except HeldoutError as error:
         # It is in execution.json or job.json already; the log is for who looks there.
         print(f"heldout: {error}", file=sys.stderr)
         sys.exit(1)
 
 
-def _start(folder: Path, lock: FolderLock, *further: str) -> None:
+def _start(folder: Path, lock: FolderLock, *further: str, about: str) -> None:
+    """about: the run that the log's lines are about until the process says so itself."""
+    add_line(folder / LOG_FILE, about, STARTED)
     with (folder / LOG_FILE).open("ab") as log:
         process = subprocess.Popen(
             [
@@ -129,9 +137,16 @@ def _start(folder: Path, lock: FolderLock, *further: str) -> None:
     threading.Thread(target=process.wait, daemon=True).start()
 
 
+def _played_now(evaluation: Evaluation) -> str:
+    """The name of the run that was begun and is not done, empty between runs; one that failed stays it, so that the reason is its
+    own."""
+    steps = reversed(evaluation.state.steps)
+    return next((step.run_name for step in steps if step.run_name and step.status is not StepStatus.SUCCEEDED), "")
+
+
 async def _play(evaluation: Evaluation, lock: FolderLock) -> None:
     await play_evaluation(
-        evaluation, _written_to(evaluation.folder), lock=lock, on_stop=_told, say=lambda doing: print(doing, flush=True)
+        evaluation, _written_to(evaluation.folder), lock=lock, on_stop=_told, note=_print_note, say=print
     )
 
 
@@ -144,8 +159,8 @@ async def _play_run(run: Run, lock: FolderLock, tags: Mapping[str, str]) -> None
             _written_to(run.folder),
             switch,
             tags=tags,
-            note=lambda note: print(f"! {note}", flush=True),
-            say=lambda doing: print(doing, flush=True),
+            note=_print_note,
+            say=print,
             # One that is released when the rollouts are done, while this process still holds its own.
             lock=FolderLock(os.dup(lock.descriptor)),
         )
@@ -153,24 +168,31 @@ async def _play_run(run: Run, lock: FolderLock, tags: Mapping[str, str]) -> None
 
 
 def _told(again: bool) -> None:
-    print("stopping at once" if again else "finishing what is in flight", flush=True)
+    print("stopping at once" if again else "finishing what is in flight")
+
+
+def _print_note(note: str) -> None:
+    print(f"! {note}")
 
 
 def _written_to(folder: Path) -> Display:
     @contextlib.asynccontextmanager
     async def written(run: Run, progress: Progress) -> AsyncIterator[None]:
-        writing = asyncio.create_task(_keep_written(folder, run, progress))
+        narrator = Narrator(progress, print)
+        narrator.begin()
+        writing = asyncio.create_task(_keep_written(folder, run, progress, narrator))
         try:
             yield
         finally:
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
+            narrator.end()
 
     return written
 
 
-async def _keep_written(folder: Path, run: Run, progress: Progress) -> None:
-    """Keeps `progress.json` at what is known of the job that plays."""
+async def _keep_written(folder: Path, run: Run, progress: Progress, narrator: Narrator) -> None:
+    """Keeps `progress.json`, and the log, at what is known of the job that plays."""
     while True:
         known = {
             "run": run.state.run_name,
@@ -179,6 +201,7 @@ async def _keep_written(folder: Path, run: Run, progress: Progress) -> None:
             "line": line(progress),
         }
         write_whole(folder / PROGRESS_FILE, orjson.dumps(known))
+        narrator.look()
         await asyncio.sleep(_WRITE_EVERY_SECONDS)
 
 

@@ -30,12 +30,13 @@ async def play_evaluation(
     *,
     lock: FolderLock | None = None,
     on_stop: Callable[[bool], None],
+    note: Note = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
 ) -> Ending:
     """Executes what is left of an evaluation. SIGINT or SIGTERM stop it: the first lets what is in flight finish.
 
-    on_stop: called at each of these signals, with whether it is not the first. say: told what takes a while beside the rollouts.
-    lock: the folder's, if it is held already.
+    on_stop: called at each of these signals, with whether it is not the first. note: told what is noted in the evaluation too.
+    say: told what takes a while beside the rollouts. lock: the folder's, if it is held already.
     Raises HeldoutError when a step fails, RunError when another process works on the evaluation.
     """
     lock = lock or FolderLock.take(evaluation.folder)
@@ -48,7 +49,7 @@ async def play_evaluation(
 
         with stopped_by_signals(switch, stopping):
             lock.sign()
-            return await run_pipeline(evaluation, LocalWork(evaluation, display, say), switch)
+            return await run_pipeline(evaluation, LocalWork(evaluation, display, note, say), switch)
     finally:
         lock.release()
 
@@ -136,18 +137,21 @@ def stopped_by_signals(switch: StopSwitch, on_stop: Callable[[bool], None]) -> I
 class LocalWork:
     """What the pipeline's runner has this machine do."""
 
-    def __init__(self, evaluation: Evaluation, display: Display, say: Callable[[str], None]) -> None:
+    def __init__(self, evaluation: Evaluation, display: Display, note: Note, say: Callable[[str], None]) -> None:
         self._evaluation = evaluation
         self._display = display
+        self._tell = note
         self._say = say
 
     async def play(self, run: Run, switch: StopSwitch) -> Ending:
         """Plays the job, unless it is done, and publishes what came of it."""
-        evaluation = self._evaluation
-        return await play_run(
-            run, self._display, switch, tags=evaluation.state.tags, note=evaluation.note, say=self._say
-        )
+        tags = self._evaluation.state.tags
+        return await play_run(run, self._display, switch, tags=tags, note=self._note, say=self._say)
 
     async def conclude(self, evaluation: Evaluation) -> None:
         """Compares the runs where there are two."""
-        await compare_evaluation(evaluation, evaluation.note)
+        await compare_evaluation(evaluation, self._note)
+
+    def _note(self, note: str) -> None:
+        self._evaluation.note(note)
+        self._tell(note)

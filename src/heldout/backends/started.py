@@ -2,18 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any
 
 import orjson
 from rich.console import RenderableType
 
-from heldout.backends.base import JobProgress, PipelineExecutionStatus, StartedEvaluation, StepDetail
-from heldout.backends.detached import LOG_FILE, PROGRESS_FILE, start_detached, stop_detached
+from heldout.backends.base import JobProgress, LogLine, PipelineExecutionStatus, StartedEvaluation, StepDetail
+from heldout.backends.detached import PROGRESS_FILE, start_detached, stop_detached
 from heldout.backends.results import COMPARISON_FILE, evaluation_results
+from heldout.backends.runner_log import LOG_FILE, lines_of
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.state import ExecutionStatus, StepState
 from heldout.rollouts.results import metrics_document, summarize_run
 from heldout.rollouts.run import JobStatus, Run
+
+_LINES_A_LOOK = 5_000
 
 
 class LocalEvaluation(StartedEvaluation):
@@ -22,6 +26,7 @@ class LocalEvaluation(StartedEvaluation):
     def __init__(self, evaluation: Evaluation) -> None:
         self._evaluation = evaluation
         self._status = _status_of(evaluation)
+        self._seen_of_log = 0
 
     @property
     def name(self) -> str:
@@ -84,6 +89,13 @@ class LocalEvaluation(StartedEvaluation):
         if known["run"] not in playing:
             return None
         return JobProgress(known["planned"], known["finished"], known["line"])
+
+    def new_log_lines(self) -> Sequence[LogLine]:
+        """Of `runner.log`: warnings, failures, steps. An evaluation that a terminal plays itself says them there and has none."""
+        lines = list(islice(lines_of(self._evaluation.folder / LOG_FILE, self._seen_of_log), _LINES_A_LOOK))
+        if lines:
+            self._seen_of_log = lines[-1].end
+        return [LogLine(datetime.fromtimestamp(line.time_ms / 1000, UTC), line.run, line.text) for line in lines]
 
     def where_to_look(self) -> str:
         return str(self._evaluation.folder / LOG_FILE)

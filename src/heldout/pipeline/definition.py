@@ -15,6 +15,8 @@ from heldout.job.references import EmbeddedModel, EndpointModel, HubModel, Model
 
 VERSION = "2020-12-01"
 JOB_CATEGORY = "AgentRFTEvaluation"
+JOB_LOG_GROUP = f"/aws/sagemaker/Job/{JOB_CATEGORY}"
+"""In CloudWatch Logs, of the jobs' logs. Source: sagemaker-train 1.27, `common_utils/log_streamer.py`."""
 JOB_SCHEMA_VERSION = "1.0.0"
 PIPELINE_PREFIX = "SagemakerEvaluation-MTRLEvaluation"
 

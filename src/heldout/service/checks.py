@@ -34,8 +34,15 @@ def check_request(operation: OperationModel, params: dict[str, Any]) -> None:
     found = list(_problems(operation.input_shape, params, ""))
     if found:
         count = f"{len(found)} validation error{'s' if len(found) > 1 else ''} detected: "
-        code = "ValidationError" if operation.service_model.metadata["protocol"] == "query" else "ValidationException"
-        raise ServiceError(code, count + "; ".join(found), reason="FieldValidationFailed")
+        raise ServiceError(_code(operation), count + "; ".join(found), reason="FieldValidationFailed")
+
+
+def _code(operation: OperationModel) -> str:
+    """What the operation's service calls a request whose parameters are wrong."""
+    if operation.service_model.metadata["protocol"] == "query":
+        return "ValidationError"
+    named = {shape.name for shape in operation.error_shapes}
+    return "InvalidParameterException" if "InvalidParameterException" in named else "ValidationException"
 
 
 def _problems(shape: Shape, value: Any, where: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from heldout.backends.detached import PROGRESS_FILE
+from heldout.backends.runner_log import LOG_FILE
 from heldout.errors import InputError, RunError
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.expressions import resolve
@@ -151,10 +152,11 @@ def _lineage(record: ExecutionRecord, evaluation: Evaluation, step: StepState) -
     return {"Lineage": arns}
 
 
-def step_jobs(context: Context) -> Iterator[Job]:
-    """The jobs of all steps that were begun."""
-    for record in context.store.all(ExecutionRecord):
-        yield from _jobs(context, record)
+def step_jobs(context: Context, prefix: str = "") -> Iterator[Job]:
+    """The jobs of all steps that were begun, whose names begin so."""
+    one = execution_of_job(context, prefix)  # most who look for names look for one job's
+    for record in context.store.all(ExecutionRecord) if one is None else [one]:
+        yield from (job for job in _jobs(context, record) if job.name.startswith(prefix))
 
 
 def find_step_job(context: Context, name: str) -> Job | None:
@@ -185,6 +187,8 @@ def _jobs(context: Context, record: ExecutionRecord) -> Iterator[Job]:
             is_stopping=record.is_stopping,
             is_over=step.ended_at is not None,
             progress=evaluation.folder / PROGRESS_FILE,
+            log=evaluation.folder / LOG_FILE,
+            run_name=step.run_name,
             tags={tag["Key"]: tag["Value"] for tag in given.get("Tags", ())},
         )
 

@@ -51,6 +51,10 @@ class Job:
     """Whether no process has anything more to do for it."""
     progress: Path
     """The file in which its process says how far it is."""
+    log: Path
+    """The file in which its process says everything else."""
+    run_name: str
+    """By which that file tells its lines from those of another job of its execution."""
     tags: Mapping[str, str]
 
     @property

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from heldout.backends.detached import PROGRESS_FILE, is_concluded
+from heldout.backends.runner_log import LOG_FILE
 from heldout.errors import HeldoutError, RunError
 from heldout.job.schema import document_schema
 from heldout.pipeline.definition import JOB_CATEGORY, JOB_SCHEMA_VERSION
@@ -88,7 +89,7 @@ def create_job(context: Context, params: Params) -> Reply:
         created_at=time.time(),
     )
     with context.store.transaction():
-        if _find(context, name) is not None:
+        if find_job(context, name) is not None:
             raise ServiceError("ResourceInUse", f"a job {name!r} of category {JOB_CATEGORY} already exists")
         context.store.remove(DeletedJob, name)
         context.store.put(record)
@@ -114,7 +115,7 @@ def describe_job(context: Context, params: Params) -> Reply:
 @ROOM.operation("ListJobs")
 def list_jobs(context: Context, params: Params) -> Reply:
     """The jobs that the request's filters leave, the last created first. Of another category there are none."""
-    jobs = _all(context) if params["JobCategory"] == JOB_CATEGORY else []
+    jobs = jobs_named(context) if params["JobCategory"] == JOB_CATEGORY else []
     contained, status = params.get("NameContains", ""), params.get("StatusEquals")
     found = [job.summary() for job in jobs if contained in job.name]
     found = [job for job in found if status in (None, job["JobStatus"])]
@@ -174,9 +175,26 @@ def describe_job_schema_version(context: Context, params: Params) -> Reply:
     }
 
 
+def find_job(context: Context, name: str) -> Job | None:
+    """The job of this name; None: there is none, or it was deleted."""
+    record = context.store.find(JobRecord, name)
+    if record is not None:
+        return _job(context, record)
+    if context.store.find(DeletedJob, name) is not None:
+        return None
+    return find_step_job(context, name)
+
+
+def jobs_named(context: Context, prefix: str = "") -> list[Job]:
+    """The jobs whose names begin so, those of pipelines among them."""
+    deleted = {job.name for job in context.store.all(DeletedJob)}
+    own = [_job(context, record) for record in context.store.all(JobRecord, prefix)]
+    return own + [job for job in step_jobs(context, prefix) if job.name not in deleted]
+
+
 def run_of(context: Context, arn: str) -> Run | None:
     """The run of the job with this ARN; None: there is no such job, or its run is gone."""
-    job = _find(context, arn.rpartition("/")[2])
+    job = find_job(context, arn.rpartition("/")[2])
     return None if job is None or job.arn != arn else job.run
 
 
@@ -206,21 +224,6 @@ def _opened(record: JobRecord) -> _Found:
     return _Found(run, is_concluded(run))
 
 
-def _find(context: Context, name: str) -> Job | None:
-    record = context.store.find(JobRecord, name)
-    if record is not None:
-        return _job(context, record)
-    if context.store.find(DeletedJob, name) is not None:
-        return None
-    return find_step_job(context, name)
-
-
-def _all(context: Context) -> list[Job]:
-    deleted = {job.name for job in context.store.all(DeletedJob)}
-    own = [_job(context, record) for record in context.store.all(JobRecord)]
-    return own + [job for job in step_jobs(context) if job.name not in deleted]
-
-
 def _job(context: Context, record: JobRecord) -> Job:
     found = _opened(record)
     return Job(
@@ -233,13 +236,15 @@ def _job(context: Context, record: JobRecord) -> Job:
         is_stopping=record.is_stopping,
         is_over=found.is_over,
         progress=record.folder / PROGRESS_FILE,
+        log=record.folder / LOG_FILE,
+        run_name=record.run_name,
         tags=tags_of(context.store, record.arn),
     )
 
 
 def _asked(context: Context, params: Params) -> Job:
     check_category(params["JobCategory"])
-    job = _find(context, params["JobName"])
+    job = find_job(context, params["JobName"])
     if job is None:
         raise not_found(f"job {params['JobName']!r} of category {JOB_CATEGORY} does not exist")
     return job

@@ -13,7 +13,19 @@ from aiohttp import web
 
 from heldout.errors import HeldoutError
 from heldout.runtime.signing import SignedRequest
-from heldout.service import agents, artifacts, executions, hub, identity, jobs, mlflow_apps, packages, pipelines, tags
+from heldout.service import (
+    agents,
+    artifacts,
+    executions,
+    hub,
+    identity,
+    jobs,
+    logs,
+    mlflow_apps,
+    packages,
+    pipelines,
+    tags,
+)
 from heldout.service.auth import Gate
 from heldout.service.checks import check_request
 from heldout.service.context import Context
@@ -25,6 +37,7 @@ from heldout.service.routing import Router
 
 ROOMS: Sequence[Room] = (
     jobs.ROOM,
+    logs.ROOM,
     pipelines.ROOM,
     executions.ROOM,
     tags.ROOM,

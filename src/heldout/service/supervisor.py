@@ -10,12 +10,14 @@ import contextlib
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from heldout.backends.detached import LOG_FILE, is_concluded, start_detached, start_detached_run, tell_to_stop
+from heldout.backends.detached import is_concluded, start_detached, start_detached_run, tell_to_stop
+from heldout.backends.runner_log import LOG_FILE, STARTED, lines_of
 from heldout.errors import HeldoutError, RunError
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.state import ExecutionStatus, StepStatus
@@ -183,5 +185,5 @@ class Supervisor:
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-    return lines[-1][:200] if lines else "nothing"
+    last = deque((line.text for line in lines_of(log) if line.text != STARTED), maxlen=1)
+    return last[0][:200] if last else "nothing"

@@ -11,8 +11,9 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 
-from heldout.backends.base import JobProgress, PipelineExecutionStatus, StartedEvaluation, StepDetail
+from heldout.backends.base import JobProgress, LogLine, PipelineExecutionStatus, StartedEvaluation, StepDetail
 from heldout.backends.sagemaker.account import Account, pages, told
+from heldout.backends.sagemaker.job_logs import JobLogs, JobToLookAt
 from heldout.backends.sagemaker.job_steps import JobStep, job_steps, service_output
 from heldout.backends.sagemaker.mlflow_apps import run_link
 from heldout.backends.sagemaker.outputs import run_of
@@ -32,6 +33,7 @@ class CloudEvaluation(StartedEvaluation):
         self._arn = arn
         self._registry = registry or Registry()
         self._definition: Mapping[str, Any] | None = None
+        self._logs = JobLogs(account)
         self.refresh()
 
     @property
@@ -124,6 +126,13 @@ class CloudEvaluation(StartedEvaluation):
         if message := next((t["StatusMessage"] for t in _latest_first(job) if t.get("StatusMessage")), None):
             words.append(" ".join(message.split()))
         return JobProgress(planned, finished, ", ".join(words))
+
+    def new_log_lines(self) -> Sequence[LogLine]:
+        """Of every job that has begun, from CloudWatch Logs."""
+        ended_at = {step.name: step.end_time for step in self.status.step_details}
+        return self._logs.new_lines(
+            [JobToLookAt(step.run_name, arn, ended_at[step.name]) for step, arn in self._begun_jobs()]
+        )
 
     def where_to_look(self) -> str:
         return f"the failed job in the SageMaker console: {self._arn}"
