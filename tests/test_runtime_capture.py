@@ -1,5 +1,7 @@
 """Each message of a trajectory is stored once, and every conversation can be had back."""
 
+import tracemalloc
+
 import orjson
 import pytest
 from hypothesis import given
@@ -153,3 +155,15 @@ def bare(value: object) -> object:
     if isinstance(value, dict):
         return {key: bare(item) for key, item in value.items() if item is not None}
     return [bare(item) for item in value] if isinstance(value, list) else value
+
+
+def test_what_is_kept_of_a_turn_takes_the_memory_of_its_text() -> None:
+    capture = Capture()
+    tracemalloc.start()
+    try:
+        calls = [capture.begin({}, [user(f"question {number}")]) for number in range(500)]
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert all(call.messages for call in calls)
+    assert held < 500 * 2_000

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import orjson
 
 from heldout.errors import RunError
-from heldout.job.records import Attempt, Boundary, Failure, Turn
+from heldout.job.records import Attempt, Boundary, Failure, Turn, turn_json
 
 SEGMENT_BYTES = 64 * 1024 * 1024
 """Large enough that a million rollouts make some hundred files, small enough to copy as one piece."""
@@ -240,9 +240,9 @@ def _decoded_turn(index: int, turn: list[Any]) -> Turn:
         index=index,
         parent=turn[0],
         shared_messages=turn[1],
-        messages=orjson.dumps(turn[2]),
-        request=b"" if turn[3] is None else orjson.dumps(turn[3]),
-        reply=b"" if turn[4] is None else orjson.dumps(turn[4]),
+        messages=turn_json(turn[2]),
+        request=b"" if turn[3] is None else turn_json(turn[3]),
+        reply=b"" if turn[4] is None else turn_json(turn[4]),
         finish_reason=turn[5],
         prompt_tokens=turn[6],
         response_tokens=turn[7],

@@ -32,10 +32,10 @@ PROMPTS_SCHEMA = pa.schema(_FIELDS)
 digits of the SHA-256 of the text's UTF-8 bytes."""
 
 # A row group is what PromptReader holds in memory to serve one row: small, but large enough that a file of ten million
-# prompts has some thousand of them.
-_GROUP_BYTES = 4 * 1024 * 1024
-_GROUP_ROWS = 8192
-_TABLE_ROWS = 1024
+# prompts has some ten thousand of them.
+_GROUP_BYTES = 1024 * 1024
+_GROUP_ROWS = 1024
+_TABLE_ROWS = 128
 _READ_SCHEMA = pa.schema(_FIELDS[:3])
 # Two neighbourhoods can be read in turn without reading either twice.
 _CACHED_GROUPS = 4

@@ -10,7 +10,7 @@ a reply back. (As Python compares: 1, 1.0 and true are equal.)
 
 from typing import NamedTuple
 
-import orjson
+from heldout.job.records import turn_json
 
 
 class _Node:
@@ -77,11 +77,11 @@ class Capture:
         node, path, found = self._follow(messages)
         parent, shared = node.turn, len(path) + len(found)
         new = messages[shared:]
-        new_json = orjson.dumps(new)
+        new_json = turn_json(new)
         if parent is not None and self._requests[parent] == request:
             request, request_json = self._requests[parent], b""
         else:
-            request_json = orjson.dumps(request)
+            request_json = turn_json(request)
         end = node
         for message in new:
             end = end.add(message, index)

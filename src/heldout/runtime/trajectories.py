@@ -7,9 +7,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from operator import attrgetter
 
-import orjson
-
-from heldout.job.records import Turn
+from heldout.job.records import Turn, turn_json
 from heldout.runtime.capture import Capture, CapturedCall
 from heldout.runtime.refusals import conflict
 from heldout.runtime.replies import Reply, StreamedReply
@@ -113,7 +111,7 @@ class Trajectory:
             captured.shared_messages,
             captured.messages,
             captured.request,
-            orjson.dumps(reply.messages) if reply is not None else b"",
+            turn_json(reply.messages) if reply is not None else b"",
             reply.finish_reason if reply is not None else None,
             reply.prompt_tokens if reply is not None else None,
             reply.response_tokens if reply is not None else None,
