@@ -213,6 +213,23 @@ def test_apps_and_groups_have_the_tags_they_were_made_with(sagemaker: Any) -> No
             sagemaker.list_tags(ResourceArn=arn)
 
 
+def test_whatever_the_server_names_can_be_tagged_though_no_request_made_it(server: Served, sagemaker: Any) -> None:
+    arns = [
+        sagemaker.describe_model_package(ModelPackageName="tuned/1")["ModelPackageArn"],
+        sagemaker.describe_model_package_group(ModelPackageGroupName="tuned")["ModelPackageGroupArn"],
+        server.context.arn("mlflow-app/app-heldout"),
+    ]
+    for arn in arns:
+        assert sagemaker.list_tags(ResourceArn=arn)["Tags"] == []
+        tags = [{"Key": "team", "Value": arn[-20:]}]
+        assert sagemaker.add_tags(ResourceArn=arn, Tags=tags)["Tags"] == tags
+        assert sagemaker.list_tags(ResourceArn=arn)["Tags"] == tags
+        with pytest.raises(ClientError, match="does not exist"):
+            sagemaker.list_tags(ResourceArn=f"{arn}0")
+    with pytest.raises(ClientError, match="resource arn:aws:sagemaker:eu-west-1:000000000000:nothing does not exist"):
+        sagemaker.list_tags(ResourceArn="arn:aws:sagemaker:eu-west-1:000000000000:nothing")
+
+
 def test_a_presigned_link_lets_in_and_no_other_way_does(server: Served, sagemaker: Any) -> None:
     arn = sagemaker.list_mlflow_apps(SortBy="Name", SortOrder="Descending")["Summaries"][0]["Arn"]
     url = sagemaker.create_presigned_mlflow_app_url(Arn=arn)["AuthorizedUrl"]

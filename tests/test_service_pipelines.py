@@ -123,6 +123,28 @@ def test_ten_executions_at_the_same_time_each_have_their_own_definition(client: 
     executed_together(client, folder, 10)
 
 
+def test_what_a_step_makes_has_tags_from_the_definition_and_takes_others(client: Any, folder: Path) -> None:
+    given = json.loads(definition(document(folder, ["1"])))
+    (job_step,) = (step for step in given["Steps"] if step["Type"] == "Job")
+    job_step["Arguments"]["Tags"] = [{"Key": "from", "Value": "the definition"}]
+    create(client, "of-steps", json.dumps(given))
+    arn = start(client, "of-steps")
+    execution_ended(client, arn)
+    steps = client.list_pipeline_execution_steps(PipelineExecutionArn=arn)["PipelineExecutionSteps"]
+    (job,) = (step["Metadata"]["Job"]["Arn"] for step in steps if "Job" in step["Metadata"])
+    (action,) = (arn for step in steps for arn in step["Metadata"].get("Lineage", {}).get("ActionArns", {}).values())
+    before = {job: [{"Key": "from", "Value": "the definition"}], action: []}
+    more = {"Key": "more", "Value": "by hand"}
+    for made, tags in before.items():
+        assert client.list_tags(ResourceArn=made)["Tags"] == tags
+        assert client.add_tags(ResourceArn=made, Tags=[more])["Tags"] == [*tags, more]
+    assert client.describe_job(JobName=job.rpartition("/")[2], JobCategory=CATEGORY)["Tags"] == [*before[job], more]
+
+    client.delete_pipeline(PipelineName="of-steps", ClientRequestToken=token())
+    for gone in (job, action, arn):
+        assert "does not exist" in refused(client.list_tags, ResourceArn=gone)[1]
+
+
 @pytest.mark.slow
 def test_an_execution_that_is_stopped_can_be_retried_and_keeps_what_was_finished(client: Any, folder: Path) -> None:
     given = document(folder, ["0.4"] * 60, agent=SLOW_AGENT, rollout_max_concurrency=3)

@@ -20,6 +20,7 @@ from heldout.service.job_views import Job
 from heldout.service.operations import Reply
 from heldout.service.pipelines import Version, moment, version_key
 from heldout.service.store import Record
+from heldout.service.tags import forget_tags, tags_of
 
 _GONE = "its folder is gone"
 _LONGEST_REASON = 1300
@@ -152,6 +153,26 @@ def _lineage(record: ExecutionRecord, evaluation: Evaluation, step: StepState) -
     return {"Lineage": arns}
 
 
+def is_lineage(context: Context, arn: str) -> bool:
+    """Whether a step that was begun makes an action, an artifact or a context with this ARN."""
+    for record in context.store.all(ExecutionRecord):
+        evaluation = opened(record)
+        if evaluation is None:
+            continue
+        made = (_lineage(record, evaluation, step) or {"Lineage": {}} for step in evaluation.state.steps)
+        if any(arn in arns.values() for lineage in made for arns in lineage["Lineage"].values()):
+            return True
+    return False
+
+
+def forget_execution(context: Context, record: ExecutionRecord) -> None:
+    """Removes an execution, and its jobs with it; inside a transaction."""
+    for job in _jobs(context, record):
+        forget_tags(context.store, job.arn)
+    forget_tags(context.store, record.arn)
+    context.store.remove(ExecutionRecord, record.key)
+
+
 def step_jobs(context: Context, prefix: str = "") -> Iterator[Job]:
     """The jobs of all steps that were begun, whose names begin so."""
     one = execution_of_job(context, prefix)  # most who look for names look for one job's
@@ -189,7 +210,7 @@ def _jobs(context: Context, record: ExecutionRecord) -> Iterator[Job]:
             progress=evaluation.folder / PROGRESS_FILE,
             log=evaluation.folder / LOG_FILE,
             run_name=step.run_name,
-            tags={tag["Key"]: tag["Value"] for tag in given.get("Tags", ())},
+            tags=tags_of(context.store, step.job_arn, {tag["Key"]: tag["Value"] for tag in given.get("Tags", ())}),
         )
 
 

@@ -17,6 +17,7 @@ from heldout.service.execution_views import (
     ExecutionRecord,
     execution_of_job,
     executions_of,
+    forget_execution,
     opened,
     reason_of,
     status_of,
@@ -202,7 +203,7 @@ def delete_pipeline(context: Context, params: Params) -> Reply:
                     f"Pipeline '{pipeline.name}' cannot be deleted: execution {record.arn} is {status}; stop it first",
                 )
         for record in records:
-            context.store.remove(ExecutionRecord, record.key)
+            forget_execution(context, record)
         forget_pipeline(context, pipeline)
         return {"PipelineArn": pipeline.arn}
 

@@ -122,6 +122,11 @@ def delete_model_package_group(context: Context, params: Params) -> Reply:
     return {}
 
 
+def package_arns(context: Context) -> set[str]:
+    """Of the registry's packages, and of all groups."""
+    return {package.arn for package in _packages(context)} | {_group_arn(context, name) for name in _groups(context)}
+
+
 def _matching(items: list[Reply], name: str, params: Params) -> list[Reply]:
     """Those that the filters which both lists have leave."""
     named = [item for item in items if params.get("NameContains", "") in item[name]]

@@ -24,7 +24,7 @@ from heldout.service import (
     mlflow_apps,
     packages,
     pipelines,
-    tags,
+    tagging,
 )
 from heldout.service.auth import Gate
 from heldout.service.checks import check_request
@@ -40,7 +40,7 @@ ROOMS: Sequence[Room] = (
     logs.ROOM,
     pipelines.ROOM,
     executions.ROOM,
-    tags.ROOM,
+    tagging.ROOM,
     hub.ROOM,
     packages.ROOM,
     mlflow_apps.ROOM,
