@@ -20,6 +20,7 @@ from service_jobs import (
     CATEGORY,
     SLOW_AGENT,
     definition,
+    describe,
     document,
     ended,
     execution_ended,
@@ -203,6 +204,32 @@ def test_an_execution_whose_process_was_told_to_stop_by_someone_else_goes_on(cli
     (run,) = evaluation_of(folder, arn).runs().values()
     played = rows(run, "attempts")
     assert len(played) == len({row["prompt_index"] for row in played}) == 60
+
+
+def test_the_job_of_an_execution_whose_process_was_killed_is_in_progress_all_the_while(
+    client: Any, folder: Path
+) -> None:
+    create(client, "killed", definition(document(folder, ["0.2"] * 40, agent=SLOW_AGENT, rollout_max_concurrency=3)))
+    arn = start(client, "killed")
+    evaluation = evaluation_of(folder, arn)
+    progress = evaluation.folder / "progress.json"
+    until(lambda: progress.exists() and json.loads(progress.read_bytes())["finished"], lambda done: done > 0)
+    ((run_name, run),) = evaluation_of(folder, arn).runs().items()
+    pid = holder_of(evaluation.folder)
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+
+    seen = []
+
+    def look() -> str:
+        seen.append(describe(client, run.state.arn.rpartition("/")[2])["JobStatus"])
+        return str(client.describe_pipeline_execution(PipelineExecutionArn=arn)["PipelineExecutionStatus"])
+
+    assert until(look, lambda status: status != "Executing") == "Succeeded"
+    assert set(seen[:-1]) <= {"InProgress", "Completed"}
+    assert seen[0] == "InProgress"
+    assert describe(client, run.state.arn.rpartition("/")[2])["JobStatus"] == "Completed"
+    assert evaluation_of(folder, arn).runs()[run_name].state.arn == run.state.arn
 
 
 def test_an_execution_that_is_asked_to_stop_while_its_folder_is_made_stops(

@@ -186,9 +186,10 @@ class Evaluation:
             self.update(notes=(*self.state.notes, note))
 
     def begin(self) -> None:
-        """Marks the execution as going on; steps that did not succeed are to be begun again."""
-        done = tuple(step for step in self.state.steps if step.status is StepStatus.SUCCEEDED)
-        self.update(status=ExecutionStatus.EXECUTING, failure_reason=None, ended_at=None, steps=done)
+        """Marks the execution as going on; steps that did not succeed are to be begun again, those with a job go on with it."""
+        kept = (_begun_again(step) for step in self.state.steps)
+        steps = tuple(step for step in kept if step is not None)
+        self.update(status=ExecutionStatus.EXECUTING, failure_reason=None, ended_at=None, steps=steps)
 
     def write(self, name: str, data: bytes) -> None:
         """Replaces a file of the evaluation's, in the remote place too where there is one."""
@@ -209,6 +210,15 @@ class Evaluation:
                 folder.rmdir()
             except OSError:
                 return
+
+
+def _begun_again(step: StepState) -> StepState | None:
+    """A step as it stands when the execution goes on; None for one of which there is nothing to go on with."""
+    if step.status is StepStatus.SUCCEEDED:
+        return step
+    if step.job_arn is None:
+        return None
+    return step.model_copy(update={"status": StepStatus.STARTING, "ended_at": None, "failure_reason": None})
 
 
 def evaluations_below(folder: Path) -> list[Path]:

@@ -106,6 +106,7 @@ class _Runner:
             kind="Job" if isinstance(step, JobStep) else "Lineage",
             status=StepStatus.STARTING,
             started_at=time.time(),
+            job_arn=None if before is None else before.job_arn,  # whoever asks for the job finds it all the while
         )
         if isinstance(step, LineageStep):
             lineage.record(self._evaluation, resolve(step.arguments, self._scope()))

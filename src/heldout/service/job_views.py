@@ -75,6 +75,10 @@ class Job:
                 )
             case JobStatus.STOPPED if state.is_interrupted:  # without being asked: it is about to go on
                 return Status("Stopped", "Stopped") if self.is_stopping else Status("InProgress", "Interrupted")
+            case JobStatus.STOPPED | JobStatus.FAILED if (
+                not self.is_over
+            ):  # its step goes on with it, or is about to end too
+                return Status("Stopping", "Stopping") if self.is_stopping else Status("InProgress", "Starting")
             case _:
                 return Status(state.status, state.secondary_status)
 
