@@ -131,6 +131,10 @@ def _without(definition: dict[str, Any], **changes: object) -> dict[str, Any]:
         (lambda d: _without(d, Version="1"), "Version is '1'; it must be '2020-12-01'"),
         (lambda d: _without(d, Steps=[]), "it must be a list of steps"),
         (lambda d: _without(d, Steps=[{"Type": "Job"}]), "has no Name"),
+        (
+            lambda d: _without(d, Steps=[{"Type": "Job", "Name": "../up"}]),
+            "Name '../up' is not one; it must be up to 64",
+        ),
         (lambda d: _without(d, Steps=[*d["Steps"], d["Steps"][0]]), "two steps have the same Name"),
         (lambda d: _without(d, Steps=d["Steps"][1:]), "depends on 'CreateEvaluationAction', which is no step"),
         (

@@ -124,6 +124,17 @@ def test_ten_executions_at_the_same_time_each_have_their_own_definition(client: 
     executed_together(client, folder, 10)
 
 
+@pytest.mark.parametrize("name", ["_of__a_base_model-", "___"])
+def test_a_steps_job_can_be_asked_for_whatever_the_step_is_called(client: Any, folder: Path, name: str) -> None:
+    pipeline = f"named-{len(name)}"
+    create(client, pipeline, definition(document(folder, ["1"])).replace("EvaluateBaseModel", name))
+    arn = start(client, pipeline)
+    assert execution_ended(client, arn)["PipelineExecutionStatus"] == "Succeeded"
+    steps = client.list_pipeline_execution_steps(PipelineExecutionArn=arn)["PipelineExecutionSteps"]
+    (job,) = (step["Metadata"]["Job"]["Arn"] for step in steps if step["StepName"] == name)
+    assert describe(client, job.rpartition("/")[2])["JobStatus"] == "Completed"
+
+
 def test_what_a_step_makes_has_tags_from_the_definition_and_takes_others(client: Any, folder: Path) -> None:
     given = json.loads(definition(document(folder, ["1"])))
     (job_step,) = (step for step in given["Steps"] if step["Type"] == "Job")

@@ -5,6 +5,7 @@ another, which keeps the steps that succeeded and goes on with the runs of those
 """
 
 import asyncio
+import re
 import secrets
 import time
 from typing import Any, Protocol
@@ -60,6 +61,12 @@ async def run_pipeline(evaluation: Evaluation, work: Work, switch: StopSwitch) -
         case Ending.OUT_OF_TIME:
             _end(evaluation, ExecutionStatus.FAILED, _OUT_OF_TIME)
     return ending
+
+
+def _job_name(execution_id: str, step: str) -> str:
+    """A new one, of the letters, digits and hyphens that a job's name may have, whatever the step's has."""
+    parts = ("pipelines", execution_id, re.sub("[^a-zA-Z0-9]+", "-", step)[:24].strip("-"), secrets.token_hex(5))
+    return "-".join(part for part in parts if part)
 
 
 def _end(evaluation: Evaluation, status: ExecutionStatus, reason: str) -> None:
@@ -147,7 +154,7 @@ class _Runner:
             run_name=run_name,
             region=state.region,
             document=self._evaluation.registry.localized(step.document),
-            job_name=f"pipelines-{state.execution_id}-{step.name[:24]}-{secrets.token_hex(5)}",
+            job_name=_job_name(state.execution_id, step.name),
         )
 
     def _jobs(self) -> list[lineage.Artifact]:

@@ -1,6 +1,7 @@
 """A pipeline definition, taken apart and checked: which steps there are, and in what order they can go."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
@@ -10,6 +11,9 @@ from heldout.errors import InputError, did_you_mean, shown
 from heldout.job.document import JobConfigDocument
 from heldout.pipeline.definition import JOB_CATEGORY, VERSION
 from heldout.pipeline.expressions import steps_read_by
+
+_STEP_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""As the service has it; a step's run is in a folder of this name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,10 @@ def _name(step: object) -> str:
     name = step.get("Name") if isinstance(step, Mapping) else None
     if not isinstance(name, str) or not name:
         raise InputError(f"pipeline definition: step {shown(step)} has no Name")
+    if not _STEP_NAME.fullmatch(name):
+        raise InputError(
+            f"pipeline definition: step Name {shown(name)} is not one; it must be up to 64 letters, digits, - and _"
+        )
     return name
 
 
