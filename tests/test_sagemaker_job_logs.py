@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -201,6 +202,16 @@ def test_waiting_shows_what_the_jobs_said(cloud: Cloud, capsys: pytest.CaptureFi
     again = Execution.get(execution.arn, session=session())
     again.wait()
     assert "base-model-eval: played 8/8 rollouts" in capsys.readouterr().out
+
+
+def test_waiting_for_an_evaluation_on_this_machine_shows_the_same(
+    cloud: Cloud, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    execution = evaluator(registry=cloud.everything, s3_output_path=str(tmp_path / "out")).evaluate()
+    execution.wait(poll=0.2, timeout=180.0)
+    shown = capsys.readouterr().out
+    assert "base-model-eval: playing 8 rollouts" in shown
+    assert shown.count("base-model-eval: played 8/8 rollouts") == 1
 
 
 def test_the_terminal_shows_what_the_jobs_said(cloud: Cloud) -> None:

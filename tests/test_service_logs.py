@@ -1,5 +1,7 @@
 """CloudWatch Logs, served here: what a job's process said, through boto3."""
 
+import os
+import signal
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,10 +10,12 @@ from typing import Any
 import pytest
 
 from heldout.pipeline.definition import JOB_LOG_GROUP
-from job_logs import NOON_MS, logged, named
+from heldout.storage.lock import holder_of
+from job_logs import NOON_MS, RUN, logged, named
 from served import ROLE, Served, served
 from service_jobs import (
     CATEGORY,
+    SLOW_AGENT,
     create,
     definition,
     document,
@@ -19,6 +23,7 @@ from service_jobs import (
     execution_ended,
     refused,
     registry,
+    until,
 )
 
 GROUP = {"logGroupName": JOB_LOG_GROUP}
@@ -98,6 +103,24 @@ def test_each_job_of_an_execution_has_its_own_lines(service: Served, client: Any
         assert [line.split(" rollouts")[0] for line in lines if line.startswith("played")] == [
             f"played {count}/{count}"
         ]
+
+
+@pytest.mark.slow
+def test_lines_outlive_the_process_that_wrote_them_and_the_next_ones_follow(
+    service: Served, client: Any, folder: Path
+) -> None:
+    sagemaker = service.client("sagemaker")
+    create(sagemaker, "killed", document(folder, ["0.1"] * 30, agent=SLOW_AGENT, rollout_max_concurrency=3))
+    asked = {**GROUP, "logStreamName": "killed/runner", "startFromHead": True}
+    before = until(lambda: client.get_log_events(**asked), lambda page: "playing 30 rollouts" in texts(page))
+    pid = holder_of(folder / "bucket" / "output" / "killed" / RUN)
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    assert ended(sagemaker, "killed")["JobStatus"] == "Completed"
+    assert client.get_log_events(**asked)["events"][: len(before["events"])] == before["events"]
+    after = client.get_log_events(**asked, nextToken=before["nextForwardToken"])
+    assert texts(after)[0] == "started"
+    assert any(text.startswith("played 30/30 rollouts") for text in texts(after))
 
 
 # Groups and streams.

@@ -67,7 +67,12 @@ def used(folder: Path, environment: dict[str, str], *, dry_run: bool = False, **
         "hyperparameters": {"eval_group_size": 2, "pass_k_values": [1, 2]},
         "dry_run": dry_run,
     }
-    script = Path(__file__).parent / "sdk_user.py"
+    return ran("sdk_user.py", settings, folder, environment)
+
+
+def ran(name: str, settings: dict[str, Any], folder: Path, environment: dict[str, str]) -> dict[str, Any]:
+    """What a script of the SDK's saw, started in `folder`."""
+    script = Path(__file__).parent / name
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(script), json.dumps(settings)],
         cwd=folder,
@@ -122,6 +127,25 @@ def test_an_evaluation_of_the_sdk_runs_here_to_its_end(tmp_path: Path, shape: Sh
     assert {path.parent.name for path in tmp_path.glob("bucket/output/*/*/rollouts.parquet")} == set(runs)
     for run in runs:
         check_rollouts(tmp_path, run)
+
+
+@pytest.mark.slow
+def test_the_sdks_log_streamer_reads_what_a_job_said(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "bucket" / "eval", (*PROMPTS, "raise no luck"))
+    with (
+        model_server(tmp_path, "of the base") as model,
+        serving(tmp_path, registry_text(model, model)) as environment,
+    ):
+        (job,) = used(tmp_path, environment, model=MODEL)["jobs"]
+        seen = ran("sdk_logs.py", {"job": job["name"]}, tmp_path, environment)
+    lines, nothing_new = seen["looks"]
+    said = [text for _, text in lines]
+    assert said[0] == "playing 10 rollouts"
+    assert any("agent: raised" in text and "no luck" in text for text in said)
+    assert any(text.startswith("played 10/10 rollouts") for text in said)
+    assert nothing_new == []
+    assert seen["tail"] == lines[-2:]
+    assert [line.split("] ", 2)[2] for line in seen["printed"]] == said
 
 
 @pytest.mark.slow
