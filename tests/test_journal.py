@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from heldout.job.records import Attempt, Boundary, Failure, Turn
-from heldout.rollouts.journal import Amendments, Journal, Place, decode, encode, read, segments
+from heldout.rollouts.journal import Journal, Place, decode, encode, read, segments
+from heldout.rollouts.journal_index import JournalIndex
 
 _TEXT = st.text(max_size=20)
 _COUNTS = st.none() | st.integers(0, 10_000)
@@ -112,14 +113,11 @@ async def test_the_latest_amendment_of_a_rollout_is_found(tmp_path: Path) -> Non
     for text in ("first", "second"):
         await journal.amend(_attempt(1, text))
     await journal.close()
-    amendments = Amendments()
-    for line in read(tmp_path):
-        if line.is_amendment:
-            amendments.note(line.attempt.prompt_index, line.place)
-    found = amendments.find(1)
+    index = JournalIndex.of(tmp_path, group_size=1)
+    found = index.amendment(1, 0)
     assert found is not None
     assert found.output == "second"
-    assert amendments.find(0) is None
+    assert index.amendment(0, 0) is None
 
 
 async def test_a_full_disk_is_told_to_everyone_who_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,21 +9,20 @@ from typing import TYPE_CHECKING
 
 from heldout.backends.apart import apart, prepare
 from heldout.backends.results import load, numbers_of, write_numbers
-from heldout.backends.services import region_of, services_of
+from heldout.backends.services import Services, region_of, services_of
 from heldout.errors import HeldoutError
 from heldout.rollouts.attempt import AttemptPlayer, PlayRules
 from heldout.rollouts.engine import Ending, Engine, StopSwitch
 from heldout.rollouts.journal import Journal
 from heldout.rollouts.mirror import Mirror
 from heldout.rollouts.progress import Progress
-from heldout.rollouts.prompts import PromptReader, PromptSource, copy_prompts
 from heldout.rollouts.run import JobStatus, Run, SecondaryStatus
-from heldout.rollouts.tables import JournalIndex
 from heldout.storage import is_remote
 from heldout.storage.lock import FolderLock
 
 if TYPE_CHECKING:
     from heldout.metrics.summary import Summary
+    from heldout.rollouts.plan import Plan
 
 _WRITE_EVERY_SECONDS = 5.0
 """How often the time spent so far goes into job.json."""
@@ -78,55 +77,73 @@ async def run_job(
 async def _run_locked(
     run: Run, switch: StopSwitch, on_start: Callable[[Progress], None], mirror: Mirror | None
 ) -> Played:
-    parameters = run.document.hyperparameters
-    await _fetch_prompts(run)
-    if mirror is not None:
-        await mirror.begin()
-    progress = Progress.of(run.state.num_prompts or 0, parameters.eval_group_size, run.metric_settings)
-    index = JournalIndex.of(run.journal_folder, parameters.eval_group_size, progress.count_before)
-    if progress.finished == progress.planned:
+    if run.has_journal and (plan := await _planned(run)).is_done:  # stopped before its results were written
         return await _write_up(run, Ending.FINISHED, {})
-    journal = Journal(run.journal_folder)
+    async with contextlib.AsyncExitStack() as started:
+        # The prompts are read while the agent's processes and the model's start.
+        services = await started.enter_async_context(services_of(run))
+        plan = await _planned(run)
+        if mirror is not None:
+            await mirror.begin()
+        await services.ready()
+        ending = await _play(run, plan, services, switch, on_start, mirror)
+        differences = dict(services.runtime.differences)
+        # Results are written while those processes end.
+        ended = asyncio.create_task(started.pop_all().aclose())
     try:
-        async with services_of(run) as services:
-            journal.open()  # not before: a run that could not start leaves nothing behind
-            run.update(secondary_status=SecondaryStatus.EVALUATING)
-            progress.started = time.monotonic()
-            on_start(progress)
-            player = AttemptPlayer(
-                rules=_play_rules(run), runtime=services.runtime, agent=services.agent, journal=journal
-            )
-            engine = Engine(
-                prompts=PromptReader(run.prompts_path),
-                group_size=parameters.eval_group_size,
-                concurrency=parameters.rollout_max_concurrency,
-                max_retries=parameters.rollout_max_retries,
-                isolate_attempts=parameters.isolate_attempts,
-                index=index,
-                player=player,
-                progress=progress,
-                switch=switch,
-                on_all_begun=lambda: prepare(load, has_tracking=_is_tracked(run)),
-            )
-            async with _timed(run), _mirrored(mirror, journal):
-                ending = await engine.play(run.document.stopping_condition.max_runtime_in_seconds)
-            differences = dict(services.runtime.differences)
+        return await _write_up(run, ending, differences)
     finally:
+        await ended
+
+
+async def _planned(run: Run) -> "Plan":
+    def make() -> "Plan":
+        from heldout.rollouts.plan import make_plan
+
+        return make_plan(run)
+
+    return await asyncio.to_thread(make)
+
+
+async def _play(
+    run: Run,
+    plan: "Plan",
+    services: Services,
+    switch: StopSwitch,
+    on_start: Callable[[Progress], None],
+    mirror: Mirror | None,
+) -> Ending:
+    """Plays what is left of the plan. When this returns, all that came of it is in the journal."""
+    parameters = run.document.hyperparameters
+    journal = Journal(run.journal_folder)
+    journal.open()  # not before: a run that could not start leaves nothing behind
+    try:
+        run.update(secondary_status=SecondaryStatus.EVALUATING)
+        plan.progress.started = time.monotonic()
+        on_start(plan.progress)
+        engine = Engine(
+            prompts=plan.prompts,
+            group_size=parameters.eval_group_size,
+            concurrency=parameters.rollout_max_concurrency,
+            max_retries=parameters.rollout_max_retries,
+            isolate_attempts=parameters.isolate_attempts,
+            index=plan.index,
+            player=AttemptPlayer(
+                rules=_play_rules(run), runtime=services.runtime, agent=services.agent, journal=journal
+            ),
+            progress=plan.progress,
+            switch=switch,
+            on_nearly_done=lambda: prepare(load, has_tracking=_is_tracked(run)),
+        )
+        async with _timed(run), _mirrored(mirror, journal):
+            return await engine.play(run.document.stopping_condition.max_runtime_in_seconds)
+    finally:
+        await services.runtime.stop()  # reports on their way are taken first
         await journal.close()
-    return await _write_up(run, ending, differences)
 
 
 def _is_tracked(run: Run) -> bool:
     return run.document.output_data_config.mlflow_config is not None
-
-
-async def _fetch_prompts(run: Run) -> None:
-    if run.state.num_prompts is not None and run.prompts_path.exists():
-        return
-    channel = run.document.prompts
-    source = PromptSource(channel.data_source.dataset, channel.limit, channel.shuffle_seed)
-    count = await asyncio.to_thread(copy_prompts, source, run.prompts_path)
-    run.update(num_prompts=count.number, dataset_hash=count.content_hash)
 
 
 def _play_rules(run: Run) -> PlayRules:

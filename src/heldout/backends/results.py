@@ -6,6 +6,7 @@ would hold up the first model call of a job by a second.
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,13 +32,17 @@ Note = Callable[[str], None]
 
 
 def load(*, has_tracking: bool) -> None:
-    """Imports what `finish_run` needs, so that a process apart has it when the last rollout is in."""
-    import heldout.report.known
-    import heldout.report.page
-    import heldout.report.terminal
+    """Loads what `finish_run` needs, so that a process apart has it when the last rollout is in."""
+    from heldout.report.page import page_template
+    from heldout.rollouts.arrow import leave_pandas_out
 
+    page_template()
+    leave_pandas_out()
+    # The last two are imported by libraries, in the middle of their first call.
+    for module in ("heldout.report.known", "heldout.report.terminal", "pyarrow.dataset", "scipy.special"):
+        import_module(module)
     if has_tracking:
-        import heldout.tracking.mlflow  # noqa: F401
+        import_module("heldout.tracking.mlflow")
 
 
 def write_numbers(folder: Path, *, is_partial: bool) -> "Summary":

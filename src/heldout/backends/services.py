@@ -41,11 +41,23 @@ _ADDRESS_FILE = "runtime-address"
 class Services:
     runtime: JobRuntime
     agent: Agent
+    starting: asyncio.Task[None]
+    """Of the policy and the agent."""
+
+    async def ready(self) -> None:
+        """Returns when the policy and the agent are there. Raises what kept the first of them from it."""
+        try:
+            await self.starting
+        except BaseExceptionGroup as group:
+            raise _cause(group) from group
 
 
 @contextlib.asynccontextmanager
 async def services_of(run: Run) -> AsyncIterator[Services]:
-    """The policy, the Job Runtime and the agent, started; and stopped, whatever happens."""
+    """The Job Runtime, started, and the policy and the agent, starting; and stopped, whatever happens.
+
+    Raises ReferenceProblem when the Job Runtime cannot be where it is to be, or when one of them is none.
+    """
     parameters = run.document.hyperparameters
     policy = make_policy(run.document.model)
     configured = _configured_credentials()
@@ -76,17 +88,21 @@ async def services_of(run: Run) -> AsyncIterator[Services]:
         ) from error
     address = run.folder / _ADDRESS_FILE
     agent = make_agent(run.document, _agent_environment(runtime, run, None if configured else own))
+    write_whole(address, runtime.local_url.encode())
+    starting = asyncio.create_task(_start(policy, agent))
     try:
-        write_whole(address, runtime.local_url.encode())
-        async with asyncio.TaskGroup() as starting:
-            starting.create_task(policy.start())
-            starting.create_task(agent.start())
-        yield Services(runtime, agent)
-    except BaseExceptionGroup as group:
-        raise _cause(group) from group
+        yield Services(runtime, agent, starting)
     finally:
         address.unlink(missing_ok=True)
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
         await asyncio.gather(agent.stop(), runtime.stop(), policy.stop())
+
+
+async def _start(policy: Policy, agent: Agent) -> None:
+    async with asyncio.TaskGroup() as starting:
+        starting.create_task(policy.start())
+        starting.create_task(agent.start())
 
 
 def runtime_address(run: Run) -> str | None:

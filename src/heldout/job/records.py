@@ -116,6 +116,11 @@ class Attempt:
     seconds: float
 
     @property
+    def is_counted(self) -> bool:
+        """Whether it uses up a retry: not one that was lost through no fault of its own."""
+        return self.failure is None or self.failure.kind not in ("lost", "interrupted")
+
+    @property
     def reward(self) -> float | None:
         """Sum of the rewards; None for a failed attempt."""
         return None if self.rewards is None else float(sum(self.rewards))

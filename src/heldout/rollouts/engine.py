@@ -6,14 +6,16 @@ Owns scheduling, retries and stopping. What one attempt is belongs to `attempt`,
 import asyncio
 import enum
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from heldout.errors import JobFailed
 from heldout.job.records import Attempt, Boundary, Prompt
 from heldout.rollouts.attempt import AttemptPlayer, Try
 from heldout.rollouts.progress import Progress
-from heldout.rollouts.prompts import PromptReader
-from heldout.rollouts.tables import JournalIndex, is_counted, rollout_key
+
+if TYPE_CHECKING:
+    from heldout.rollouts.journal_index import JournalIndex
 
 _HOPELESS_FACTOR = 2
 _HOPELESS_LEAST = 50
@@ -21,6 +23,8 @@ _HOPELESS_LEAST = 50
 _FIRST_DELAY_SECONDS = 0.5
 _LONGEST_DELAY_SECONDS = 10.0
 """Between attempts where something outside was not reachable; an agent that failed is tried again at once."""
+_NEARLY_DONE_SECONDS = 2.0
+"""What comes after the last rollout takes about this long to get ready."""
 _MAX_LOST = 8
 """Isolated plays that may be lost in a row before the attempt is counted after all."""
 
@@ -64,18 +68,18 @@ class Engine:
     def __init__(
         self,
         *,
-        prompts: PromptReader,
+        prompts: Iterable[Prompt],
         group_size: int,
         concurrency: int,
         max_retries: int,
         isolate_attempts: bool,
-        index: JournalIndex,
+        index: "JournalIndex",
         player: AttemptPlayer,
         progress: Progress,
         switch: StopSwitch,
-        on_all_begun: Callable[[], None] = lambda: None,
+        on_nearly_done: Callable[[], None] = lambda: None,
     ) -> None:
-        """on_all_begun: called once, when nothing is left to begin and the last rollouts are playing."""
+        """on_nearly_done: called once, some seconds before the last rollout ends, as far as can be told."""
         self._prompts = prompts
         self._group_size = group_size
         self._concurrency = concurrency
@@ -85,8 +89,8 @@ class Engine:
         self._player = player
         self._progress = progress
         self._switch = switch
-        self._on_all_begun = on_all_begun
-        self._are_all_begun = False
+        self._on_nearly_done = on_nearly_done
+        self._is_nearly_done = False
         self._pending = self._unfinished()
         self._failed_on_end: Counter[str] = Counter()
         self._is_out_of_time = False
@@ -124,15 +128,20 @@ class Engine:
     async def _play_slot(self) -> None:
         for prompt, rollout_index in self._pending:
             await self._play_rollout(prompt, rollout_index)
+            if (self._progress.seconds_left or 0.0) < _NEARLY_DONE_SECONDS:
+                self._tell_nearly_done()
             # A slot whose rollouts end without ever waiting must not starve the others.
             await asyncio.sleep(0)
-        if not self._are_all_begun:
-            self._are_all_begun = True
-            self._on_all_begun()
+        self._tell_nearly_done()
+
+    def _tell_nearly_done(self) -> None:
+        if not self._is_nearly_done:
+            self._is_nearly_done = True
+            self._on_nearly_done()
 
     async def _play_rollout(self, prompt: Prompt, rollout_index: int) -> None:
         """Plays attempts until one is final; while stopping, only the attempt in flight."""
-        number = self._index.attempts(rollout_key(prompt.index, rollout_index, self._group_size)) + 1
+        number = self._index.attempts(prompt.index, rollout_index) + 1
         lost = 0
         while True:
             is_last = number >= self._max_attempts
@@ -140,7 +149,7 @@ class Engine:
             attempt = await self._play_attempt(Try(prompt, rollout_index, number, is_last, is_isolated))
             if attempt.is_final or self._switch.is_draining:
                 return
-            if is_counted(attempt) or lost == _MAX_LOST:
+            if attempt.is_counted or lost == _MAX_LOST:
                 number, lost = number + 1, 0
                 await self._wait_before(number, attempt)
             else:
@@ -161,7 +170,7 @@ class Engine:
             for rollout_index in range(self._group_size):
                 if self._switch.is_draining:
                     return
-                if not self._index.is_finished(rollout_key(prompt.index, rollout_index, self._group_size)):
+                if not self._index.is_finished(prompt.index, rollout_index):
                     yield prompt, rollout_index
 
     async def _wait_before(self, number: int, failed: Attempt) -> None:

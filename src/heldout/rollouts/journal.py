@@ -7,14 +7,11 @@ elsewhere while the next is written. Does not know what a line means beyond the 
 
 import asyncio
 import os
-from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import orjson
 
 from heldout.errors import RunError
@@ -264,37 +261,3 @@ def read(folder: Path, *, with_turns: bool = True) -> Iterator[Line]:
                     break
                 yield decode(line, Place(segment, offset), with_turns=with_turns)
                 offset += len(line)
-
-
-class Amendments:
-    """Where each rollout's last amendment stands: 20 bytes an amendment, whatever it holds."""
-
-    def __init__(self) -> None:
-        self._segments: list[Path] = []
-        self._keys = array("q")
-        self._offsets = array("q")
-        self._files = array("i")
-        self._order: npt.NDArray[np.int64] | None = None
-
-    def note(self, key: int, place: Place) -> None:
-        """The amendment at `place` is the latest for the rollout numbered `key`."""
-        if not self._segments or self._segments[-1] != place.segment:
-            self._segments.append(place.segment)
-        self._keys.append(key)
-        self._offsets.append(place.offset)
-        self._files.append(len(self._segments) - 1)
-        self._order = None
-
-    def find(self, key: int) -> Attempt | None:
-        """The latest amendment of the rollout numbered `key`, read from disk; None when there is none."""
-        keys = np.frombuffer(self._keys, dtype=np.int64) if self._keys else np.empty(0, dtype=np.int64)
-        if self._order is None:
-            self._order = np.argsort(keys, kind="stable")
-        after = int(np.searchsorted(keys, key, side="right", sorter=self._order))
-        if after == 0 or keys[self._order[after - 1]] != key:
-            return None
-        position = int(self._order[after - 1])
-        place = Place(self._segments[self._files[position]], self._offsets[position])
-        with place.segment.open("rb") as file:
-            file.seek(place.offset)
-            return decode(file.readline(), place).attempt

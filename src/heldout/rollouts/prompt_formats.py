@@ -13,9 +13,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from heldout.errors import HeldoutError
 
 # Large enough that decoding, not calls, takes the time; small enough to hold several.
@@ -109,6 +106,10 @@ def read_csv(file: BinaryIO) -> Iterator[FormatRow]:
 
 def read_parquet(file: BinaryIO) -> Iterator[FormatRow]:
     """Rows of an Apache Parquet file, pages decoded as they are needed: row groups of any size are fine."""
+    # Slow to import, and a job whose prompts are text starts without it.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     # pyarrow asks for exactly what it needs; the buffer between would fetch the same bytes again after each seek.
     source = file.raw if isinstance(file, io.BufferedReader) else file
     number = 0

@@ -17,9 +17,10 @@ from heldout.errors import RunError, did_you_mean, shown
 from heldout.job.conversations import conversation
 from heldout.job.records import Prompt, Turn
 from heldout.metrics.table import IntArray
+from heldout.rollouts.journal_index import JournalIndex
 from heldout.rollouts.prompts import PromptReader
 from heldout.rollouts.run import JobStatus, Run
-from heldout.rollouts.tables import JournalIndex, write_tables
+from heldout.rollouts.tables import write_tables
 
 Message = dict[str, Any]
 """One message of a conversation in the OpenAI chat format: `role`, `content`, `tool_calls` and so on."""

@@ -7,8 +7,9 @@ from typing import Any
 import orjson
 
 from heldout.metrics.summary import Summary, summarize
+from heldout.rollouts.journal_index import JournalIndex
 from heldout.rollouts.run import JobStatus, Run, write_whole
-from heldout.rollouts.tables import JournalIndex, RunTables, read_tables, write_tables
+from heldout.rollouts.tables import RunTables, read_tables, write_tables
 
 
 def write_results(run: Run, *, is_partial: bool) -> Summary:

@@ -3,8 +3,7 @@
 Both ways are streamed: what is in memory does not grow with the number of rollouts, but for some 30 bytes each.
 """
 
-from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ import pyarrow.parquet as pq
 from heldout.job.records import Attempt, Turn
 from heldout.metrics.table import FloatArray, IntArray, RolloutTable, TurnTable
 from heldout.rollouts.arrow import leave_pandas_out
-from heldout.rollouts.journal import Amendments, read
+from heldout.rollouts.journal import read
+from heldout.rollouts.journal_index import JournalIndex
 from heldout.rollouts.run import Run
 from heldout.storage import open_atomic
 
@@ -83,109 +83,33 @@ _ATTEMPT_COLUMNS: "list[pa.Field[Any]]" = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class JournalIndex:
-    """What one pass over the journal learns: which rollouts are finished, how often each was tried, what was amended.
-
-    Some 30 bytes an attempt, whatever the attempts hold.
-    """
-
-    finished_keys: IntArray
-    """`rollout_key` of each finished rollout, sorted."""
-    tried_keys: IntArray
-    """`rollout_key` of each rollout with a counted attempt, sorted, each once."""
-    attempts_made: IntArray
-    """Highest counted attempt number of each of `tried_keys`."""
-    amendments: Amendments
-    metric_names: tuple[str, ...]
-    """Names of the agents' own metrics, sorted."""
-
-    @classmethod
-    def of(cls, journal: Path, group_size: int, on_final: Callable[[Attempt], None] | None = None) -> Self:
-        """Reads the whole journal once, showing each final attempt (without its turns) to `on_final`."""
-        finished, tried, numbers = array("q"), array("q"), array("q")
-        amendments = Amendments()
-        names: set[str] = set()
-        for line in read(journal, with_turns=False):
-            attempt = line.attempt
-            key = rollout_key(attempt.prompt_index, attempt.rollout_index, group_size)
-            names.update(name for name, _ in attempt.metrics)
-            if line.is_amendment:
-                amendments.note(key, line.place)
-                continue
-            if is_counted(attempt):
-                tried.append(key)
-                numbers.append(attempt.number)
-            if attempt.is_final:
-                finished.append(key)
-                if on_final is not None:
-                    on_final(attempt)
-        order = np.lexsort((np.array(numbers, dtype=np.int64), np.array(tried, dtype=np.int64)))
-        keys, counts = np.array(tried, dtype=np.int64)[order], np.array(numbers, dtype=np.int64)[order]
-        is_last = np.append(keys[1:] != keys[:-1], np.ones(min(1, len(keys)), dtype=bool))
-        return cls(
-            np.sort(np.array(finished, dtype=np.int64)),
-            keys[is_last],
-            counts[is_last],
-            amendments,
-            tuple(sorted(names)),
-        )
-
-    def is_finished(self, key: int) -> bool:
-        """Whether the rollout numbered `key` has its final attempt."""
-        place = int(np.searchsorted(self.finished_keys, key))
-        return place < len(self.finished_keys) and bool(self.finished_keys[place] == key)
-
-    def attempts(self, key: int) -> int:
-        """How many counted attempts the rollout numbered `key` has had."""
-        place = int(np.searchsorted(self.tried_keys, key))
-        if place < len(self.tried_keys) and self.tried_keys[place] == key:
-            return int(self.attempts_made[place])
-        return 0
-
-
-def rollout_key(prompt_index: int, rollout_index: int, group_size: int) -> int:
-    """One number for a rollout of a job."""
-    return prompt_index * group_size + rollout_index
-
-
-def is_counted(attempt: Attempt) -> bool:
-    """Whether an attempt uses up a retry: not one that was lost through no fault of its own."""
-    return attempt.failure is None or attempt.failure.kind not in ("lost", "interrupted")
-
-
 def write_tables(run: Run, index: JournalIndex, folder: Path) -> None:
     """Writes the three Parquet files from the run's journal into `folder`; each appears whole or not at all."""
-    parameters = run.document.hyperparameters
-    group_size, threshold = parameters.eval_group_size, parameters.success_threshold
+    threshold = run.document.hyperparameters.success_threshold
     leave_pandas_out()
     rollout_schema = _rollout_schema(index.metric_names)
     with ExitStack() as stack:
         rollouts = stack.enter_context(_Table(folder / "rollouts.parquet", rollout_schema))
         trajectories = stack.enter_context(_Table(folder / "trajectories.parquet", pa.schema(_TRAJECTORY_COLUMNS)))
         attempts = stack.enter_context(_Table(folder / "attempts.parquet", pa.schema(_ATTEMPT_COLUMNS)))
-        for batch in _batches(_amended(run.journal_folder, index, group_size)):
-            final = [a for a in batch if a.is_final]
+        for batch in _batches(_amended(run.journal_folder, index)):
             rollouts.write(
-                [
-                    rollout_row(a, max(a.number, index.attempts(_key(a, group_size))), threshold, index.metric_names)
-                    for a in final
-                ]
+                [rollout_row(a, _attempts(a, index), threshold, index.metric_names) for a in batch if a.is_final]
             )
             trajectories.write([turn_row(a, turn) for a in batch for turn in a.turns])
             attempts.write([_attempt_row(a) for a in batch])
 
 
-def _key(attempt: Attempt, group_size: int) -> int:
-    return rollout_key(attempt.prompt_index, attempt.rollout_index, group_size)
+def _attempts(final: Attempt, index: JournalIndex) -> int:
+    return max(final.number, index.attempts(final.prompt_index, final.rollout_index))
 
 
-def _amended(journal: Path, index: JournalIndex, group_size: int) -> Iterator[Attempt]:
+def _amended(journal: Path, index: JournalIndex) -> Iterator[Attempt]:
     for line in read(journal):
         attempt = line.attempt
         if line.is_amendment:
             continue
-        latest = index.amendments.find(_key(attempt, group_size)) if attempt.is_final else None
+        latest = index.amendment(attempt.prompt_index, attempt.rollout_index) if attempt.is_final else None
         yield attempt if latest is None else _with_end_of(attempt, latest)
 
 
