@@ -15,7 +15,7 @@ from cloud import OUTPUT, Cloud, between_sagemaker_and, cloud_in, documents, eva
 from heldout import Execution, MultiTurnRLEvaluator
 from heldout.backends.sagemaker.account import Account
 from heldout.backends.sagemaker.mlflow_apps import create_app
-from heldout.backends.sagemaker.pipelines import SHARED_NAME, put_definition
+from heldout.backends.sagemaker.pipelines import SHARED_NAME, TAG, put_definition
 from heldout.errors import CloudError
 from middle import Middle, Refusal, middle
 from served import REGION, ROLE
@@ -80,15 +80,44 @@ def test_where_there_are_no_versions_it_has_a_pipeline_of_its_own(between: Middl
     assert tags[-2:] == [[{"Key": "SagemakerModelEvaluation", "Value": "true"}]] * 2
 
 
-def test_a_pipeline_without_the_tag_is_not_touched(between: Middle) -> None:
-    made = evaluator()
-    put_definition(Account(), SHARED_NAME, json.loads(made.evaluate(dry_run=True)), role_arn=ROLE)
+@pytest.fixture
+def untagged(between: Middle) -> Iterator[Middle]:
+    """Someone else's pipeline has the name of ours."""
+    definition = json.loads(evaluator().evaluate(dry_run=True))
+    put_definition(Account(session(), REGION), SHARED_NAME, definition, role_arn=ROLE)
+    client = session().client("sagemaker", region_name=REGION)
+    arn = client.describe_pipeline(PipelineName=SHARED_NAME)["PipelineArn"]
+    client.delete_tags(ResourceArn=arn, TagKeys=[TAG["Key"]])
     between.requests.clear()
-    between.changed["ListTags"] = lambda reply: {"Tags": []}
-    made.evaluate().stop()
-    name = between.requests_of("StartPipelineExecution")[0]["PipelineName"]
+    yield between
+    client.add_tags(ResourceArn=arn, Tags=[{"Key": TAG["Key"], "Value": TAG["Value"]}])
+
+
+def test_a_pipeline_without_the_tag_is_not_touched(untagged: Middle) -> None:
+    evaluator().evaluate().stop()
+    name = untagged.requests_of("StartPipelineExecution")[0]["PipelineName"]
     assert name.startswith(f"{SHARED_NAME}-")
-    assert {request["PipelineName"] for request in between.requests_of("UpdatePipeline")} == {name}
+    assert {request["PipelineName"] for request in untagged.requests_of("UpdatePipeline")} == {name}
+
+
+def test_a_pipeline_that_someone_else_has_just_made_is_not_touched(untagged: Middle) -> None:
+    """It was not there when the evaluation was prepared."""
+    untagged.refused["DescribePipeline"] = Refusal("ResourceNotFound", times=untagged.asked["DescribePipeline"] + 1)
+    evaluator().evaluate().stop()
+    assert untagged.requests_of("StartPipelineExecution")[0]["PipelineName"].startswith(f"{SHARED_NAME}-")
+    assert untagged.requests_of("UpdatePipeline") == []
+
+
+def test_of_a_pipeline_that_is_replaced_at_the_last_moment_nothing_is_started(between: Middle) -> None:
+    between.changed["UpdatePipeline"] = lambda reply: reply | {"PipelineArn": replaced}
+    client = session().client("sagemaker", region_name=REGION)
+    definition = evaluator().evaluate(dry_run=True)
+    replaced = client.create_pipeline(
+        PipelineName="replaced", PipelineDefinition=definition, RoleArn=ROLE, ClientRequestToken="replaced" * 4
+    )["PipelineArn"]
+    with pytest.raises(CloudError, match=r"was replaced by one without the tag .*; nothing was started of it"):
+        evaluator().evaluate()
+    assert between.requests_of("StartPipelineExecution") == []
 
 
 def test_who_comes_second_in_making_the_pipeline_takes_the_first_ones(between: Middle) -> None:

@@ -2,7 +2,8 @@
 
 UpdatePipeline says which version it made, and StartPipelineExecution starts just that one, whatever others have made of the
 pipeline in between. Where an endpoint knows no versions, each evaluation gets a pipeline of its own. Only pipelines with the
-tag of evaluations are touched. Source: botocore's service model `sagemaker` (1.44).
+tag of evaluations are touched: UpdatePipeline takes no condition, so the tag is looked for right before each update, and again
+before anything is started. Source: botocore's service model `sagemaker` (1.44).
 """
 
 import json
@@ -15,6 +16,7 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from heldout.backends.sagemaker.account import Account, code_of, is_absent, pages, told
+from heldout.errors import CloudError
 from heldout.pipeline.definition import PIPELINE_PREFIX
 
 SHARED_NAME = f"{PIPELINE_PREFIX}-heldout"
@@ -27,13 +29,7 @@ _DESCRIPTION = "Multi-turn RL evaluation by Heldout"
 def pipeline_name(account: Account) -> str:
     """The pipeline that a new evaluation is a version of: the shared one, or a new one where that name is another's."""
     with told(f"pipeline {SHARED_NAME}"):
-        try:
-            described = account.sagemaker.describe_pipeline(PipelineName=SHARED_NAME)
-        except ClientError as error:
-            if is_absent(error):
-                return SHARED_NAME
-            raise
-        return SHARED_NAME if _is_evaluation(account, described["PipelineArn"]) else own_name()
+        return own_name() if _is_ours(account, SHARED_NAME) is False else SHARED_NAME
 
 
 def own_name() -> str:
@@ -44,20 +40,21 @@ def own_name() -> str:
 def put_definition(account: Account, name: str, definition: Mapping[str, Any], *, role_arn: str) -> int | None:
     """Makes a version of the pipeline with this definition, and the pipeline where it is not there.
 
-    Returns the version's id; None when the endpoint knows no versions: then nothing may be started of this pipeline that is not
-    new. Raises CloudError.
+    Returns the version's id; None when the endpoint knows no versions, or the pipeline is not one of evaluations: then nothing
+    may be started of it. Raises CloudError.
     """
     text = json.dumps(definition)
     with told(f"pipeline {name}"):
-        for number in range(1, _MAX_TRIES + 1):
-            try:
-                return _updated(account, name, text, role_arn)
-            except ClientError as error:
-                # Others update it at this moment, or have just made it.
-                if code_of(error) != "ConflictException" or number == _MAX_TRIES:
-                    raise
-                time.sleep(min(0.1 * 2.0**number, 5.0) * random.random())
-    raise AssertionError("the last try returns or raises")
+        updated = _updated(account, name, text, role_arn)
+        if updated is None:
+            return None
+        version = updated.get("PipelineVersionId")
+        if not _is_evaluation(account, updated["PipelineArn"]):
+            raise CloudError(
+                f"pipeline {name} was replaced by one without the tag {TAG['Key']} just before it got version {version}, which is "
+                "this evaluation's definition; nothing was started of it: tell its owner, and start again"
+            )
+        return None if version is None else int(version)
 
 
 def create_own(account: Account, name: str, definition: Mapping[str, Any], *, role_arn: str) -> None:
@@ -96,33 +93,38 @@ def evaluation_executions(account: Account) -> Iterator[str]:
     yield from (arn for _, arn in sorted(found, reverse=True))
 
 
-def _updated(account: Account, name: str, text: str, role_arn: str) -> int | None:
-    client = account.sagemaker
-    asked = {"PipelineName": name, "PipelineDefinition": text, "RoleArn": role_arn}
+def _updated(account: Account, name: str, text: str, role_arn: str) -> Mapping[str, Any] | None:
+    """The reply of UpdatePipeline, since that of CreatePipeline has no version; None when the pipeline is someone else's."""
+    for number in range(1, _MAX_TRIES + 1):
+        try:
+            if not _is_there(account, name, text, role_arn):
+                return None
+            updated: Mapping[str, Any] = account.sagemaker.update_pipeline(
+                PipelineName=name, PipelineDefinition=text, RoleArn=role_arn
+            )
+            return updated
+        except ClientError as error:
+            # Others update it at this moment, or have just deleted it.
+            if number == _MAX_TRIES or not (code_of(error) == "ConflictException" or is_absent(error)):
+                raise
+            time.sleep(min(0.1 * 2.0**number, 5.0) * random.random())
+    raise AssertionError("the last try returns or raises")
+
+
+def _is_there(account: Account, name: str, text: str, role_arn: str) -> bool:
+    """Whether there is a pipeline of this name for evaluations, made now where there was none."""
+    is_ours = _is_ours(account, name)
+    if is_ours is not None:
+        return is_ours
     try:
-        updated = client.update_pipeline(**asked)
-    except ClientError as error:
-        if not is_absent(error):
+        _create(account, name, text, role_arn)
+    except ClientError:
+        # Someone else may have been quicker, which each service tells in words of its own.
+        is_ours = _is_ours(account, name)
+        if is_ours is None:
             raise
-        updated = _created_and_updated(account, name, asked)
-    version = updated.get("PipelineVersionId")
-    return None if version is None else int(version)
-
-
-def _created_and_updated(account: Account, name: str, asked: Mapping[str, str]) -> Mapping[str, Any]:
-    """What UpdatePipeline says once the pipeline is there: CreatePipeline does not say which version it made."""
-    refusal = None
-    try:
-        _create(account, name, asked["PipelineDefinition"], asked["RoleArn"])
-    except ClientError as error:
-        refusal = error  # another evaluation may have been quicker, which each service tells in words of its own
-    try:
-        updated: Mapping[str, Any] = account.sagemaker.update_pipeline(**asked)
-    except ClientError as error:
-        if refusal is not None and is_absent(error):
-            raise refusal from error
-        raise
-    return updated
+        return is_ours
+    return True
 
 
 def _create(account: Account, name: str, text: str, role_arn: str) -> None:
@@ -135,6 +137,17 @@ def _create(account: Account, name: str, text: str, role_arn: str) -> None:
         ClientRequestToken=secrets.token_hex(16),
         Tags=[TAG],
     )
+
+
+def _is_ours(account: Account, name: str) -> bool | None:
+    """Whether the pipeline of this name has the tag of evaluations; None: there is none of this name."""
+    try:
+        described = account.sagemaker.describe_pipeline(PipelineName=name)
+        return _is_evaluation(account, described["PipelineArn"])
+    except ClientError as error:
+        if is_absent(error):
+            return None
+        raise
 
 
 def _is_evaluation(account: Account, arn: str) -> bool:
