@@ -115,7 +115,7 @@ def test_of_a_pipeline_that_is_replaced_at_the_last_moment_nothing_is_started(be
     replaced = client.create_pipeline(
         PipelineName="replaced", PipelineDefinition=definition, RoleArn=ROLE, ClientRequestToken="replaced" * 4
     )["PipelineArn"]
-    with pytest.raises(CloudError, match=r"was replaced by one without the tag .*; nothing was started of it"):
+    with pytest.raises(CloudError, match=r"was replaced by one without the tag .*; nothing was started"):
         evaluator().evaluate()
     assert between.requests_of("StartPipelineExecution") == []
 

@@ -11,9 +11,11 @@ import requests
 from evaluations import write_prompts
 from heldout.job.records import Boundary
 from heldout.rollouts.run import Run
+from heldout.runtime.signing import Credentials
 from jobs import rows
 from model_servers import model_server
 from served import ROLE, Served, served
+from service_jobs import refused, until
 from service_registry import BUCKET, MODEL, RUNTIME, registry_of
 
 PROMPTS = ("1", "0.5", "0")
@@ -54,8 +56,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-def played(server: Served, agent: str, prompts: tuple[str, ...], name: str) -> str:
-    """The ARN of a job of this agent that has been played to its end. `URL` in the agent is the server's."""
+def named(name: str) -> dict[str, str]:
+    return {"JobName": name, "JobCategory": "AgentRFTEvaluation"}
+
+
+def begun(server: Served, agent: str, prompts: tuple[str, ...], name: str) -> str:
+    """The ARN of a new job of this agent. `URL` in the agent is the server's."""
     folder = server.context.state.parent
     (folder / "agent.py").write_text(f"URL = {server.url!r}\n{agent}")
     write_prompts(folder / "bucket" / name, prompts)
@@ -71,17 +77,26 @@ def played(server: Served, agent: str, prompts: tuple[str, ...], name: str) -> s
         },
         "StoppingCondition": {"MaxRuntimeInSeconds": 600},
     }
-    sagemaker = server.client("sagemaker")
-    job = {"JobName": name, "JobCategory": "AgentRFTEvaluation"}
-    arn: str = sagemaker.create_job(
-        **job, RoleArn=ROLE, JobConfigSchemaVersion="1.0.0", JobConfigDocument=json.dumps(document)
+    arn: str = server.client("sagemaker").create_job(
+        **named(name), RoleArn=ROLE, JobConfigSchemaVersion="1.0.0", JobConfigDocument=json.dumps(document)
     )["JobArn"]
+    return arn
+
+
+def played(server: Served, agent: str, prompts: tuple[str, ...], name: str) -> str:
+    """The ARN of a job that has been played to its end."""
+    arn = begun(server, agent, prompts, name)
+    wait_until_completed(server, name)
+    return arn
+
+
+def wait_until_completed(server: Served, name: str) -> None:
+    sagemaker = server.client("sagemaker")
     deadline = time.monotonic() + 120
-    while (status := sagemaker.describe_job(**job)["JobStatus"]) == "InProgress":
+    while (status := sagemaker.describe_job(**named(name))["JobStatus"]) == "InProgress":
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert status == "Completed"
-    return arn
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +131,48 @@ def test_a_job_that_is_not_there_is_not_found_and_one_that_is_not_named_is_asked
     reply = requests.post(f"{server.url}/v1/chat/completions", json={})
     assert (reply.status_code, reply.headers["x-amzn-errortype"]) == (400, "ValidationException")
     assert "X-Amzn-SageMaker-Job-Arn" in reply.json()["Message"]
+
+
+WAITING_AGENT = """
+import pathlib
+import time
+
+def play(payload):
+    while not pathlib.Path(__file__).with_name("may-end").exists():
+        time.sleep(0.05)
+    return {"reward": 1.0}
+"""
+
+
+def test_who_cannot_sign_does_not_learn_which_jobs_there_are(server: Served, job: str) -> None:
+    playing = begun(server, WAITING_AGENT, ("1",), "playing")
+    run = server.context.state.parent / "bucket" / "output" / "playing" / "base-model-eval"
+    until(lambda: (run / "runtime-address").exists(), bool)
+    target = {"TrajectoryId": "some-trajectory"}
+
+    def answers(arn: str) -> list[tuple[int, bytes, set[str]]]:
+        """To model calls and reports by callers without a proof, with a made-up one and with a wrong one."""
+        of = {"X-Amzn-SageMaker-Job-Arn": arn}
+        replies = [requests.get(f"{server.url}/v1/models", headers=of)]
+        for headers in ({}, {"Authorization": "Bearer made-up"}, {"Authorization": "Bearer sagemaker-api-key-made-up"}):
+            replies.append(requests.post(f"{server.url}/v1/chat/completions", json={}, headers=of | headers))
+            replies.append(
+                requests.post(f"{server.url}/complete-rollout", json=target | {"JobArn": arn}, headers=headers)
+            )
+        return [(reply.status_code, reply.content, set(reply.headers)) for reply in replies]
+
+    def signed_wrongly(arn: str) -> tuple[str, str]:
+        other = server.client("sagemakerjobruntime", Credentials("AKIDOTHER", "another/secret"))
+        return refused(other.complete_rollout, JobArn=arn, TrajectoryId="some-trajectory")
+
+    told, told_signed = answers(playing), signed_wrongly(playing)
+    (server.context.state.parent / "may-end").touch()
+    wait_until_completed(server, "playing")
+    assert {status for status, _, _ in told} == {403}
+    assert told_signed[0] == "AccessDeniedException"
+    for arn in (job, f"{job}-2"):
+        assert answers(arn) == told
+        assert signed_wrongly(arn) == told_signed
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """The Job Runtime of every job at this server's own address: requests are handed to the runtime of the job they name.
 
-That one lets in who may, as it does its own agents: signatures, tokens and secrets are passed on untouched.
+That one lets in who may, as it does its own agents: signatures, tokens and secrets are passed on untouched. Where there is no
+runtime to ask, who cannot sign is refused in the same words, and does not learn whether there is such a job.
 """
 
 import asyncio
@@ -13,8 +14,12 @@ from aiohttp import web
 from heldout.backends.services import runtime_address
 from heldout.errors import shown
 from heldout.rollouts.run import Run
+from heldout.runtime.access import Access
 from heldout.runtime.refusals import Refusal, conflict, internal, invalid, not_found
+from heldout.runtime.signing import SignedRequest
+from heldout.service.auth import KeySource
 from heldout.service.forwarding import forward, new_session
+from heldout.service.fronts import signed_request
 
 _JOB_HEADER = "X-Amzn-SageMaker-Job-Arn"
 _REPORTS = ("/complete-rollout", "/update-reward")
@@ -24,9 +29,11 @@ _CALLS = ("/chat/completions", "/completions", "/sample", "/sample-with-response
 class JobRuntimes:
     """Hands requests on to the runtimes of the jobs that play."""
 
-    def __init__(self, run_of: Callable[[str], Run | None]) -> None:
-        """run_of: the run of a job by its ARN; may block."""
+    def __init__(self, run_of: Callable[[str], Run | None], keys: KeySource | None, region: str) -> None:
+        """run_of: the run of a job by its ARN; may block. keys: of those who may know which jobs there are; None: all may."""
         self._run_of = run_of
+        self._keys = keys
+        self._region = region
         self._http: aiohttp.ClientSession | None = None
 
     def takes(self, request: web.Request) -> bool:
@@ -58,14 +65,26 @@ class JobRuntimes:
         if not arn:
             raise invalid(f"which job? Send its ARN in the header {_JOB_HEADER}")
         run = await asyncio.to_thread(self._run_of, arn)
+        address = None if run is None else await asyncio.to_thread(runtime_address, run)
+        if address is not None:
+            return address
+        self._check_caller(arn, signed_request(request, await request.read()))
         if run is None:
             raise not_found(f"there is no job {shown(arn, 300)} on this server")
-        address = await asyncio.to_thread(runtime_address, run)
-        if address is None and is_report:
+        if is_report:
             raise conflict(f"job {arn} is {run.state.status}: its trajectories are not in valid status for reports")
-        if address is None:
-            raise not_found(f"job {arn} is {run.state.status} and has no Job Runtime now")
-        return address
+        raise not_found(f"job {arn} is {run.state.status} and has no Job Runtime now")
+
+    def _check_caller(self, arn: str, request: SignedRequest) -> None:
+        """Raises Refusal (403) as the job's runtime would, of a job that plays."""
+        if self._keys is None:
+            return
+        access = Access(job_arn=arn, region=self._region, credentials=self._keys())
+        authorization = request.headers.get("authorization", "")
+        if access.needs_body(authorization):
+            access.check_signature(request)
+        else:
+            access.check_bearer(authorization)
 
 
 def _refused(refusal: Refusal) -> web.Response:

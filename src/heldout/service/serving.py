@@ -78,7 +78,7 @@ async def serving(settings: Settings) -> AsyncIterator[Context]:
             agents=agents,
             pages=pages,
         )
-        runtimes = JobRuntimes(functools.partial(run_of, context))
+        runtimes = JobRuntimes(functools.partial(run_of, context), keys, settings.region)
         stack.push_async_callback(runtimes.stop)
         service = Service(context, gate, (Objects(gate), pages, runtimes))
         runner = web.AppRunner(service.application(), access_log=None, shutdown_timeout=1.0)

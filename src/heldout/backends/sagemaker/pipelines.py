@@ -51,8 +51,8 @@ def put_definition(account: Account, name: str, definition: Mapping[str, Any], *
         version = updated.get("PipelineVersionId")
         if not _is_evaluation(account, updated["PipelineArn"]):
             raise CloudError(
-                f"pipeline {name} was replaced by one without the tag {TAG['Key']} just before it got version {version}, which is "
-                "this evaluation's definition; nothing was started of it: tell its owner, and start again"
+                f"pipeline {name} was replaced by one without the tag {TAG['Key']} just before it got version {version}, this "
+                "evaluation's; nothing was started: tell its owner, and start again"
             )
         return None if version is None else int(version)
 
