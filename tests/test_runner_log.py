@@ -16,6 +16,7 @@ from heldout.metrics.settings import MetricSettings
 from heldout.rollouts.progress import Progress
 
 STAMPED = b"2026-01-02T03:04:05.678Z base-model-eval begun\n"
+OPEN_FILES = Path("/proc/self/fd")
 AT_MS = 1_767_323_045_678
 PROGRAM = """
 import os, sys
@@ -118,6 +119,16 @@ def test_whoever_goes_on_from_any_place_reads_the_same_lines(
     whole = list(lines_of(path))
     for number, line in enumerate(whole):
         assert list(lines_of(path, line.end)) == whole[number + 1 :]
+
+
+@pytest.mark.skipif(not OPEN_FILES.exists(), reason="the system does not say which files are open")
+def test_logs_that_are_read_side_by_side_are_not_all_open(tmp_path: Path) -> None:
+    for number in range(50):
+        add_line(tmp_path / str(number), "one", "said")
+    before = len(list(OPEN_FILES.iterdir()))
+    reading = [lines_of(tmp_path / str(number)) for number in range(50)]
+    assert [next(lines).text for lines in reading] == ["said"] * 50
+    assert len(list(OPEN_FILES.iterdir())) < before + 10
 
 
 def attempt(index: int, failure: Failure | None) -> Attempt:

@@ -133,7 +133,7 @@ class Execution:
     def wait(
         self, target_status: TargetStatus = "Succeeded", poll: float | None = None, timeout: float | None = None
     ) -> None:
-        """Shows how the evaluation goes, in a terminal or a notebook, until it has the status, by default until it is done.
+        """Shows how the evaluation goes, and what is logged, until it has the status, by default until it is done.
 
         poll: seconds between looks, by default 1 for an evaluation on this machine and 5 for one in AWS. timeout: seconds to wait
         at most. Interrupting it does not stop the evaluation. Raises JobFailed when it ended otherwise, WaitTimeout when the

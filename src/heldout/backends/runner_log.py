@@ -51,25 +51,13 @@ class _Stamp(NamedTuple):
 def lines_of(path: Path, start: int = 0) -> Iterator[Line]:
     """The lines of a log that lie whole in it, from the place `start` on; none where there is no log.
 
-    start: 0, or the `end` of a line.
+    start: 0, or the `end` of a line. The file is open only while some lines are read: as many logs as one likes can be gone
+    through side by side.
     """
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return
-    with file:
-        start = min(start, file.seek(0, os.SEEK_END))
-        stamp = _stamp_before(file, start)
-        file.seek(start)
-        while data := file.readline(LONGEST_LINE_BYTES):
-            if not data.endswith(b"\n") and len(data) < LONGEST_LINE_BYTES:
-                return  # it is being written
-            end = start + len(data)
-            if found := _STAMP.match(data):
-                stamp = _stamp(found)
-                data = data[found.end() :]
-            yield Line(start, end, stamp.time_ms, stamp.run, data.removesuffix(b"\n").decode("utf-8", "replace"))
-            start = end
+    stamp: _Stamp | None = None
+    while lines := _some_lines(path, start, stamp):
+        yield from lines
+        start, stamp = lines[-1].end, _Stamp(lines[-1].time_ms, lines[-1].run)
 
 
 def add_line(path: Path, run: str, text: str) -> None:
@@ -117,6 +105,28 @@ def _write(fd: int, run: str, text: bytes) -> None:
         now = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")
         with contextlib.suppress(OSError):  # a full disk stops the journal with a reason; a line fewer here is none
             os.write(fd, f"{now}Z {run or _NO_RUN} ".encode() + text[first : first + most] + b"\n")
+
+
+def _some_lines(path: Path, start: int, stamp: _Stamp | None) -> list[Line]:
+    """The next lines from a place on, few enough to be held. stamp: the one before the place, where it is known."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return []
+    found: list[Line] = []
+    with file:
+        place = min(start, file.seek(0, os.SEEK_END))
+        stamp = stamp or _stamp_before(file, place)
+        file.seek(place)
+        while place < start + _BLOCK_BYTES and (data := file.readline(LONGEST_LINE_BYTES)):
+            if not data.endswith(b"\n") and len(data) < LONGEST_LINE_BYTES:
+                break  # it is being written
+            begin, place = place, place + len(data)
+            if stamped := _STAMP.match(data):
+                stamp, data = _stamp(stamped), data[stamped.end() :]
+            text = data.removesuffix(b"\n").decode("utf-8", "replace")
+            found.append(Line(begin, place, stamp.time_ms, stamp.run, text))
+    return found
 
 
 def _stamp_before(file: IO[bytes], place: int) -> _Stamp:
