@@ -60,11 +60,11 @@ class Watcher:
 
     def show(self) -> None:
         """Shows the evaluation as it is now, and what was logged since it was last shown: all there is, of one that is over."""
-        for line in self._new_lines():
+        for lines in self._new_lines():
             if self._notebook is not None:
-                self._last_lines.append(line)
+                self._last_lines.extend(lines)
             else:
-                self._console.print(line, soft_wrap=True)
+                self._console.print(Text("\n").join(lines), soft_wrap=True)  # at once: each print draws the panel again
         if self._notebook is not None:
             self._notebook.update(Group(*self._last_lines, panel(self._evaluation)))
         elif self._live is not None:
@@ -72,16 +72,17 @@ class Watcher:
         else:
             self._say()
 
-    def _new_lines(self) -> Iterator[Text]:
+    def _new_lines(self) -> Iterator[list[Text]]:
+        """What is new, some lines at a time."""
         evaluation = self._evaluation
         is_over = ExecutionStatus(evaluation.status.overall_status).is_final
         for _ in range(_LOOKS_AT_THE_END if is_over else 1):
             lines = evaluation.new_log_lines()
-            yield from (log_line(line, evaluation.name) for line in lines)
             if not lines:
                 return
+            yield [log_line(line, evaluation.name) for line in lines]
         if is_over:
-            yield Text(f"the log goes on; the rest of it is not shown ({evaluation.where_to_look()})", style="dim")
+            yield [Text(f"the log goes on; the rest of it is not shown ({evaluation.where_to_look()})", style="dim")]
 
     def _say(self) -> None:
         status = self._evaluation.status
@@ -106,7 +107,7 @@ def log_line(line: LogLine, evaluation: str) -> Text:
     """
     text = visible(line.text[:_LONGEST_LINE]).replace("\n", "\n    ") + ("…" if len(line.text) > _LONGEST_LINE else "")
     return Text.assemble(
-        (f"{line.time.astimezone():%Y-%m-%d %H:%M:%S} ", "dim"), (f"{line.run or evaluation}: ", "cyan"), text
+        (f"{line.time.astimezone():%Y-%m-%d %H:%M:%S} ", "dim"), (f"{visible(line.run or evaluation)}: ", "cyan"), text
     )
 
 
