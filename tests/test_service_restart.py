@@ -12,13 +12,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import requests
 
 from heldout.cli import main
 from heldout.service.jobs import JobRecord
 from heldout.storage.lock import holder_of
 from jobs import rows
 from served import KEYS, REGION, client, served
-from service_jobs import REGISTRY_FILE, SLOW_AGENT, create, describe, document, ended, registry, run_of, until
+from service_jobs import (
+    DEADLINE_SECONDS,
+    REGISTRY_FILE,
+    SLOW_AGENT,
+    create,
+    describe,
+    document,
+    ended,
+    registry,
+    run_of,
+    until,
+)
 
 
 class Started(NamedTuple):
@@ -151,6 +163,43 @@ def test_a_job_that_was_told_of_and_not_begun_when_the_server_was_killed_is_begu
         with served(tmp_path / "state", names) as server:
             assert ended(server.client("sagemaker"), "told")["JobStatus"] == "Completed"
     assert [row["reward"] for row in rows(run_of(tmp_path, "told"))] == [1.0]
+
+
+KEPT = "print('running', flush=True); import threading; threading.Event().wait()"
+KEEPING = f"""
+import subprocess, sys, threading
+command = [sys.executable, "-m", "heldout.service.mlflow_keeper", sys.executable, "-c", {KEPT!r}]
+keeper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+threading.Event().wait()
+"""
+
+
+def test_what_a_server_keeps_beside_it_ends_when_it_is_killed() -> None:
+    server = subprocess.Popen([sys.executable, "-c", KEEPING], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    assert server.stdout.readline() == "running\n"
+    server.kill()
+    # All three write to it: it ends when the last of them has.
+    assert server.communicate(timeout=DEADLINE_SECONDS)[0] == ""
+
+
+@pytest.mark.slow
+def test_mlflows_pages_go_with_a_server_that_is_killed_and_come_with_the_next(tmp_path: Path) -> None:
+    (tmp_path / REGISTRY_FILE).write_text("")
+
+    def running() -> list[str]:
+        listed = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+        return [line for line in listed.splitlines() if "mlflow server" in line and str(tmp_path) in line]
+
+    for _ in range(2):
+        with started(tmp_path) as server:
+            [app] = server.client.list_mlflow_apps()["Summaries"]
+            url = server.client.create_presigned_mlflow_app_url(Arn=app["Arn"])["AuthorizedUrl"]
+            with requests.Session() as browser:
+                assert "<title>MLflow</title>" in browser.get(url, headers={"Accept": "text/html"}).text
+            assert running()
+            kill(server)
+        until(running, lambda found: not found)
 
 
 def test_a_server_says_one_line_when_it_accepts_requests_and_ends_on_ctrl_c(tmp_path: Path) -> None:

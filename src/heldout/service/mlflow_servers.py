@@ -1,4 +1,4 @@
-"""MLflow's own servers, one for each app whose pages are asked for, in processes of their own."""
+"""MLflow's own servers, one for each app whose pages are asked for, in processes of their own that end with this one."""
 
 import asyncio
 import contextlib
@@ -16,12 +16,12 @@ from aiohttp import web
 from heldout.errors import MissingExtra, StorageError
 from heldout.service.forwarding import forward, new_session
 from heldout.service.mlflow_calls import tracking_uri
+from heldout.service.mlflow_keeper import STOP_SECONDS
 from heldout.tracking.connection import ui_command
 
 _START_SECONDS = 120.0
 """How long one may take to answer: it imports most of the scientific stack."""
 _ASK_AGAIN_SECONDS = 0.2
-_STOP_SECONDS = 5.0
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 """Unless the user says otherwise: nothing phones home, and no processes for background jobs, which nobody here asks for."""
 
@@ -33,7 +33,7 @@ class _Server(NamedTuple):
     async def stop(self) -> None:
         self._signal(signal.SIGTERM)
         try:
-            async with asyncio.timeout(_STOP_SECONDS):
+            async with asyncio.timeout(STOP_SECONDS):
                 await self.process.wait()
         except TimeoutError:
             pass
@@ -84,10 +84,11 @@ class MlflowServers:
             )
         port = _free_port()
         process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "heldout.service.mlflow_keeper"),
             *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"),
             *("--host", "127.0.0.1", "--port", str(port), "--static-prefix", f"{self._prefix}{app_id}"),
             *("--artifacts-destination", str(folder / "mlartifacts")),
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.PIPE,  # it closes with this process, however that ends
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
             cwd=folder,
