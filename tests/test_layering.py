@@ -109,6 +109,12 @@ def test_a_room_brings_in_no_room_above_it_and_nothing_heavy(room: str) -> None:
     assert {module.split(".")[0] for module in modules} & TOO_HEAVY.get(room, set()) == set()
 
 
+def test_an_evaluation_starts_its_agent_before_it_loads_what_only_its_prompts_and_results_need() -> None:
+    heavy = {"aiohttp", "boto3", "jinja2", "mlflow", "numpy", "pandas", "pyarrow", "scipy"}
+    modules = brought_in_by(["heldout.cli", "heldout.backends.local", "heldout.backends.services"])
+    assert {module.split(".")[0] for module in modules} & heavy == set()
+
+
 def test_every_room_has_its_place_in_the_order() -> None:
     rooms = {path.name for path in ROOT.iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert rooms <= ROOMS_BELOW.keys()
