@@ -7,7 +7,7 @@ them; elsewhere a line for each change and for each line of the log.
 import importlib
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from types import TracebackType
@@ -66,7 +66,7 @@ class Watcher:
             else:
                 self._console.print(Text("\n").join(lines), soft_wrap=True)  # at once: each print draws the panel again
         if self._notebook is not None:
-            self._notebook.update(Group(*self._last_lines, panel(self._evaluation)))
+            self._notebook.update(panel(self._evaluation, self._last_lines))
         elif self._live is not None:
             self._live.update(panel(self._evaluation), refresh=True)
         else:
@@ -111,8 +111,8 @@ def log_line(line: LogLine, evaluation: str) -> Text:
     )
 
 
-def panel(evaluation: StartedEvaluation) -> Panel:
-    """The evaluation's steps, and the job that plays."""
+def panel(evaluation: StartedEvaluation, log: Collection[Text] = ()) -> Panel:
+    """The evaluation's steps, and the job that plays. log: lines to have below them."""
     state = evaluation.status
     begun = {step.name: step for step in state.step_details}
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -132,6 +132,7 @@ def panel(evaluation: StartedEvaluation) -> Panel:
         parts += ["", lines]
     if state.failure_reason:
         parts += ["", Text(state.failure_reason, style="red")]
+    parts += ["", *log] if log else []
     return Panel(Group(*parts), title=f"{evaluation.name}: {state.overall_status}", title_align="left")
 
 
