@@ -329,7 +329,9 @@ def _settings(given: list[str]) -> dict[str, str]:
         name, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"-H {text!r} is not NAME=VALUE; write for example -H eval_group_size=4")
-        settings[name.strip()] = value
+        name = name.strip()
+        if settings.setdefault(name, value) != value:
+            raise InputError(f"-H {name!r} is given twice: {settings[name]!r} and {value!r}; leave one of them out")
     return settings
 
 

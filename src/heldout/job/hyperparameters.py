@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from heldout.errors import HyperparameterError, did_you_mean, shown
 
 Value = int | float | bool | str | tuple[int, ...]
+_MOST = 2**31 - 1
+"""Of any integer without another limit: model servers read token counts and seeds into 32 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,9 @@ class Specification:
         kind = "an integer" if isinstance(self.default, int) else "a number"
         if self.low is None:
             return f"{kind} that is finite"
-        start = f"above {self.low:g}" if self.is_low_excluded else f"from {self.low:g}"
-        return f"{kind} {start} up" if self.high is None else f"{kind} {start} to {self.high:g}"
+        if self.is_low_excluded:
+            return f"{kind} above {self.low:g}" + ("" if self.high is None else f" and up to {self.high:.10g}")
+        return f"{kind} from {self.low:g} " + ("up" if self.high is None else f"to {self.high:.10g}")
 
     def parse(self, value: object) -> Value:
         """`value` (or its text, as the SDK sends it) in this hyperparameter's type.
@@ -95,7 +98,7 @@ def _counts(value: object) -> tuple[int, ...] | None:
     values = [value] if isinstance(value, int) else value
     if not isinstance(values, list | tuple) or not values:
         return None
-    if any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
+    if any(isinstance(v, bool) or not isinstance(v, int) or not 1 <= v <= _MOST for v in values):
         return None
     return tuple(sorted(set(values)))
 
@@ -128,6 +131,7 @@ SPECIFICATIONS: Mapping[str, Specification] = {
             4096,
             "most tokens of one reply",
             1,
+            _MOST,
             spellings=("eval_sampling_params.sampling_max_tokens", "sampling_max_tokens"),
         ),
         Specification(
@@ -177,7 +181,7 @@ SPECIFICATIONS: Mapping[str, Specification] = {
             "what a rollout that failed for good counts as: reward 0, or nothing",
             choices=("zero", "exclude"),
         ),
-        Specification("seed", 0, "what every rollout's sampling seed is drawn from", 0, 2**31 - 1),
+        Specification("seed", 0, "what every rollout's sampling seed is drawn from", 0, _MOST),
     )
 }
 

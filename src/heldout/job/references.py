@@ -133,12 +133,12 @@ def _endpoint(text: str) -> EndpointModel:
 
 
 def _checked_url(url: str, what: str) -> str:
-    parts = urlsplit(url)
     try:
-        port_is_fine = parts.port is None or parts.port > 0
-    except ValueError:
-        port_is_fine = False
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine:
+        parts = urlsplit(url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError as error:  # brackets without an IPv6 address, a port that is none
+        raise ReferenceProblem(f"{what}: {shown(url)} is not an http(s)://host:port address") from error
+    if not is_address:
         raise ReferenceProblem(f"{what}: {shown(url)} is not an http(s)://host:port address")
     if parts.username or parts.password:
         safe = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
@@ -178,9 +178,12 @@ def parse_agent(text: str, qualifier: str | None = None) -> AgentReference:
 def checked_tracking_uri(uri: str) -> str:
     """`uri` as it is: anything MLflow takes, without a password. What a job is given is written down in its run.
 
-    Raises ReferenceProblem, which does not repeat it, when there is one.
+    Raises ReferenceProblem, which does not repeat it, when there is one, or when it is no URI.
     """
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise ReferenceProblem(f"the MLflow tracking URI cannot be read: {error}") from error
     if parts.password:
         raise ReferenceProblem(
             f"the MLflow tracking URI at {parts.hostname!r} has a password in it, which would be written into the run; a "

@@ -35,7 +35,8 @@ class Tracking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRequest:
-    """One evaluation as it was asked for; relative paths are below `folder`."""
+    """One evaluation as it was asked for; relative paths are below `folder`. Raises ReferenceProblem for a dataset or an
+    output that is empty: as a path it would be `folder` itself, or the root of the disk."""
 
     policies: Policies
     evaluate_base_model: bool
@@ -53,6 +54,14 @@ class EvaluationRequest:
     shuffle_seed: int | None = None
     runtime_url: str | None = None
     """Where an agent that is not on this machine reaches the Job Runtime."""
+
+    def __post_init__(self) -> None:
+        for name, location in (("dataset", self.dataset), ("output", self.output)):
+            if not location.strip() or location.rstrip("/") in ("s3:", "file:"):
+                raise ReferenceProblem(
+                    f"{name} {location!r} names no place; expected a local path or s3://bucket/prefix"
+                    " (is a variable of the shell not set?)"
+                )
 
     @property
     def shape(self) -> Shape:
