@@ -26,7 +26,7 @@ def test_the_quickstart_notebook_runs_and_shows_its_results(tmp_path: Path, monk
     shown = {cell["id"]: str(cell.get("outputs")) for cell in notebook["cells"]}
     assert "pass@1" in shown["results"] or "pass_at_1" in shown["results"]
     assert "Succeeded" in shown["wait"]
-    assert "base-model-eval: playing " in shown["wait"]
+    assert "playing 4 rollouts" in shown["wait"]
     assert "prompt_index" in shown["frames"]
     assert "/#/experiments/" in shown["mlflow"]
     assert len(list((folder / "runs").glob("*/base-model-eval/rollouts.parquet"))) == 1
