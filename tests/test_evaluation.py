@@ -74,6 +74,20 @@ async def test_a_run_shows_the_same_numbers_from_its_parquet_files_alone(tmp_pat
     assert not written["partial"]
 
 
+async def test_a_run_without_its_tables_or_with_half_of_one_says_so_in_one_line(tmp_path: Path) -> None:
+    run = await played(tmp_path, ["1"])
+    for name in ("trajectories.parquet", "rollouts.parquet"):
+        whole = (run.folder / name).read_bytes()
+        (run.folder / name).write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(
+            RunError, match=r"^the tables of the run in .* cannot be read \(.*\); copy the whole folder again$"
+        ):
+            summarize_run(Run.open(run.folder))
+        (run.folder / name).unlink()
+        with pytest.raises(RunError, match=name):
+            summarize_run(Run.open(run.folder))
+
+
 async def test_the_first_stop_finishes_what_is_in_flight_and_resume_completes_the_rest(tmp_path: Path) -> None:
     async with ScriptedServer() as server:
         run = new_run(

@@ -282,6 +282,13 @@ def test_a_dataset_that_is_not_there_names_the_nearest_file(tmp_path: Path) -> N
     )
 
 
+def test_an_empty_folder_is_not_its_own_nearest_name(tmp_path: Path) -> None:
+    (tmp_path / "prompts").mkdir()
+    assert refusal(tmp_path, tmp_path / "prompts") == (
+        f"dataset '{tmp_path}/prompts' not found: there is no such file, and no folder with files."
+    )
+
+
 @pytest.mark.parametrize("content", ["", "\n", "\ufeff"])
 @pytest.mark.parametrize("name", ["p.jsonl", "p.csv", "p.json"])
 def test_an_empty_dataset_is_refused(tmp_path: Path, name: str, content: str) -> None:

@@ -98,7 +98,8 @@ def _find_files(location: str) -> tuple[Storage, list[str]]:
         raise DatasetError(
             f"dataset {location!r} holds no {_suffixes()} file (it holds {names[0]!r}, which is none or hidden)"
         )
-    hint = did_you_mean(name, Storage.at(folder).children()) if name else ""
+    # An empty folder is among its parent's children, and is not what was meant.
+    hint = did_you_mean(name, (other for other in Storage.at(folder).children() if other != name)) if name else ""
     raise DatasetError(f"dataset {location!r} not found: there is no such file, and no folder with files.{hint}")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from heldout.errors import RunError
 from heldout.job.records import Attempt, Turn
 from heldout.metrics.table import FloatArray, IntArray, RolloutTable, TurnTable
 from heldout.rollouts.arrow import leave_pandas_out
@@ -280,8 +281,17 @@ class RunTables:
 
 
 def read_tables(folder: Path, group_size: int) -> RunTables:
-    """The tables of a run from its Parquet files in `folder` alone."""
+    """The tables of a run from its Parquet files in `folder` alone. Raises RunError when one is missing or damaged."""
     leave_pandas_out()
+    try:
+        return _read_tables(folder, group_size)
+    except (pa.ArrowException, OSError) as error:
+        raise RunError(
+            f"the tables of the run in {str(folder)!r} cannot be read ({str(error).splitlines()[0]}); copy the whole folder again"
+        ) from error
+
+
+def _read_tables(folder: Path, group_size: int) -> RunTables:
     table = pq.read_table(folder / "rollouts.parquet")
     prompt_index = table["prompt_index"].to_numpy()
     rollout_index = table["rollout_index"].to_numpy().astype(np.int64)
