@@ -110,6 +110,20 @@ def test_a_script_for_aws_names_its_things_through_a_registry(
     assert heldout(monkeypatch, "evaluate", *given, *places, "--json") == 0
     assert json.loads(capsys.readouterr().out)["runs"]["base-model-eval"]["metrics"]["eval/reward/mean"] == 1.0
     assert Path("out/first/base-model-eval/rollouts.parquet").exists()
+    monkeypatch.setenv("HELDOUT_REGISTRY", "names.toml")
+    assert heldout(monkeypatch, "show", "s3://my-bucket/out/first", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["runs"]["base-model-eval"]["metrics"]["eval/reward/mean"] == 1.0
+    run = "s3://my-bucket/out/first/base-model-eval"
+    assert heldout(monkeypatch, "compare", run, run) == 0
+    assert "8 shared prompts: 0 better, 0 worse, 8 the same" in capsys.readouterr().out
+    assert (
+        heldout(
+            monkeypatch, "gate", run, "--require", "pass_at_1 >= 1", "--no-regression-against", run, "--margin", "0.5"
+        )
+        == 0
+    )
+    assert heldout(monkeypatch, "resume", "s3://my-bucket/out/first") == 0
+    capsys.readouterr()
     assert heldout(monkeypatch, "models", "--registry", "names.toml", "--json") == 0
     assert {"name": "gpt-oss-20b", "where": model} in json.loads(capsys.readouterr().out)
     assert heldout(monkeypatch, "models") == 0
@@ -144,7 +158,7 @@ def test_a_script_for_aws_names_its_things_through_a_registry(
         (("list", "out"), "no folder 'out'"),
         (("stop", "out/first"), "no evaluation in 'out/first'"),
         (("show", "arn:aws:sagemaker:nowhere"), "is no evaluation's ARN; expected arn:aws:sagemaker:<region>"),
-        (("resume", NOBODYS), "was started on this machine"),
+        (("resume", NOBODYS), "managed jobs cannot be gone on with"),
         (("stop", NOBODYS), "was started on this machine"),
     ],
 )

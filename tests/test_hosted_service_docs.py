@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ def run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
 @pytest.mark.slow
 def test_the_page_does_what_it_says(tmp_path: Path) -> None:
     [registry] = blocks("toml")
-    server, client, evaluate, evaluate_here = blocks("sh")
+    server, client, logs, evaluate, evaluate_here = blocks("sh")
     create_job, evaluator = blocks("python")
     port, runtime_port = free_port(), free_port()
     (tmp_path / "agent.py").write_text((AGENTS / "agreeing.py").read_text())
@@ -65,6 +66,8 @@ def test_the_page_does_what_it_says(tmp_path: Path) -> None:
         with serving(server.splitlines()[1].replace("8765", str(port)), tmp_path, environment):
             environment |= dict(re.findall(r"(\w+)=(\S+)", client.replace("8765", str(port))))
             assert run([sys.executable, "-c", create_job], tmp_path, environment) == "InProgress\n"
+            if shutil.which("aws"):
+                assert '"events"' in run(["sh", "-c", logs], tmp_path, environment)
             environment["HELDOUT_REGISTRY"] = (
                 "buckets.toml"  # the output is the server's folder, not an S3 of the client's
             )

@@ -15,7 +15,7 @@ from rich.console import Console
 from heldout.backends.base import Backend
 from heldout.backends.choosing import choose_backend
 from heldout.backends.evaluation import play_evaluation, play_run, run_to_end, stopped_by_signals
-from heldout.backends.known import find_evaluation
+from heldout.backends.known import find_evaluation, is_known
 from heldout.backends.registries import read_registry
 from heldout.backends.results import (
     document_apart,
@@ -34,6 +34,7 @@ from heldout.cli_output import (
     EXIT_INTERRUPTED,
     JsonOption,
     PlaceArgument,
+    located,
     output_console,
     print_definition,
     print_json,
@@ -193,12 +194,15 @@ def evaluate(
 @app.command()
 def resume(run: PlaceArgument, as_json: JsonOption = False) -> None:
     """Go on with what was interrupted, stopped or failed; what is finished stays."""
-    if run.startswith("arn:"):
-        run = find_evaluation(run).location
-    if Evaluation.is_at(run):
-        _play(Evaluation.open(run), as_json=as_json)
+    if run.startswith("arn:") and not is_known(run):
+        raise InputError(
+            f"evaluation {run} was not started on this machine, and managed jobs cannot be gone on with, only started anew"
+        )
+    place = find_evaluation(run).location if is_known(run) else located(run)
+    if Evaluation.is_at(place):
+        _play(Evaluation.open(place), as_json=as_json)
     else:
-        _play_one(open_run(run), as_json=as_json)
+        _play_one(open_run(place), as_json=as_json)
 
 
 @app.command()

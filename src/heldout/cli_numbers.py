@@ -9,7 +9,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import Progress as ProgressBars
 
-from heldout.cli_output import EXIT_FAILED, JsonOption, RunArgument, print_json, print_shown
+from heldout.cli_output import EXIT_FAILED, JsonOption, RunArgument, located, print_json, print_shown
 from heldout.errors import InputError
 from heldout.metrics.comparison import SUCCESS_RATE
 from heldout.metrics.gates import GateResult, check_no_regression, check_requirement, parse_requirement
@@ -92,7 +92,7 @@ def plan_command(
         sample = None
     else:
         spread, sample, extremes = _pilot_spread(
-            _runs(pilot) if len(pilot) > 1 else [open_run(pilot[0])], of_reward, likeness
+            _runs(pilot) if len(pilot) > 1 else [open_run(located(pilot[0]))], of_reward, likeness
         )
     planned = plan(spread, difference, power=power, max_prompts=max_prompts, extremes=extremes)
     seen, following = None, None
@@ -118,11 +118,11 @@ def gate_command(
     if not require and no_regression_against is None:
         raise InputError("a gate needs a condition: --require 'lower(pass_at_1) >= 0.5' or --no-regression-against RUN")
     requirements = [parse_requirement(text) for text in require]
-    opened = open_run(run)
+    opened = open_run(located(run))
     summary = summarize_run(opened)
     results = [check_requirement(requirement, summary) for requirement in requirements]
     if no_regression_against is not None:
-        reference = open_run(no_regression_against)
+        reference = open_run(located(no_regression_against))
         results.append(check_no_regression(compare_runs(reference, opened), margin, metric))
     if opened.state.status is not JobStatus.COMPLETED:
         left = f"{summary.missing} rollouts have not been played" if summary.missing else "it has not ended"
@@ -149,7 +149,7 @@ def rescore_command(
     as_json: JsonOption = False,
 ) -> None:
     """Score recorded trajectories again by an independent scorer, and say how that goes with the reward."""
-    opened = open_run(run)
+    opened = open_run(located(run))
     with ProgressBars(console=Console(stderr=True), transient=True) as bars:
         task = bars.add_task("scoring", total=None)
         result = rescore(
@@ -167,13 +167,13 @@ def rescore_command(
 def _runs(locations: list[str]) -> list[Run]:
     """Two runs or more; a single location may be the folder of an evaluation that has two."""
     if len(locations) == 1:
-        inside = runs_below(Path(locations[0]))
+        inside = runs_below(Path(located(locations[0])))
         if len(inside) != 2:
             raise InputError(
                 f"{locations[0]!r} holds {len(inside)} runs; give two runs, or an evaluation that compared two"
             )
         return [Run.open(folder) for folder in inside]
-    return [open_run(location) for location in locations]
+    return [open_run(located(location)) for location in locations]
 
 
 def _named_side(run: Run) -> Side:

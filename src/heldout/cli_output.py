@@ -9,6 +9,8 @@ import orjson
 import typer
 from rich.console import Console, RenderableType
 
+from heldout.backends.registries import read_registry
+
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
@@ -24,6 +26,11 @@ PlaceArgument = Annotated[
 
 _WIDTH = 110
 """Of what is printed to something else than a terminal."""
+
+
+def located(place: str) -> str:
+    """A folder or `s3://` URI as it was given; where it lies when HELDOUT_REGISTRY maps its bucket to a folder."""
+    return read_registry().location(place)
 
 
 def output_console() -> Console:

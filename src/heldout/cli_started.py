@@ -10,7 +10,7 @@ from heldout import cli_cloud
 from heldout.backends.known import find_evaluation, is_known
 from heldout.backends.results import evaluation_document, evaluation_results, run_document, run_results
 from heldout.cli_numbers import show_part
-from heldout.cli_output import JsonOption, PlaceArgument, print_json, print_shown
+from heldout.cli_output import JsonOption, PlaceArgument, located, print_json, print_shown
 from heldout.errors import InputError
 from heldout.execution import Execution
 from heldout.pipeline.evaluation import Evaluation, evaluations_below
@@ -38,7 +38,7 @@ def show_command(
     as_json: JsonOption = False,
 ) -> None:
     """Show an evaluation's or a run's numbers, computed again from its files."""
-    place = find_evaluation(run).location if is_known(run) else run
+    place = find_evaluation(run).location if is_known(run) else located(run)
     if place.startswith("arn:"):
         if any(option is not None for option in (trajectory, by, training)):
             raise InputError(
@@ -56,7 +56,7 @@ def show_command(
 
 def stop_command(run: PlaceArgument) -> None:
     """Ask an evaluation to stop; on this machine what is in flight is finished first, unless it is asked again."""
-    execution = Execution.get(run)
+    execution = Execution.get(located(run))
     status = execution.status.overall_status
     if status not in ("Executing", "Stopping"):
         print(f"{execution.name} is {status}: there is nothing to stop")
