@@ -139,6 +139,12 @@ def test_a_script_for_aws_names_its_things_through_a_registry(
         (evaluate("http://127.0.0.1:1/v1#m", "--dataset", ""), "dataset '' names no place"),
         (evaluate("http://127.0.0.1:1/v1#m", "--output", ""), "output '' names no place"),
         (evaluate("http://127.0.0.1:1/v1#m", "--output", "s3://"), "output 's3://' names no place"),
+        (
+            evaluate("http://127.0.0.1:1/v1#m", "--output", "prompts.jsonl"),
+            "output 'prompts.jsonl' cannot be written to",
+        ),
+        (evaluate("http://127.0.0.1:1/v1#m", "--output", "/proc/x"), "give another folder, or s3://bucket/prefix"),
+        (evaluate("http://127.0.0.1:1/v1#m", "--output", "/proc/x", "--dry-run"), "output '/proc/x' cannot be written"),
         (evaluate("http://127.0.0.1:1/v1#m", "--max-runtime", "0"), "--max-runtime is 0"),
         (evaluate("http://127.0.0.1:1/v1#m", "-H", "seed=1", "-H", "seed=2"), "-H 'seed' is given twice: '1' and '2'"),
         (evaluate("http://127.0.0.1:1/v1#m", "--mlflow", "http://[::1"), "the MLflow tracking URI cannot be read"),

@@ -120,6 +120,16 @@ def test_the_sdks_own_example_runs_here(
     ]
 
 
+def test_an_output_that_cannot_be_written_to_is_bad_input(models: Models) -> None:
+    for output in ("prompts.jsonl", "/proc/x"):
+        made = evaluator(model=models.base, s3_output_path=output)
+        with pytest.raises(InputError, match=rf"output '.*{output}' cannot be written to .*s3_output_path"):
+            made.evaluate()
+        with pytest.raises(InputError, match=rf"output '.*{output}' cannot be written to"):
+            made.evaluate(dry_run=True)
+    assert [path.name for path in Path.cwd().iterdir()] == ["prompts.jsonl"]
+
+
 def test_one_call_tells_whether_fine_tuning_helped(models: Models, capsys: pytest.CaptureFixture[str]) -> None:
     made = evaluator(model=models.tuned, base_model=models.base, evaluate_base_model=True, base_eval_name="quick")
     made.tags = [{"Key": "team", "Value": "rl"}]

@@ -33,6 +33,7 @@ from heldout.job.hyperparameters import Hyperparameters
 from heldout.job.locations import located
 from heldout.job.references import AgentReference, parse_agent
 from heldout.job.registry import Registry
+from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.request import EvaluationRequest
 from heldout.pipeline.resolution import (
     TrainerOutput,
@@ -149,10 +150,10 @@ class MultiTurnRLEvaluator(EvaluatorFields):
             security_group_ids=attribute(self.networking, "security_group_ids") or (),
             subnets=attribute(self.networking, "subnets") or (),
         )
-        said = Said.of(
-            request, output=location_of(request.output, name, registry), region=surroundings.region, mlflow=tracking
-        )
+        location = location_of(request.output, name, registry)
+        said = Said.of(request, output=location, region=surroundings.region, mlflow=tracking)
         if dry_run:
+            Evaluation.check_new(location, name)
             return said.dry_run(define_evaluation(request, registry, surroundings))
         evaluation = create_evaluation(request, registry, name=name, surroundings=surroundings)
         start_detached(evaluation)

@@ -22,14 +22,14 @@ from typing import Any, Self
 import orjson
 from pydantic import ValidationError
 
-from heldout.errors import RunError, did_you_mean, shown
+from heldout.errors import ReferenceProblem, RunError, did_you_mean, shown
 from heldout.job.registry import Registry
 from heldout.pipeline.definition import BASE_STEP, FINE_TUNED_STEP, PIPELINE_PREFIX
 from heldout.pipeline.state import ExecutionState, ExecutionStatus, StepState, StepStatus
 from heldout.pipeline.steps import Definition, parse_definition
 from heldout.rollouts.mirror import folder_for, has_run, open_run
 from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN, Run, write_whole
-from heldout.storage import Storage, is_remote, open_atomic
+from heldout.storage import Storage, is_remote, open_atomic, why_not_writable
 from heldout.storage.lock import holder_of
 
 STATE_FILE = "execution.json"
@@ -63,7 +63,8 @@ class Evaluation:
     ) -> Self:
         """A new evaluation at `location`, a local path or an `s3://` URI. execution_id: of its ARN; by default a new one.
 
-        Raises RunError when there is one already or the name is not one, InputError when the definition cannot be executed.
+        Raises RunError when there is one already or the name is not one, ReferenceProblem when nothing can be written there,
+        InputError when the definition cannot be executed.
         """
         location = location.rstrip("/")
         cls.check_new(location, name)
@@ -114,7 +115,8 @@ class Evaluation:
 
     @classmethod
     def check_new(cls, location: str, name: str) -> None:
-        """Raises RunError when there is an evaluation at `location` already, or the name is not one."""
+        """Raises RunError when there is an evaluation at `location` already, or the name is not one; ReferenceProblem when
+        nothing can be written there on this machine. Leaves nothing behind."""
         if not _NAME.fullmatch(name):
             raise RunError(
                 f"name {shown(name)} is not an evaluation's name: up to 63 letters, digits and hyphens, first and last no hyphen"
@@ -122,6 +124,12 @@ class Evaluation:
         if cls.is_at(location):
             raise RunError(
                 f"there is an evaluation in {location} already; resume it (heldout resume {location}) or choose another name"
+            )
+        if not is_remote(location) and (reason := why_not_writable(Path(location))) is not None:
+            output = location.rpartition("/")[0] or "/"
+            raise ReferenceProblem(
+                f"output {shown(output, 160)} cannot be written to ({reason}); give another folder, or s3://bucket/prefix: --output, "
+                "s3_output_path in Python"
             )
 
     @property

@@ -1,7 +1,16 @@
 """One door to files: local paths and `s3://`."""
 
 from heldout.storage.base import FileInfo, Files
-from heldout.storage.local import discard_partial_files, open_atomic
+from heldout.storage.local import discard_partial_files, open_atomic, why_not_writable
 from heldout.storage.storage import Storage, is_remote, split_location
 
-__all__ = ["FileInfo", "Files", "Storage", "discard_partial_files", "is_remote", "open_atomic", "split_location"]
+__all__ = [
+    "FileInfo",
+    "Files",
+    "Storage",
+    "discard_partial_files",
+    "is_remote",
+    "open_atomic",
+    "split_location",
+    "why_not_writable",
+]

@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,18 @@ def discard_partial_files(folder: Path) -> None:
     """Removes what killed writers left directly in `folder`. Only for who knows that nobody writes there now."""
     for path in folder.glob(f".*{_PARTIAL_SUFFIX}"):
         path.unlink(missing_ok=True)
+
+
+def why_not_writable(folder: Path) -> str | None:
+    """Why nothing could be written below `folder`, which need not exist; None when it could. Leaves nothing behind."""
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir():
+        return f"{str(there)!r} is not a folder"
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return None
+    except OSError as error:
+        return f"{str(there)!r}: {error.strerror or error}"
 
 
 class LocalFiles:
