@@ -128,8 +128,8 @@ class Evaluation:
         if not is_remote(location) and (reason := why_not_writable(Path(location))) is not None:
             output = location.rpartition("/")[0] or "/"
             raise ReferenceProblem(
-                f"output {shown(output, 160)} cannot be written to ({reason}); give another folder, or s3://bucket/prefix: --output, "
-                "s3_output_path in Python"
+                f"output {shown(output, 160)} cannot be written to ({reason}); give another folder, or s3://bucket/prefix: "
+                "--output, s3_output_path in Python"
             )
 
     @property
