@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -126,7 +127,24 @@ def _hang(payload: dict[str, Any], argument: str) -> object:
     return {"reward": 1.0}
 
 
+def _later(payload: dict[str, Any], argument: str) -> object:
+    """Answers at once, and plays in a thread of its own."""
+
+    def go_on() -> None:
+        chat(payload, "hello")
+        time.sleep(0.3)
+        print("still at it")
+        if argument == "crash":
+            os._exit(9)
+        report(payload, "update-reward", Rewards=[float(argument)])
+
+    threading.Thread(target=go_on).start()
+    return {"status": "accepted"}
+
+
 _VERBS = {
+    "later": _later,
+    "nothing": lambda payload, argument: None,
     "turns": _turns,
     "per-turn": _per_turn,
     "report-then-crash": _report_then_crash,

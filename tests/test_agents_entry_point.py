@@ -287,6 +287,24 @@ async def test_an_agent_that_cannot_be_imported_says_why(tmp_path: Path, source:
     await agent.stop()
 
 
+@pytest.mark.parametrize("parameters", ["", "payload, model", "*, payload"])
+async def test_an_agent_that_cannot_take_a_payload_is_found_before_it_is_given_one(
+    tmp_path: Path, parameters: str
+) -> None:
+    (tmp_path / "agent.py").write_text(f"def play({parameters}): ...\n")
+    agent = EntryPointAgent("agent.py:play", environment={}, workers=1, working_directory=tmp_path)
+    with pytest.raises(ReferenceProblem, match=r"'agent.py:play' cannot be called .* define it as play\(payload\)"):
+        await agent.start()
+    await agent.stop()
+
+
+@pytest.mark.parametrize("parameters", ["payload", "payload, context", "payload, model=None", "*arguments"])
+async def test_an_agent_that_can_take_a_payload_is_given_one(tmp_path: Path, parameters: str) -> None:
+    (tmp_path / "agent.py").write_text(f"def play({parameters}): return 1\n")
+    async with hosted("agent.py:play", folder=tmp_path) as agent:
+        assert (await agent.invoke(attempt("hello"))).body == 1
+
+
 async def test_an_agent_whose_workers_cannot_start_any_more_is_unreachable(tmp_path: Path) -> None:
     path = tmp_path / "agent.py"
     path.write_text("import os\ndef play(payload):\n    os._exit(1)\n")

@@ -1,6 +1,7 @@
 """The door to agents: one protocol, one module per way of invoking. Every agent stands behind the AgentCore contract."""
 
 import enum
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,19 +25,6 @@ class Outcome(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Invocation:
-    """One attempt, as handed to an agent."""
-
-    trajectory_id: str
-    """Also the AgentCore session id; 33 to 256 characters of `[A-Za-z0-9_.-]`."""
-    payload: bytes
-    """The JSON object of the wire contract: prompt, metadata, inferenceParams."""
-    timeout_seconds: float
-    is_isolated: bool = False
-    """Play this attempt alone in a process of its own (after it was LOST with others)."""
-
-
-@dataclass(frozen=True, slots=True)
 class InvocationResult:
     """What came of an invocation. Failures are data here: `invoke` raises only for bugs."""
 
@@ -47,6 +35,32 @@ class InvocationResult:
     """One line on what went wrong, for every outcome but RETURNED."""
     output: str = ""
     """stdout and stderr of this attempt, its last 64 KiB; empty where the agent is not ours to watch."""
+
+
+def _ignore() -> None:
+    pass
+
+
+async def _let_go(result: InvocationResult) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Invocation:
+    """One attempt, as handed to an agent."""
+
+    trajectory_id: str
+    """Also the AgentCore session id; 33 to 256 characters of `[A-Za-z0-9_.-]`."""
+    payload: bytes
+    """The JSON object of the wire contract: prompt, metadata, inferenceParams."""
+    timeout_seconds: float
+    is_isolated: bool = False
+    """Play this attempt alone in a process of its own (after it was LOST with others)."""
+    on_begin: Callable[[], None] = _ignore
+    """Called when a process of ours gets the attempt: before, it waited for one, which is not the agent's time."""
+    until_over: Callable[[InvocationResult], Awaitable[None]] = _let_go
+    """Awaited with the answer of an agent in a process of ours, while that is held for the attempt: the agent may go on after it
+    has answered, and report later. Cancelled when the process ends."""
 
 
 class Agent(Protocol):

@@ -98,7 +98,7 @@ class EntryPointAgent(Agent):
 
     async def is_busy(self) -> bool:
         """Whether the agent in any worker says that it works in the background."""
-        return any(await asyncio.gather(*(worker.is_busy() for worker in self._ready)))
+        return any(await asyncio.gather(*(worker.is_busy() for worker in self._processes)))
 
     async def _play_isolated(self, invocation: Invocation) -> InvocationResult:
         async with self._isolated_room:

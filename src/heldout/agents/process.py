@@ -104,15 +104,18 @@ class WorkerProcess:
         )
 
     async def play(self, invocation: Invocation) -> InvocationResult:
-        """Plays one attempt. Raises WorkerGone if the worker ended before it got the attempt.
+        """Plays one attempt, until it is over. Raises WorkerGone if the worker ended before it got the attempt.
 
         A timeout, or cancelling this, cancels the attempt in the worker; if that is not possible the worker retires.
         """
         session = invocation.trajectory_id
         self._playing[session] = output = Tail()
         self.num_taken += 1
+        invocation.on_begin()
         try:
             result = await self._invoke(invocation)
+            if result.outcome is Outcome.RETURNED:
+                result = await self._held(invocation, result)
         except asyncio.CancelledError:
             self._in_background(self._abandon(session))
             raise
@@ -121,6 +124,8 @@ class WorkerProcess:
 
     async def is_busy(self) -> bool:
         """Whether the agent in this process says it works in the background."""
+        if self._site is None:
+            return False
         try:
             async with asyncio.timeout(LOOP_ANSWER_SECONDS):
                 _, _, body = await self._ask("GET", "/ping", self._headers(""))
@@ -231,6 +236,21 @@ class WorkerProcess:
         self._read_output()
         return read_answer(status, content_type, body)
 
+    async def _held(self, invocation: Invocation, answer: InvocationResult) -> InvocationResult:
+        """What came of an attempt that was answered: as a rule its answer, unless the process ends before the attempt is over."""
+        over = asyncio.ensure_future(invocation.until_over(answer))
+        try:
+            either: set[asyncio.Future[None] | asyncio.Future[int]] = {over, self.exited}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not over.done():
+                return self._ended()
+            over.result()
+            self._read_output()
+            return answer
+        finally:
+            over.cancel()
+            await asyncio.gather(over, return_exceptions=True)
+
     async def _ask(
         self, method: str, path: str, headers: Mapping[str, str], body: bytes = b""
     ) -> tuple[int, str, bytes]:
@@ -251,6 +271,10 @@ class WorkerProcess:
         await asyncio.wait({self.exited}, timeout=LOOP_ANSWER_SECONDS)
         if not self.exited.done():
             return InvocationResult(Outcome.RAISED, message=one_line(f"the agent's answer broke off: {error}"))
+        return self._ended()
+
+    def _ended(self) -> InvocationResult:
+        """What came of an attempt whose process has ended."""
         if self._num_inside_at_exit > 1 or self._ended_because:
             return self._lost()
         return InvocationResult(Outcome.CRASHED, message=f"the agent's process {shown_exit(self.exited.result())}")

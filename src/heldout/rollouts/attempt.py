@@ -118,6 +118,7 @@ class _Play:
         self._started_at = time.time()
         self._started = time.monotonic()
         self._is_decided = asyncio.Event()
+        self._is_answered = False
         self._is_completed = False
         self._rewards: tuple[float, ...] | None = None
         self._failure: Failure | None = None
@@ -128,11 +129,21 @@ class _Play:
 
     async def run(self, trajectory: Trajectory, payload: bytes) -> Attempt:
         self._trajectory = trajectory
-        invocation = Invocation(trajectory.id, payload, self._rules.timeout_seconds, self._this.is_isolated)
+        invocation = Invocation(
+            trajectory.id,
+            payload,
+            self._rules.timeout_seconds,
+            self._this.is_isolated,
+            on_begin=self._begin,
+            until_over=self._take_answer,
+        )
         result = await self._invoked(invocation)
         if result is not None:
             self._output = result.output
-            await self._take_result(result)
+            if result.outcome is not Outcome.RETURNED:
+                self._take_failure(result)
+            elif not self._is_answered:
+                await self._take_answer(result)
         trajectory.close()
         if self._writing is None:
             return await self._written()
@@ -158,9 +169,12 @@ class _Play:
                 self._writing = asyncio.ensure_future(self._journal.append(self._record()))
                 await asyncio.shield(self._writing)
 
+    def _begin(self) -> None:
+        self._started_at = time.time()
+        self._started = time.monotonic()
+
     def _is_out_of_time(self) -> bool:
-        # The clock of an isolated attempt starts when its process does, which only the agent's host knows.
-        return not self._this.is_isolated and time.monotonic() - self._started > self._rules.timeout_seconds
+        return time.monotonic() - self._started > self._rules.timeout_seconds
 
     async def _invoked(self, invocation: Invocation) -> InvocationResult | None:
         task = asyncio.create_task(self._agent.invoke(invocation))
@@ -179,13 +193,15 @@ class _Play:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
 
-    async def _take_result(self, result: InvocationResult) -> None:
-        if result.outcome is not Outcome.RETURNED:
-            if not self._is_decided.is_set():
-                self._fail(*_FAILURES[result.outcome], result.message)
-            elif result.outcome is not Outcome.LOST:
-                self._flag_if_scored("failed_after_reward")
-            return
+    def _take_failure(self, result: InvocationResult) -> None:
+        if not self._is_decided.is_set():
+            self._fail(*_FAILURES[result.outcome], result.message)
+        elif result.outcome is not Outcome.LOST:
+            self._flag_if_scored("failed_after_reward")
+
+    async def _take_answer(self, result: InvocationResult) -> None:
+        """Takes what the agent answered; returns when the attempt is decided."""
+        self._is_answered = True
         body = result.body
         if isinstance(body, Mapping):
             self._take_metrics(body.get("metrics"))
@@ -235,7 +251,12 @@ class _Play:
                 continue
             idle_seconds += step
             if idle_seconds >= _NO_REWARD_SECONDS:
-                self._fail(Boundary.AGENT, "no_reward", f"the agent answered {body!r:.80} and reported no reward")
+                self._fail(
+                    Boundary.AGENT,
+                    "no_reward",
+                    f"the agent answered {body!r:.80} and reported no reward; one that reports it later answers "
+                    "{'status': 'accepted'}",
+                )
                 return
         self._fail(
             Boundary.AGENT,
@@ -344,9 +365,8 @@ def _reported_error(body: object) -> str | None:
 
 
 def _is_accepted(body: object) -> bool:
-    if not body:
-        return True
-    return isinstance(body, Mapping) and str(body.get("status", "")).lower() in _ACCEPTED
+    """Whether an answer says that the agent goes on: `{}` is what a Lambda forwarder answers. A forgotten `return` is not."""
+    return isinstance(body, Mapping) and (not body or str(body.get("status", "")).lower() in _ACCEPTED)
 
 
 def _seed(job_seed: int, this: Try) -> int:

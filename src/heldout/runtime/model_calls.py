@@ -101,6 +101,8 @@ class ModelCalls:
         body = reply.body if reply.chunks is None else await _collected(reply.chunks)
         if reply.status >= 400:
             error = f"the policy answered {reply.status}: {error_text(body)}"
+            if reply.status >= 500:
+                trajectory.policy_error = error
             trajectory.finish(call, status=reply.status, reply=None, error=error)
             if is_sample:
                 raise relayed(reply.status, error)

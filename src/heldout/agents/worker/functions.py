@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from heldout.agents.worker.http import Reply, Request
-from heldout.agents.worker.loading import LoadedAgent, describe, print_error
+from heldout.agents.worker.loading import LoadedAgent, LoadProblem, describe, print_error
 from heldout.agents.worker.threads import MAX_THREADS
 
 _CUSTOM_HEADERS = b"x-amzn-bedrock-agentcore-runtime-custom-"
@@ -30,6 +30,7 @@ class FunctionHost:
 
     def __init__(self, agent: LoadedAgent) -> None:
         assert callable(agent.target)  # `load` has checked it for the user
+        self._entry_point = agent.entry_point
         self._function: Callable[..., object] = agent.target
         self._folder = agent.folder
         self._is_async = _is_async(agent.target)
@@ -38,7 +39,19 @@ class FunctionHost:
         self._apps = [value for value in vars(agent.module).values() if hasattr(type(value), "get_current_ping_status")]
 
     async def start(self) -> None:
-        """Nothing to start: the function is loaded."""
+        """Checks that the function can be called. Raises LoadProblem when it takes no payload, or more than that."""
+        try:
+            signature = inspect.signature(self._function)
+        except (TypeError, ValueError):
+            return  # written in C, as a rule; its call will tell
+        try:
+            signature.bind(*[None] * (2 if self._takes_context else 1))
+        except TypeError as error:
+            name = self._entry_point.name
+            raise LoadProblem(
+                f"agent {self._entry_point.text!r} cannot be called with a payload: it is {name}{signature} ({error}); define it "
+                f"as {name}(payload) or {name}(payload, context)"
+            ) from error
 
     async def stop(self) -> None:
         """Lets go of idle threads; one that is stuck stays, and dies with the process."""

@@ -22,6 +22,7 @@ class LoadProblem(Exception):
 class LoadedAgent:
     """What the entry point names, and the module it came from."""
 
+    entry_point: EntryPoint
     target: object
     module: ModuleType
     folder: Path
@@ -61,7 +62,7 @@ def load(entry_point: EntryPoint, working_directory: Path) -> LoadedAgent:
     target = getattr(module, entry_point.name)
     if not callable(target):
         raise LoadProblem(f"{entry_point.role} {entry_point.text!r} is {type(target).__name__}, which cannot be called")
-    return LoadedAgent(target, module, folder)
+    return LoadedAgent(entry_point, target, module, folder)
 
 
 class Description(NamedTuple):
