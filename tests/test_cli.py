@@ -148,6 +148,11 @@ def test_a_script_for_aws_names_its_things_through_a_registry(
         (evaluate("http://127.0.0.1:1/v1#m", "--max-runtime", "0"), "--max-runtime is 0"),
         (evaluate("http://127.0.0.1:1/v1#m", "-H", "seed=1", "-H", "seed=2"), "-H 'seed' is given twice: '1' and '2'"),
         (evaluate("http://127.0.0.1:1/v1#m", "--mlflow", "http://[::1"), "the MLflow tracking URI cannot be read"),
+        (evaluate("http://127.0.0.1:1/v1#m", "--mlflow", "nonsense"), "'nonsense' is of no kind that MLflow has"),
+        (
+            evaluate("http://127.0.0.1:1/v1#m", "--mlflow", "http://127.0.0.1:9"),
+            "no MLflow server answers at 'http://127.0.0.1:9': Connection refused",
+        ),
         (evaluate("http://127.0.0.1:1/v1#m", "-H", "eval_groupsize=4"), "Did you mean 'eval_group_size'"),
         (evaluate("http://127.0.0.1:1/v1#m", "-H", "eval_group_size"), "is not NAME=VALUE"),
         (evaluate("http://127.0.0.1:1/v1#m", "--name", "a/b"), "name 'a/b' is not an evaluation's name"),

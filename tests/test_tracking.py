@@ -5,15 +5,18 @@ import importlib.util
 import os
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 import orjson
 import pytest
 
-from heldout.errors import InputError, MissingExtra, RunError, StorageError
+from heldout.errors import InputError, MissingExtra, ReferenceProblem, RunError, StorageError
 from heldout.rollouts.comparing import compare_runs, comparison_document, prompt_texts
 from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN, JobStatus, Run
+from heldout.tracking.checks import check_store
 from heldout.tracking.connection import run_link, ui_command
 from heldout.tracking.mlflow import LoggedRun, log_comparison, log_run, run_url
 from jobs import played, rows
@@ -235,6 +238,58 @@ def test_a_store_that_cannot_be_used_is_named_without_its_password(evaluated: Ev
     with pytest.raises(StorageError, match=r"MLflow at nonsense://host: ") as caught:
         _log(evaluated.base, tracking_uri="nonsense://me:secret@host")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("given", "requests"), [(None, 3), ("0", 1)])
+def test_a_server_that_refuses_is_tried_a_few_times_or_as_often_as_the_environment_says(
+    evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch, given: str | None, requests: int
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_JITTER", "0")
+    if given is not None:
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", given)
+    asked: list[str] = []
+
+    class Away(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(503)
+
+        def log_message(self, *arguments: object) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Away) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        check_store(address := f"http://127.0.0.1:{server.server_port}")  # it does answer
+        asked.clear()
+        with pytest.raises(StorageError, match=f"MLflow at {address}"):
+            _log(evaluated.base, tracking_uri=address)
+        server.shutdown()
+    assert len(asked) == requests
+    assert os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES") == given
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:///m.db", "postgresql+psycopg2://h/d", "databricks", "arn:aws:sagemaker:x", "file:///x"]
+)
+def test_every_kind_of_store_that_mlflow_has_is_taken(uri: str) -> None:
+    check_store(uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("nonsense", "is of no kind"),
+        ("./mlruns", "is of no kind"),
+        ("gs://bucket/x", "is of no kind"),
+        ("http://127.0.0.1:9", "Connection refused; start it"),
+        ("http://127.0.0.1:99999", "no MLflow server answers"),
+        ("http://", "no MLflow server answers"),
+    ],
+)
+def test_a_store_that_cannot_be_is_found_out_before_a_job(uri: str, words: str) -> None:
+    with pytest.raises(ReferenceProblem, match=words):
+        check_store(uri)
 
 
 def test_a_sagemaker_arn_without_its_plugin_says_what_to_install(

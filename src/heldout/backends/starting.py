@@ -17,6 +17,7 @@ from heldout.pipeline.request import EvaluationRequest, Tracking
 from heldout.pipeline.resolution import Policies, short_name
 from heldout.rollouts.mirror import state_folder
 from heldout.storage import is_remote
+from heldout.tracking.checks import check_store
 from heldout.tracking.connection import require_packages
 
 NO_TRACKING = "off"
@@ -104,13 +105,14 @@ def tracking_for(
 
     Raises MissingExtra when a store that was asked for needs a package that is not installed. The default needs MLflow too,
     but nobody asked for it: without it the evaluation says at its end that it was not logged. ReferenceProblem for a URI with a
-    password.
+    password, one that MLflow does not know, or a server that does not answer.
     """
     if uri == NO_TRACKING:
         return None
     if uri is not None:
         require_packages(uri)
     store = checked_tracking_uri(uri or default_tracking_uri(registry.location(output)))
+    check_store(store)
     model = policies.base or policies.evaluated
     return Tracking(store, experiment or f"mtrl-eval-{short_name(model, model_uri(model))}")
 

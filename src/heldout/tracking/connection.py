@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _LOCAL_SERVER = "http://127.0.0.1:5000"
 """Where `mlflow ui` serves by default."""
 _ERROR_CHARACTERS = 300
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+"""MLflow's own, 7 retries of 120 seconds, hold up the results of a job by minutes when its server is gone."""
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "genai_development"}
 """The kind of experiment whose pages are traces and evaluation runs; MLflow otherwise guesses from what it finds."""
 
@@ -70,7 +72,7 @@ def connected(tracking_uri: str | None, output: Path) -> Iterator[Connection]:
     # Read by MLflow on import and on every call: nothing phones home unless the user turned it on.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     try:
-        with _tracking_uri(uri) if uri.startswith("arn:") else nullcontext():
+        with _patience(), _tracking_uri(uri) if uri.startswith("arn:") else nullcontext():
             yield _connect(uri, output.absolute())
     except HeldoutError:
         raise
@@ -133,6 +135,18 @@ def _connect(uri: str, output: Path) -> Connection:
 
     artifacts = _artifact_folder(uri, output)
     return Connection(uri, MlflowClient(uri, uri), TracingClient(uri), artifacts)
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    """Bounds how long MLflow tries a server inside, where the user's environment does not: it reads these at every request."""
+    ours = {name: value for name, value in _PATIENCE.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)
 
 
 @contextmanager
