@@ -122,12 +122,30 @@ def test_a_script_for_aws_names_its_things_through_a_registry(
         )
         == 0
     )
+    assert heldout(monkeypatch, "list", "s3://my-bucket/out") == 0
+    assert "Completed    out/first/base-model-eval" in capsys.readouterr().out.replace(f"{Path.cwd()}/", "")
     assert heldout(monkeypatch, "resume", "s3://my-bucket/out/first") == 0
     capsys.readouterr()
     assert heldout(monkeypatch, "models", "--registry", "names.toml", "--json") == 0
     assert {"name": "gpt-oss-20b", "where": model} in json.loads(capsys.readouterr().out)
     assert heldout(monkeypatch, "models") == 0
     assert "smollm2-135m" in capsys.readouterr().out
+
+
+def test_an_output_is_listed_though_one_of_its_runs_cannot_be_read(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert heldout(monkeypatch, *evaluate(model, "--compare-with", model)) == 0
+    broken = Path("out/first/base-model-eval/job.json")
+    broken.write_text("{")
+    capsys.readouterr()
+    assert heldout(monkeypatch, "list", "out") == 0
+    said = capsys.readouterr()
+    assert [line.split()[3] for line in said.out.splitlines()] == ["out/first", "out/first/fine-tuned-model-eval"]
+    assert said.err.startswith("! out/first/base-model-eval: its job.json cannot be read: ")
+    assert heldout(monkeypatch, "list", "out", "--json") == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert [entry["path"] for entry in entries if "problem" in entry] == ["out/first/base-model-eval"]
 
 
 @pytest.mark.parametrize(

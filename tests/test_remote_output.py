@@ -19,6 +19,7 @@ from heldout.rollouts.mirror import Mirror, folder_for, new_folder, open_run
 from heldout.rollouts.run import JobStatus, Run
 from jobs import PLAYERS, new_run, rows
 from s3_service import BUCKET, s3_client, s3_service, use_service
+from terminal import heldout
 
 OUTPUT = f"s3://{BUCKET}/evaluations"
 LOCATION = f"{OUTPUT}/test/base-model-eval"
@@ -106,6 +107,20 @@ async def test_a_run_completed_elsewhere_is_fetched_rather_than_played_again(tmp
     shutil.rmtree(run.folder)
     shutil.copytree(interrupted, run.folder)
     assert open_run(LOCATION).state.status is JobStatus.COMPLETED
+
+
+async def test_what_is_in_the_bucket_is_listed_without_being_fetched(
+    tmp_path: Path, service: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with ScriptedServer() as server:
+        await _played(_remote_run(tmp_path, server.url, ["1"]))
+    service.put_object(Bucket=BUCKET, Key="evaluations/broken/execution.json", Body=b"{}")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another machine"))
+    assert await asyncio.to_thread(heldout, monkeypatch, "list", f"{OUTPUT}/") == 0
+    said = capsys.readouterr()
+    assert said.out.split()[2:] == ["Completed", LOCATION]
+    assert said.err.startswith(f"! {OUTPUT}/broken: its execution.json cannot be read: ")
+    assert not (tmp_path / "another machine").exists()
 
 
 def test_a_run_that_is_in_the_bucket_is_never_overwritten(tmp_path: Path, service: Any) -> None:

@@ -1,7 +1,7 @@
 """The commands about evaluations that were started, on this machine or in AWS: show, stop, list."""
 
+import sys
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,9 +13,11 @@ from heldout.cli_numbers import show_part
 from heldout.cli_output import JsonOption, PlaceArgument, located, print_json, print_shown
 from heldout.errors import InputError
 from heldout.execution import Execution
-from heldout.pipeline.evaluation import Evaluation, evaluations_below
+from heldout.pipeline.evaluation import Evaluation
+from heldout.pipeline.listing import Listed, Unreadable, listed
+from heldout.pipeline.state import ExecutionState
 from heldout.rollouts.mirror import open_run
-from heldout.rollouts.run import JobStatus, Run, runs_below
+from heldout.rollouts.run import Run
 
 
 def add_to(app: typer.Typer) -> None:
@@ -66,21 +68,21 @@ def stop_command(run: PlaceArgument) -> None:
 
 
 def list_command(
-    output: Annotated[Path, typer.Argument(help="The output folder.")] = Path("runs"), as_json: JsonOption = False
+    output: Annotated[str, typer.Argument(help="The output folder, or its s3:// URI.")] = "runs",
+    as_json: JsonOption = False,
 ) -> None:
     """List the evaluations in an output folder, and their runs."""
-    if not output.is_dir():
-        raise InputError(f"no folder {str(output)!r}; give the --output of an evaluation")
-    evaluations = [Evaluation.open_folder(folder) for folder in evaluations_below(output)]
-    runs = [Run.open(folder) for folder in runs_below(output)]
+    found = list(listed(located(output)))
     if as_json:
-        print_json([*map(_evaluation_entry, evaluations), *map(_run_entry, runs)])
+        print_json([_entry(one) for one in found])
         return
-    lines = [(e.folder, e.state.created_at, str(e.status)) for e in evaluations]
-    lines += [(run.folder, run.state.created_at, _run_status(run)) for run in runs]
-    for folder, created_at, status in sorted(lines):
+    readable = [(one.location, one.state.created_at, one.status) for one in found if isinstance(one, Listed)]
+    for location, created_at, status in sorted(readable):
         started = datetime.fromtimestamp(created_at).isoformat(" ", "seconds")
-        print(f"{started}  {status:<12} {folder}")
+        print(f"{started}  {status:<12} {location}")
+    for one in found:
+        if isinstance(one, Unreadable):
+            print(f"! {one.location}: {one.problem}", file=sys.stderr)
 
 
 def _show_evaluation(evaluation: Evaluation, *, as_json: bool) -> None:
@@ -97,19 +99,11 @@ def _show_run(run: Run, *, as_json: bool, training: str | None = None) -> None:
         print_shown(run_results(run, training=training))
 
 
-def _evaluation_entry(evaluation: Evaluation) -> dict[str, object]:
-    state = evaluation.state.model_dump(
-        mode="json", include={"name", "arn", "failure_reason", "created_at", "ended_at"}
-    )
-    return {"kind": "evaluation", "path": str(evaluation.folder), **state, "status": evaluation.status}
-
-
-def _run_entry(run: Run) -> dict[str, object]:
-    state = run.state.model_dump(mode="json", exclude={"document"})
-    return {"kind": "run", "path": str(run.folder), **state}
-
-
-def _run_status(run: Run) -> str:
-    if run.state.status is JobStatus.IN_PROGRESS and not run.is_running():
-        return "Interrupted"
-    return str(run.state.status)
+def _entry(one: Listed | Unreadable) -> dict[str, object]:
+    if isinstance(one, Unreadable):
+        return {"path": one.location, "problem": one.problem}
+    if isinstance(one.state, ExecutionState):
+        told = {"name", "arn", "failure_reason", "created_at", "ended_at"}
+        entry = {"kind": "evaluation", "path": one.location, **one.state.model_dump(mode="json", include=told)}
+        return entry | {"status": one.status}
+    return {"kind": "run", "path": one.location, **one.state.model_dump(mode="json", exclude={"document"})}

@@ -5,11 +5,8 @@ MLflow itself is not imported here: it takes longer to load than a job takes to 
 
 import re
 import ssl
-from http.client import HTTPException
 from importlib.metadata import entry_points
-from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import urlopen
 
 from heldout.errors import ReferenceProblem, shown
 from heldout.tracking.connection import without_password
@@ -36,6 +33,11 @@ def check_store(uri: str) -> None:
 
 
 def _check_server(address: str) -> None:
+    # Some milliseconds that only those who name a server have to wait.
+    from http.client import HTTPException
+    from urllib.error import HTTPError, URLError
+    from urllib.request import urlopen
+
     try:
         with urlopen(f"{address.rstrip('/')}/health", timeout=_ANSWERS_WITHIN_SECONDS):
             return

@@ -1,0 +1,97 @@
+"""What evaluations and runs there are in an output, on this machine or remote; of a remote one only their states are read."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from heldout.errors import HeldoutError, RunError
+from heldout.pipeline.evaluation import STATE_FILE, Evaluation, evaluations_below
+from heldout.pipeline.state import ExecutionState
+from heldout.rollouts.mirror import folder_for
+from heldout.rollouts.run import JobState, JobStatus, Run, runs_below
+from heldout.storage import Storage, is_remote
+
+_JOB_FILE = "job.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An evaluation or a run in an output."""
+
+    location: str
+    state: ExecutionState | JobState
+    status: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """One whose state cannot be read."""
+
+    location: str
+    problem: str
+    """Why, in one line."""
+
+
+def listed(output: str) -> Iterator[Listed | Unreadable]:
+    """The evaluations in `output`, a local path or an `s3://` URI, then the runs, each in the order of their names.
+
+    Raises RunError when there is no such folder, StorageError when a remote place refuses.
+    """
+    output = output.rstrip("/") or "/"
+    for location in _evaluations(output):
+        try:
+            yield _evaluation(location)
+        except (HeldoutError, ValidationError) as error:
+            yield Unreadable(location, _problem(STATE_FILE, error))
+    for location in _runs(output):
+        try:
+            yield _run(location)
+        except (HeldoutError, ValidationError) as error:
+            yield Unreadable(location, _problem(_JOB_FILE, error))
+
+
+def _evaluation(location: str) -> Listed:
+    state = ExecutionState.model_validate_json(Storage.at(location).read(STATE_FILE))
+    folder = folder_for(location)
+    if state.status.is_final or not (folder / STATE_FILE).is_file():
+        return Listed(location, state, str(state.status))
+    evaluation = Evaluation.open_folder(folder)  # where it is worked on, or was
+    status = evaluation.status
+    return Listed(location, evaluation.state, str(status))
+
+
+def _run(location: str) -> Listed:
+    state = JobState.model_validate_json(Storage.at(location).read(_JOB_FILE))
+    folder = folder_for(location)
+    if state.status is not JobStatus.IN_PROGRESS or not (folder / _JOB_FILE).is_file():
+        return Listed(location, state, str(state.status))
+    run = Run.open(folder)
+    is_interrupted = run.state.status is JobStatus.IN_PROGRESS and not run.is_running()
+    return Listed(location, run.state, "Interrupted" if is_interrupted else str(run.state.status))
+
+
+def _evaluations(output: str) -> list[str]:
+    return _places(output, STATE_FILE, 1) if is_remote(output) else [str(f) for f in evaluations_below(_folder(output))]
+
+
+def _runs(output: str) -> list[str]:
+    return _places(output, _JOB_FILE, 2) if is_remote(output) else [str(f) for f in runs_below(_folder(output))]
+
+
+def _folder(output: str) -> Path:
+    folder = Path(output)
+    if not folder.is_dir():
+        raise RunError(f"no folder {output!r}; give the --output of an evaluation")
+    return folder
+
+
+def _places(output: str, file: str, depth: int) -> list[str]:
+    """The folders that hold `file`, at most `depth` below a remote output."""
+    names = (info.name.split("/") for info in Storage.at(output).list())
+    return sorted("/".join([output, *parts[:-1]]) for parts in names if parts[-1] == file and len(parts) - 1 <= depth)
+
+
+def _problem(file: str, error: HeldoutError | ValidationError) -> str:
+    return f"its {file} cannot be read: {error.errors()[0]['msg'] if isinstance(error, ValidationError) else error}"
