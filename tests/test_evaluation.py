@@ -13,13 +13,15 @@ from typing import Any
 
 import orjson
 import pytest
+from rich.console import Console
 
 from heldout.backends.local import run_job
+from heldout.backends.results import run_results
 from heldout.errors import JobFailed, ReferenceProblem, RunError
 from heldout.policies.scripted import ScriptedServer
 from heldout.rollouts.engine import Ending, StopSwitch
 from heldout.rollouts.progress import Progress
-from heldout.rollouts.results import read_run_tables, summarize_run
+from heldout.rollouts.results import metrics_document, read_run_tables, summarize_run
 from heldout.rollouts.run import JobStatus, Run, SecondaryStatus
 from jobs import PLAYERS, new_run, played, played_with, rows
 
@@ -65,9 +67,17 @@ async def test_known_rewards_come_out_as_the_published_estimates(tmp_path: Path)
 async def test_a_run_shows_the_same_numbers_from_its_parquet_files_alone(tmp_path: Path) -> None:
     run = await played(tmp_path, ["0.25", "1", "turns 3", "raise x"], eval_group_size=2, rollout_max_retries=0)
     written = _metrics(run)
-    run.metrics_path.unlink()
-    summary = summarize_run(Run.open(run.folder))
-    assert summary.metrics == pytest.approx(written["metrics"])
+    for path in run.folder.iterdir():
+        if path.suffix != ".parquet":
+            path.unlink()
+    alone = Run.open(run.folder)
+    assert metrics_document(summarize_run(alone), is_partial=False) == written
+    assert alone.state.status is JobStatus.COMPLETED
+    assert (alone.state.name, alone.location) == ("test", str(run.folder))
+    shown = Console(width=110)
+    with shown.capture() as captured:
+        shown.print(run_results(alone))
+    assert "test/base-model-eval\n" in captured.get().replace(" ", "")
     assert written["rollouts"] == {"prompts": 4, "scored": 6, "failed": 2, "missing": 0}
     assert written["metrics"]["agent/turns_played"] == 3.0
     assert not run.has_journal

@@ -91,7 +91,7 @@ def _is_current(storage: Storage, folder: Path) -> bool:
 
 def _fetch(storage: Storage, location: str, folder: Path) -> None:
     names = [file.name for file in storage.list()]
-    if "job.json" not in names:
+    if not {"job.json", "rollouts.parquet"} & set(names):
         raise RunError(f"no run at {location!r}: it has no job.json")
     # job.json last: a fetch that was cut short is no run, and is made again.
     for name in sorted(names, key=lambda name: name == "job.json"):

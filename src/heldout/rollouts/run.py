@@ -33,6 +33,8 @@ from heldout.storage.lock import FolderLock, holder_of
 
 BASE_RUN = "base-model-eval"
 FINE_TUNED_RUN = "fine-tuned-model-eval"
+STATE_KEY = "heldout.job"
+"""In the schema metadata of `rollouts.parquet`: job.json as it was when the table was written."""
 _JOB_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 
 
@@ -125,9 +127,12 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """The run in `folder`. Raises RunError when there is none, naming the runs that are near."""
+        """The run in `folder`, from its tables where it has no job.json. Raises RunError when there is none, naming the runs
+        that are near."""
         path = folder / "job.json"
         if not path.is_file():
+            if (state := _state_in_tables(folder / "rollouts.parquet")) is not None:
+                return cls(folder, state)
             raise RunError(f"no run in {shown(str(folder))}: it has no job.json.{_hint(folder)}")
         try:
             return cls(folder, JobState.model_validate_json(path.read_bytes()))
@@ -234,6 +239,31 @@ class Run:
     def is_running(self) -> bool:
         """Whether a process works on this run now."""
         return holder_of(self.folder) is not None
+
+
+def _state_in_tables(path: Path) -> JobState | None:
+    """The job's state from the table of its rollouts alone: done if they are all there, else stopped. None if it has none."""
+    if not path.is_file():
+        return None
+    import pyarrow as pa  # slow to import, and only needed here
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            rows, metadata = file.metadata.num_rows, file.schema_arrow.metadata or {}
+    except (pa.ArrowException, OSError) as error:
+        raise RunError(f"{path} cannot be read ({str(error).splitlines()[0]}); copy the whole folder again") from error
+    if (written := metadata.get(STATE_KEY.encode())) is None:
+        return None
+    state = JobState.model_validate_json(written)
+    group_size = JobConfigDocument.model_validate(state.document).hyperparameters.eval_group_size
+    is_done = state.num_prompts is not None and rows == state.num_prompts * group_size
+    return state.model_copy(
+        update={
+            "status": JobStatus.COMPLETED if is_done else JobStatus.STOPPED,
+            "secondary_status": SecondaryStatus.COMPLETED if is_done else SecondaryStatus.STOPPED,
+        }
+    )
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -20,7 +20,7 @@ from heldout.metrics.table import FloatArray, IntArray, RolloutTable, TurnTable
 from heldout.rollouts.arrow import leave_pandas_out
 from heldout.rollouts.journal import read
 from heldout.rollouts.journal_index import JournalIndex
-from heldout.rollouts.run import Run
+from heldout.rollouts.run import STATE_KEY, Run
 from heldout.storage import open_atomic
 
 _BATCH_BYTES = 512 * 1024
@@ -85,10 +85,13 @@ _ATTEMPT_COLUMNS: "list[pa.Field[Any]]" = [
 
 
 def write_tables(run: Run, index: JournalIndex, folder: Path) -> None:
-    """Writes the three Parquet files from the run's journal into `folder`; each appears whole or not at all."""
+    """Writes the three Parquet files from the run's journal into `folder`; each appears whole or not at all.
+
+    The schema of `rollouts.parquet` holds job.json as it is now: whoever has the tables alone has the run.
+    """
     threshold = run.document.hyperparameters.success_threshold
     leave_pandas_out()
-    rollout_schema = _rollout_schema(index.metric_names)
+    rollout_schema = _rollout_schema(index.metric_names).with_metadata({STATE_KEY: run.state.model_dump_json()})
     with ExitStack() as stack:
         rollouts = stack.enter_context(_Table(folder / "rollouts.parquet", rollout_schema))
         trajectories = stack.enter_context(_Table(folder / "trajectories.parquet", pa.schema(_TRAJECTORY_COLUMNS)))
