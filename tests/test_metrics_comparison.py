@@ -94,6 +94,15 @@ def test_seven_prompts_that_all_move_are_enough() -> None:
     assert found.verdict.startswith("fine-tuned is better")
 
 
+def test_rewards_that_cannot_be_added_up_are_not_compared_and_the_successes_are() -> None:
+    base = {f"p{i}": [0.0, 1e308] for i in range(8)}
+    tuned = {f"p{i}": [1e308, 1e308] for i in range(8)}
+    found = compared(base, tuned)  # warnings are errors here
+    assert found.primary == "eval/reward/pass_at_1"
+    assert "eval/reward/mean" not in found.metrics
+    assert "eval/reward/mean is not compared: added up or squared, the values are beyond" in found.notes[-1]
+
+
 def test_identical_runs_have_an_interval_as_wide_as_unseen_changes_allow() -> None:
     found = compared(all_same(1.0, prompts=30), all_same(1.0, prompts=30)).metrics["eval/reward/pass_at_1"]
     bound = 1 - 0.025 ** (1 / 30)  # more prompts than this share would have shown at least one change

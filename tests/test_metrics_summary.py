@@ -54,6 +54,36 @@ def test_reward_metrics_of_a_hand_made_run() -> None:
     assert found == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [[1e308, 1.0], [1e308, 0.5], [-3.0, 1e308]],
+        [[1e308, -1e308], [1e308, 1e308], [-1e308, -1e308]],
+        [[1e308, 1e308], [1e308, 1e308], [1e308, 1.7e308]],
+        [[1e-200, 1.0e-199], [1e-200, 3e-200], [0.0, 0.0]],
+    ],
+)
+def test_numbers_beyond_what_a_float_can_hold_are_left_out_with_the_reason(groups: list[list[float | None]]) -> None:
+    summary = summary_of(groups)  # warnings are errors here
+    assert all(np.isfinite(value) for value in summary.metrics.values())
+    assert all(np.isfinite(ends).all() for ends in summary.intervals.values())
+    assert "64-bit float" in summary.notes["eval/reward/mean"]
+    assert summary.metrics["eval/reward/max"] == max(reward or 0.0 for group in groups for reward in group)
+
+
+def test_an_interval_of_what_cannot_be_negative_ends_at_zero() -> None:
+    rewards: list[list[float | None]] = [[1.0]] * 4
+    tokens = np.array([1.0, 2.0, 1.0, 90_000.0])
+    turns = TurnTable.from_turns(np.arange(4), tokens, tokens, [LogprobSums()] * 4)
+    summary = summarize(rollout_table(rewards, [1, 2, 1, 90_000]), turns, SETTINGS, seconds=None)
+    for name in ("eval/turns/mean", "eval/tokens/prompt_mean", "eval/tokens/response_mean"):
+        low, high = summary.intervals[name]
+        assert low == 0
+        assert high > summary.metrics[name]
+    below = summary_of([[-1.0], [-2.0], [-1.0], [90_000.0]])
+    assert below.intervals["eval/reward/mean"][0] < 0
+
+
 def test_a_k_above_every_group_is_absent_with_the_reason() -> None:
     summary = summary_of([[1.0, 0.0], [1.0, 1.0]])
     assert "eval/reward/pass_at_4" not in summary.metrics

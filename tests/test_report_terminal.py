@@ -170,3 +170,10 @@ def test_numbers_have_as_many_digits_as_they_need() -> None:
         "[0.000, 1.00]",
         "",
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1e308, "1e+308"), (-2.5e15, "-2.5e+15"), (1_234_567.0, "1,234,567"), (0.25, "0.250")]
+)
+def test_a_number_is_short_however_large_it_is(value: float, text: str) -> None:
+    assert number(value) == text

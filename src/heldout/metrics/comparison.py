@@ -9,7 +9,7 @@ import numpy as np
 from heldout.errors import MetricError
 from heldout.metrics.pairing import Pairs, SharedPrompts, Side, pair_sides
 from heldout.metrics.pass_k import pass_at_k_by_prompt, pass_power_k_by_prompt
-from heldout.metrics.sample import linearized
+from heldout.metrics.sample import OVERFLOW, linearized
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.subset_means import SubsetMeans, subset_means
 from heldout.metrics.table import FloatArray, Groups
@@ -65,6 +65,7 @@ class Comparison:
     confidence: float
 
 
+@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # numbers that overflow are left out, with a note
 def compare(base: Side, fine_tuned: Side, settings: MetricSettings, *, margin: float | None = None) -> Comparison:
     """Compares two runs prompt by prompt.
 
@@ -77,10 +78,10 @@ def compare(base: Side, fine_tuned: Side, settings: MetricSettings, *, margin: f
     if margin is not None and not margin > 0:
         raise MetricError(f"margin is {margin!r}; it must be above 0: the largest difference that does not matter")
     pairs = pair_sides(base, fine_tuned, settings)
-    columns = _all_columns(pairs, settings)
+    columns, overflowing = _parted(_all_columns(pairs, settings))
     judged = _judge_all(columns, settings, margin)
     has_success = pairs.base.sample.is_success.any() or pairs.fine_tuned.sample.is_success.any()
-    primary = SUCCESS_RATE if has_success else MEAN_REWARD
+    primary = SUCCESS_RATE if has_success or MEAN_REWARD not in judged else MEAN_REWARD
     moves = _moves(pairs)
     return Comparison(
         base=base.name,
@@ -95,7 +96,7 @@ def compare(base: Side, fine_tuned: Side, settings: MetricSettings, *, margin: f
         losses=sum(move.difference < 0 for move in moves),
         ties=sum(move.difference == 0 for move in moves),
         moves=moves,
-        notes=pairs.notes,
+        notes=(*pairs.notes, *(f"{name} is not compared: {OVERFLOW}" for name in overflowing)),
         confidence=settings.confidence,
     )
 
@@ -145,6 +146,13 @@ def _all_columns(pairs: Pairs, settings: MetricSettings) -> list[MetricColumns]:
         sides = (_agent_metric(pairs.base, name), _agent_metric(pairs.fine_tuned, name))
         columns.append(_ratio_columns(f"agent/{name}", *sides, more_is_better=None))
     return [column for column in columns if len(column.base)]
+
+
+def _parted(columns: list[MetricColumns]) -> tuple[list[MetricColumns], list[str]]:
+    """Those that can be compared, and the names of those whose values, added up or squared, are beyond what a float can hold."""
+    is_held = [bool(np.isfinite(np.square(column.differences).sum())) for column in columns]
+    overflowing = [column.name for column, held in zip(columns, is_held, strict=True) if not held]
+    return [column for column, held in zip(columns, is_held, strict=True) if held], overflowing
 
 
 def _pass_columns(pairs: Pairs, k: int) -> list[MetricColumns]:

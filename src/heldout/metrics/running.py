@@ -21,7 +21,7 @@ class RunningEstimate:
     """Rollouts that count: all finished ones, or the scored ones when failed rollouts are excluded."""
     reward_mean: float
     reward_interval: tuple[float, float] | None
-    """None with fewer than two prompts, or while all rewards are equal."""
+    """None with fewer than two prompts, while all rewards are equal, or when they are too large to be squared."""
     success_rate: float
     success_interval: tuple[float, float] | None
     """None with fewer than two prompts."""
@@ -115,6 +115,8 @@ def _reward_interval(sums: _RatioSums, confidence: float) -> tuple[float, float]
     if sums.num_prompts < 2 or (variance := sums.variance) == 0:
         return None
     half = _student_quantile(confidence, sums.num_prompts - 1) * math.sqrt(variance)
+    if not math.isfinite(half):
+        return None  # squares of rewards that are beyond what a float can hold
     return sums.mean - half, sums.mean + half
 
 

@@ -9,6 +9,9 @@ import numpy as np
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.table import BoolArray, FloatArray, Groups, IntArray, RolloutTable
 
+OVERFLOW = "added up or squared, the values are beyond what a 64-bit float can hold"
+"""Why a number is left out, with rewards near 1e308."""
+
 
 @dataclass(frozen=True)
 class Sample:

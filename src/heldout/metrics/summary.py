@@ -1,6 +1,7 @@
 """All numbers of a run from its tables: the names of the wire contract, an interval for each mean and rate, and a reason for
 each number that cannot be had."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ import numpy as np
 from heldout.metrics.beta_binomial import Quantity
 from heldout.metrics.intervals import Interval, mean_interval, rate_interval, why_no_mean_interval
 from heldout.metrics.pass_k import pass_at_k_by_prompt, pass_power_k_by_prompt
-from heldout.metrics.sample import Sample, linearized
+from heldout.metrics.sample import OVERFLOW, Sample, linearized
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.table import FloatArray, Groups, IntArray, RolloutTable, TurnTable
 
@@ -47,24 +48,13 @@ def summarize(
 
     agent_metrics: by name, shape (num_rollouts,), NaN where the agent gave none; they become `agent/<name>`.
     seconds: wall-clock time of the evaluation; None when unknown. expected_rollouts: how many the job planned.
-    Names and meanings: docs/statistics.md. Every `std` divides by n, not n - 1.
+    Names and meanings: docs/statistics.md. Every `std` divides by n, not n - 1. A number that would be beyond what a float
+    can hold is left out, with a note.
     """
     page = _Page(settings.confidence)
-    _add_counts(page, rollouts, settings)
-    sample = Sample.of(rollouts, settings)
-    if sample.num_rollouts == 0:
-        page.notes["eval/reward/mean"] = "no rollout to count: " + _why_empty(rollouts)
-    else:
-        _add_rewards(page, sample)
-        _add_pass_k(page, sample, settings)
-        _add_groups(page, sample)
-    _add_turn_counts(page, rollouts)
-    if turns is not None:
-        prompts_of_turns = rollouts.prompt_index[turns.rollout_row]
-        _add_tokens(page, turns, prompts_of_turns)
-        _add_logprobs(page, turns, prompts_of_turns)
-    for name, values in (agent_metrics or {}).items():
-        _add_agent_metric(page, name, values, rollouts.prompt_index)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        _add_all(page, rollouts, turns, settings, agent_metrics or {})
+    page.leave_out_overflows()
     if seconds is not None:
         page.metrics["timing_s/eval"] = seconds
     scored = int(rollouts.is_scored.sum())
@@ -81,6 +71,30 @@ def summarize(
     )
 
 
+def _add_all(
+    page: "_Page",
+    rollouts: RolloutTable,
+    turns: TurnTable | None,
+    settings: MetricSettings,
+    agent_metrics: Mapping[str, FloatArray],
+) -> None:
+    _add_counts(page, rollouts, settings)
+    sample = Sample.of(rollouts, settings)
+    if sample.num_rollouts == 0:
+        page.notes["eval/reward/mean"] = "no rollout to count: " + _why_empty(rollouts)
+    else:
+        _add_rewards(page, sample)
+        _add_pass_k(page, sample, settings)
+        _add_groups(page, sample)
+    _add_turn_counts(page, rollouts)
+    if turns is not None:
+        prompts_of_turns = rollouts.prompt_index[turns.rollout_row]
+        _add_tokens(page, turns, prompts_of_turns)
+        _add_logprobs(page, turns, prompts_of_turns)
+    for name, values in agent_metrics.items():
+        _add_agent_metric(page, name, values, rollouts.prompt_index)
+
+
 @dataclass(slots=True)
 class _Page:
     """The numbers as they are worked out."""
@@ -91,17 +105,29 @@ class _Page:
     notes: dict[str, str] = field(default_factory=dict)
     no_interval: dict[str, str] = field(default_factory=dict)
 
-    def add_mean(self, name: str, values: FloatArray) -> None:
-        """A metric that is the mean over prompts of values of any size, shape (num_prompts,)."""
+    def add_mean(self, name: str, values: FloatArray, *, least: float = -math.inf) -> None:
+        """A metric that is the mean over prompts of values of any size, shape (num_prompts,); least: as in `keep`."""
         self.metrics[name] = float(values.mean())
-        self.keep(name, mean_interval(values, self.confidence), values)
+        self.keep(name, mean_interval(values, self.confidence), values, least=least)
 
-    def keep(self, name: str, interval: Interval | None, values: FloatArray) -> None:
-        """The interval of a metric that has the prompts' `values`, shape (num_prompts,), or why there is none."""
+    def keep(self, name: str, interval: Interval | None, values: FloatArray, *, least: float = -math.inf) -> None:
+        """The interval of a metric that has the prompts' `values`, shape (num_prompts,), or why there is none.
+
+        least: what the quantity cannot be below. An interval cut off there holds the truth as often as the whole one.
+        """
         if interval is not None:
-            self.intervals[name] = (interval.low, interval.high)
+            self.intervals[name] = (max(interval.low, least), interval.high)
         elif (reason := why_no_mean_interval(values)) is not None:
             self.notes[name] = self.no_interval[name] = reason
+
+    def leave_out_overflows(self) -> None:
+        for name in [name for name, value in self.metrics.items() if not math.isfinite(value)]:
+            del self.metrics[name]
+            self.intervals.pop(name, None)
+            self.notes[name] = OVERFLOW
+        for name in [name for name, ends in self.intervals.items() if not all(map(math.isfinite, ends))]:
+            del self.intervals[name]
+            self.notes[name] = self.no_interval[name] = f"no interval: {OVERFLOW}"
 
 
 def _add_counts(page: _Page, rollouts: RolloutTable, settings: MetricSettings) -> None:
@@ -173,7 +199,7 @@ def _add_groups(page: _Page, sample: Sample) -> None:
     several = sample.sizes > 1
     if several.any():
         deviations = np.square(rewards - means[groups.of_row])
-        page.add_mean("eval/reward/std_within_groups", np.sqrt(groups.sum(deviations) / sample.sizes)[several])
+        page.add_mean("eval/reward/std_within_groups", np.sqrt(groups.sum(deviations) / sample.sizes)[several], least=0)
     else:
         page.notes["eval/reward/std_within_groups"] = "one rollout a prompt: no spread within groups"
 
@@ -181,7 +207,7 @@ def _add_groups(page: _Page, sample: Sample) -> None:
 def _add_turn_counts(page: _Page, rollouts: RolloutTable) -> None:
     if rollouts.num_rollouts == 0:
         return
-    _add_ratio(page, "eval/turns/mean", Groups.of(rollouts.prompt_index), rollouts.turns.astype(np.float64))
+    _add_ratio(page, "eval/turns/mean", Groups.of(rollouts.prompt_index), rollouts.turns.astype(np.float64), least=0)
     page.metrics["eval/turns/min"] = float(rollouts.turns.min())
     page.metrics["eval/turns/max"] = float(rollouts.turns.max())
 
@@ -189,7 +215,7 @@ def _add_turn_counts(page: _Page, rollouts: RolloutTable) -> None:
 def _add_tokens(page: _Page, turns: TurnTable, prompt_index: IntArray) -> None:
     known = ~np.isnan(turns.prompt_tokens)
     if known.any():
-        _add_ratio(page, "eval/tokens/prompt_mean", Groups.of(prompt_index[known]), turns.prompt_tokens[known])
+        _add_ratio(page, "eval/tokens/prompt_mean", Groups.of(prompt_index[known]), turns.prompt_tokens[known], least=0)
     else:
         page.notes["eval/tokens/prompt_mean"] = "the policy gave no token counts"
     known = ~np.isnan(turns.response_tokens)
@@ -197,7 +223,7 @@ def _add_tokens(page: _Page, turns: TurnTable, prompt_index: IntArray) -> None:
         page.notes["eval/tokens/response_mean"] = "the policy gave no token counts"
         return
     lengths = turns.response_tokens[known]
-    _add_ratio(page, "eval/tokens/response_mean", Groups.of(prompt_index[known]), lengths)
+    _add_ratio(page, "eval/tokens/response_mean", Groups.of(prompt_index[known]), lengths, least=0)
     page.metrics["eval/tokens/response_min"] = float(lengths.min())
     page.metrics["eval/tokens/response_max"] = float(lengths.max())
     if len(lengths) > 1:
@@ -243,9 +269,15 @@ def _add_agent_metric(page: _Page, name: str, values: FloatArray, prompt_index: 
 
 
 def _add_ratio(
-    page: _Page, name: str, groups: Groups, values: FloatArray, *, ends: tuple[float, float] | None = None
+    page: _Page,
+    name: str,
+    groups: Groups,
+    values: FloatArray,
+    *,
+    ends: tuple[float, float] | None = None,
+    least: float = -math.inf,
 ) -> None:
-    """A mean over rows, whose groups may differ in size, shape of values (num_rows,).
+    """A mean over rows, whose groups may differ in size, shape of values (num_rows,); least: as in `_Page.keep`.
 
     ends: the two values there can be; a mean of values that turn out to be two, such as rewards of 0 and 1, is a rate too.
     """
@@ -261,4 +293,4 @@ def _add_ratio(
             interval = Interval(low + interval.low * (high - low), low + interval.high * (high - low))
         page.keep(name, interval, by_prompt)
     else:
-        page.keep(name, mean_interval(by_prompt, page.confidence), by_prompt)
+        page.keep(name, mean_interval(by_prompt, page.confidence), by_prompt, least=least)

@@ -19,6 +19,7 @@ from heldout.report.text_findings import text_findings
 __all__ = ["Finding", "Weight", "find"]
 
 
+@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # of rewards near 1e308
 def find(
     folder: Path, parameters: Hyperparameters, *, prompts: Path | None = None, training: str | None = None
 ) -> list[Finding]:

@@ -1,9 +1,14 @@
 """Numbers as people read them."""
 
+_LONG = 1e12
+"""From here on a number is a power of ten to its reader."""
+
 
 def number(value: float) -> str:
     """A number with three significant digits, more only where they are before the point; below 1, three decimals."""
     size = abs(value)
+    if size >= _LONG:
+        return f"{value:.3g}"
     decimals = 3 if size < 1 else 2 if size < 10 else 1 if size < 100 else 0
     return f"{value:,.{decimals}f}"
 

@@ -13,6 +13,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
@@ -34,6 +35,7 @@ _MOST_CHARACTERS = 4_000
 _LEAST_CHARACTERS = 60
 
 
+@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # of rewards near 1e308
 def write_report(run: Run, *, training: str | None = None, path: Path | None = None) -> Path:
     """Writes the report of one run to `path`, by default `report.html` in its folder; it appears whole or not at all.
 
@@ -45,6 +47,7 @@ def write_report(run: Run, *, training: str | None = None, path: Path | None = N
     return _written(path or run.folder / REPORT, html)
 
 
+@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # of rewards near 1e308
 def write_evaluation_report(
     base: Run, fine_tuned: Run, comparison: Comparison, path: Path, *, training: str | None = None
 ) -> Path:
