@@ -132,6 +132,19 @@ def test_a_script_for_aws_names_its_things_through_a_registry(
     assert "smollm2-135m" in capsys.readouterr().out
 
 
+def test_a_job_that_ran_out_of_time_goes_on_with_more(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("prompts.jsonl").write_text('{"prompt": "0.7"}\n' * 4)
+    slow = ("--agent", f"{AGENT}:slowly", "--max-runtime", "1", "-H", "rollout_max_concurrency=1")
+    assert heldout(monkeypatch, *evaluate(model, *slow)) == 1
+    assert "go on with: heldout resume out/first --max-runtime SECONDS" in capsys.readouterr().err
+    assert heldout(monkeypatch, "resume", "out/first", "--max-runtime", "0") == 2
+    assert "--max-runtime is 0; it must be from 1" in capsys.readouterr().err
+    assert heldout(monkeypatch, "resume", "out/first", "--max-runtime", "3600", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "Succeeded"
+
+
 def test_an_output_is_listed_though_one_of_its_runs_cannot_be_read(
     model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

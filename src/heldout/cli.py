@@ -185,24 +185,31 @@ def evaluate(
             return
         evaluation = create_evaluation(request, names, name=evaluation_name)
     try:
-        _play(evaluation, as_json=as_json)
+        _play(evaluation, as_json=as_json, max_runtime_seconds=_checked_runtime(max_runtime))
     except InputError:
         evaluation.remove_if_never_begun()
         raise
 
 
 @app.command()
-def resume(run: PlaceArgument, as_json: JsonOption = False) -> None:
+def resume(
+    run: PlaceArgument,
+    max_runtime: Annotated[
+        int | None, typer.Option(help="Seconds after which this start begins nothing new; default: as evaluated.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
     """Go on with what was interrupted, stopped or failed; what is finished stays."""
+    seconds = None if max_runtime is None else _checked_runtime(max_runtime)
     if run.startswith("arn:") and not is_known(run):
         raise InputError(
             f"evaluation {run} was not started on this machine, and managed jobs cannot be gone on with, only started anew"
         )
     place = find_evaluation(run).location if is_known(run) else located(run)
     if Evaluation.is_at(place):
-        _play(Evaluation.open(place), as_json=as_json)
+        _play(Evaluation.open(place), as_json=as_json, max_runtime_seconds=seconds)
     else:
-        _play_one(open_run(place), as_json=as_json)
+        _play_one(open_run(place), as_json=as_json, max_runtime_seconds=seconds)
 
 
 @app.command()
@@ -255,20 +262,36 @@ def _add_further_commands() -> None:
         cli_service.add_to(app)
 
 
-def _play(evaluation: Evaluation, *, as_json: bool) -> None:
+def _play(evaluation: Evaluation, *, as_json: bool, max_runtime_seconds: int | None) -> None:
     console = Console(stderr=True)
-    ending = run_to_end(play_evaluation(evaluation, _display(console), on_stop=_tell(console), say=_say(console)))
+    ending = run_to_end(
+        play_evaluation(
+            evaluation,
+            _display(console),
+            on_stop=_tell(console),
+            say=_say(console),
+            max_runtime_seconds=max_runtime_seconds,
+        )
+    )
     _print_results(evaluation, as_json=as_json)
     _exit_after(ending, evaluation.location, console)
 
 
-def _play_one(run: Run, *, as_json: bool) -> None:
+def _play_one(run: Run, *, as_json: bool, max_runtime_seconds: int | None) -> None:
     console = Console(stderr=True)
 
     async def play() -> Ending:
         switch = StopSwitch()
         with stopped_by_signals(switch, _tell(console)):
-            return await play_run(run, _display(console), switch, tags={}, note=_note(console), say=_say(console))
+            return await play_run(
+                run,
+                _display(console),
+                switch,
+                tags={},
+                note=_note(console),
+                say=_say(console),
+                max_runtime_seconds=max_runtime_seconds,
+            )
 
     ending = run_to_end(play())
     _print_results(run, as_json=as_json)
@@ -313,7 +336,8 @@ def _exit_after(ending: Ending, location: str, console: Console) -> None:
         Ending.OUT_OF_TIME: ("the maximum runtime is over", EXIT_FAILED),
     }[ending]
     if code:
-        console.print(f"{told}; go on with: heldout resume {location}", highlight=False, soft_wrap=True)
+        more = " --max-runtime SECONDS" if ending is Ending.OUT_OF_TIME else ""
+        console.print(f"{told}; go on with: heldout resume {location}{more}", highlight=False, soft_wrap=True)
         raise typer.Exit(code)
 
 

@@ -32,11 +32,13 @@ async def play_evaluation(
     on_stop: Callable[[bool], None],
     note: Note = lambda _: None,
     say: Callable[[str], None] = lambda _: None,
+    max_runtime_seconds: int | None = None,
 ) -> Ending:
     """Executes what is left of an evaluation. SIGINT or SIGTERM stop it: the first lets what is in flight finish.
 
     on_stop: called at each of these signals, with whether it is not the first. note: told what is noted in the evaluation too.
-    say: told what takes a while beside the rollouts. lock: the folder's, if it is held already.
+    say: told what takes a while beside the rollouts. lock: the folder's, if it is held already. max_runtime_seconds: each job
+    begins nothing new after them; by default what it was given.
     Raises HeldoutError when a step fails, RunError when another process works on the evaluation.
     """
     lock = lock or FolderLock.take(evaluation.folder)
@@ -49,7 +51,9 @@ async def play_evaluation(
 
         with stopped_by_signals(switch, stopping):
             lock.sign()
-            return await run_pipeline(evaluation, LocalWork(evaluation, display, note, say), switch)
+            return await run_pipeline(
+                evaluation, LocalWork(evaluation, display, note, say, max_runtime_seconds), switch
+            )
     finally:
         lock.release()
 
@@ -63,16 +67,17 @@ async def play_run(
     note: Note,
     say: Callable[[str], None] = lambda _: None,
     lock: FolderLock | None = None,
+    max_runtime_seconds: int | None = None,
 ) -> Ending:
     """Plays one job from where it stands, shown by `display` while its rollouts go; and publishes what came of it.
 
-    tags: of its MLflow run. lock: the run's, if it is held already. Raises HeldoutError as `run_job` does; what a person must
+    tags: of its MLflow run. lock, max_runtime_seconds: as for `run_job`. Raises HeldoutError as that does; what a person must
     know beside that goes to `note`.
     """
     ending = Ending.FINISHED
     try:
         if run.state.status is not JobStatus.COMPLETED:
-            ending = await _play_shown(run, display, switch, lock)
+            ending = await _play_shown(run, display, switch, lock, max_runtime_seconds)
         if ending is Ending.FINISHED:
             await finish_run(run, tags, note, say)
     except HeldoutError:
@@ -84,7 +89,9 @@ async def play_run(
     return ending
 
 
-async def _play_shown(run: Run, display: Display, switch: StopSwitch, lock: FolderLock | None) -> Ending:
+async def _play_shown(
+    run: Run, display: Display, switch: StopSwitch, lock: FolderLock | None, max_runtime_seconds: int | None
+) -> Ending:
     began = asyncio.Event()
     progress: list[Progress] = []
 
@@ -99,7 +106,7 @@ async def _play_shown(run: Run, display: Display, switch: StopSwitch, lock: Fold
 
     showing = asyncio.create_task(show())
     try:
-        return (await run_job(run, switch, begin, lock=lock)).ending
+        return (await run_job(run, switch, begin, lock=lock, max_runtime_seconds=max_runtime_seconds)).ending
     finally:
         showing.cancel()
         await asyncio.gather(showing, return_exceptions=True)
@@ -137,16 +144,32 @@ def stopped_by_signals(switch: StopSwitch, on_stop: Callable[[bool], None]) -> I
 class LocalWork:
     """What the pipeline's runner has this machine do."""
 
-    def __init__(self, evaluation: Evaluation, display: Display, note: Note, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        display: Display,
+        note: Note,
+        say: Callable[[str], None],
+        max_runtime_seconds: int | None,
+    ) -> None:
         self._evaluation = evaluation
         self._display = display
         self._tell = note
         self._say = say
+        self._max_runtime_seconds = max_runtime_seconds
 
     async def play(self, run: Run, switch: StopSwitch) -> Ending:
         """Plays the job, unless it is done, and publishes what came of it."""
         tags = self._evaluation.state.tags
-        return await play_run(run, self._display, switch, tags=tags, note=self._note, say=self._say)
+        return await play_run(
+            run,
+            self._display,
+            switch,
+            tags=tags,
+            note=self._note,
+            say=self._say,
+            max_runtime_seconds=self._max_runtime_seconds,
+        )
 
     async def conclude(self, evaluation: Evaluation) -> None:
         """Compares the runs where there are two."""

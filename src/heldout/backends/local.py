@@ -44,11 +44,12 @@ async def run_job(
     on_start: Callable[[Progress], None] = lambda _: None,
     *,
     lock: FolderLock | None = None,
+    max_runtime_seconds: int | None = None,
 ) -> Played:
     """Plays `run` from where it stands until it is done or stopped, and writes its results; one that is done stays as it is.
 
     on_start: called once, when the first rollout is about to begin, with counts that go on changing. lock: the run's, if it is
-    held already; it is released.
+    held already; it is released. max_runtime_seconds: this start begins nothing new after them; by default the job's own.
     Raises InputError when model, agent or dataset cannot be had (nothing has been played then), JobFailed when nothing but
     failures comes back. Either way job.json says so and what was finished is kept.
     """
@@ -65,7 +66,7 @@ async def run_job(
         location = run.location
         mirror = Mirror(run, location, kms_key=run.kms_key) if is_remote(location) else None
         try:
-            return await _run_locked(run, switch, on_start, mirror)
+            return await _run_locked(run, switch, on_start, mirror, max_runtime_seconds)
         except (HeldoutError, OSError) as error:
             _fail(run, str(error))
             raise
@@ -75,7 +76,11 @@ async def run_job(
 
 
 async def _run_locked(
-    run: Run, switch: StopSwitch, on_start: Callable[[Progress], None], mirror: Mirror | None
+    run: Run,
+    switch: StopSwitch,
+    on_start: Callable[[Progress], None],
+    mirror: Mirror | None,
+    max_runtime_seconds: int | None,
 ) -> Played:
     if run.has_journal and (plan := await _planned(run)).is_done:  # stopped before its results were written
         return await _write_up(run, Ending.FINISHED, {})
@@ -86,7 +91,7 @@ async def _run_locked(
         if mirror is not None:
             await mirror.begin()
         await services.ready()
-        ending = await _play(run, plan, services, switch, on_start, mirror)
+        ending = await _play(run, plan, services, switch, on_start, mirror, max_runtime_seconds)
         differences = dict(services.runtime.differences)
         # Results are written while those processes end.
         ended = asyncio.create_task(started.pop_all().aclose())
@@ -112,6 +117,7 @@ async def _play(
     switch: StopSwitch,
     on_start: Callable[[Progress], None],
     mirror: Mirror | None,
+    max_runtime_seconds: int | None,
 ) -> Ending:
     """Plays what is left of the plan. When this returns, all that came of it is in the journal."""
     parameters = run.document.hyperparameters
@@ -136,7 +142,7 @@ async def _play(
             on_nearly_done=lambda: prepare(load, has_tracking=_is_tracked(run)),
         )
         async with _timed(run), _mirrored(mirror, journal):
-            return await engine.play(run.document.stopping_condition.max_runtime_in_seconds)
+            return await engine.play(max_runtime_seconds or run.document.stopping_condition.max_runtime_in_seconds)
     finally:
         await services.runtime.stop()  # reports on their way are taken first
         await journal.close()
