@@ -214,6 +214,22 @@ def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(
     assert not Path("out").exists()
 
 
+def test_ctrl_c_while_it_loads_ends_it_in_silence() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "class CtrlC:\n"
+        "    @staticmethod\n"
+        "    def find_spec(name, *_):\n"
+        "        if name == 'heldout.pipeline.evaluation':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, CtrlC)\n"
+        "from heldout.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "evaluate"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_every_command_is_listed() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "from heldout.cli import main; main()", "--help"],

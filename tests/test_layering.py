@@ -111,7 +111,7 @@ def test_a_room_brings_in_no_room_above_it_and_nothing_heavy(room: str) -> None:
 
 def test_an_evaluation_starts_its_agent_before_it_loads_what_only_its_prompts_and_results_need() -> None:
     heavy = {"aiohttp", "boto3", "jinja2", "mlflow", "numpy", "pandas", "pyarrow", "scipy"}
-    modules = brought_in_by(["heldout.cli", "heldout.backends.local", "heldout.backends.services"])
+    modules = brought_in_by(["heldout.cli_evaluate", "heldout.backends.local", "heldout.backends.services"])
     assert {module.split(".")[0] for module in modules} & heavy == set()
 
 

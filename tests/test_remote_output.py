@@ -116,7 +116,7 @@ async def test_what_is_in_the_bucket_is_listed_without_being_fetched(
         await _played(_remote_run(tmp_path, server.url, ["1"]))
     service.put_object(Bucket=BUCKET, Key="evaluations/broken/execution.json", Body=b"{}")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another machine"))
-    assert await asyncio.to_thread(heldout, monkeypatch, "list", f"{OUTPUT}/") == 0
+    assert heldout(monkeypatch, "list", f"{OUTPUT}/") == 0
     said = capsys.readouterr()
     assert said.out.split()[2:] == ["Completed", LOCATION]
     assert said.err.startswith(f"! {OUTPUT}/broken: its execution.json cannot be read: ")

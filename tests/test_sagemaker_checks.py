@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from cloud import AGENT, OUTPUT, Cloud, between_sagemaker_and, cloud_in, documents, evaluator
 from heldout.backends.choosing import choose_backend
-from heldout.cli import app
+from heldout.cli_evaluate import app
 from heldout.errors import InputError, ReferenceProblem
 from heldout.job.references import (
     AgentCoreRuntime,

@@ -14,7 +14,7 @@ from heldout import Execution
 from heldout.backends.base import LogLine
 from heldout.backends.sagemaker.account import Account
 from heldout.backends.sagemaker.job_logs import JobLogs, JobToLookAt
-from heldout.cli import app
+from heldout.cli_evaluate import app
 from job_logs import NOON_MS, logged, named
 from middle import Middle, Refusal, middle
 from s3_service import forget_aws

@@ -1,0 +1,378 @@
+"""The command line, and its commands that play: evaluate, resume; models. Each parses, calls one function, prints."""
+
+import asyncio
+import re
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from heldout.backends.base import Backend
+from heldout.backends.choosing import choose_backend
+from heldout.backends.evaluation import play_evaluation, play_run, run_to_end, stopped_by_signals
+from heldout.backends.known import find_evaluation, is_known
+from heldout.backends.registries import read_registry
+from heldout.backends.results import (
+    document_apart,
+    shown_apart,
+)
+from heldout.backends.starting import (
+    create_evaluation,
+    define_evaluation,
+    local_surroundings,
+    location_of,
+    tracking_for,
+)
+from heldout.cli_output import (
+    EXIT_BAD_INPUT,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    JsonOption,
+    PlaceArgument,
+    located,
+    output_console,
+    print_definition,
+    print_json,
+)
+from heldout.errors import HeldoutError, InputError
+from heldout.evaluator_summary import Said
+from heldout.job.document import DEFAULT_RUNTIME_SECONDS, MAX_RUNTIME_SECONDS
+from heldout.job.hyperparameters import Hyperparameters
+from heldout.job.references import parse_agent, parse_model
+from heldout.job.registry import Registry
+from heldout.pipeline.definition import model_uri
+from heldout.pipeline.evaluation import Evaluation
+from heldout.pipeline.request import EvaluationRequest
+from heldout.pipeline.resolution import resolve_policies
+from heldout.policies.embedded import EMBEDDED_MODELS
+from heldout.report import live
+from heldout.rollouts.engine import Ending, StopSwitch
+from heldout.rollouts.mirror import open_run
+from heldout.rollouts.progress import Progress
+from heldout.rollouts.run import Run
+
+app = typer.Typer(
+    help="Evaluate multi-turn RL agents on prompts they have not seen.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+RegistryOption = Annotated[
+    Path | None, typer.Option(help="TOML file that maps AWS names to local things. [env: HELDOUT_REGISTRY]")
+]
+
+
+def run_command() -> None:
+    """Runs what the command line says. Errors a person can act on are one line; exit code 2: bad input, 1: the job failed."""
+    try:
+        _add_further_commands()
+        app()
+    except InputError as error:
+        _complain(error)
+        sys.exit(EXIT_BAD_INPUT)
+    except HeldoutError as error:
+        _complain(error)
+        sys.exit(EXIT_FAILED)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str, typer.Option(help="http://host:port/v1#served-name, an embedded model or .gguf[+adapter.gguf].")
+    ],
+    agent: Annotated[str, typer.Option(help="file.py:function, package.module:function, http://host:port or an ARN.")],
+    dataset: Annotated[
+        str, typer.Option(help="Held-out prompts: .parquet, .jsonl, .json, .csv; a file or folder; s3://.")
+    ],
+    output: Annotated[str, typer.Option(help="Where the evaluation goes: a folder or s3:// URI.")] = "runs",
+    name: Annotated[str | None, typer.Option(help="The evaluation's name; default: agent and time.")] = None,
+    compare_with: Annotated[
+        str | None, typer.Option(metavar="BASE", help="Also evaluate what MODEL was tuned from, and compare.")
+    ] = None,
+    hyperparameter: Annotated[list[str], typer.Option("-H", metavar="NAME=VALUE", help="Set a hyperparameter.")] = [],  # noqa: B006
+    max_runtime: Annotated[
+        int, typer.Option(help="Seconds after which a job starts nothing new.")
+    ] = DEFAULT_RUNTIME_SECONDS,
+    limit: Annotated[int | None, typer.Option(min=1, help="Play only so many prompts.")] = None,
+    shuffle_seed: Annotated[int | None, typer.Option(help="Play prompts in an order drawn from this seed.")] = None,
+    registry: RegistryOption = None,
+    backend: Annotated[
+        Backend | None,
+        typer.Option(help="Where it runs; default: in AWS when model and agent are there and no registry maps them."),
+    ] = None,
+    runtime_url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="Where an agent in AWS reaches the Job Runtime here. [env: HELDOUT_RUNTIME_URL]"
+        ),
+    ] = None,
+    mlflow: Annotated[
+        str | None, typer.Option(metavar="URI", help="Where runs are logged, or off; default: SQLite in the output.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the evaluation of this name if there is one.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check what can be checked, start nothing, show the pipeline definition.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Play an agent on held-out prompts and say how good its policy is; with a base, whether it is better."""
+    if dry_run and resume:
+        raise InputError(
+            "--dry-run is of an evaluation that would begin, and --resume goes on with one; leave one of them out"
+        )
+    names = read_registry(registry)
+    model_reference, agent_reference = parse_model(model, frozenset(EMBEDDED_MODELS)), parse_agent(agent)
+    if (backend or choose_backend(model_reference, agent_reference, names)) == "sagemaker":
+        if resume:
+            raise InputError(
+                "--resume goes on with an evaluation on this machine; managed jobs can only be started anew"
+            )
+        if limit is not None or shuffle_seed is not None:
+            raise InputError(
+                "--limit and --shuffle-seed have no place in managed jobs; leave them out, or --backend local"
+            )
+        _evaluate_in_aws(
+            model=model,
+            agent_config=agent,
+            dataset=dataset,
+            s3_output_path=output,
+            base_eval_name=name,
+            base_model=compare_with,
+            evaluate_base_model=compare_with is not None,
+            stopping_condition=_checked_runtime(max_runtime),
+            mlflow_resource_arn=mlflow,
+            runtime_url=runtime_url,
+            registry=registry,
+            settings=_settings(hyperparameter),
+            dry_run=dry_run,
+            as_json=as_json,
+        )
+        return
+    evaluation_name = name or _default_name(agent)
+    location = location_of(output, evaluation_name, names)
+    if resume and Evaluation.is_at(location):
+        evaluation = Evaluation.open(location)
+    else:
+        policies = resolve_policies(
+            model, base=compare_with, trained=None, registry=names, embedded_names=frozenset(EMBEDDED_MODELS)
+        )
+        request = EvaluationRequest(
+            policies=policies,
+            evaluate_base_model=compare_with is not None,
+            agent=agent_reference,
+            dataset=dataset,
+            output=output,
+            folder=Path.cwd(),
+            hyperparameters=Hyperparameters(_settings(hyperparameter)),
+            max_runtime_seconds=_checked_runtime(max_runtime),
+            tracking=tracking_for(mlflow, None, policies, output, names),
+            limit=limit,
+            shuffle_seed=shuffle_seed,
+            runtime_url=runtime_url,
+        )
+        if dry_run:
+            _show_definition(request, names, evaluation_name, location, as_json=as_json)
+            return
+        evaluation = create_evaluation(request, names, name=evaluation_name)
+    try:
+        _play(evaluation, as_json=as_json, max_runtime_seconds=_checked_runtime(max_runtime))
+    except InputError:
+        evaluation.remove_if_never_begun()
+        raise
+
+
+@app.command()
+def resume(
+    run: PlaceArgument,
+    max_runtime: Annotated[
+        int | None, typer.Option(help="Seconds after which this start begins nothing new; default: as evaluated.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Go on with what was interrupted, stopped or failed; what is finished stays."""
+    seconds = None if max_runtime is None else _checked_runtime(max_runtime)
+    if run.startswith("arn:") and not is_known(run):
+        raise InputError(
+            f"evaluation {run} was not started on this machine, and managed jobs cannot be gone on with, only started anew"
+        )
+    place = find_evaluation(run).location if is_known(run) else located(run)
+    if Evaluation.is_at(place):
+        _play(Evaluation.open(place), as_json=as_json, max_runtime_seconds=seconds)
+    else:
+        _play_one(open_run(place), as_json=as_json, max_runtime_seconds=seconds)
+
+
+@app.command()
+def models(registry: RegistryOption = None, as_json: JsonOption = False) -> None:
+    """List the models that can be evaluated by name: the embedded ones, and those a registry maps."""
+    found = [*_embedded_entries(), *_registered_entries(read_registry(registry))]
+    if as_json:
+        print_json(found)
+        return
+    width = max(len(entry["name"]) for entry in found)
+    for entry in found:
+        print(f"{entry['name']:<{width}}  {entry['where']}")
+
+
+def _show_definition(request: EvaluationRequest, names: Registry, name: str, location: str, *, as_json: bool) -> None:
+    """Checks all that can be checked of an evaluation on this machine, and shows what would be executed."""
+    Evaluation.check_new(location, name)
+    around = local_surroundings(name)
+    definition = define_evaluation(request, names, around)
+    said = Said.of(request, output=location, region=around.region, mlflow=request.tracking)
+    print_definition(lambda: said.dry_run(definition), as_json=as_json)
+
+
+def _evaluate_in_aws(*, settings: dict[str, str], dry_run: bool, as_json: bool, **fields: Any) -> None:
+    # boto3 takes most of a second to load, which a job on this machine would lose before its first model call.
+    from heldout import cli_cloud
+    from heldout.evaluator import MultiTurnRLEvaluator
+
+    evaluator = MultiTurnRLEvaluator(backend="sagemaker", **fields)
+    for name, value in settings.items():
+        setattr(evaluator.hyperparameters, name, value)
+    if dry_run:
+        print_definition(lambda: evaluator.evaluate(dry_run=True), as_json=as_json)
+    else:
+        cli_cloud.evaluate(evaluator, as_json=as_json)
+
+
+def _add_further_commands() -> None:
+    """Adds the commands that start no job, unless one is to be started: the statistics and the AWS protocols take a second to
+    load, which the job would lose before its first model call."""
+    if sys.argv[1:2] in (["evaluate"], ["resume"]):
+        return
+    from heldout import cli_numbers, cli_started
+
+    cli_started.add_to(app)
+    cli_numbers.add_to(app)
+    if sys.argv[1:2] in ([], ["--help"], ["serve"]):
+        from heldout import cli_service
+
+        cli_service.add_to(app)
+
+
+def _play(evaluation: Evaluation, *, as_json: bool, max_runtime_seconds: int | None) -> None:
+    console = Console(stderr=True)
+    ending = run_to_end(
+        play_evaluation(
+            evaluation,
+            _display(console),
+            on_stop=_tell(console),
+            say=_say(console),
+            max_runtime_seconds=max_runtime_seconds,
+        )
+    )
+    _print_results(evaluation, as_json=as_json)
+    _exit_after(ending, evaluation.location, console)
+
+
+def _play_one(run: Run, *, as_json: bool, max_runtime_seconds: int | None) -> None:
+    console = Console(stderr=True)
+
+    async def play() -> Ending:
+        switch = StopSwitch()
+        with stopped_by_signals(switch, _tell(console)):
+            return await play_run(
+                run,
+                _display(console),
+                switch,
+                tags={},
+                note=_note(console),
+                say=_say(console),
+                max_runtime_seconds=max_runtime_seconds,
+            )
+
+    ending = run_to_end(play())
+    _print_results(run, as_json=as_json)
+    _exit_after(ending, run.location, console)
+
+
+def _print_results(place: Evaluation | Run, *, as_json: bool) -> None:
+    if as_json:
+        print_json(asyncio.run(document_apart(place)))
+    else:
+        sys.stdout.write(asyncio.run(shown_apart(place, output_console())))
+
+
+def _display(console: Console) -> Callable[[Run, Progress], AbstractAsyncContextManager[None]]:
+    def display(run: Run, progress: Progress) -> AbstractAsyncContextManager[None]:
+        return live.shown(progress, console, f"{run.state.name}/{run.state.run_name}")
+
+    return display
+
+
+def _tell(console: Console) -> Callable[[bool], None]:
+    def tell(again: bool) -> None:
+        told = "stopping at once" if again else "finishing what is in flight; Ctrl-C again stops at once"
+        console.print(told, highlight=False)
+
+    return tell
+
+
+def _say(console: Console) -> Callable[[str], None]:
+    return lambda doing: console.print(doing, style="dim", highlight=False, soft_wrap=True)
+
+
+def _note(console: Console) -> Callable[[str], None]:
+    return lambda note: console.print(f"! {note}", highlight=False, soft_wrap=True)
+
+
+def _exit_after(ending: Ending, location: str, console: Console) -> None:
+    """Says how to go on with what is not done, and ends with the exit code for it."""
+    told, code = {
+        Ending.FINISHED: ("", 0),
+        Ending.STOPPED: ("stopped", EXIT_INTERRUPTED),
+        Ending.OUT_OF_TIME: ("the maximum runtime is over", EXIT_FAILED),
+    }[ending]
+    if code:
+        more = " --max-runtime SECONDS" if ending is Ending.OUT_OF_TIME else ""
+        console.print(f"{told}; go on with: heldout resume {location}{more}", highlight=False, soft_wrap=True)
+        raise typer.Exit(code)
+
+
+def _embedded_entries() -> list[dict[str, str]]:
+    return [{"name": name, "where": weights.description} for name, weights in EMBEDDED_MODELS.items()]
+
+
+def _registered_entries(registry: Registry) -> list[dict[str, str]]:
+    found = {name: registry.model(name) for name in registry.models}
+    found |= {arn: registry.package(arn) for arn in registry.model_packages}
+    return [{"name": name, "where": model_uri(model)} for name, model in found.items() if model is not None]
+
+
+def _settings(given: list[str]) -> dict[str, str]:
+    settings: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"-H {text!r} is not NAME=VALUE; write for example -H eval_group_size=4")
+        name = name.strip()
+        if settings.setdefault(name, value) != value:
+            raise InputError(f"-H {name!r} is given twice: {settings[name]!r} and {value!r}; leave one of them out")
+    return settings
+
+
+def _checked_runtime(seconds: int) -> int:
+    if not 0 < seconds <= MAX_RUNTIME_SECONDS:
+        raise InputError(f"--max-runtime is {seconds}; it must be from 1 to {MAX_RUNTIME_SECONDS} seconds (72 hours)")
+    return seconds
+
+
+def _default_name(agent: str) -> str:
+    words = re.sub(r"[^a-zA-Z0-9]+", "-", re.sub(r"\.py:", "-", agent.rpartition("/")[2])).strip("-")
+    return f"{words[:40].strip('-') or 'agent'}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _complain(error: HeldoutError) -> None:
+    print(f"heldout: {error}", file=sys.stderr)
