@@ -1,6 +1,7 @@
 """The terminal: results, slices, rescorings and trajectories, at any width, whatever a model wrote."""
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from heldout.report.visible import one_line, visible
 from heldout.rollouts.rescoring import rescore
 from heldout.rollouts.results import summarize_run
 from heldout.rollouts.run import Run
+from jobs import played, rows
 from report_runs import Play, call, written_run
 
 GOOD = Play(1.0, ("one", "two"))
@@ -177,3 +179,15 @@ def test_numbers_have_as_many_digits_as_they_need() -> None:
 )
 def test_a_number_is_short_however_large_it_is(value: float, text: str) -> None:
     assert number(value) == text
+
+
+async def test_an_agents_metric_cannot_be_mistaken_for_one_of_heldouts_and_one_without_a_name_is_dropped(
+    tmp_path: Path,
+) -> None:
+    metrics = {"turns": 7, "reward": 0.5, "": 3, " ": 4}
+    run = await played(tmp_path, [f"return {json.dumps({'reward': 1, 'metrics': metrics})}"])
+    assert rows(run)[0]["metrics"] == {"reward": 0.5, "turns": 7.0}
+    assert "metric_dropped" in rows(run)[0]["flags"]
+    lines = [[cell.strip() for cell in line.split("│")] for line in shown(run, 140).splitlines()]
+    named = {cells[1]: cells[2] for cells in lines if len(cells) > 2}
+    assert (named["turns"], named["agent: turns"], named["agent: reward"]) == ("0.000", "7.00", "0.500")

@@ -189,6 +189,7 @@ async def test_a_bad_reward_after_a_good_one_leaves_the_good_one(bench: Bench) -
             {"Rewards": [1], "Metrics": [1]},
             "Metrics is [1]; it must be an object of finite numbers by name",
         ),
+        ("/update-reward", {"Rewards": [1], "Metrics": {"": 1}}, "Metrics[''] has no name; every metric needs one"),
         ("/update-reward", {"Rewards": [1], "Metrics": {"a": "b"}}, "Metrics['a'] is 'b'; it must be a finite number"),
         ("/update-reward", {"Rewards": [1], "ClientToken": 5}, "ClientToken is 5; it must be a string"),
         ("/complete-rollout", {"Status": "Ready"}, "Status is 'Ready'; it must be 'ready' or 'failed'"),

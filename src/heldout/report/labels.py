@@ -13,6 +13,8 @@ _LABELS = {
     "eval/tokens/response_mean": "response tokens a turn",
     "eval/logprob/nz_mean": "log-probability a token",
 }
+OF_AGENT = "agent: "
+"""Before the agents' own metrics: one that is called `turns` or `reward` cannot be mistaken for what Heldout counted."""
 
 
 def label(name: str) -> str:
@@ -23,7 +25,9 @@ def label(name: str) -> str:
         if name.startswith(prefix):
             k = name.removeprefix(prefix)
             return "success rate (pass@1)" if symbol == "pass@" and k == "1" else f"{symbol}{k}"
-    return visible(name.removeprefix("agent/").removeprefix("eval/").replace("_", " "))
+    if name.startswith("agent/"):
+        return f"{OF_AGENT}{visible(name.removeprefix('agent/').replace('_', ' ')) or '(no name)'}"
+    return visible(name.removeprefix("eval/").replace("_", " "))
 
 
 def is_rate(name: str) -> bool:

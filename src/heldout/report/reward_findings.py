@@ -55,8 +55,8 @@ _FLAGS = {
         "report one reward, or one for each turn",
     ),
     "metric_dropped": (
-        "returned metrics that are not finite numbers; those were left out",
-        "return numbers only in the metrics object",
+        "returned metrics that are not finite numbers, or have no name; those were left out",
+        "return finite numbers by name in the metrics object",
     ),
 }
 _COMPLETION_METRICS = ("completed", "complete", "is_completed", "is_complete", "finished", "is_finished", "done")

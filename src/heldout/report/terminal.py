@@ -9,6 +9,7 @@ from rich.text import Text
 
 from heldout.metrics.summary import Summary
 from heldout.report.finding import Finding, Weight
+from heldout.report.labels import label
 from heldout.report.numbers import interval_text, number
 from heldout.report.slices import Slice
 from heldout.report.visible import visible
@@ -79,7 +80,7 @@ def _sections(summary: Summary) -> Iterator[list[tuple[str, str, str, str]]]:
         _row(summary, "eval/tokens/response_mean", "response tokens a turn"),
     ]
     own = sorted(name for name in summary.metrics if name.startswith("agent/"))
-    yield [_row(summary, name, visible(name.removeprefix("agent/")).replace("_", " ")) for name in own]
+    yield [_row(summary, name, label(name)) for name in own]
     if "eval/logprob/nz_mean" in summary.metrics:
         yield [_row(summary, "eval/logprob/nz_mean", "log-probability a token")]
 

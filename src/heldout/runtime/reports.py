@@ -169,6 +169,8 @@ def _metrics(value: object) -> tuple[tuple[str, float], ...]:
         number = _finite(given)
         if number is None:
             raise invalid(f"Metrics[{name!r}] is {shown(given)}; it must be a finite number")
+        if not name.strip():
+            raise invalid(f"Metrics[{name!r}] has no name; every metric needs one")
         metrics.append((name, number))
     return tuple(metrics)
 
