@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -22,7 +25,7 @@ from heldout.policies.scripted import ScriptedServer
 from heldout.rollouts.engine import Ending, StopSwitch
 from heldout.rollouts.progress import Progress
 from heldout.rollouts.results import metrics_document, read_run_tables, summarize_run
-from heldout.rollouts.run import JobStatus, Run, SecondaryStatus
+from heldout.rollouts.run import STATE_KEY, JobStatus, Run, SecondaryStatus
 from jobs import PLAYERS, new_run, played, played_with, rows
 
 DEADLINE_SECONDS = 60.0
@@ -82,6 +85,52 @@ async def test_a_run_shows_the_same_numbers_from_its_parquet_files_alone(tmp_pat
     assert written["metrics"]["agent/turns_played"] == 3.0
     assert not run.has_journal
     assert not written["partial"]
+
+
+async def test_a_stopped_run_of_which_only_the_tables_are_left_is_shown_and_not_played_over(tmp_path: Path) -> None:
+    async with ScriptedServer() as server:
+        run = new_run(tmp_path, server.url, ["0", "300"], agent=f"{PLAYERS}:slow", rollout_max_concurrency=1)
+        switch = StopSwitch()
+        playing = asyncio.create_task(played_with(run, switch))
+        await _until(lambda: server.num_calls >= 2)
+        switch.stop()
+        switch.stop()
+        await playing
+    before = run.rollouts_path.read_bytes()
+    shutil.rmtree(run.journal_folder)
+    (run.folder / "job.json").unlink()
+    alone = Run.open(run.folder)
+    assert (alone.state.status, len(rows(alone))) == (JobStatus.STOPPED, 1)
+    with pytest.raises(RunError, match="its journal is not there: it can be shown, not gone on with"):
+        await played_with(alone)
+    assert run.rollouts_path.read_bytes() == before
+
+
+async def test_tables_with_the_state_of_another_version_are_refused_in_one_line(tmp_path: Path) -> None:
+    run = await played(tmp_path, ["1"])
+    (run.folder / "job.json").unlink()
+    table = pq.read_table(run.rollouts_path)
+    pq.write_table(table.replace_schema_metadata({STATE_KEY: b'{"name": "x"}'}), run.rollouts_path)
+    with pytest.raises(RunError, match="holds no job's state that can be read: Field required"):
+        Run.open(run.folder)
+
+
+async def test_a_job_says_completed_not_before_the_processes_of_its_agent_have_ended(tmp_path: Path) -> None:
+    agent = tmp_path / "lingering.py"
+    agent.write_text(
+        "import atexit, os, time\n"
+        "def play(payload):\n"
+        "    atexit.register(time.sleep, 60)\n"
+        "    return {'reward': 1.0, 'metrics': {'pid': os.getpid()}}\n"
+    )
+    async with ScriptedServer() as server:
+        run = new_run(tmp_path, server.url, ["a"], agent=f"{agent}:play")
+        playing = asyncio.create_task(played_with(run))
+        await _until(lambda: Run.open(run.folder).state.status is JobStatus.COMPLETED)
+        (row,) = rows(run)
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(row["metrics"]["pid"]), 0)
+        await playing
 
 
 async def test_a_run_without_its_tables_or_with_half_of_one_says_so_in_one_line(tmp_path: Path) -> None:

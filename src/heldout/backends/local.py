@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from heldout.backends.apart import apart, prepare
 from heldout.backends.results import load, numbers_of, write_numbers
 from heldout.backends.services import Services, region_of, services_of
-from heldout.errors import HeldoutError
+from heldout.errors import HeldoutError, RunError
 from heldout.rollouts.attempt import AttemptPlayer, PlayRules
 from heldout.rollouts.engine import Ending, Engine, StopSwitch
 from heldout.rollouts.journal import Journal
@@ -51,11 +51,17 @@ async def run_job(
     on_start: called once, when the first rollout is about to begin, with counts that go on changing. lock: the run's, if it is
     held already; it is released. max_runtime_seconds: this start begins nothing new after them; by default the job's own.
     Raises InputError when model, agent or dataset cannot be had (nothing has been played then), JobFailed when nothing but
-    failures comes back. Either way job.json says so and what was finished is kept.
+    failures comes back. Either way job.json says so and what was finished is kept. RunError, with nothing touched, when only
+    the tables are left of a run that is not done.
     """
     with run.locked(lock):
         if run.state.status is JobStatus.COMPLETED:  # its journal is gone: played on, it would begin from nothing
             return Played(Ending.FINISHED, await apart(numbers_of, run.folder), {})
+        if run.rollouts_path.exists() and not run.has_journal:  # so would this, over what was played
+            raise RunError(
+                f"the run in {run.folder} is not complete and its journal is not there: it can be shown, not gone on with; copy "
+                "the whole folder again, journal/ too, or evaluate anew"
+            )
         run.update(
             status=JobStatus.IN_PROGRESS,
             secondary_status=SecondaryStatus.DOWNLOADING,
@@ -82,12 +88,15 @@ async def _run_locked(
     mirror: Mirror | None,
     max_runtime_seconds: int | None,
 ) -> Played:
-    if run.has_journal and (plan := await _planned(run)).is_done:  # stopped before its results were written
-        return await _write_up(run, Ending.FINISHED, {})
+    plan = await _planned(run) if run.has_journal else None
+    if plan is not None and plan.is_done:  # stopped before its results were written
+        summary = await _write_up(run, Ending.FINISHED)
+        _conclude(run, Ending.FINISHED)
+        return Played(Ending.FINISHED, summary, {})
     async with contextlib.AsyncExitStack() as started:
         # The prompts are read while the agent's processes and the model's start.
         services = await started.enter_async_context(services_of(run))
-        plan = await _planned(run)
+        plan = plan or await _planned(run)
         if mirror is not None:
             await mirror.begin()
         await services.ready()
@@ -96,9 +105,11 @@ async def _run_locked(
         # Results are written while those processes end.
         ended = asyncio.create_task(started.pop_all().aclose())
     try:
-        return await _write_up(run, ending, differences)
+        summary = await _write_up(run, ending)
     finally:
         await ended
+    _conclude(run, ending)  # not before: who is interrupted in between still has the journal
+    return Played(ending, summary, differences)
 
 
 async def _planned(run: Run) -> "Plan":
@@ -200,20 +211,22 @@ async def _mirrored(mirror: Mirror | None, journal: Journal) -> AsyncIterator[No
         await asyncio.gather(copying, return_exceptions=True)
 
 
-async def _write_up(run: Run, ending: Ending, differences: Mapping[str, int]) -> Played:
+async def _write_up(run: Run, ending: Ending) -> "Summary":
     run.update(secondary_status=SecondaryStatus.UPLOADING)
-    is_partial = ending is not Ending.FINISHED
-    summary = await apart(write_numbers, run.folder, is_partial=is_partial)
-    if is_partial:
+    return await apart(write_numbers, run.folder, is_partial=ending is not Ending.FINISHED)
+
+
+def _conclude(run: Run, ending: Ending) -> None:
+    """Marks the run done or stopped; of one that is done the journal goes."""
+    if ending is Ending.FINISHED:
+        run.complete()
+    else:
         out_of_time = ending is Ending.OUT_OF_TIME
         run.update(
             status=JobStatus.STOPPED,
             secondary_status=SecondaryStatus.MAX_RUNTIME_EXCEEDED if out_of_time else SecondaryStatus.INTERRUPTED,
             ended_at=time.time(),
         )
-    else:
-        run.complete()
-    return Played(ending, summary, differences)
 
 
 def _fail(run: Run, reason: str) -> None:

@@ -255,7 +255,10 @@ def _state_in_tables(path: Path) -> JobState | None:
         raise RunError(f"{path} cannot be read ({str(error).splitlines()[0]}); copy the whole folder again") from error
     if (written := metadata.get(STATE_KEY.encode())) is None:
         return None
-    state = JobState.model_validate_json(written)
+    try:
+        state = JobState.model_validate_json(written)
+    except ValidationError as error:
+        raise RunError(f"{path} holds no job's state that can be read: {error.errors()[0]['msg']}") from error
     group_size = JobConfigDocument.model_validate(state.document).hyperparameters.eval_group_size
     is_done = state.num_prompts is not None and rows == state.num_prompts * group_size
     return state.model_copy(
