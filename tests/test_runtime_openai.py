@@ -42,6 +42,12 @@ async def ask(trajectory: Trajectory, **fields: object) -> openai.types.chat.Cha
         return answer
 
 
+async def ask_once(trajectory: Trajectory) -> None:
+    """Without the client's own retries."""
+    async with client(trajectory) as agent:
+        await agent.with_options(max_retries=0).chat.completions.create(model="default", messages=ASK)
+
+
 async def test_an_agent_with_only_its_base_url_is_answered_and_recorded(bench: Bench) -> None:
     trajectory = bench.open()
     answer = await ask(trajectory, temperature=0.3)
@@ -262,6 +268,33 @@ async def test_a_policy_that_cannot_be_reached_is_told_once_and_kept_as_the_reas
         (turn,) = trajectory.turns
         assert turn.status == 503
         assert turn.error == trajectory.policy_error == "no answer from http://127.0.0.1:1/v1: ClientConnectorError"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_policy_that_answers_again_is_no_longer_the_reason_of_what_follows(bench: Bench, stream: bool) -> None:
+    trajectory = bench.open()
+    bench.model.script.append(Answer(status=500, error="out of memory"))
+    with pytest.raises(openai.InternalServerError):
+        await ask_once(trajectory)
+    assert trajectory.policy_error == "the policy answered 500: out of memory"
+    async with client(trajectory) as agent:
+        answer = await agent.chat.completions.create(model="default", messages=ASK, stream=stream)
+        if isinstance(answer, openai.AsyncStream):
+            assert [chunk async for chunk in answer]
+    assert trajectory.policy_error is None
+
+
+async def test_an_answer_to_an_earlier_call_does_not_say_that_the_policy_is_back(bench: Bench) -> None:
+    trajectory = bench.open()
+    answers = asyncio.Event()
+    bench.model.script += [Answer(waits_for=answers), Answer(status=500, error="out of memory")]
+    earlier = asyncio.create_task(ask(trajectory))
+    await bench.model.arrived.wait()
+    with pytest.raises(openai.InternalServerError):
+        await ask_once(trajectory)
+    answers.set()
+    await earlier
+    assert trajectory.policy_error == "the policy answered 500: out of memory"
 
 
 async def test_a_stream_that_breaks_off_raises_in_the_agent_and_keeps_what_came(bench: Bench) -> None:

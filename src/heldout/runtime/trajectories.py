@@ -24,11 +24,15 @@ _LEDGERS_KEPT = 4096
 class Call:
     """A model call in flight."""
 
-    __slots__ = ("captured", "is_abandoned", "started", "started_at", "streamed", "task")
+    __slots__ = ("captured", "is_abandoned", "policy_error", "started", "started_at", "streamed", "task")
 
-    def __init__(self, captured: CapturedCall, task: "asyncio.Task[object] | None") -> None:
+    def __init__(
+        self, captured: CapturedCall, task: "asyncio.Task[object] | None", *, policy_error: str | None
+    ) -> None:
         self.captured = captured
         self.task = task
+        self.policy_error = policy_error
+        """Its trajectory's, when the call came."""
         self.started_at = time.time()
         self.started = time.perf_counter()
         self.streamed: StreamedReply | None = None
@@ -61,7 +65,7 @@ class Trajectory:
         self.turns: list[Turn] = []
         """Finished turns in the order of their calls."""
         self.policy_error: str | None = None
-        """Why the policy could not be reached, the last time that it could not."""
+        """Why the policy could not be reached, or failed; None once it has answered a later call: most clients try again."""
         self.sampling_differs = False
         """Whether a call had other sampling parameters than the job's, or none."""
         self.seed = seed
@@ -95,7 +99,7 @@ class Trajectory:
         """A model call has come. Raises Refusal (409) if the trajectory is over."""
         if self._is_closed or not self.ledger.takes_calls:
             raise not_in_valid_status(self.id, "model calls: it has ended")
-        call = Call(self._capture.begin(request, messages), asyncio.current_task())
+        call = Call(self._capture.begin(request, messages), asyncio.current_task(), policy_error=self.policy_error)
         self._in_flight.add(call)
         return call
 
@@ -104,6 +108,8 @@ class Trajectory:
         if call not in self._in_flight:
             return
         self._in_flight.remove(call)
+        if error is None and self.policy_error is call.policy_error:
+            self.policy_error = None
         captured = call.captured
         turn = Turn(
             captured.turn,
