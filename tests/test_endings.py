@@ -116,6 +116,13 @@ def test_an_attempt_that_failed_first_keeps_what_it_printed(run: Run, ended: Row
     assert "attempt 1 gives up" in first["output"]
 
 
+async def test_a_metric_whose_name_is_no_text_is_dropped_and_the_job_goes_on(tmp_path: Path) -> None:
+    run = await played(tmp_path, [r'return {"reward": 1, "metrics": {"\ud800": 1, "fine": 2}}', "1"])
+    first, second = rows(run)
+    assert (first["status"], first["metrics"], second["status"]) == ("scored", {"fine": 2.0}, "scored")
+    assert "metric_dropped" in first["flags"]
+
+
 async def test_a_crash_costs_only_the_attempt_that_crashed(tmp_path: Path) -> None:
     prompts = ["crash 9", "1", "crash 9", "1", "1", "crash 9", "1"]
     run = await played(tmp_path, prompts, rollout_max_retries=1)

@@ -292,7 +292,7 @@ class _Play:
             return
         for name, value in metrics.items():
             number = _finite(value)
-            if number is None or not isinstance(name, str) or not name.strip():
+            if number is None or not isinstance(name, str) or not name.strip() or _encodable(name) != name:
                 self._flags.add("metric_dropped")
             else:
                 self._metrics[name] = number
