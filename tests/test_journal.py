@@ -1,7 +1,9 @@
 """The journal: what was appended is there, whatever happens to the process or to the last line."""
 
 import asyncio
+import os
 import string
+import threading
 from pathlib import Path
 
 import pytest
@@ -135,3 +137,33 @@ async def test_a_full_disk_is_told_to_everyone_who_waits(tmp_path: Path, monkeyp
     with pytest.raises(OSError, match="No space left"):
         await journal.append(_attempt(5))
     await journal.close()
+
+
+async def test_what_waits_behind_a_write_that_failed_half_way_is_refused_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path)
+    journal.open()
+    await journal.append(_attempt(0))
+    write, writing, both_wait = os.write, asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def fill_up(file: int, data: memoryview) -> int:
+        loop.call_soon_threadsafe(writing.set)
+        both_wait.wait(30)
+        write(file, data[:20])
+        monkeypatch.undo()  # there is room again for whatever comes next
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.write", fill_up)
+    first = asyncio.create_task(journal.append(_attempt(1)))
+    await writing.wait()
+    second = asyncio.create_task(journal.append(_attempt(2)))
+    await asyncio.sleep(0)  # it is in line
+    both_wait.set()
+    results = await asyncio.gather(first, second, return_exceptions=True)
+    assert all(isinstance(result, OSError) for result in results)
+    await journal.close()
+    assert [line.attempt.prompt_index for line in read(tmp_path)] == [0]
+    await _append(tmp_path, [_attempt(3)])
+    assert [line.attempt.prompt_index for line in read(tmp_path)] == [0, 3]

@@ -95,6 +95,8 @@ class Journal:
 
     async def _write(self, lines: bytes, waiting: list[asyncio.Future[None]]) -> None:
         try:
+            if self._failure is not None:
+                raise self._failure  # the line before may lack its end: what follows it would be no line either
             await asyncio.get_running_loop().run_in_executor(None, self._write_durably, lines)
         except OSError as error:
             self._failure = error
