@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from evaluations import document, new_evaluation
+from heldout.pipeline.definition import EvaluationJobs
+from heldout.pipeline.evaluation import Evaluation
+from heldout.pipeline.state import ExecutionStatus
+from heldout.storage.lock import FolderLock
 from model_servers import model_server
 from terminal import heldout
 
@@ -143,6 +148,35 @@ def test_a_job_that_ran_out_of_time_goes_on_with_more(
     assert "--max-runtime is 0; it must be from 1" in capsys.readouterr().err
     assert heldout(monkeypatch, "resume", "out/first", "--max-runtime", "3600", "--json") == 0
     assert json.loads(capsys.readouterr().out)["status"] == "Succeeded"
+
+
+def test_resume_takes_nothing_away_of_an_evaluation_that_it_cannot_go_on_with(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nobody = "http://127.0.0.1:1/v1"
+    evaluation = new_evaluation(Path("out"), EvaluationJobs(base=document(Path("out"), nobody, ["1"]), fine_tuned=None))
+    again = (*evaluate(f"{nobody}#scripted"), "--name", "evaluation", "--resume")
+    other = FolderLock.take(evaluation.folder)  # that has just begun, and has no rollout yet
+    assert heldout(monkeypatch, *again) == 2
+    assert "is being worked on by process" in capsys.readouterr().err
+    other.release()
+    assert evaluation.status is ExecutionStatus.STOPPED
+    assert heldout(monkeypatch, *again) == 2
+    assert "no model server at" in capsys.readouterr().err
+    assert Evaluation.open(evaluation.location).status is ExecutionStatus.FAILED
+    assert list(evaluation.runs()) == ["base-model-eval"]
+
+
+def test_an_evaluation_that_another_process_has_begun_meanwhile_is_not_taken_away(tmp_path: Path) -> None:
+    evaluation = new_evaluation(
+        tmp_path, EvaluationJobs(base=document(tmp_path, "http://m/v1", ["1"]), fine_tuned=None)
+    )
+    other = FolderLock.take(evaluation.folder)
+    evaluation.remove_if_never_begun()
+    assert Evaluation.is_at(evaluation.location)
+    other.release()
+    evaluation.remove_if_never_begun()
+    assert not evaluation.folder.exists()
 
 
 def test_an_output_is_listed_though_one_of_its_runs_cannot_be_read(

@@ -160,7 +160,8 @@ def evaluate(
         return
     evaluation_name = name or _default_name(agent)
     location = location_of(output, evaluation_name, names)
-    if resume and Evaluation.is_at(location):
+    is_there = resume and Evaluation.is_at(location)
+    if is_there:
         evaluation = Evaluation.open(location)
     else:
         policies = resolve_policies(
@@ -187,7 +188,8 @@ def evaluate(
     try:
         _play(evaluation, as_json=as_json, max_runtime_seconds=_checked_runtime(max_runtime))
     except InputError:
-        evaluation.remove_if_never_begun()
+        if not is_there:
+            evaluation.remove_if_never_begun()
         raise
 
 

@@ -30,7 +30,7 @@ from heldout.pipeline.steps import Definition, parse_definition
 from heldout.rollouts.mirror import folder_for, has_run, open_run
 from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN, Run, write_whole
 from heldout.storage import Storage, is_remote, open_atomic, why_not_writable
-from heldout.storage.lock import holder_of
+from heldout.storage.lock import FolderLock, holder_of
 
 STATE_FILE = "execution.json"
 RUN_NAMES: Mapping[str, str] = {BASE_STEP: BASE_RUN, FINE_TUNED_STEP: FINE_TUNED_RUN}
@@ -206,7 +206,17 @@ class Evaluation:
             Storage.at(self.state.location, kms_key=self.state.kms_key).write(name, data)
 
     def remove_if_never_begun(self) -> None:
-        """Takes the folder away again if no rollout was ever begun in it."""
+        """Takes the folder away again if no rollout was ever begun in it, and no process is about to."""
+        try:
+            lock = FolderLock.take(self.folder)
+        except RunError:
+            return
+        try:
+            self._remove_if_never_begun()
+        finally:
+            lock.release()
+
+    def _remove_if_never_begun(self) -> None:
         for run in self.runs().values():
             run.remove_if_never_begun()
         if any(has_run(self.run_location(name)) for name in RUN_NAMES.values()):
