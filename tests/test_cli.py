@@ -163,7 +163,8 @@ def test_resume_takes_nothing_away_of_an_evaluation_that_it_cannot_go_on_with(
     assert evaluation.status is ExecutionStatus.STOPPED
     assert heldout(monkeypatch, *again) == 2
     assert "no model server at" in capsys.readouterr().err
-    assert Evaluation.open(evaluation.location).status is ExecutionStatus.FAILED
+    evaluation.refresh()
+    assert evaluation.status is ExecutionStatus.FAILED
     assert list(evaluation.runs()) == ["base-model-eval"]
 
 
