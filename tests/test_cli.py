@@ -163,9 +163,9 @@ def test_resume_takes_nothing_away_of_an_evaluation_that_it_cannot_go_on_with(
     assert evaluation.status is ExecutionStatus.STOPPED
     assert heldout(monkeypatch, *again) == 2
     assert "no model server at" in capsys.readouterr().err
-    evaluation.refresh()
-    assert evaluation.status is ExecutionStatus.FAILED
-    assert list(evaluation.runs()) == ["base-model-eval"]
+    kept = Evaluation.open(evaluation.location)
+    assert kept.status is ExecutionStatus.FAILED
+    assert list(kept.runs()) == ["base-model-eval"]
 
 
 def test_an_evaluation_that_another_process_has_begun_meanwhile_is_not_taken_away(tmp_path: Path) -> None:
