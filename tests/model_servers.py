@@ -1,10 +1,11 @@
-"""Scripted model servers in processes of their own, for evaluations that run in one too."""
+"""Model servers: scripted ones in processes of their own, for evaluations that run in one too, and one that hangs."""
 
+import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 
@@ -24,3 +25,18 @@ def model_server(folder: Path, reply: str = "ok", name: str = "scripted") -> Ite
     finally:
         process.terminate()
         process.communicate()
+
+
+@asynccontextmanager
+async def hanging_server() -> AsyncIterator[tuple[str, asyncio.Event]]:
+    """The base URL of a server that takes connections and never answers, and an event that is set with the first."""
+    is_reached, is_over = asyncio.Event(), asyncio.Event()
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        is_reached.set()
+        await is_over.wait()
+        writer.close()
+
+    async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", is_reached
+        is_over.set()

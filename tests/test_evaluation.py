@@ -27,6 +27,7 @@ from heldout.rollouts.progress import Progress
 from heldout.rollouts.results import metrics_document, read_run_tables, summarize_run
 from heldout.rollouts.run import STATE_KEY, JobStatus, Run, SecondaryStatus
 from jobs import PLAYERS, new_run, played, played_with, rows
+from model_servers import hanging_server
 
 DEADLINE_SECONDS = 60.0
 
@@ -169,6 +170,20 @@ async def test_the_first_stop_finishes_what_is_in_flight_and_resume_completes_th
         assert server.num_calls == 6
     assert sorted(row["prompt_index"] for row in rows(run)) == list(range(6))
     assert _metrics(run)["partial"] is False
+
+
+async def test_a_stop_does_not_wait_for_a_model_that_never_gets_ready(tmp_path: Path) -> None:
+    async with hanging_server() as (url, is_reached), asyncio.timeout(DEADLINE_SECONDS):
+        run = new_run(tmp_path, url, ["1"] * 3)
+        switch = StopSwitch()
+        playing = asyncio.create_task(played_with(run, switch))
+        await is_reached.wait()
+        switch.stop()
+        assert (await playing).ending is Ending.STOPPED
+    assert rows(run) == []
+    assert Run.open(run.folder).state.is_interrupted
+    async with ScriptedServer(port=int(url.rpartition(":")[2].removesuffix("/v1"))):
+        assert (await played_with(run)).summary.scored == 3
 
 
 async def test_the_second_stop_gives_up_what_is_in_flight(tmp_path: Path) -> None:

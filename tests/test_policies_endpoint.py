@@ -15,6 +15,7 @@ from heldout.policies.endpoint import EndpointPolicy
 from heldout.policies.retries import Retries
 from heldout.policies.scripted import ScriptedServer
 from heldout.policies.scripted_replies import Reply, Rule, by_rules
+from model_servers import hanging_server
 
 NOW = 1_700_000_000.0
 
@@ -324,6 +325,23 @@ async def test_a_start_with_one_replica_down_goes_on_with_the_others(caplog: pyt
         await policy.stop()
     assert {reply.status for reply in replies} == {200}
     assert down in caplog.text
+
+
+async def test_a_server_that_never_lists_its_models_is_said_with_the_time_it_was_given() -> None:
+    async with hanging_server() as (url, _):
+        with pytest.raises(ReferenceProblem) as caught:
+            await EndpointPolicy([url], "m", listing_seconds=0.02).start()
+    assert str(caught.value).startswith(f"no model server at {url}: it does not list its models within 0.02 s; start")
+
+
+async def test_a_start_with_one_replica_hanging_goes_on_with_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    async with hanging_server() as (hanging, _), ScriptedServer() as server:
+        policy = EndpointPolicy([hanging, server.url], "scripted", listing_seconds=1.0)
+        await policy.start()
+        replies = [await policy.call(_call(f"t{number}")) for number in range(10)]
+        await policy.stop()
+    assert {reply.status for reply in replies} == {200}
+    assert f"replica {hanging} does not list its models within 1 s; its trajectories move" in caplog.text
 
 
 @pytest.mark.parametrize(

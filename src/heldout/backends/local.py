@@ -99,7 +99,7 @@ async def _run_locked(
         plan = plan or await _planned(run)
         if mirror is not None:
             await mirror.begin()
-        await services.ready()
+        await _ready_or_stopped(services, switch)
         ending = await _play(run, plan, services, switch, on_start, mirror, max_runtime_seconds)
         differences = dict(services.runtime.differences)
         # Results are written while those processes end.
@@ -110,6 +110,22 @@ async def _run_locked(
         await ended
     _conclude(run, ending)  # not before: who is interrupted in between still has the journal
     return Played(ending, summary, differences)
+
+
+async def _ready_or_stopped(services: Services, switch: StopSwitch) -> None:
+    """Returns when the policy and the agent are there, or when the job is to stop, which needs neither.
+
+    Raises what kept the first of them from it.
+    """
+    ready, stopped = asyncio.create_task(services.ready()), asyncio.create_task(switch.draining())
+    try:
+        await asyncio.wait({ready, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if ready.done():
+            await ready
+    finally:
+        for task in (ready, stopped):
+            task.cancel()
+        await asyncio.gather(ready, stopped, return_exceptions=True)
 
 
 async def _planned(run: Run) -> "Plan":

@@ -22,6 +22,9 @@ _CONNECT_SECONDS = 10.0
 """A server that does not take a connection within this is down. There is no limit on the reply: slow models are slow, and
 each attempt has a deadline of its own."""
 
+_LISTING_SECONDS = 30.0
+"""A server that takes longer to list its models hangs: the list is ready, however long a reply takes to be written."""
+
 _KEEP_ALIVE_SECONDS = 4.0
 """Under the 5 s after which uvicorn, hence vLLM and SGLang, closes an idle connection: reusing one that the server is about
 to close costs a retry."""
@@ -34,7 +37,8 @@ class EndpointPolicy:
 
     urls: base URLs up to and including `/v1`, one a replica. model_name: the name it is served under; empty means the
     only one that the server lists. api_key_variable: environment variable whose value is sent as the Bearer token,
-    read at start. Raises ReferenceProblem for URLs that cannot be used.
+    read at start. listing_seconds: how long a replica may take to list its models, after which it counts as down.
+    Raises ReferenceProblem for URLs that cannot be used.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class EndpointPolicy:
         api_key_variable: str | None = None,
         max_connections: int = 1024,
         retries: Retries | None = None,
+        listing_seconds: float = _LISTING_SECONDS,
     ) -> None:
         if not urls:
             raise ReferenceProblem("a policy needs at least one URL, such as http://127.0.0.1:8000/v1")
@@ -53,6 +58,7 @@ class EndpointPolicy:
         self._model_name = model_name
         self._api_key_variable = api_key_variable
         self._max_connections = max_connections
+        self._listing_seconds = listing_seconds
         self._key: str | None = None
         self._connections: Connections | None = None
         self._heads: dict[tuple[str, str], tuple[Origin, bytes]] = {}
@@ -170,11 +176,14 @@ class EndpointPolicy:
             )
 
     async def _list_models(self, replica: Replica) -> list[str] | TryFailed | None:
-        """Names a replica lists; None when it has no list; the failure when no connection can be made."""
+        """Names a replica lists; None when it has no list; the failure when no connection can be made, or it hangs."""
         budget = Budget(self._retries, self._model_name)
         while True:
             try:
-                reply = await self._try(replica, "/models", None)
+                async with asyncio.timeout(self._listing_seconds):
+                    reply = await self._try(replica, "/models", None)
+            except TimeoutError:
+                return TryFailed(f"does not list its models within {self._listing_seconds:g} s", is_down=True)
             except TryFailed as failure:
                 if failure.is_down:
                     return failure

@@ -57,6 +57,10 @@ class StopSwitch:
             self._abort.set()
         self._drain.set()
 
+    async def draining(self) -> None:
+        """Returns when nothing new is to be started."""
+        await self._drain.wait()
+
     async def aborted(self) -> None:
         """Returns when what is in flight is to be given up."""
         await self._abort.wait()
