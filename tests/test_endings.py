@@ -9,8 +9,10 @@ import orjson
 import pytest
 import pytest_asyncio
 
+from heldout.policies.scripted import ScriptedServer
+from heldout.policies.scripted_replies import Reply
 from heldout.rollouts.run import Run
-from jobs import by_prompt, played, rows
+from jobs import by_prompt, new_run, played, played_with, rows
 
 PROMPTS = [
     "turns 3",
@@ -154,6 +156,23 @@ async def test_a_report_after_the_timeout_is_a_conflict(tmp_path: Path, monkeypa
     assert kinds == {"timeout"}
     # A sync agent runs on in its thread until its worker is ended: if it got to report, it was refused.
     assert not log.exists() or set(log.read_text().split()) == {"409"}
+
+
+async def test_a_timeout_says_when_the_model_was_waited_for(tmp_path: Path) -> None:
+    async with ScriptedServer(lambda _: Reply(seconds=300.0)) as server:
+        run = new_run(
+            tmp_path,
+            server.url,
+            ["turns 1", "hang"],
+            rollout_timeout=2,
+            rollout_max_retries=0,
+            rollout_max_concurrency=1,
+        )
+        await played_with(run)
+    waiting, hanging = rows(run)
+    assert (waiting["error_kind"], hanging["error_kind"]) == ("timeout", "timeout")
+    assert waiting["error"] == "no answer within 2 s; its last model call was still waiting for the model"
+    assert "model call" not in hanging["error"]
 
 
 def test_failed_rollouts_count_as_reward_zero(run: Run, ended: Rows) -> None:

@@ -173,6 +173,8 @@ def test_a_model_is_named_in_one_string(text: str, expected: object) -> None:
         ("http://user:secret@h:1/v1#m", "must not hold a user or password"),
         ("http://h:1/v1?key=abc#m", "unknown option 'key'"),
         ("http://h:1/v1?key-variable=my-key#m", "environment variable"),
+        ("http://h:1/v1#m,http://h:2/v1", "after the last replica: http://h:1/v1,http://h:2/v1#m"),
+        ("http://h:1/v1#m,http://h:2/v1#m", "after the last replica: http://h:1/v1,http://h:2/v1#m"),
     ],
 )
 def test_a_model_that_names_nothing_usable_says_why(text: str, words: str) -> None:

@@ -116,6 +116,12 @@ def parse_model(text: str, embedded_names: frozenset[str]) -> ModelReference:
 
 def _endpoint(text: str) -> EndpointModel:
     address, _, name = text.partition("#")
+    replicas = re.split(r",(?=https?://)", name)
+    if len(replicas) > 1:
+        raise ReferenceProblem(
+            f"model {shown(text)}: the served name stands once, after the last replica: "
+            f"{','.join([address, *replicas[1:]]).partition('#')[0]}#{replicas[0]}"
+        )
     address, _, query = address.partition("?")
     options = parse_qs(query, keep_blank_values=True)
     variable = options.pop("key-variable", [None])[-1]

@@ -19,6 +19,7 @@ from heldout.agents.base import Agent, Invocation, InvocationResult, Outcome
 from heldout.job.records import Attempt, Boundary, Failure, Prompt
 from heldout.rollouts.journal import Journal
 from heldout.runtime import JobRuntime, Report, ReportKind, ReportRefused, Trajectory
+from heldout.runtime.trajectories import CLOSED, HUNG_UP
 
 _GRACE_SECONDS = 30.0
 """How long an agent may go on after its end was decided, so that what it prints and returns is still kept."""
@@ -141,6 +142,7 @@ class _Play:
         if result is not None:
             self._output = result.output
             if result.outcome is not Outcome.RETURNED:
+                trajectory.close()  # a call that is under way is a turn from here on
                 self._take_failure(result)
             elif not self._is_answered:
                 await self._take_answer(result)
@@ -195,9 +197,16 @@ class _Play:
 
     def _take_failure(self, result: InvocationResult) -> None:
         if not self._is_decided.is_set():
-            self._fail(*_FAILURES[result.outcome], result.message)
+            waited = self._said_of_waiting() if result.outcome is Outcome.TIMED_OUT else ""
+            self._fail(*_FAILURES[result.outcome], f"{result.message}{waited}")
         elif result.outcome is not Outcome.LOST:
             self._flag_if_scored("failed_after_reward")
+
+    def _said_of_waiting(self) -> str:
+        """Whether an attempt ran out of time over a model call: then the model may be what hangs, and not the agent."""
+        turns = self._trajectory.turns
+        is_waiting = bool(turns) and turns[-1].status in (CLOSED, HUNG_UP)
+        return "; its last model call was still waiting for the model" if is_waiting else ""
 
     async def _take_answer(self, result: InvocationResult) -> None:
         """Takes what the agent answered; returns when the attempt is decided."""
