@@ -1,17 +1,20 @@
 """The command line, as a user types it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from evaluations import document, new_evaluation
 from heldout.pipeline.definition import EvaluationJobs
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.state import ExecutionStatus
+from heldout.rollouts.run import STATE_KEY
 from heldout.storage.lock import FolderLock
 from model_servers import model_server
 from terminal import heldout
@@ -148,6 +151,51 @@ def test_a_job_that_ran_out_of_time_goes_on_with_more(
     assert "--max-runtime is 0; it must be from 1" in capsys.readouterr().err
     assert heldout(monkeypatch, "resume", "out/first", "--max-runtime", "3600", "--json") == 0
     assert json.loads(capsys.readouterr().out)["status"] == "Succeeded"
+
+
+def test_a_run_that_was_copied_in_part_is_shown_or_refused_in_one_line(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*command: str) -> str:
+        capsys.readouterr()
+        assert heldout(monkeypatch, *command) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    assert heldout(monkeypatch, *evaluate(model)) == 0
+    whole = Path("out/first/base-model-eval")
+    for name, asked in (
+        ("rollouts.parquet", ()),
+        ("trajectories.parquet", ()),
+        ("attempts.parquet", ("--trajectory", "x")),
+        ("prompts.parquet", ("--slice", "topic")),
+    ):
+        run = Path(name)
+        shutil.copytree(whole, run)
+        (run / name).write_bytes((whole / name).read_bytes()[:-20])
+        assert name in refused("show", str(run), *asked)
+        (run / name).unlink()
+        assert name in refused("show", str(run), *asked)
+        if asked:  # nothing else needs that file
+            assert heldout(monkeypatch, "show", str(run)) == 0
+
+
+def test_tables_of_another_program_or_version_are_refused_in_one_line(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert heldout(monkeypatch, *evaluate(model)) == 0
+    run = Path("out/first/base-model-eval")
+    (run / "job.json").unlink()
+    table = pq.read_table(run / "rollouts.parquet")
+    pq.write_table(table.drop_columns(["turns"]), run / "rollouts.parquet")
+    for command in (("show", str(run)), ("gate", str(run), "--require", "pass_at_1 >= 1")):
+        capsys.readouterr()
+        assert heldout(monkeypatch, *command) == 2
+        assert "rollouts.parquet has no column 'turns'" in capsys.readouterr().err
+    state = json.loads(table.schema.metadata[STATE_KEY.encode()]) | {"document": {}}
+    pq.write_table(table.replace_schema_metadata({STATE_KEY: json.dumps(state)}), run / "rollouts.parquet")
+    assert heldout(monkeypatch, "show", str(run)) == 2
+    assert "holds no job's state that can be read: Field required" in capsys.readouterr().err
 
 
 def test_resume_takes_nothing_away_of_an_evaluation_that_it_cannot_go_on_with(

@@ -10,7 +10,7 @@ import pytest
 from heldout.errors import InputError, ReferenceProblem, RunError
 from heldout.rollouts.recorded import open_recordings
 from heldout.rollouts.rescoring import rescore
-from heldout.rollouts.run import Run
+from heldout.rollouts.run import JobStatus, Run
 from heldout.rollouts.scores import Rescored
 from heldout.rollouts.scoring import parsed_score
 from report_runs import Play, call, written_run
@@ -184,6 +184,7 @@ def test_no_scorer_at_once_is_refused(run: Run, tmp_path: Path) -> None:
 def test_a_run_without_a_finished_rollout_says_what_to_do(tmp_path: Path) -> None:
     run = written_run(tmp_path / "run", GROUPS)
     run.rollouts_path.unlink()
+    run.update(status=JobStatus.STOPPED)
     with pytest.raises(RunError, match="holds no finished rollout; go on with: heldout resume"):
         scored(run, tmp_path, "def score(t):\n    return 1\n")
 

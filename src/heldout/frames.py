@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from heldout.errors import InputError, MissingExtra, RunError
 from heldout.rollouts.recorded import open_tables
 from heldout.rollouts.run import Run
+from heldout.rollouts.tables import check_tables
 
 FrameKind = Literal["pandas", "polars"]
 Frame = Any
@@ -38,6 +39,7 @@ def table_of(runs: Mapping[str, Run], table: str, frame: FrameKind) -> Frame:
 
 def _named(name: str, run: Run, table: str) -> pa.Table:
     with open_tables(run) as folder:
+        check_tables(folder, (table,))
         read = pq.read_table(folder / f"{table}.parquet")
     order: list[tuple[str, Literal["ascending", "descending"]]]
     order = [(column, "ascending") for column in _ORDER if column in read.column_names]

@@ -21,7 +21,7 @@ class Known(NamedTuple):
 
 def known_of(run: Run, *, training: str | None = None) -> Known:
     """The run's numbers and findings, computed from its files. training: a dataset to look for held-out prompts in."""
-    if run.state.status is JobStatus.COMPLETED and training is None:
+    if run.state.status is JobStatus.COMPLETED and training is None and run.rollouts_path.exists():
         return _remembered(run.folder.absolute(), run.rollouts_path.stat().st_mtime_ns)
     return _work_out(run, training)
 

@@ -13,6 +13,7 @@ from heldout.errors import InputError, did_you_mean, shown
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.summary import summarize
 from heldout.report.rollout_rows import FloatArray, IntArray, RolloutRows
+from heldout.rollouts.prompts import PromptReader
 
 _MOST_VALUES = 20
 """Slices shown at most; the rarest values beyond them are one slice together."""
@@ -91,6 +92,7 @@ def _only_pass_1(settings: MetricSettings) -> MetricSettings:
 
 
 def _column_texts(prompts: Path) -> tuple[IntArray, list[str]]:
+    PromptReader(prompts).close()  # says in one line what is wrong with a file that is missing or damaged
     table = pq.read_table(prompts, columns=["prompt_index", "columns"])
     return table["prompt_index"].to_numpy(), [str(text) for text in table["columns"].to_pylist()]
 

@@ -20,7 +20,7 @@ from heldout.metrics.table import IntArray
 from heldout.rollouts.journal_index import JournalIndex
 from heldout.rollouts.prompts import PromptReader
 from heldout.rollouts.run import JobStatus, Run
-from heldout.rollouts.tables import write_tables
+from heldout.rollouts.tables import check_tables, write_tables
 
 Message = dict[str, Any]
 """One message of a conversation in the OpenAI chat format: `role`, `content`, `tool_calls` and so on."""
@@ -132,6 +132,7 @@ class Recordings:
 
         Raises RunError for an id that is not in the run, naming the nearest.
         """
+        check_tables(self._tables, ("attempts",))
         wanted = pa.array(trajectory_ids, pa.string())
         attempts = self._rows("attempts", wanted)
         for trajectory_id in trajectory_ids:
@@ -211,11 +212,14 @@ def open_recordings(run: Run) -> Iterator[Recordings]:
 def open_tables(run: Run) -> Iterator[Path]:
     """The folder with the run's Parquet files; for a run that is not done, one made from its journal for the moment.
 
-    Raises RunError when no rollout has ended yet.
+    Raises RunError when no rollout has ended yet, or when the files are missing or damaged.
     """
+    if run.prompts_path.exists():
+        PromptReader(run.prompts_path).close()
     if run.state.status is JobStatus.COMPLETED or not run.has_journal:
-        if not run.rollouts_path.exists():
+        if run.state.status is not JobStatus.COMPLETED and not run.rollouts_path.exists():
             raise RunError(f"run {run.folder} holds no finished rollout; go on with: heldout resume {run.folder}")
+        check_tables(run.folder)
         yield run.folder
         return
     with tempfile.TemporaryDirectory(prefix="heldout-") as folder:

@@ -257,9 +257,9 @@ def _state_in_tables(path: Path) -> JobState | None:
         return None
     try:
         state = JobState.model_validate_json(written)
+        group_size = JobConfigDocument.model_validate(state.document).hyperparameters.eval_group_size
     except ValidationError as error:
         raise RunError(f"{path} holds no job's state that can be read: {error.errors()[0]['msg']}") from error
-    group_size = JobConfigDocument.model_validate(state.document).hyperparameters.eval_group_size
     is_done = state.num_prompts is not None and rows == state.num_prompts * group_size
     return state.model_copy(
         update={

@@ -3,7 +3,7 @@
 Both ways are streamed: what is in memory does not grow with the number of rollouts, but for some 30 bytes each.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +82,7 @@ _ATTEMPT_COLUMNS: "list[pa.Field[Any]]" = [
     pa.field("seconds", pa.float64()),
     pa.field("output", pa.string()),
 ]
+_COLUMNS = {"rollouts": ROLLOUT_COLUMNS, "trajectories": _TRAJECTORY_COLUMNS, "attempts": _ATTEMPT_COLUMNS}
 
 
 def write_tables(run: Run, index: JournalIndex, folder: Path) -> None:
@@ -286,12 +287,29 @@ class RunTables:
 def read_tables(folder: Path, group_size: int) -> RunTables:
     """The tables of a run from its Parquet files in `folder` alone. Raises RunError when one is missing or damaged."""
     leave_pandas_out()
+    check_tables(folder)
     try:
         return _read_tables(folder, group_size)
     except (pa.ArrowException, OSError) as error:
-        raise RunError(
-            f"the tables of the run in {str(folder)!r} cannot be read ({str(error).splitlines()[0]}); copy the whole folder again"
-        ) from error
+        raise _unreadable(folder, str(error).splitlines()[0]) from error
+
+
+def check_tables(folder: Path, names: Sequence[str] = ("rollouts", "trajectories")) -> None:
+    """Raises RunError when one of these tables of a run is missing, cut short, or not what is written here."""
+    for name in names:
+        path = folder / f"{name}.parquet"
+        try:
+            with pq.ParquetFile(path) as file:
+                there = set(file.schema_arrow.names)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(folder, f"{path.name}: {str(error).splitlines()[0]}") from error
+        lacking = next((field.name for field in _COLUMNS[name] if field.name not in there), None)
+        if lacking is not None:
+            raise _unreadable(folder, f"{path.name} has no column {lacking!r}")
+
+
+def _unreadable(folder: Path, reason: str) -> RunError:
+    return RunError(f"the tables of the run in {str(folder)!r} cannot be read ({reason}); copy the whole folder again")
 
 
 def _read_tables(folder: Path, group_size: int) -> RunTables:
