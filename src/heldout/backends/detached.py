@@ -58,6 +58,7 @@ def start_detached_run(run: Run, tags: Mapping[str, str]) -> None:
     """`start_detached` for a job that is no evaluation's. tags: of its MLflow run."""
     lock = FolderLock.take(run.folder)
     try:
+        (run.folder / _CONCLUDED_FILE).unlink(missing_ok=True)  # of an earlier process, that was interrupted
         _start(run.folder, lock, json.dumps(dict(tags)), about=run.state.run_name)
     finally:
         lock.release()

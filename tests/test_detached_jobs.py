@@ -1,0 +1,33 @@
+"""A job by itself, in a process of its own: what is known of it while it goes on, stops and is taken up again."""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from heldout.backends.detached import is_concluded, start_detached_run, tell_to_stop
+from heldout.policies.scripted import ScriptedServer
+from heldout.rollouts.run import JobStatus, Run
+from jobs import PLAYERS, new_run
+
+DEADLINE_SECONDS = 60.0
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not is_so():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_job_that_was_interrupted_is_not_concluded_again_before_its_report_is_written(tmp_path: Path) -> None:
+    async with ScriptedServer() as server:
+        run = new_run(tmp_path, server.url, ["1"] * 40, agent=f"{PLAYERS}:slow", rollout_max_concurrency=1)
+        for _ in range(2):
+            start_detached_run(run, {})
+            done = Run(run.folder, run.state.model_copy(update={"status": JobStatus.COMPLETED}))
+            assert not is_concluded(done)  # its rollouts may be, and what is made of them is still to come
+            before = server.num_calls
+            await until(lambda before=before: server.num_calls > before)  # type: ignore[misc]
+            assert tell_to_stop(run.folder)
+            await until(lambda: not run.is_running())
+            assert is_concluded(done)
+    assert Run.open(run.folder).state.is_interrupted
