@@ -167,3 +167,14 @@ def test_a_jobs_log_says_each_tenth_and_each_kind_of_failure_once() -> None:
     assert [line.split()[0] for line in told if line[0].isdigit()] == [f"{count}/40" for count in range(4, 40, 4)]
     assert told[-2].startswith("played 40/40 rollouts")
     assert told[-1] == "failed attempts: agent: raised (20)"
+
+
+@pytest.mark.parametrize("time", ["2026-01-02T23:59:60.000Z", "2026-13-02T03:04:05.678Z", "0000-01-02T03:04:05.678Z"])
+def test_a_line_that_begins_with_a_time_that_there_is_not_is_a_line_like_others(tmp_path: Path, time: str) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(STAMPED + f"{time} tokenizer loaded\n".encode())
+    first, second = lines_of(log)
+    assert second[2:] == (AT_MS, "base-model-eval", f"{time} tokenizer loaded")
+    assert list(lines_of(log, first.end)) == [second]
+    log.write_bytes(log.read_bytes() + b"more\n")
+    assert [line[2:] for line in lines_of(log, second.end)] == [(AT_MS, "base-model-eval", "more")]

@@ -122,8 +122,8 @@ def _some_lines(path: Path, start: int, stamp: _Stamp | None) -> list[Line]:
             if not data.endswith(b"\n") and len(data) < LONGEST_LINE_BYTES:
                 break  # it is being written
             begin, place = place, place + len(data)
-            if stamped := _STAMP.match(data):
-                stamp, data = _stamp(stamped), data[stamped.end() :]
+            if (stamped := _STAMP.match(data)) and (its_own := _stamp(stamped)):
+                stamp, data = its_own, data[stamped.end() :]
             text = data.removesuffix(b"\n").decode("utf-8", "replace")
             found.append(Line(begin, place, stamp.time_ms, stamp.run, text))
     return found
@@ -137,14 +137,18 @@ def _stamp_before(file: IO[bytes], place: int) -> _Stamp:
         file.seek(begin)
         data = file.read(place - begin) + after
         # What a block begins with may be the middle of a line; if it is not, the block before, which ends in it, has it whole.
-        found = [stamp for stamp in _STAMP.finditer(data) if begin == 0 or stamp.start() > 0]
-        if found:
-            return _stamp(found[-1])
+        whole = (_stamp(found) for found in _STAMP.finditer(data) if begin == 0 or found.start() > 0)
+        if stamps := [stamp for stamp in whole if stamp is not None]:
+            return stamps[-1]
         place, after = begin, data[:_LONGEST_STAMP_BYTES]
     return _Stamp(0, "")
 
 
-def _stamp(found: re.Match[bytes]) -> _Stamp:
-    written = datetime.fromisoformat(found[1].decode()).replace(tzinfo=UTC)
+def _stamp(found: re.Match[bytes]) -> _Stamp | None:
+    """None for what only looks like one: who writes past `stamp_output` may begin a line with a time that there is not."""
+    try:
+        written = datetime.fromisoformat(found[1].decode()).replace(tzinfo=UTC)
+    except ValueError:
+        return None
     run = found[2].decode("utf-8", "replace")
     return _Stamp(round(written.timestamp() * 1000), "" if run == _NO_RUN else run)
