@@ -29,6 +29,18 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+class Fatal:
+    """Ends the process that pickles it."""
+
+    def __reduce__(self) -> str:
+        die()
+        return ""
+
+
+def reply_to_die_of() -> tuple[bytes, Fatal]:
+    return bytes(1_000_000), Fatal()  # some of the reply is out by then
+
+
 async def test_work_is_done_by_one_other_process_in_the_place_of_who_asks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -51,6 +63,8 @@ async def test_an_error_for_the_user_comes_back_as_it_is_and_a_bug_with_its_trac
 async def test_when_the_process_is_killed_the_engine_says_so_and_the_next_work_gets_another() -> None:
     with pytest.raises(RunError, match=r"ended with status -9; what was played is kept: resume"):
         await apart(die)
+    with pytest.raises(RunError, match=r"ended with status -9; what was played is kept: resume"):
+        await apart(reply_to_die_of)
     assert await apart(divide, 4) == 0.25
 
 

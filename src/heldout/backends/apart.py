@@ -95,7 +95,7 @@ class _Beside:
             process.stdin.write(request)
             process.stdin.flush()
             reply = pickle.load(process.stdout)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, pickle.UnpicklingError) as error:  # the last: it ended in the middle of its reply
             status = self.end()
             raise RunError(
                 f"the process that writes the results ended with status {status}; what was played is kept: resume to write them"
