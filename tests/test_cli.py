@@ -198,6 +198,19 @@ def test_tables_of_another_program_or_version_are_refused_in_one_line(
     assert "holds no job's state that can be read: Field required" in capsys.readouterr().err
 
 
+def test_resume_ends_what_a_process_that_was_killed_left_of_a_run_that_is_done(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert heldout(monkeypatch, *evaluate(model)) == 0
+    run = Path("out/first/base-model-eval")
+    (run / "journal").mkdir()  # it goes last, once job.json says Completed
+    (run / "journal" / "000001.jsonl").touch()
+    (run / "report.html").unlink()
+    assert heldout(monkeypatch, "resume", str(run)) == 0
+    assert not (run / "journal").exists()
+    assert (run / "report.html").exists()
+
+
 def test_resume_takes_nothing_away_of_an_evaluation_that_it_cannot_go_on_with(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,6 +78,8 @@ async def play_run(
     try:
         if run.state.status is not JobStatus.COMPLETED:
             ending = await _play_shown(run, display, switch, lock, max_runtime_seconds)
+        else:
+            run.drop_journal()  # whoever marked it done may have been killed before it went
         if ending is Ending.FINISHED:
             await finish_run(run, tags, note, say)
     except HeldoutError:

@@ -207,6 +207,10 @@ class Run:
             failure_reason=None,
             ended_at=time.time(),
         )
+        self.drop_journal()
+
+    def drop_journal(self) -> None:
+        """Removes the journal of a run that is done."""
         shutil.rmtree(self.journal_folder, ignore_errors=True)
 
     def remove_if_never_begun(self) -> None:
