@@ -110,7 +110,7 @@ def test_lines_outlive_the_process_that_wrote_them_and_the_next_ones_follow(
     service: Served, client: Any, folder: Path
 ) -> None:
     sagemaker = service.client("sagemaker")
-    create(sagemaker, "killed", document(folder, ["0.1"] * 30, agent=SLOW_AGENT, rollout_max_concurrency=3))
+    create(sagemaker, "killed", document(folder, ["0.5"] * 30, agent=SLOW_AGENT, rollout_max_concurrency=3))
     asked = {**GROUP, "logStreamName": "killed/runner", "startFromHead": True}
     before = until(lambda: client.get_log_events(**asked), lambda page: "playing 30 rollouts" in texts(page))
     pid = holder_of(folder / "bucket" / "output" / "killed" / RUN)
