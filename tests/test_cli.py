@@ -293,7 +293,7 @@ def test_an_output_is_listed_though_one_of_its_runs_cannot_be_read(
         (evaluate("http://127.0.0.1:1/v1#m", "--dry-run", "--resume"), "leave one of them out"),
         (evaluate("http://127.0.0.1:1/v1#m"), "http://127.0.0.1:1/v1"),
         (("show", "out/first"), "no run in 'out/first'"),
-        (("show", "x" * 300), "x': File name too long"),
+        (("show", "x" * 300), "x/execution.json': File name too long"),
         (evaluate("http://127.0.0.1:1/v1#m", "--dataset", "x" * 300), "x': File name too long"),
         (("list", "out"), "no folder 'out'"),
         (("stop", "out/first"), "no evaluation in 'out/first'"),

@@ -39,7 +39,7 @@ from heldout.cli_output import (
     print_definition,
     print_json,
 )
-from heldout.errors import HeldoutError, InputError, shown
+from heldout.errors import HeldoutError, InputError
 from heldout.evaluator_summary import Said
 from heldout.job.document import DEFAULT_RUNTIME_SECONDS, MAX_RUNTIME_SECONDS
 from heldout.job.hyperparameters import Hyperparameters
@@ -83,7 +83,7 @@ def run_command() -> None:
         # Any file that a command is pointed to may be one that the system refuses: another user's, too long a name.
         if error.filename is None:
             raise
-        _complain(InputError(f"cannot use {shown(str(error.filename), 300)}: {error.strerror}"))
+        _complain(InputError(f"cannot use {str(error.filename)!r}: {error.strerror}"))
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
