@@ -74,6 +74,11 @@ _STEADY_SECONDS = 60.0
 _RETRIES = Retries(max_tries=200, max_waiting_seconds=60.0, first_wait_seconds=0.05, longest_wait_seconds=0.5)
 """The server is back a second or two after it died: ask often, and for longer than a start takes."""
 
+_THREADS_WAIT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
+"""llama.cpp's threads wait for each other some hundred times a token. One that spins until the other is there makes calls up to
+four times slower when agents are busy on the same cores; one that sleeps at once makes them nearly twice as slow when none is. So
+they spin for some microseconds, then sleep. (GNU's OpenMP, which xllamacpp uses on Linux.)"""
+
 _LOG_TAIL_BYTES = 2000
 
 
@@ -208,9 +213,7 @@ class EmbeddedPolicy:
     async def _launch(self, options: ServerOptions) -> str:
         """Starts the child process; returns its base URL. Raises ReferenceProblem when it does not come to answer."""
         assert self._log_file is not None
-        # Threads that wait for each other in llama.cpp's loops would spin; with agents on the same cores that makes it
-        # up to ten times slower.
-        environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+        environment = os.environ | _THREADS_WAIT
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
