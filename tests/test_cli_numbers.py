@@ -101,7 +101,9 @@ def test_more_than_two_runs_are_ranked_with_ties(heldout: Heldout, tmp_path: Pat
 
 def test_runs_of_other_prompts_cannot_be_compared(heldout: Heldout, tmp_path: Path, worse: Run) -> None:
     other = written_run(tmp_path / "other", _groups(BETTER), prompts=[f"another {n}" for n in range(20)])
-    with pytest.raises(InputError, match="share no prompt"):
+    assert worse.state.run_name == other.state.run_name  # told apart by their evaluations
+    said = f"runs '{worse.state.name}/{worse.state.run_name}' and '{other.state.name}/{other.state.run_name}' share no prompt"
+    with pytest.raises(InputError, match=said):
         heldout("compare", worse.folder, other.folder)
 
 

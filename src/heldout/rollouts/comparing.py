@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from heldout.metrics.comparison import Comparison, MetricComparison, Side, compare
@@ -19,8 +20,10 @@ def compare_runs(base: Run, fine_tuned: Run, *, margin: float | None = None) -> 
 
     margin: the largest difference that does not matter. Raises MetricError when no prompt is shared.
     """
-    settings = fine_tuned.metric_settings
-    return compare(side_of(base), side_of(fine_tuned), settings, margin=margin)
+    sides = side_of(base), side_of(fine_tuned)
+    if sides[0].name == sides[1].name:  # as the base models' runs of two evaluations: told apart by their evaluations
+        sides = _placed(sides[0], base), _placed(sides[1], fine_tuned)
+    return compare(*sides, fine_tuned.metric_settings, margin=margin)
 
 
 def side_of(run: Run) -> Side:
@@ -33,6 +36,10 @@ def side_of(run: Run) -> Side:
         agent_metrics=tables.agent_metrics,
         is_partial=run.state.status is not JobStatus.COMPLETED,
     )
+
+
+def _placed(side: Side, run: Run) -> Side:
+    return replace(side, name=f"{run.state.name}/{side.name}")
 
 
 def comparison_document(comparison: Comparison, prompts: Mapping[str, str]) -> dict[str, Any]:
