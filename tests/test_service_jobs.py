@@ -106,6 +106,17 @@ def test_a_job_that_is_stopped_keeps_what_was_finished_and_stays_stopped(client:
     client.delete_job(**asked)
 
 
+def test_a_job_that_is_stopped_between_two_pages_is_listed_once(client: Any, folder: Path) -> None:
+    create(client, "paged", document(folder, ["0.1"] * 400, agent=SLOW_AGENT, rollout_max_concurrency=2))
+    asked = {"JobCategory": CATEGORY, "NameContains": "paged", "MaxResults": 1}
+    create(client, "paged-later", document(folder, ["1"]))
+    first = client.list_jobs(**asked, SortBy="Name", SortOrder="Ascending")
+    assert [job["JobStatus"] for job in first["JobSummaries"]] == ["InProgress"]
+    client.stop_job(JobName="paged", JobCategory=CATEGORY)  # Stopping, which is after InProgress
+    second = client.list_jobs(**asked, SortBy="Name", SortOrder="Ascending", NextToken=first["NextToken"])
+    assert [job["JobName"] for page in (first, second) for job in page["JobSummaries"]] == ["paged", "paged-later"]
+
+
 @pytest.mark.slow
 def test_a_job_whose_process_is_killed_goes_on_and_repeats_no_rollout(client: Any, folder: Path) -> None:
     create(client, "killed", document(folder, ["0.1"] * 30, agent=SLOW_AGENT, rollout_max_concurrency=3))

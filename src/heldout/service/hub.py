@@ -34,6 +34,7 @@ _SORT_KEYS = {
     "HubContentName": "HubContentName",
     "CreationTime": "CreationTime",
     "HubContentStatus": "HubContentStatus",
+    "": "HubContentArn",
 }
 _GLANCE: dict[str, Any] = {"connect_timeout": 3, "read_timeout": 10, "retries": {"total_max_attempts": 2}}
 """For a look at the user's S3 that may as well fail: whoever describes a model waits for it."""

@@ -26,7 +26,7 @@ from heldout.service.supervisor import JobWork
 from heldout.service.tags import forget_tags, set_tags, tags_of
 
 ROOM = Room("sagemaker")
-_SORT_KEYS = {"CreationTime": "CreationTime", "Name": "JobName", "Status": "JobStatus"}
+_SORT_KEYS = {"CreationTime": "CreationTime", "Name": "JobName", "Status": "JobStatus", "": "JobArn"}
 _LONGEST_NAME = 63
 _log = logging.getLogger(__name__)
 

@@ -70,7 +70,7 @@ def describe_log_streams(context: Context, params: Params) -> Reply:
         raise _invalid("Cannot order by LastEventTime with a logStreamNamePrefix.")
     found = [_described(context, stream) for stream in _streams(context, prefix)]
     asked = {**params, "SortBy": order, "SortOrder": "Descending" if params.get("descending") else "Ascending"}
-    keys = {"LogStreamName": "logStreamName", "LastEventTime": "sortTime"}
+    keys = {"LogStreamName": "logStreamName", "LastEventTime": "sortTime", "": "logStreamName"}
     return _listed("logStreams", found, asked, keys)
 
 

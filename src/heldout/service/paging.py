@@ -30,12 +30,13 @@ def paged(
 ) -> Reply:
     """The page of `items` that the request asks for, as the reply's `member`, and the token of the next where there is one.
 
-    sort_keys: the items' member to sort by for each value of SortBy, the default first; together they tell any two items apart.
+    sort_keys: the items' member to sort by for each value of SortBy, the default first; the last tells any two items apart and
+    never changes, so that an item whose status has changed between two pages is not taken for another.
     is_descending: unless SortOrder says otherwise. size: of a page, unless MaxResults says otherwise. Raises ServiceError
     (ValidationException) for a token that was not given out for this list.
     """
     sort_by = sort_keys[params.get("SortBy", next(iter(sort_keys)))]
-    order = [sort_by, *(key for key in sort_keys.values() if key != sort_by)]
+    order = [sort_by, list(sort_keys.values())[-1]]
     is_reversed = params.get("SortOrder", "Descending" if is_descending else "Ascending") == "Descending"
     keyed = sorted(((_key(item, order), item) for item in items), key=lambda pair: pair[0], reverse=is_reversed)
     is_lower = member[0].islower()
