@@ -129,6 +129,19 @@ def test_a_run_that_is_in_the_bucket_is_never_overwritten(tmp_path: Path, servic
         new_folder(LOCATION)
 
 
+def test_an_evaluation_that_cannot_begin_leaves_nothing_in_the_bucket(
+    tmp_path: Path, service: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "1"}\n')
+    given = ["--model", "http://127.0.0.1:9/v1#m", "--agent", f"{PLAYERS}:play", "--dataset", str(prompts)]
+    given += ["--output", OUTPUT, "--name", "test", "--mlflow", "off"]
+    assert heldout(monkeypatch, "evaluate", *given) == 2
+    assert "no model server at" in capsys.readouterr().err
+    assert _names(service) == set()
+    assert not folder_for(f"{OUTPUT}/test").exists()
+
+
 def test_a_run_that_is_in_no_bucket_is_named(service: Any) -> None:
     with pytest.raises(RunError, match=r"no run at 's3://.*nothing'"):
         open_run(f"{OUTPUT}/nothing")

@@ -16,18 +16,19 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 import orjson
 from pydantic import ValidationError
 
-from heldout.errors import ReferenceProblem, RunError, did_you_mean, shown
+from heldout.errors import ReferenceProblem, RunError, StorageError, did_you_mean, shown
 from heldout.job.registry import Registry
 from heldout.pipeline.definition import BASE_STEP, FINE_TUNED_STEP, PIPELINE_PREFIX
 from heldout.pipeline.state import ExecutionState, ExecutionStatus, StepState, StepStatus
 from heldout.pipeline.steps import Definition, parse_definition
-from heldout.rollouts.mirror import folder_for, has_run, open_run
+from heldout.rollouts.mirror import folder_for, has_run, open_run, remove_if_never_begun
 from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN, Run, write_whole
 from heldout.storage import Storage, is_remote, open_atomic, why_not_writable
 from heldout.storage.lock import FolderLock, holder_of
@@ -206,21 +207,26 @@ class Evaluation:
             Storage.at(self.state.location, kms_key=self.state.kms_key).write(name, data)
 
     def remove_if_never_begun(self) -> None:
-        """Takes the folder away again if no rollout was ever begun in it, and no process is about to."""
+        """Takes it away again, here and in its remote place, if no rollout was ever begun in it and no process is about to."""
         try:
             lock = FolderLock.take(self.folder)
         except RunError:
             return
         try:
-            self._remove_if_never_begun()
+            # What a remote place does not let go of stays here too: an evaluation that can be gone on with.
+            with suppress(StorageError, ReferenceProblem):
+                self._remove_if_never_begun()
         finally:
             lock.release()
 
     def _remove_if_never_begun(self) -> None:
         for run in self.runs().values():
-            run.remove_if_never_begun()
+            remove_if_never_begun(run)
         if any(has_run(self.run_location(name)) for name in RUN_NAMES.values()):
             return
+        if is_remote(self.state.location):
+            for name in _FILES:
+                Storage.at(self.state.location).delete(name)
         for name in (*_FILES, "lock"):
             (self.folder / name).unlink(missing_ok=True)
         for folder in (self.folder, self.folder.parent):

@@ -22,6 +22,8 @@ _SEAL_EVERY_SECONDS = 10.0
 """The most that is lost with the machine: rollouts finished in this time."""
 _FINISH_WAITS_SECONDS = (1.0, 5.0, 15.0, 60.0, 120.0)
 """A night's results are not given up because a place is away for a minute."""
+_BEGINNING = ("prompts.parquet", "job.json")
+"""What a resume elsewhere needs from the first moment on."""
 _RESULTS = (
     "job.json",
     "prompts.parquet",
@@ -79,6 +81,19 @@ def open_run(location: str) -> Run:
     return Run.open(folder)
 
 
+def remove_if_never_begun(run: Run) -> None:
+    """Takes a run away again, here and in its remote place, if no rollout was ever begun in it.
+
+    Raises StorageError or ReferenceProblem when the remote place refuses; then it is still in both.
+    """
+    if run.is_begun:
+        return
+    if is_remote(run.location):
+        for name in _BEGINNING:
+            Storage.at(run.location).delete(name)
+    run.remove()
+
+
 def _is_current(storage: Storage, folder: Path) -> bool:
     """Whether this machine has the run, and it was not completed elsewhere meanwhile."""
     if not (folder / "job.json").exists():
@@ -112,7 +127,7 @@ class Mirror:
 
     async def begin(self) -> None:
         """Copies what is needed to resume elsewhere. Raises StorageError or ReferenceProblem when the place refuses."""
-        await asyncio.to_thread(self._copy, [self._run.prompts_path, self._run.folder / "job.json"])
+        await asyncio.to_thread(self._copy, [self._run.folder / name for name in _BEGINNING])
 
     async def keep_up(self, journal: Journal) -> None:
         """Copies every few seconds what was finished meanwhile; runs until cancelled."""

@@ -213,10 +213,13 @@ class Run:
         """Removes the journal of a run that is done."""
         shutil.rmtree(self.journal_folder, ignore_errors=True)
 
-    def remove_if_never_begun(self) -> None:
-        """Takes the folder away again if no rollout was ever begun in it, and the folders above that are empty then."""
-        if self.journal_folder.exists() or self.rollouts_path.exists():
-            return
+    @property
+    def is_begun(self) -> bool:
+        """Whether a rollout was ever begun."""
+        return self.journal_folder.exists() or self.rollouts_path.exists()
+
+    def remove(self) -> None:
+        """Takes the folder of a run that was never begun away again, and the folders above that are empty then."""
         for path in (self.folder / "job.json", self.folder / "lock", self.prompts_path):
             path.unlink(missing_ok=True)
         for folder in (self.folder, *self.folder.parents[:2]):
