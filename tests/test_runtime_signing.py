@@ -97,8 +97,9 @@ def test_a_key_pair_that_the_job_does_not_know_is_named() -> None:
 
 
 def test_a_session_token_is_part_of_the_key_pair() -> None:
-    with pytest.raises(SignatureRefused, match="is not one that this job was started with"):
-        check(signed("http://host/sample", b"{}", keys=Credentials("ASIAEXAMPLE", "another/secret", "old")))
+    for token, told in ((None, "without a session token"), ("old", "with another session token")):
+        with pytest.raises(SignatureRefused, match=f"'ASIAEXAMPLE' comes {told}; AWS_SESSION_TOKEN must be"):
+            check(signed("http://host/sample", b"{}", keys=Credentials("ASIAEXAMPLE", "another/secret", token)))
 
 
 @pytest.mark.parametrize("minutes", [-16, 16])

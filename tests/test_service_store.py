@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from heldout.errors import RunError
 from heldout.service.store import Store
 from heldout.service.tags import Tags
 
@@ -25,3 +26,10 @@ def test_after_a_write_for_which_there_was_no_room_the_next_is_made(tmp_path: Pa
     store.put(large)
     store.close()
     assert Store(tmp_path / "service.db").find(Tags, "large") == large
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "service.db").write_text("something else\n" * 100)
+    with pytest.raises(RunError, match=r"service\.db' cannot be used: file is not a database; move it away"):
+        Store(tmp_path / "service.db")
+    assert (tmp_path / "service.db").read_text() == "something else\n" * 100

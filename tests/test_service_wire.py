@@ -278,6 +278,13 @@ def test_signatures_cannot_be_verified_without_a_key_pair(tmp_path: Any, monkeyp
         pass
 
 
+def test_a_profile_that_there_is_not_is_named(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_aws(monkeypatch)
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(InputError, match=r"no AWS key pair .*\(nobody\) could not be found"), served(tmp_path, keys=()):
+        pass
+
+
 def test_a_second_server_does_not_share_the_first_ones_state(service: Served) -> None:
     with pytest.raises(InputError, match="another server uses the state folder"), served(service.context.state):
         pass

@@ -223,6 +223,12 @@ def _signer(credentials: Sequence[Credentials], access_key: str, session_token: 
     for candidate in credentials:
         if candidate.access_key == access_key and candidate.session_token == session_token:
             return candidate
+    if any(candidate.access_key == access_key for candidate in credentials):
+        given = "without a session token" if session_token is None else "with another session token"
+        raise KeyUnknown(
+            f"the access key {access_key!r} comes {given}; AWS_SESSION_TOKEN must be what this {what} was started with, or unset "
+            "for both"
+        )
     raise KeyUnknown(f"the access key {access_key!r} is not one that this {what} was started with")
 
 

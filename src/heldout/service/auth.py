@@ -69,10 +69,14 @@ class Gate:
 
 
 def own_keys() -> KeySource:
-    """The key pair that AWS tools started here would use. Raises InputError when there is none."""
+    """The key pair that AWS tools started here would use. Raises InputError when there is none to be had."""
     import boto3  # slow to import, and only needed here
+    from botocore.exceptions import BotoCoreError
 
-    found = boto3.Session().get_credentials()
+    try:
+        found = boto3.Session().get_credentials()
+    except BotoCoreError as error:
+        raise InputError(f"no AWS key pair to verify requests with: {error}") from error
     if found is None:
         raise InputError(
             "no AWS key pair to verify requests with: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (any values, the same "

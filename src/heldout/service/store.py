@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from heldout.errors import RunError
 from heldout.service.faults import ServiceError
 
 _SCHEMA = """
@@ -40,12 +41,17 @@ class Store:
     """Records in one file; of all threads of one process."""
 
     def __init__(self, path: Path) -> None:
+        """Raises RunError when what is at `path` is no such file."""
         self._lock = threading.RLock()
         self._depth = 0
         self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        self._database.execute("pragma journal_mode=wal")
-        self._database.execute("pragma synchronous=full")  # a client was told that it is done
-        self._database.executescript(_SCHEMA)
+        try:
+            self._database.execute("pragma journal_mode=wal")
+            self._database.execute("pragma synchronous=full")  # a client was told that it is done
+            self._database.executescript(_SCHEMA)
+        except sqlite3.DatabaseError as error:
+            self._database.close()
+            raise RunError(f"{str(path)!r} cannot be used: {error}; move it away, or choose another --state") from error
 
     def close(self) -> None:
         self._database.close()
