@@ -70,6 +70,15 @@ def _per_turn(payload: dict[str, Any], argument: str) -> object:
     return {"reward": rewards}
 
 
+def _insist(payload: dict[str, Any], argument: str) -> object:
+    """Makes a call that fails again, as most clients do; a reward for each turn."""
+    try:
+        chat(payload, "hello")
+    except urllib.error.HTTPError:
+        chat(payload, "hello")
+    return {"reward": [1.0]}
+
+
 def _report_then_crash(payload: dict[str, Any], argument: str) -> object:
     chat(payload, "hello")
     assert report(payload, "update-reward", Rewards=[float(argument)]) == 200
@@ -147,6 +156,7 @@ _VERBS = {
     "nothing": lambda payload, argument: None,
     "turns": _turns,
     "per-turn": _per_turn,
+    "insist": _insist,
     "report-then-crash": _report_then_crash,
     "report-and-return": _report_and_return,
     "report-twice": _report_twice,

@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from heldout.policies.scripted import ScriptedServer
 from heldout.policies.scripted_replies import Reply
+from heldout.rollouts.recorded import open_recordings
 from heldout.rollouts.run import Run
 from jobs import by_prompt, new_run, played, played_with, rows
 
@@ -156,6 +157,20 @@ async def test_a_report_after_the_timeout_is_a_conflict(tmp_path: Path, monkeypa
     assert kinds == {"timeout"}
     # A sync agent runs on in its thread until its worker is ended: if it got to report, it was refused.
     assert not log.exists() or set(log.read_text().split()) == {"409"}
+
+
+async def test_a_call_that_failed_and_was_made_again_is_one_turn(tmp_path: Path) -> None:
+    answers = iter([Reply("out of memory", status=500)])
+    async with ScriptedServer(lambda _: next(answers, Reply())) as server:
+        run = new_run(tmp_path, server.url, ["insist"])
+        await played_with(run)
+    [row], calls = rows(run), rows(run, "trajectories")
+    assert (row["turns"], row["flags"]) == (1, [])
+    assert [call["status"] for call in calls] == [500, 200]
+    assert _metrics(run)["eval/turns/mean"] == 1.0
+    with open_recordings(run) as recordings:
+        [recorded] = recordings.stream()
+    assert recorded.counted_turns == "1 turn, 1 failed call"
 
 
 async def test_a_timeout_says_when_the_model_was_waited_for(tmp_path: Path) -> None:

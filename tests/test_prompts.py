@@ -282,6 +282,13 @@ def test_a_dataset_that_is_not_there_names_the_nearest_file(tmp_path: Path) -> N
     )
 
 
+def test_compressed_files_are_refused_rather_than_passed_over(tmp_path: Path) -> None:
+    text_file(tmp_path, "prompts/a.jsonl", '{"prompt": "a"}')
+    packed = text_file(tmp_path, "prompts/b.jsonl.gz", "")
+    for dataset in (packed.parent, packed):
+        assert refusal(tmp_path, dataset).startswith(f"dataset file '{packed}' is compressed; decompress it")
+
+
 def test_an_empty_folder_is_not_its_own_nearest_name(tmp_path: Path) -> None:
     (tmp_path / "prompts").mkdir()
     assert refusal(tmp_path, tmp_path / "prompts") == (
@@ -302,13 +309,13 @@ def test_a_header_alone_or_an_empty_array_holds_no_prompts(tmp_path: Path) -> No
 
 
 def test_a_file_of_another_kind_is_refused_with_the_kinds_there_are(tmp_path: Path) -> None:
-    path = text_file(tmp_path, "prompts.jsonl.gz", "")
+    path = text_file(tmp_path, "prompts.txt", "")
     assert (
         refusal(tmp_path, path) == f"dataset '{path}' is none of .csv, .json, .jsonl or .parquet; name it by its format"
     )
     assert refusal(tmp_path, path.parent) == (
         f"dataset '{path.parent}' holds no .csv, .json, .jsonl or .parquet file "
-        "(it holds 'prompts.jsonl.gz', which is none or hidden)"
+        "(it holds 'prompts.txt', which is none or hidden)"
     )
 
 

@@ -49,6 +49,10 @@ class Failure:
     """One line for a person."""
 
 
+ANSWERED = 200
+"""Status of a model call that the model answered."""
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One model call, with each message stored once.
@@ -82,6 +86,12 @@ class Turn:
     error: str | None
     """Why the call failed; None when it worked."""
 
+    @property
+    def is_answered(self) -> bool:
+        """Whether the model answered, if only in part. A call that failed is kept, and is no turn of the conversation: clients
+        make it again."""
+        return self.status == ANSWERED
+
 
 def turn_json(value: object) -> bytes:
     """A JSON value as a Turn keeps it: in a block of its own size, where orjson's take 4 KB each, however little they hold.
@@ -110,6 +120,7 @@ class Attempt:
     flags: tuple[str, ...]
     """What was odd but not fatal: `no_model_call`, `reward_mismatch`, `failed_after_reward`, `sampling_differs`."""
     turns: tuple[Turn, ...]
+    """Every model call, in the order in which they were made."""
     output: str
     """What the agent printed (stdout and stderr), its last 64 KiB."""
     started_at: float
@@ -119,6 +130,11 @@ class Attempt:
     def is_counted(self) -> bool:
         """Whether it uses up a retry: not one that was lost through no fault of its own."""
         return self.failure is None or self.failure.kind not in ("lost", "interrupted")
+
+    @property
+    def num_turns(self) -> int:
+        """Model calls that were answered."""
+        return sum(turn.is_answered for turn in self.turns)
 
     @property
     def reward(self) -> float | None:

@@ -214,13 +214,14 @@ def _add_turn_counts(page: _Page, rollouts: RolloutTable) -> None:
 
 def _add_tokens(page: _Page, turns: TurnTable, prompt_index: IntArray) -> None:
     known = ~np.isnan(turns.prompt_tokens)
+    unknown = "the policy gave no token counts" if len(known) else "no model call was made"
     if known.any():
         _add_ratio(page, "eval/tokens/prompt_mean", Groups.of(prompt_index[known]), turns.prompt_tokens[known], least=0)
     else:
-        page.notes["eval/tokens/prompt_mean"] = "the policy gave no token counts"
+        page.notes["eval/tokens/prompt_mean"] = unknown
     known = ~np.isnan(turns.response_tokens)
     if not known.any():
-        page.notes["eval/tokens/response_mean"] = "the policy gave no token counts"
+        page.notes["eval/tokens/response_mean"] = unknown
         return
     lengths = turns.response_tokens[known]
     _add_ratio(page, "eval/tokens/response_mean", Groups.of(prompt_index[known]), lengths, least=0)

@@ -84,8 +84,7 @@ def readable(played: RecordedTrajectory, why: str, anchor: str, most_characters:
 
 def _counts(played: RecordedTrajectory) -> str:
     tokens = sum(turn.response_tokens or 0 for turn in played.turns)
-    turns = f"{len(played.turns)} turn{'' if len(played.turns) == 1 else 's'}"
-    return f"{turns} · {tokens:,} response tokens · {played.seconds:.1f} s"
+    return f"{played.counted_turns} · {tokens:,} response tokens · {played.seconds:.1f} s"
 
 
 def _turns(turns: tuple[RecordedTurn, ...], most: int) -> Iterator[ReadableTurn]:

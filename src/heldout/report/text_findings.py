@@ -17,6 +17,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from heldout.job.records import ANSWERED
 from heldout.report.finding import Finding, Weight, Wording, counted, finding
 from heldout.report.rollout_rows import BoolArray, RolloutRows
 from heldout.report.said import Reply, form, is_alike, stated_answer
@@ -185,7 +186,7 @@ def _rollouts(turns: Any) -> Iterator[tuple[str, list[Reply]]]:
 
 
 def _look_at(replies: list[Reply]) -> _Seen:
-    answered = [reply for reply in replies if reply.status == 200]
+    answered = [reply for reply in replies if reply.status == ANSWERED]
     return _Seen(
         loops=_loops(answered),
         has_empty=any(reply.is_empty for reply in answered),

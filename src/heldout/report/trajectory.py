@@ -67,8 +67,7 @@ def _outcome(played: RecordedTrajectory) -> Text:
 def _took(played: RecordedTrajectory) -> str:
     sent = sum(turn.prompt_tokens or 0 for turn in played.turns)
     answered = sum(turn.response_tokens or 0 for turn in played.turns)
-    turns = f"{len(played.turns)} turn{'' if len(played.turns) == 1 else 's'}"
-    return f"{turns}, {sent:,} prompt and {answered:,} response tokens, {played.seconds:.1f} s"
+    return f"{played.counted_turns}, {sent:,} prompt and {answered:,} response tokens, {played.seconds:.1f} s"
 
 
 def _turn_title(turn: RecordedTurn, turns: tuple[RecordedTurn, ...]) -> str:

@@ -275,10 +275,10 @@ class _Play:
 
     def _score(self, rewards: tuple[float, ...]) -> None:
         self._rewards = rewards
-        turns = len(self._trajectory.turns)
-        if turns == 0:
+        calls = self._trajectory.turns
+        if not calls:
             self._flags.add("no_model_call")
-        if len(rewards) not in (1, turns):
+        if len(rewards) not in (1, sum(call.is_answered for call in calls)):
             self._flags.add("reward_count")
         self._is_decided.set()
 

@@ -58,7 +58,7 @@ class Progress:
 
     def count(self, attempt: Attempt) -> None:
         """Counts an attempt that has ended."""
-        self.turns += len(attempt.turns)
+        self.turns += attempt.num_turns
         self.prompt_tokens += sum(turn.prompt_tokens or 0 for turn in attempt.turns)
         self.response_tokens += sum(turn.response_tokens or 0 for turn in attempt.turns)
         if attempt.failure is not None:

@@ -12,6 +12,8 @@ from heldout.job.records import Prompt
 from heldout.rollouts.prompt_formats import FORMATS, FormatRow, Malformed, kind
 from heldout.storage import Storage, split_location
 
+_COMPRESSED = (".bz2", ".gz", ".lz4", ".xz", ".zip", ".zst")
+
 
 class PromptDataset:
     """The prompts of a file, or of all files below a folder or prefix, in name order, read as a stream.
@@ -86,12 +88,17 @@ def _find_files(location: str) -> tuple[Storage, list[str]]:
     if name:
         parent = Storage.at(folder)
         if parent.exists(name):
+            _refuse_compressed(location)
             if _suffix(name) not in FORMATS:
                 raise DatasetError(f"dataset {location!r} is none of {_suffixes()}; name it by its format")
             return parent, [name]
     storage = Storage.at(location)
     names = [file.name for file in storage.list()]
-    chosen = [name for name in names if _suffix(name) in FORMATS and not _is_hidden(name)]
+    visible = [name for name in names if not _is_hidden(name)]
+    for name in visible:
+        # To pass these over would be to evaluate on some of the prompts without a word.
+        _refuse_compressed(_joined(storage.location, name))
+    chosen = [name for name in visible if _suffix(name) in FORMATS]
     if chosen:
         return storage, chosen
     if names:
@@ -101,6 +108,14 @@ def _find_files(location: str) -> tuple[Storage, list[str]]:
     # An empty folder is among its parent's children, and is not what was meant.
     hint = did_you_mean(name, (other for other in Storage.at(folder).children() if other != name)) if name else ""
     raise DatasetError(f"dataset {location!r} not found: there is no such file, and no folder with files.{hint}")
+
+
+def _refuse_compressed(location: str) -> None:
+    bare = location[: -len(_suffix(location))] if _suffix(location) in _COMPRESSED else ""
+    if _suffix(bare) in FORMATS:
+        raise DatasetError(
+            f"dataset file {location!r} is compressed; decompress it, or keep the prompts as Parquet, which is"
+        )
 
 
 def _suffix(name: str) -> str:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from heldout.errors import RunError, did_you_mean, shown
 from heldout.job.conversations import conversation
-from heldout.job.records import Prompt, Turn
+from heldout.job.records import ANSWERED, Prompt, Turn
 from heldout.metrics.table import IntArray
 from heldout.rollouts.journal_index import JournalIndex
 from heldout.rollouts.prompts import PromptReader
@@ -56,6 +56,11 @@ class RecordedTurn:
     error: str | None
 
     @property
+    def is_answered(self) -> bool:
+        """Whether the model answered, if only in part."""
+        return self.status == ANSWERED
+
+    @property
     def reply(self) -> Message | None:
         """The model's message: of the first choice, when there were several."""
         return self.replies[0] if self.replies else None
@@ -92,11 +97,20 @@ class RecordedTrajectory:
     flags: tuple[str, ...]
     """What was odd but not fatal."""
     turns: tuple[RecordedTurn, ...]
+    """Every model call, those that failed too."""
     seconds: float
     output: str = ""
     """What the agent printed; only there when the trajectory was asked for by its id."""
     recorded_turns: tuple[Turn, ...] = field(default=(), repr=False)
     """The turns as stored, each message once."""
+
+    @property
+    def counted_turns(self) -> str:
+        """How many calls the model answered, in words, and how many failed."""
+        answered = sum(turn.is_answered for turn in self.turns)
+        failed = len(self.turns) - answered
+        told = f"{answered} turn{'' if answered == 1 else 's'}"
+        return f"{told}, {failed} failed call{'' if failed == 1 else 's'}" if failed else told
 
     @property
     def messages(self) -> list[Message]:
@@ -259,9 +273,10 @@ class _TurnGroups:
         while self._next is not None and self._next["trajectory_id"] == trajectory_id:
             turns.append(self._next)
             self._next = next(self._rows, None)
-        if len(turns) != num_turns:
+        answered = sum(turn["status"] == ANSWERED for turn in turns)
+        if answered != num_turns:
             raise RunError(
-                f"trajectories.parquet has {len(turns)} turns of trajectory {trajectory_id} where rollouts.parquet says "
+                f"trajectories.parquet has {answered} turns of trajectory {trajectory_id} where rollouts.parquet says "
                 f"{num_turns}; the two were not written together"
             )
         return turns

@@ -206,7 +206,7 @@ def rollout_row(attempt: Attempt, attempts: int, threshold: float, metric_names:
         "reward": reward,
         "rewards": None if attempt.rewards is None else list(attempt.rewards),
         "success": reward is not None and reward >= threshold,
-        "turns": len(attempt.turns),
+        "turns": attempt.num_turns,
         "prompt_tokens": _total(turn.prompt_tokens for turn in attempt.turns),
         "response_tokens": _total(turn.response_tokens for turn in attempt.turns),
         "attempts": attempts,
