@@ -16,6 +16,7 @@ from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.state import ExecutionStatus
 from heldout.rollouts.run import STATE_KEY
 from heldout.storage.lock import FolderLock
+from jobs import PLAYERS
 from model_servers import model_server
 from terminal import heldout
 
@@ -87,6 +88,24 @@ def test_one_command_compares_a_model_with_what_it_was_tuned_from(
     for options in ((), ("--dry-run",)):
         assert heldout(monkeypatch, *evaluate(model, *options)) == 2
         assert "there is an evaluation in out/first already" in capsys.readouterr().err
+
+    # The same command goes on with it, wherever it is logged now; another one is no way to go on.
+    again = evaluate(
+        model, "--compare-with", model, "--resume", "--mlflow", "sqlite:///here.db", "-H", "eval_group_size=1"
+    )
+    assert heldout(monkeypatch, *again) == 0
+    Path("others.jsonl").write_text('{"prompt": "0"}\n')
+    both = ("--compare-with", model)
+    others: dict[str, tuple[str, ...]] = {
+        f"prompts.jsonl', not '{Path.cwd()}/others.jsonl'": (*both, "--dataset", "others.jsonl"),
+        "it has eval_group_size 1, not 2; give": (*both, "-H", "eval_group_size=2"),
+        "it has InputDataConfig[0].Limit None, not 3; give": (*both, "--limit", "3"),
+        "it plays 2 models, not one model; give": (),
+    }
+    for told, options in others.items():
+        capsys.readouterr()
+        assert heldout(monkeypatch, *evaluate(model, "--resume", *options)) == 2
+        assert told in capsys.readouterr().err
 
 
 def test_a_dry_run_checks_and_shows_what_would_be_executed_and_writes_nothing(
@@ -215,8 +234,13 @@ def test_resume_takes_nothing_away_of_an_evaluation_that_it_cannot_go_on_with(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nobody = "http://127.0.0.1:1/v1"
-    evaluation = new_evaluation(Path("out"), EvaluationJobs(base=document(Path("out"), nobody, ["1"]), fine_tuned=None))
-    again = (*evaluate(f"{nobody}#scripted"), "--name", "evaluation", "--resume")
+    job = document(Path.cwd() / "out", nobody, ["1"])
+    evaluation = new_evaluation(Path("out"), EvaluationJobs(base=job, fine_tuned=None))
+    again = [
+        *("evaluate", "--model", f"{nobody}#scripted", "--agent", f"{PLAYERS}:play"),
+        *("--dataset", job.prompts.data_source.dataset),
+        *("--output", "out", "--name", "evaluation", "--mlflow", "off", "--resume"),
+    ]
     other = FolderLock.take(evaluation.folder)  # that has just begun, and has no rollout yet
     assert heldout(monkeypatch, *again) == 2
     assert "is being worked on by process" in capsys.readouterr().err

@@ -22,6 +22,7 @@ from heldout.backends.results import (
     shown_apart,
 )
 from heldout.backends.starting import (
+    check_same,
     create_evaluation,
     define_evaluation,
     local_surroundings,
@@ -166,30 +167,31 @@ def evaluate(
         return
     evaluation_name = name or _default_name(agent)
     location = location_of(output, evaluation_name, names)
+    policies = resolve_policies(
+        model, base=compare_with, trained=None, registry=names, embedded_names=frozenset(EMBEDDED_MODELS)
+    )
+    request = EvaluationRequest(
+        policies=policies,
+        evaluate_base_model=compare_with is not None,
+        agent=agent_reference,
+        dataset=dataset,
+        output=output,
+        folder=Path.cwd(),
+        hyperparameters=Hyperparameters(_settings(hyperparameter)),
+        max_runtime_seconds=_checked_runtime(max_runtime),
+        tracking=tracking_for(mlflow, None, policies, output, names),
+        limit=limit,
+        shuffle_seed=shuffle_seed,
+        runtime_url=runtime_url,
+    )
+    if dry_run:
+        _show_definition(request, names, evaluation_name, location, as_json=as_json)
+        return
     is_there = resume and Evaluation.is_at(location)
     if is_there:
         evaluation = Evaluation.open(location)
+        check_same(evaluation, request)
     else:
-        policies = resolve_policies(
-            model, base=compare_with, trained=None, registry=names, embedded_names=frozenset(EMBEDDED_MODELS)
-        )
-        request = EvaluationRequest(
-            policies=policies,
-            evaluate_base_model=compare_with is not None,
-            agent=agent_reference,
-            dataset=dataset,
-            output=output,
-            folder=Path.cwd(),
-            hyperparameters=Hyperparameters(_settings(hyperparameter)),
-            max_runtime_seconds=_checked_runtime(max_runtime),
-            tracking=tracking_for(mlflow, None, policies, output, names),
-            limit=limit,
-            shuffle_seed=shuffle_seed,
-            runtime_url=runtime_url,
-        )
-        if dry_run:
-            _show_definition(request, names, evaluation_name, location, as_json=as_json)
-            return
         evaluation = create_evaluation(request, names, name=evaluation_name)
     try:
         _play(evaluation, as_json=as_json, max_runtime_seconds=_checked_runtime(max_runtime))

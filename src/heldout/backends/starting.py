@@ -2,19 +2,22 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from heldout.agents.lookup import check_entry_point
 from heldout.backends.known import remember
 from heldout.backends.services import check_document
+from heldout.errors import InputError, shown
+from heldout.job.document import JobConfigDocument
 from heldout.job.references import EntryPoint, checked_tracking_uri
 from heldout.job.registry import Registry
 from heldout.pipeline.definition import PIPELINE_PREFIX, Surroundings, model_uri, render
 from heldout.pipeline.evaluation import LOCAL_ACCOUNT, Evaluation
 from heldout.pipeline.request import EvaluationRequest, Tracking
 from heldout.pipeline.resolution import Policies, short_name
+from heldout.pipeline.steps import JobStep
 from heldout.rollouts.mirror import state_folder
 from heldout.storage import is_remote
 from heldout.tracking.checks import check_store
@@ -60,6 +63,58 @@ def define_evaluation(request: EvaluationRequest, registry: Registry, surroundin
     for job in jobs.all:
         check_document(registry.localized(job))
     return render(jobs, surroundings)
+
+
+def check_same(evaluation: Evaluation, request: EvaluationRequest) -> None:
+    """Raises InputError when an evaluation plays something else than a request that would go on with it asks for.
+
+    Where its runs are logged, and how long they may take, may differ: neither changes what comes out.
+    """
+    started = [step.document for step in evaluation.definition.steps if isinstance(step, JobStep)]
+    asked = request.jobs().all
+    if len(started) != len(asked):
+        differs = f"plays {_counted_models(len(started))}, not {_counted_models(len(asked))}"
+    else:
+        found = (differs for pair in zip(started, asked, strict=True) for differs in _differences(*pair))
+        differs = next(found, "")
+    if differs:
+        raise InputError(
+            f"evaluation {evaluation.location} is not the one to go on with: it {differs}; give what it was started with, or"
+            " leave --resume out and give another --name"
+        )
+
+
+def _counted_models(number: int) -> str:
+    return "one model" if number == 1 else f"{number} models"
+
+
+def _differences(started: JobConfigDocument, asked: JobConfigDocument) -> Iterator[str]:
+    before, now = _said_in(started), _said_in(asked)
+    for place in sorted(before.keys() | now.keys()):
+        if before.get(place) != now.get(place):
+            yield f"has {place} {shown(before.get(place), 160)}, not {shown(now.get(place), 160)}"
+
+
+def _said_in(job: JobConfigDocument) -> dict[str, object]:
+    """What decides a job's outcome, by its place in the document; hyperparameters by their names, defaults included."""
+    sections = job.model_dump(mode="json", by_alias=True, exclude_none=True)
+    chosen = {
+        name: sections.get(name)
+        for name in ("AgentConfig", "InputDataConfig", "EvaluationConfig", "ModelPackageConfig")
+    }
+    said = {place: value for place, value in _leaves("", chosen) if "HyperParameters" not in place}
+    return said | job.hyperparameters.to_dict()
+
+
+def _leaves(place: str, value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _leaves(f"{place}.{name}" if place else name, inner)
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _leaves(f"{place}[{number}]", inner)
+    else:
+        yield place, value
 
 
 def local_surroundings(
