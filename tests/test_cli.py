@@ -102,9 +102,9 @@ def test_one_command_compares_a_model_with_what_it_was_tuned_from(
         "it has InputDataConfig[0].Limit None, not 3; give": (*both, "--limit", "3"),
         "it plays 2 models, not one model; give": (),
     }
-    for told, options in others.items():
+    for told, other in others.items():
         capsys.readouterr()
-        assert heldout(monkeypatch, *evaluate(model, "--resume", *options)) == 2
+        assert heldout(monkeypatch, *evaluate(model, "--resume", *other)) == 2
         assert told in capsys.readouterr().err
 
 
