@@ -1,6 +1,7 @@
 """The command line, as a user types it."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -251,6 +252,19 @@ def test_resume_takes_nothing_away_of_an_evaluation_that_it_cannot_go_on_with(
     kept = Evaluation.open(evaluation.location)
     assert kept.status is ExecutionStatus.FAILED
     assert list(kept.runs()) == ["base-model-eval"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on a file's size")
+def test_a_full_disk_is_told_with_the_way_on(model: str, capfd: pytest.CaptureFixture[str]) -> None:
+    ours = Path(sys.executable).parent
+    command = shlex.join(evaluate(model, "-H", "eval_group_size=64"))
+    limited = subprocess.run(["bash", "-c", f"ulimit -f 100; exec {ours}/heldout {command}"], timeout=120)
+    assert limited.returncode == 1
+    *_, error, way_on = capfd.readouterr().err.splitlines()
+    assert error.startswith("heldout: cannot write")
+    assert way_on == "what is finished is kept; go on with: heldout resume out/first"
+    assert subprocess.run([ours / "heldout", *shlex.split(way_on)[-2:]], timeout=120).returncode == 0
+    assert pq.read_metadata("out/first/base-model-eval/rollouts.parquet").num_rows == 8 * 64
 
 
 def test_an_evaluation_that_another_process_has_begun_meanwhile_is_not_taken_away(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from heldout.errors import StorageError
 from heldout.job.records import Attempt, Boundary, Failure, Turn
 from heldout.rollouts.journal import Journal, Place, decode, encode, read, segments
 from heldout.rollouts.journal_index import JournalIndex
@@ -131,10 +132,10 @@ async def test_a_full_disk_is_told_to_everyone_who_waits(tmp_path: Path, monkeyp
 
     monkeypatch.setattr("os.fdatasync", refuse)
     results = await asyncio.gather(*(journal.append(_attempt(n)) for n in range(3)), return_exceptions=True)
-    assert all(isinstance(result, OSError) for result in results)
+    assert all(isinstance(result, StorageError) for result in results)
     monkeypatch.undo()
     # After a refused write nobody knows what is on disk: nothing more is taken.
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StorageError, match=f"cannot write '{tmp_path}': No space left on device"):
         await journal.append(_attempt(5))
     await journal.close()
 
@@ -162,7 +163,7 @@ async def test_what_waits_behind_a_write_that_failed_half_way_is_refused_too(
     await asyncio.sleep(0)  # it is in line
     both_wait.set()
     results = await asyncio.gather(first, second, return_exceptions=True)
-    assert all(isinstance(result, OSError) for result in results)
+    assert all(isinstance(result, StorageError) for result in results)
     await journal.close()
     assert [line.attempt.prompt_index for line in read(tmp_path)] == [0]
     await _append(tmp_path, [_attempt(3)])

@@ -4,8 +4,8 @@ import asyncio
 import re
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -274,15 +274,16 @@ def _add_further_commands() -> None:
 
 def _play(evaluation: Evaluation, *, as_json: bool, max_runtime_seconds: int | None) -> None:
     console = Console(stderr=True)
-    ending = run_to_end(
-        play_evaluation(
-            evaluation,
-            _display(console),
-            on_stop=_tell(console),
-            say=_say(console),
-            max_runtime_seconds=max_runtime_seconds,
+    with _told_how_to_go_on(evaluation.location):
+        ending = run_to_end(
+            play_evaluation(
+                evaluation,
+                _display(console),
+                on_stop=_tell(console),
+                say=_say(console),
+                max_runtime_seconds=max_runtime_seconds,
+            )
         )
-    )
     _print_results(evaluation, as_json=as_json)
     _exit_after(ending, evaluation.location, console)
 
@@ -303,9 +304,21 @@ def _play_one(run: Run, *, as_json: bool, max_runtime_seconds: int | None) -> No
                 max_runtime_seconds=max_runtime_seconds,
             )
 
-    ending = run_to_end(play())
+    with _told_how_to_go_on(run.location):
+        ending = run_to_end(play())
     _print_results(run, as_json=as_json)
     _exit_after(ending, run.location, console)
+
+
+@contextmanager
+def _told_how_to_go_on(location: str) -> Iterator[None]:
+    """What ends a job in the middle, such as a full disk, is told with the way on."""
+    try:
+        yield
+    except HeldoutError as error:
+        if not isinstance(error, InputError):
+            error.add_note(f"what is finished is kept; go on with: heldout resume {location}")
+        raise
 
 
 def _print_results(place: Evaluation | Run, *, as_json: bool) -> None:
@@ -385,4 +398,5 @@ def _default_name(agent: str) -> str:
 
 
 def _complain(error: HeldoutError) -> None:
-    print(f"heldout: {error}", file=sys.stderr)
+    for line in (f"heldout: {error}", *getattr(error, "__notes__", ())):
+        print(line, file=sys.stderr)

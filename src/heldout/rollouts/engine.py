@@ -102,7 +102,7 @@ class Engine:
     async def play(self, max_seconds: float) -> Ending:
         """Plays until every rollout has ended, or the switch or the time says stop.
 
-        Raises JobFailed when nothing but failures comes back; what was finished stays in the journal. OSError when the
+        Raises JobFailed when nothing but failures comes back; what was finished stays in the journal. StorageError when the
         journal cannot be written.
         """
         slots = min(self._concurrency, max(1, self._progress.planned - self._progress.finished))

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from heldout.errors import RunError
+from heldout.errors import RunError, StorageError
 from heldout.job.records import Attempt, Boundary, Failure, Turn, turn_json
 
 SEGMENT_BYTES = 64 * 1024 * 1024
@@ -38,7 +38,7 @@ class Journal:
         self._flusher: asyncio.Task[None] | None = None
         self._file: int | None = None
         self._size = 0
-        self._failure: OSError | None = None
+        self._failure: StorageError | None = None
 
     def open(self) -> None:
         """Makes the folder ready to append to; drops a line that a crash cut short."""
@@ -49,7 +49,7 @@ class Journal:
         self._start_segment(existing[-1] if existing else self._folder / "000001.jsonl")
 
     async def append(self, attempt: Attempt) -> None:
-        """Returns when the attempt is durable. Raises OSError if the disk refuses; nothing later is taken then."""
+        """Returns when the attempt is durable. Raises StorageError if the disk refuses; nothing later is taken then."""
         await self._append_line(encode(attempt))
 
     async def amend(self, attempt: Attempt) -> None:
@@ -94,17 +94,15 @@ class Journal:
             self.seal()
 
     async def _write(self, lines: bytes, waiting: list[asyncio.Future[None]]) -> None:
-        try:
-            if self._failure is not None:
-                raise self._failure  # the line before may lack its end: what follows it would be no line either
-            await asyncio.get_running_loop().run_in_executor(None, self._write_durably, lines)
-        except OSError as error:
-            self._failure = error
-            for done in waiting:
-                done.set_exception(error)
-            return
+        if self._failure is None:  # else the line before may lack its end, and what follows it would be no line either
+            try:
+                await asyncio.get_running_loop().run_in_executor(None, self._write_durably, lines)
+            except OSError as error:
+                self._failure = StorageError(f"cannot write {str(self._folder)!r}: {error.strerror or error}")
         for done in waiting:
-            if not done.done():
+            if self._failure is not None:
+                done.set_exception(self._failure)
+            elif not done.done():
                 done.set_result(None)
 
     def _write_durably(self, lines: bytes) -> None:
