@@ -17,10 +17,11 @@ import pytest
 from evaluations import AROUND, document, new_evaluation, write_prompts
 from heldout.backends.evaluation import play_evaluation
 from heldout.errors import InputError, JobFailed, ReferenceProblem, RunError
+from heldout.job.document import JobConfigDocument, MlflowConfig
 from heldout.job.registry import Registry
 from heldout.pipeline.definition import EvaluationJobs, Shape, choose_shape, render
 from heldout.pipeline.evaluation import Evaluation
-from heldout.pipeline.expressions import resolve
+from heldout.pipeline.expressions import resolve, steps_read_by
 from heldout.pipeline.runner import run_pipeline
 from heldout.pipeline.state import ExecutionStatus, StepStatus
 from heldout.pipeline.steps import parse_definition
@@ -53,6 +54,19 @@ def jobs(folder: Path, shape: Shape, url: str = NOWHERE, prompts: tuple[str, ...
     )
 
 
+def logged(given: EvaluationJobs) -> EvaluationJobs:
+    """The same, with their runs in MLflow."""
+    app = MlflowConfig(mlflow_resource_arn="arn:aws:sagemaker:us-west-2:123456789012:mlflow-app/app-1")
+
+    def with_app(job: JobConfigDocument | None) -> JobConfigDocument | None:
+        if job is None:
+            return None
+        output = job.output_data_config.model_copy(update={"mlflow_config": app})
+        return job.model_copy(update={"output_data_config": output})
+
+    return EvaluationJobs(with_app(given.base), with_app(given.fine_tuned))
+
+
 STEPS = {
     Shape.BASE_ONLY: ["CreateEvaluationAction", "EvaluateBaseModel", "AssociateLineage"],
     Shape.FINE_TUNED_ONLY: ["CreateEvaluationAction", "EvaluateFineTunedModel", "AssociateLineage"],
@@ -82,7 +96,7 @@ def test_the_shape_follows_from_whether_there_is_a_fine_tuned_model(
 
 @pytest.mark.parametrize("shape", Shape)
 def test_each_shape_has_the_steps_of_the_contract_one_after_the_other(tmp_path: Path, shape: Shape) -> None:
-    definition = render(jobs(tmp_path, shape), AROUND)
+    definition = render(logged(jobs(tmp_path, shape)), AROUND)
     assert definition["Version"] == "2020-12-01"
     assert [step["Name"] for step in definition["Steps"]] == STEPS[shape]
     assert [step.get("DependsOn", []) for step in definition["Steps"]] == [[], *([name] for name in STEPS[shape][:-1])]
@@ -95,6 +109,14 @@ def test_each_shape_has_the_steps_of_the_contract_one_after_the_other(tmp_path: 
     assert artifacts[0]["Source"] == {
         "SourceUri": {"Get": f"Steps.{STEPS[shape][1]}.JobConfigDocument.ServiceOutput.MlflowDetails.RunId"}
     }
+
+
+@pytest.mark.parametrize("shape", Shape)
+def test_a_definition_without_mlflow_gets_nothing_that_its_jobs_do_not_say(tmp_path: Path, shape: Shape) -> None:
+    definition = render(jobs(tmp_path, shape), AROUND)
+    assert list(steps_read_by(definition)) == []
+    artifacts = definition["Steps"][-1]["Arguments"]["Artifacts"]
+    assert [artifact["Source"] for artifact in artifacts] == [{"SourceUri": str(tmp_path)}] * len(artifacts)
 
 
 def test_vpc_and_tags_stand_beside_the_job_document(tmp_path: Path) -> None:

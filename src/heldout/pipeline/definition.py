@@ -6,6 +6,7 @@ multi-turn RL evaluator (sagemaker-train 1.27.0). Pure data.
 """
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,10 +93,14 @@ class Surroundings:
 def render(jobs: EvaluationJobs, surroundings: Surroundings) -> dict[str, Any]:
     """The definition of an evaluation: a JSON object, its job documents JSON strings within it."""
     steps = [_create_action(jobs.evaluated, surroundings)]
-    for name, document in ((BASE_STEP, jobs.base), (FINE_TUNED_STEP, jobs.fine_tuned)):
-        if document is not None:
-            steps.append(_evaluate(name, document, surroundings, after=steps[-1]["Name"]))
-    steps.append(_associate([step["Name"] for step in steps[1:]], surroundings))
+    documents = {
+        name: document
+        for name, document in ((BASE_STEP, jobs.base), (FINE_TUNED_STEP, jobs.fine_tuned))
+        if document is not None
+    }
+    for name, document in documents.items():
+        steps.append(_evaluate(name, document, surroundings, after=steps[-1]["Name"]))
+    steps.append(_associate(documents, surroundings))
     return {"Version": VERSION, "Metadata": {}, "Parameters": [], "Steps": steps}
 
 
@@ -156,23 +161,26 @@ def _evaluate(name: str, document: JobConfigDocument, surroundings: Surroundings
     return {"Name": name, "Type": "Job", "DependsOn": [after], "Arguments": arguments}
 
 
-def _associate(job_steps: list[str], surroundings: Surroundings) -> dict[str, Any]:
+def _associate(documents: Mapping[str, JobConfigDocument], surroundings: Surroundings) -> dict[str, Any]:
     return {
         "Name": ASSOCIATE_STEP,
         "Type": "Lineage",
-        "DependsOn": [job_steps[-1]],
+        "DependsOn": [list(documents)[-1]],
         "Arguments": {
-            "Artifacts": [_report_artifact(step) for step in job_steps],
-            "Associations": [_report_association(step, surroundings) for step in job_steps],
+            "Artifacts": [_report_artifact(step, document) for step, document in documents.items()],
+            "Associations": [_report_association(step, surroundings) for step in documents],
         },
     }
 
 
-def _report_artifact(step: str) -> dict[str, Any]:
+def _report_artifact(step: str, document: JobConfigDocument) -> dict[str, Any]:
+    named = {"ArtifactName": _joined("-", _EXECUTION_ID, _REPORTS[step]), "ArtifactType": "EvaluationReport"}
+    if document.output_data_config.mlflow_config is None:
+        # Its job tells of no run in MLflow, and a step fails that gets what is not there.
+        return {**named, "Source": {"SourceUri": document.output_data_config.location}}
     details = f"Steps.{step}.JobConfigDocument.ServiceOutput.MlflowDetails"
     return {
-        "ArtifactName": _joined("-", _EXECUTION_ID, _REPORTS[step]),
-        "ArtifactType": "EvaluationReport",
+        **named,
         "Source": {"SourceUri": {"Get": f"{details}.RunId"}},
         "Properties": {
             "MlflowExperimentId": {"Get": f"{details}.ExperimentId"},
