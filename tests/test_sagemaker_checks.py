@@ -95,6 +95,10 @@ def test_a_dry_run_shows_the_definition_and_starts_nothing(between: Middle, caps
     assert (arguments["Tags"], arguments["RoleArn"]) == ([{"Key": "team", "Value": "rl"}], ROLE)
 
 
+def tags(*keys: str) -> list[dict[str, str]]:
+    return [{"Key": key, "Value": "größe 1"} for key in keys]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -111,6 +115,13 @@ def test_a_dry_run_shows_the_definition_and_starts_nothing(between: Middle, caps
         ({"runtime_url": "http://host:1"}, r"'runtime_url' is 'http://host:1', which managed jobs have no place for"),
         ({"base_eval_name": "x" * 80}, r"'base_eval_name' is 'x+.*up to 71 letters"),
         ({"mlflow_resource_arn": "http://mlflow:5000"}, r"mlflow_resource_arn 'http://mlflow:5000' is not in AWS"),
+        ({"tags": tags(*map(str, range(51)))}, r"'tags' has 51 tags; a job has 50 at most"),
+        ({"tags": tags("team", "team")}, r"'tags' has the key 'team' twice"),
+        ({"tags": tags("te;am")}, r"'tags' holds 'te;am'; it must be up to 128 letters, digits"),
+        (
+            {"tags": tags("AWS:team")},
+            r"'tags' has the key 'AWS:team'; it must have a character, and not begin with 'aws:'",
+        ),
     ],
 )
 def test_what_cannot_be_right_is_told_before_anything_starts(

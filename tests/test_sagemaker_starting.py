@@ -59,6 +59,11 @@ def test_wrong_keys_are_named(monkeypatch: pytest.MonkeyPatch, cloud: Cloud) -> 
         evaluator(sagemaker_session=None).evaluate()
 
 
+def test_a_wrong_region_is_not_told_as_a_wrong_key(cloud: Cloud) -> None:
+    with pytest.raises(CloudError, match=r"the region 'eu-west-1'; the server is in 'us-west-2'$"):
+        evaluator(sagemaker_session=None, region="eu-west-1").evaluate()
+
+
 def test_an_evaluation_starts_the_version_that_it_made(between: Middle) -> None:
     execution = evaluator().evaluate()
     execution.stop()

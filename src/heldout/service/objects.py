@@ -42,7 +42,7 @@ class Objects:
             501,
             "NotImplemented",
             "S3 is not served here: set AWS_ENDPOINT_URL_S3 to an S3 service (for AWS's own: https://s3.REGION.amazonaws.com), "
-            "or put the files into the folder that the registry maps the bucket to",
+            "or map the bucket to a folder in the registry, the server's and that of whoever reads results (HELDOUT_REGISTRY)",
         )
 
 

@@ -26,7 +26,6 @@ _HINTS = {
     "ExpiredToken": "sign in again",
     "ExpiredTokenException": "sign in again",
     "UnrecognizedClientException": "the access key is not known there",
-    "InvalidSignatureException": "the secret key is not that of the access key",
     "UnknownOperationException": "the endpoint does not serve this operation",
 }
 
@@ -175,6 +174,9 @@ def code_of(error: ClientError) -> str:
 def _line(what: str, error: ClientError) -> str:
     code, words = code_of(error), " ".join(str(error.response["Error"].get("Message", "")).split())
     hint = _HINTS.get(code)
+    # The same code is that of a clock that is wrong and of a region that is another, which the words say.
+    if code == "InvalidSignatureException" and "not match" in words:
+        hint = "the secret key is not that of the access key"
     return f"{what}: {error.operation_name} was refused: {code}: {words}{f' ({hint})' if hint else ''}"
 
 

@@ -1,4 +1,4 @@
-"""What can be found out before anything is started: whether dataset, agent, group and MLflow app are there.
+"""What can be found out before anything is started: whether dataset, agent, group and MLflow app are there, and the tags taken.
 
 Only a plain no is an error. Who evaluates need not be allowed to look at everything that the execution role uses, and an
 endpoint need not serve every operation: what cannot be found out is left to the job.
@@ -6,15 +6,18 @@ endpoint need not serve every operation: what cannot be found out is left to the
 
 import contextlib
 import re
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Sequence
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from heldout.backends.sagemaker.account import Account, is_absent, pages, told
-from heldout.errors import ReferenceProblem
+from heldout.errors import InputError, ReferenceProblem, shown
 from heldout.job.references import AgentCoreRuntime, AgentReference, LambdaAgent
 
 _DATASET_ARN = re.compile(r".*:hub-content/(?P<hub>[^/]+)/DataSet/(?P<name>[^/]+)(?:/(?P<version>[\d.]+))?")
+
+_MOST_TAGS = 50
 
 
 def check_dataset(account: Account, dataset: str) -> None:
@@ -49,6 +52,24 @@ def check_agent(account: Account, agent: AgentReference) -> None:
             ),
             f"agent {agent.arn!r} does not exist in {account.region}; list_bedrock_agentcore_runtimes() names those that do",
         )
+
+
+def check_tags(tags: Sequence[tuple[str, str]]) -> None:
+    """Raises InputError for tags that no job takes. Source: the shape `TagList` of botocore 1.43's model of SageMaker."""
+    if len(tags) > _MOST_TAGS:
+        raise InputError(f"'tags' has {len(tags)} tags; a job has {_MOST_TAGS} at most")
+    seen = set[str]()
+    for key, value in tags:
+        if key in seen:
+            raise InputError(f"'tags' has the key {key!r} twice; give it one value")
+        seen.add(key)
+        for text, most in ((key, 128), (value, 256)):
+            if len(text) > most or not all(map(_is_of_tags, text)):
+                raise InputError(
+                    f"'tags' holds {shown(text)}; it must be up to {most} letters, digits, spaces and _.:/=+-@"
+                )
+        if not key or key.lower().startswith("aws:"):
+            raise InputError(f"'tags' has the key {key!r}; it must have a character, and not begin with 'aws:'")
 
 
 def check_group(account: Account, group: str) -> None:
@@ -105,3 +126,7 @@ def _refuse_if_absent(look: Callable[[], object], absent: str) -> None:
         except ClientError as error:
             if is_absent(error):
                 raise ReferenceProblem(absent) from error
+
+
+def _is_of_tags(character: str) -> bool:
+    return character.isalnum() or character in "_.:/=+-@" or unicodedata.category(character).startswith("Z")

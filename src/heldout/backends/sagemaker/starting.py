@@ -106,6 +106,7 @@ def prepare(account: Account, request: EvaluationRequest, settings: CloudSetting
     Raises InputError for what cannot be right, ReferenceProblem for what is not there, CloudError when AWS refuses to say.
     """
     _check_places(request)
+    checks.check_tags(settings.tags)
     if settings.mlflow not in (None, NO_TRACKING) and not settings.mlflow.startswith("arn:"):
         raise not_in_aws("mlflow_resource_arn", settings.mlflow)
     models = resolve_models(account, request.policies)
