@@ -23,7 +23,7 @@ from cloud import (
     write_prompts,
 )
 from heldout import Execution, MultiTurnRLEvaluator
-from heldout.errors import JobFailed, ReferenceProblem, RunError
+from heldout.errors import CloudError, JobFailed, ReferenceProblem, RunError
 from middle import Middle
 from s3_service import BUCKET, s3_client, s3_service
 from served import REGION
@@ -116,6 +116,19 @@ def test_an_output_that_is_elsewhere_is_said_to_be(
     shown = " ".join(capsys.readouterr().out.split())
     assert "base-model-eval: no run folder in s3://my-bucket/out, and it logged nothing to MLflow" in shown
     with pytest.raises(RunError, match="left no run folder in s3://my-bucket/out, so there are no tables"):
+        found.rollouts()
+
+
+def test_an_output_that_may_not_be_read_is_said_not_to_be(
+    compared: Execution, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("HELDOUT_REGISTRY")
+    found = Execution.get(compared.arn, session=session())
+    found.show_results()
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "base-model-eval: output 's3://my-bucket/out': ListObjectsV2 was refused: NotImplemented: S3 is not" in shown
+    assert "(HELDOUT_REGISTRY), and it logged nothing to MLflow" in shown
+    with pytest.raises(CloudError, match="ListObjectsV2 was refused"):
         found.rollouts()
 
 

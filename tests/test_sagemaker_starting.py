@@ -42,6 +42,14 @@ def test_a_refusal_is_one_line_with_operation_and_code(between: Middle) -> None:
         evaluator().evaluate()
 
 
+def test_an_evaluation_that_cannot_be_asked_of_is_said_to_have_been_started(between: Middle) -> None:
+    between.refused["DescribePipelineExecution"] = Refusal("AccessDeniedException")
+    with pytest.raises(
+        CloudError, match=r"/execution/.*DescribePipelineExecution was .*; it was started, and goes on$"
+    ):
+        evaluator().evaluate()
+
+
 def test_a_list_that_is_refused_is_an_error_and_not_an_empty_list(between: Middle) -> None:
     for operation in ("ListPipelines", "ListHubContents"):
         between.refused[operation] = Refusal("AccessDeniedException")

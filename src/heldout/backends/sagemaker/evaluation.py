@@ -182,25 +182,29 @@ class CloudEvaluation(StartedEvaluation):
         from heldout.report import judgements
         from heldout.rollouts.comparing import compare_runs, prompt_texts
 
-        runs, parts = self.runs(), list[RenderableType]()
+        runs, parts, unread = dict[str, Run](), list[RenderableType](), None
+        try:
+            runs.update(self.runs())
+        except CloudError as error:  # who may not read the output is shown what is in MLflow, and told
+            unread = str(error)
         for step, arn in self._begun_jobs():
             run = runs.get(step.run_name)
-            parts += [run_results(run) if run is not None else self._logged_results(step, arn), ""]
-        if self.comparison() is not None:
+            parts += [run_results(run) if run is not None else self._logged_results(step, arn, unread), ""]
+        if unread is None and self.comparison() is not None:
             compared = compare_runs(runs[BASE_RUN], runs[FINE_TUNED_RUN])
             parts += [judgements.comparison(compared, prompt_texts(compared, runs[BASE_RUN])), ""]
         if self.status.failure_reason:
             parts.append(f"! {self.status.overall_status}: {self.status.failure_reason}")
         return Group(*(parts or [f"{self.name}: {self.status.overall_status}; no job has begun"]))
 
-    def _logged_results(self, step: JobStep, arn: str) -> RenderableType:
+    def _logged_results(self, step: JobStep, arn: str, unread: str | None) -> RenderableType:
         from heldout.backends.sagemaker.shown import logged_results, nothing_to_show
 
         try:
             logged = self._logged(step, arn)
         except HeldoutError as error:
-            return nothing_to_show(step, str(error))
-        return nothing_to_show(step, None) if logged is None else logged_results(step, logged)
+            return nothing_to_show(step, unread, str(error))
+        return nothing_to_show(step, unread, None) if logged is None else logged_results(step, unread, logged)
 
     def _logged(self, step: JobStep, arn: str) -> dict[str, Any] | None:
         """What a job logged to MLflow, in the form of `metrics.json`; None when it logged nothing.

@@ -9,18 +9,18 @@ from rich.table import Table
 from heldout.backends.sagemaker.job_steps import JobStep
 
 
-def nothing_to_show(step: JobStep, problem: str | None) -> RenderableType:
-    """That there are no numbers, and what stood in the way of reading them from MLflow, if something did."""
+def nothing_to_show(step: JobStep, unread: str | None, problem: str | None) -> RenderableType:
+    """That there are no numbers, and what stood in the way of reading them from the output and from MLflow, if something did."""
     why = "and it logged nothing to MLflow" if problem is None else f"and MLflow could not be read: {problem}"
-    return f"{step.run_name}: no run folder in {step.output}, {why}"
+    return f"{step.run_name}: {f'no run folder in {step.output}' if unread is None else unread}, {why}"
 
 
-def logged_results(step: JobStep, logged: Mapping[str, Any]) -> RenderableType:
-    """The metrics that a job logged to MLflow."""
+def logged_results(step: JobStep, unread: str | None, logged: Mapping[str, Any]) -> RenderableType:
+    """The metrics that a job logged to MLflow. unread: why its output could not be read, where it could not."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("metric", header_style="dim")
     table.add_column("value", header_style="dim", justify="right")
     for name, value in sorted(logged["metrics"].items()):
         table.add_row(name, f"{value:.4g}")
     note = "! logged by the service; without a table of rollouts there are no intervals"
-    return Group(f"{step.run_name} (MLflow)", table, note)
+    return Group(f"{step.run_name} (MLflow)", table, note if unread is None else f"{note}: {unread}")

@@ -14,7 +14,7 @@ from heldout.backends.sagemaker.evaluation import CloudEvaluation
 from heldout.backends.sagemaker.models import not_in_aws, resolve_models
 from heldout.backends.sagemaker.spelling import spelled
 from heldout.backends.starting import NO_TRACKING
-from heldout.errors import InputError, shown
+from heldout.errors import CloudError, InputError, shown
 from heldout.job.document import JobConfigDocument
 from heldout.job.references import AgentContainer, EntryPoint
 from heldout.job.registry import Registry
@@ -155,7 +155,10 @@ def start(account: Account, prepared: Prepared, registry: Registry) -> CloudEval
     arn = pipelines.start(
         account, around.pipeline_name, version=version, display_name=prepared.name, role_arn=around.role_arn
     )
-    return CloudEvaluation(account, arn, registry)
+    try:
+        return CloudEvaluation(account, arn, registry)
+    except CloudError as error:
+        raise CloudError(f"{error}; it was started, and goes on") from error
 
 
 def _execution_name(base: str) -> str:
