@@ -73,6 +73,15 @@ def test_names_and_times_filter_the_hub_s_list(sagemaker: Any) -> None:
     assert names(CreationTimeBefore="2020-01-01T00:00:00Z") == []
 
 
+def test_a_version_that_a_model_does_not_have_is_told_as_one(sagemaker: Any) -> None:
+    with pytest.raises(
+        ClientError, match=f"hub content '{MODEL}' of type Model has no version '2.0.0'; it has '1.0.0'"
+    ):
+        sagemaker.describe_hub_content(
+            HubName=HUB, HubContentType="Model", HubContentName=MODEL, HubContentVersion="2.0.0"
+        )
+
+
 def test_a_model_says_which_hyperparameters_its_evaluation_has(server: Served, sagemaker: Any) -> None:
     content = sagemaker.describe_hub_content(HubName=HUB, HubContentType="Model", HubContentName=MODEL)
     (recipe,) = json.loads(content["HubContentDocument"])["RecipeCollection"]

@@ -64,7 +64,10 @@ def describe_hub_content(context: Context, params: Params) -> Reply:
     """A model, and the evaluation recipe that it has."""
     _check_hub(params["HubName"])
     name, names = params["HubContentName"], model_names(context)
-    if params["HubContentType"] != "Model" or name not in names or params.get("HubContentVersion", VERSION) != VERSION:
+    version = params.get("HubContentVersion", VERSION)
+    if params["HubContentType"] == "Model" and name in names and version != VERSION:
+        raise not_found(f"hub content {name!r} of type Model has no version {version!r}; it has {VERSION!r}")
+    if params["HubContentType"] != "Model" or name not in names:
         raise not_found(
             f"hub content {name!r} of type {params['HubContentType']} does not exist in {PUBLIC_HUB}; the registry maps "
             f"{', '.join(map(repr, names)) or 'no models'}.{did_you_mean(name, names)}"
