@@ -219,6 +219,18 @@ def test_a_document_that_cannot_be_played_is_refused_at_once(
     assert refused(client.describe_job, JobName="refused", JobCategory=CATEGORY)[0] == "ResourceNotFound"
 
 
+def test_an_output_that_cannot_be_reached_is_refused_and_not_tried_again(
+    client: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "any")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "pair")
+    given = document(folder, ["1"]) | {"OutputDataConfig": {"S3OutputPath": "s3://another/output"}}
+    code, message = refused(create, client=client, name="refused", given=given)
+    assert code == "ValidationException"
+    assert "cannot reach http://127.0.0.1:9" in message
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

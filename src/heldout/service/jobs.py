@@ -78,13 +78,17 @@ def create_job(context: Context, params: Params) -> Reply:
     document = parse_document(params["JobConfigDocument"])
     output = playable(context, document).output
     run_name = BASE_RUN if document.model_package_config is None else FINE_TUNED_RUN
+    try:
+        group = _free_group(output, name, run_name)
+    except (HeldoutError, OSError) as error:
+        raise invalid(f"JobConfigDocument: {error}") from error
     record = JobRecord(
         name=name,
         arn=context.arn(f"job/{JOB_CATEGORY}/{name}"),
         role=params["RoleArn"],
         document=params["JobConfigDocument"],
         output=output,
-        group=_free_group(output, name, run_name),
+        group=group,
         run_name=run_name,
         created_at=time.time(),
     )
