@@ -1,4 +1,4 @@
-"""Model servers: scripted ones in processes of their own, for evaluations that run in one too, and one that hangs."""
+"""Model servers: scripted ones in processes of their own, for evaluations that run in one too, and sick ones."""
 
 import asyncio
 import json
@@ -40,3 +40,18 @@ async def hanging_server() -> AsyncIterator[tuple[str, asyncio.Event]]:
     async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1", is_reached
         is_over.set()
+
+
+@asynccontextmanager
+async def refusing_server() -> AsyncIterator[str]:
+    """The base URL of a server that answers every request with 503, as one does that loads its model."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(
+            b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 13\r\n\r\nLoading model"
+        )
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"

@@ -1,6 +1,7 @@
 """Policies behind endpoints, against real servers that speak HTTP."""
 
 import asyncio
+import itertools
 import logging
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -15,7 +16,7 @@ from heldout.policies.endpoint import EndpointPolicy
 from heldout.policies.retries import Retries
 from heldout.policies.scripted import ScriptedServer
 from heldout.policies.scripted_replies import Reply, Rule, by_rules
-from model_servers import hanging_server
+from model_servers import hanging_server, refusing_server
 
 NOW = 1_700_000_000.0
 
@@ -217,6 +218,32 @@ async def test_trajectories_of_a_replica_that_dies_move_to_another(caplog: pytes
     assert len(caplog.messages) == 1
 
 
+@pytest.mark.parametrize("sick", [Reply(dropped_after=0), Reply(status=503), Reply(status=429)])
+async def test_trajectories_of_a_replica_that_answers_nobody_move_to_another(
+    sick: Reply, caplog: pytest.LogCaptureFixture
+) -> None:
+    servers = [ScriptedServer(lambda _: sick), ScriptedServer(lambda _: Reply(content="well"))]
+    async with _serving(*servers, waits=(waits := Waits())) as policy:
+        said = [_said(await policy.call(_call(f"t{number}"))) for number in range(20)]
+    assert said == ["well"] * 20
+    assert len(waits) == 2  # the first call's before it gave the replica up
+    assert caplog.text.count(f"replica {servers[0].url}") == 1
+
+
+async def test_a_replica_that_sheds_load_keeps_its_trajectories(caplog: pytest.LogCaptureFixture) -> None:
+    servers = [_shedding(), _shedding()]
+    async with _serving(*servers, max_tries=50) as policy:
+        replies = await asyncio.gather(*(policy.call(_call(f"t{number}")) for number in range(20)))
+    assert {reply.status for reply in replies} == {200}
+    assert sum(len(server.calls) for server in servers) >= 50  # two of three are refused
+    assert not caplog.messages
+
+
+def _shedding() -> ScriptedServer:
+    statuses = itertools.cycle([503, 503, 200])
+    return ScriptedServer(lambda _: Reply(status=next(statuses)))
+
+
 async def test_a_server_that_comes_back_at_another_address_is_found_by_calls_in_flight() -> None:
     new = ScriptedServer(lambda _: Reply(content="new"))
     old = ScriptedServer()
@@ -342,6 +369,23 @@ async def test_a_start_with_one_replica_hanging_goes_on_with_the_others(caplog: 
         await policy.stop()
     assert {reply.status for reply in replies} == {200}
     assert f"replica {hanging} does not list its models within 1 s; its trajectories move" in caplog.text
+
+
+async def test_a_start_with_one_replica_still_loading_goes_on_with_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    async with refusing_server() as loading, ScriptedServer() as server:
+        policy = EndpointPolicy([loading, server.url], "scripted", retries=Retries(sleep=(waits := Waits())))
+        await policy.start()
+        await policy.stop()
+    assert f"replica {loading} answers 503 'Loading model'; its trajectories move" in caplog.text
+    assert not waits
+
+
+async def test_a_server_that_does_not_get_ready_is_said_with_its_own_words() -> None:
+    async with refusing_server() as loading:
+        policy = EndpointPolicy([loading], "m", retries=Retries(max_tries=3, sleep=(waits := Waits())))
+        with pytest.raises(ReferenceProblem, match=f"{loading} answers 503 'Loading model'; gave up after 3 tries"):
+            await policy.start()
+    assert len(waits) == 2
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ and when to ask again. Requests and replies pass through as bytes.
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -24,6 +24,10 @@ each attempt has a deadline of its own."""
 
 _LISTING_SECONDS = 30.0
 """A server that takes longer to list its models hangs: the list is ready, however long a reply takes to be written."""
+
+_FAILURES_TO_BE_DOWN = 3
+"""A replica that fails one call so often, and answers no other meanwhile, is down. Not at the first failure: a connection
+drops when it was idle for too long, and a server that sheds load answers others."""
 
 _KEEP_ALIVE_SECONDS = 4.0
 """Under the 5 s after which uvicorn, hence vLLM and SGLang, closes an idle connection: reusing one that the server is about
@@ -101,10 +105,13 @@ class EndpointPolicy:
             except TryFailed as failure:
                 budget = budget or Budget(self._retries, self._model_name)
                 budget.spend_try(replica.address, failure)
-                is_another_up = failure.is_down and self._replicas.mark_down(replica, str(failure))
+                replica.failures_in_a_row += 1
+                is_down = failure.is_down or min(budget.num_tries, replica.failures_in_a_row) >= _FAILURES_TO_BE_DOWN
+                is_another_up = is_down and self._replicas.mark_down(replica, str(failure))
                 if not is_another_up:
                     await budget.wait(replica.address, failure)
                 continue
+            replica.failures_in_a_row = 0
             if was_down:
                 self._replicas.mark_up(replica)
             return reply
@@ -155,16 +162,31 @@ class EndpointPolicy:
         return origin, "".join(f"{line}\r\n" for line in lines).encode("ascii")
 
     async def _check_models(self) -> None:
+        """One replica that lists its models is enough; the others count as down until they answer a call."""
         replicas = self._replicas.all
-        results = await asyncio.gather(*(self._list_models(replica) for replica in replicas))
-        missing = [result for result in results if isinstance(result, TryFailed)]
-        if len(missing) == len(replicas):
-            raise _unreachable(replicas, missing[0])
+        budget = Budget(self._retries, self._model_name)
+        while True:
+            results = await asyncio.gather(*(self._list_models(replica) for replica in replicas))
+            failures = {r: f for r, f in zip(replicas, results, strict=True) if isinstance(f, TryFailed)}
+            if len(failures) < len(replicas):
+                break
+            await self._wait_for_any(failures, budget)
         for replica, result in zip(replicas, results, strict=True):
             if isinstance(result, TryFailed):
                 self._replicas.mark_down(replica, str(result))
             else:
                 self._check_name(replica, result)
+
+    async def _wait_for_any(self, failures: Mapping[Replica, TryFailed], budget: Budget) -> None:
+        """Waits while a replica may still get ready. Raises ReferenceProblem when none is there, or it takes too long."""
+        busy = next((replica for replica, failure in failures.items() if not failure.is_down), None)
+        if busy is None:
+            raise _unreachable(failures)
+        try:
+            budget.spend_try(busy.address, failures[busy])
+            await budget.wait(busy.address, failures[busy])
+        except PolicyUnavailable as problem:
+            raise ReferenceProblem(str(problem)) from problem
 
     def _check_name(self, replica: Replica, served: list[str] | None) -> None:
         if not self._model_name:
@@ -176,26 +198,17 @@ class EndpointPolicy:
             )
 
     async def _list_models(self, replica: Replica) -> list[str] | TryFailed | None:
-        """Names a replica lists; None when it has no list; the failure when no connection can be made, or it hangs."""
-        budget = Budget(self._retries, self._model_name)
-        while True:
-            try:
-                async with asyncio.timeout(self._listing_seconds):
-                    reply = await self._try(replica, "/models", None)
-            except TimeoutError:
-                return TryFailed(f"does not list its models within {self._listing_seconds:g} s", is_down=True)
-            except TryFailed as failure:
-                if failure.is_down:
-                    return failure
-                try:
-                    budget.spend_try(replica.address, failure)
-                    await budget.wait(replica.address, failure)
-                except PolicyUnavailable as problem:
-                    raise ReferenceProblem(str(problem)) from problem
-                continue
-            if reply.status in (401, 403):
-                raise ReferenceProblem(self._refused_key(replica, reply.status))
-            return _served_names(reply)
+        """Names a replica lists; None when it has no list; the failure when it does not answer, or not now."""
+        try:
+            async with asyncio.timeout(self._listing_seconds):
+                reply = await self._try(replica, "/models", None)
+        except TimeoutError:
+            return TryFailed(f"does not list its models within {self._listing_seconds:g} s", is_down=True)
+        except TryFailed as failure:
+            return failure
+        if reply.status in (401, 403):
+            raise ReferenceProblem(self._refused_key(replica, reply.status))
+        return _served_names(reply)
 
     def _refused_key(self, replica: Replica, status: int) -> str:
         if self._api_key_variable is None:
@@ -291,10 +304,10 @@ def _listed(names: Sequence[str]) -> str:
     return (", ".join(repr(name) for name in names[:8]) or "no models") + rest
 
 
-def _unreachable(replicas: Sequence[Replica], failure: TryFailed) -> ReferenceProblem:
-    addresses = ", ".join(replica.address for replica in replicas)
+def _unreachable(failures: Mapping[Replica, TryFailed]) -> ReferenceProblem:
+    addresses = ", ".join(replica.address for replica in failures)
     return ReferenceProblem(
-        f"no model server at {addresses}: it {failure}; start an OpenAI-compatible server there"
+        f"no model server at {addresses}: it {next(iter(failures.values()))}; start an OpenAI-compatible server there"
         " (such as vllm serve, llama-server) or correct the URL"
     )
 

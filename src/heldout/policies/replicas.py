@@ -30,6 +30,8 @@ class Replica:
         """The base URL as messages show it: without a query, which may hold a key."""
         self.down_until: float | None = None
         """Clock time until when it is left alone; None while it is up."""
+        self.failures_in_a_row = 0
+        """Tries that failed, of any call, since it last answered one."""
         self._urls: dict[str, URL] = {}
 
     def url(self, path: str) -> URL:
@@ -63,7 +65,7 @@ class Replicas:
         return chosen
 
     def mark_down(self, replica: Replica, reason: str) -> bool:
-        """Notes that no connection could be made. Returns whether another replica is up."""
+        """Notes that a replica answers no calls. Returns whether another one is up."""
         others = sum(other.down_until is None for other in self.all if other is not replica)
         if replica.down_until is None and len(self.all) > 1:
             consequence = (

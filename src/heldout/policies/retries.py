@@ -46,13 +46,14 @@ class Budget:
         """`name`: the policy, as errors call it."""
         self._retries = retries
         self._name = name
-        self._tries = 0
+        self.num_tries = 0
+        """Tries that have failed so far."""
         self._waited = 0.0
 
     def spend_try(self, address: str, failure: TryFailed) -> None:
         """Counts a failed try. Raises PolicyUnavailable when it was the last."""
-        self._tries += 1
-        if self._tries >= self._retries.max_tries:
+        self.num_tries += 1
+        if self.num_tries >= self._retries.max_tries:
             raise self._end(address, failure, "the most tries") from failure
 
     async def wait(self, address: str, failure: TryFailed) -> None:
@@ -71,11 +72,11 @@ class Budget:
         await self._retries.sleep(seconds)
 
     def _backoff_seconds(self) -> float:
-        doubled = self._retries.first_wait_seconds * 2.0 ** min(self._tries - 1, 30)
+        doubled = self._retries.first_wait_seconds * 2.0 ** min(self.num_tries - 1, 30)
         return min(doubled, self._retries.longest_wait_seconds) * (0.5 + self._retries.chance() / 2)
 
     def _end(self, address: str, failure: TryFailed, limit: str) -> PolicyUnavailable:
-        tries = f"{self._tries} {'try' if self._tries == 1 else 'tries'}"
+        tries = f"{self.num_tries} {'try' if self.num_tries == 1 else 'tries'}"
         return PolicyUnavailable(
             f"policy {self._name!r}: {address} {failure}; gave up after {tries} and {self._waited:.3g} s of waiting ({limit})"
         )
