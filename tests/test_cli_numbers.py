@@ -10,6 +10,8 @@ import pytest
 import typer
 
 from heldout import cli_numbers
+from heldout.backends.results import run_results
+from heldout.cli_output import print_shown
 from heldout.errors import HeldoutError, InputError
 from heldout.rollouts.run import Run
 from report_runs import Play, written_run
@@ -246,6 +248,15 @@ def test_one_rollout_is_shown_turn_by_turn(capsys: pytest.CaptureFixture[str], t
     assert [message["content"] for message in document["turns"][1]["conversation"]][-1] == "second guess"
     with pytest.raises(InputError, match="Did you mean"):
         cli_numbers.show_part(run, trajectory_id[:-1], None, as_json=False)
+
+
+def test_names_that_look_like_styles_are_shown_as_they_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    groups = [[Play(1.0, metrics={"[/score]": 1, ":smile:": 2})]] * 2
+    run = written_run(tmp_path / "[b]" / "run", groups, columns=[{"[/kind]": "[red]"}] * 2)
+    print_shown(run_results(run))
+    cli_numbers.show_part(run, None, "[/kind]", as_json=False)
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("agent: [/score]", "agent: :smile:", "/[b]/", "by [/kind]", "│ [red]"))
 
 
 def test_results_are_sliced_by_a_column_of_the_dataset(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

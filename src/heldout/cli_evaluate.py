@@ -52,6 +52,7 @@ from heldout.pipeline.request import EvaluationRequest
 from heldout.pipeline.resolution import resolve_policies
 from heldout.policies.embedded import EMBEDDED_MODELS
 from heldout.report import live
+from heldout.report.plain import plain_console
 from heldout.rollouts.engine import Ending, StopSwitch
 from heldout.rollouts.mirror import open_run
 from heldout.rollouts.progress import Progress
@@ -273,7 +274,7 @@ def _add_further_commands() -> None:
 
 
 def _play(evaluation: Evaluation, *, as_json: bool, max_runtime_seconds: int | None) -> None:
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     with _told_how_to_go_on(evaluation.location):
         ending = run_to_end(
             play_evaluation(
@@ -289,7 +290,7 @@ def _play(evaluation: Evaluation, *, as_json: bool, max_runtime_seconds: int | N
 
 
 def _play_one(run: Run, *, as_json: bool, max_runtime_seconds: int | None) -> None:
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
 
     async def play() -> Ending:
         switch = StopSwitch()

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from xml.etree import ElementTree
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.progress import Progress as ProgressBars
 
 from heldout.cli_output import EXIT_FAILED, JsonOption, RunArgument, located, print_json, print_shown
@@ -28,6 +28,7 @@ from heldout.metrics.planning import (
 from heldout.metrics.ranking import Ranking, rank
 from heldout.metrics.sample import Sample
 from heldout.report import judgements
+from heldout.report.plain import plain_console
 from heldout.report.rescored import rescored
 from heldout.report.rollout_rows import RolloutRows
 from heldout.report.slices import slices
@@ -150,7 +151,7 @@ def rescore_command(
 ) -> None:
     """Score recorded trajectories again by an independent scorer, and say how that goes with the reward."""
     opened = open_run(located(run))
-    with ProgressBars(console=Console(stderr=True), transient=True) as bars:
+    with ProgressBars(console=plain_console(stderr=True), transient=True) as bars:
         task = bars.add_task("scoring", total=None)
         result = rescore(
             opened,

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console, RenderableType
 
 from heldout.backends.registries import read_registry
+from heldout.report.plain import plain_console
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -35,8 +36,8 @@ def located(place: str) -> str:
 
 def output_console() -> Console:
     """Standard output: as wide as the terminal, or of a fixed width."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_WIDTH)
+    console = plain_console()
+    return console if console.is_terminal else plain_console(width=_WIDTH)
 
 
 def print_shown(shown: RenderableType) -> None:

@@ -21,6 +21,7 @@ from heldout.errors import JobFailed, ReferenceProblem, RunError, WaitTimeout, s
 from heldout.frames import Frame, FrameKind, table_of
 from heldout.pipeline.evaluation import LOCAL_ACCOUNT
 from heldout.pipeline.state import ExecutionStatus
+from heldout.report.plain import plain_console
 from heldout.rollouts.run import Run
 from heldout.watching import Watcher
 
@@ -171,9 +172,7 @@ class Execution:
 
     def show_results(self) -> None:
         """Shows each run's numbers, and the comparison, in a terminal or a notebook."""
-        from rich.console import Console
-
-        Console().print(self._started.results())
+        plain_console().print(self._started.results())
 
     def rollouts(self, frame: FrameKind = "pandas") -> Frame:
         """A row a rollout of every run, `run` telling which; as a `"pandas"` or `"polars"` frame.

@@ -22,6 +22,7 @@ from rich.text import Text
 
 from heldout.backends.base import LogLine, StartedEvaluation, StepDetail
 from heldout.pipeline.state import ExecutionStatus
+from heldout.report.plain import plain_console
 from heldout.report.visible import visible
 
 _LINE_EVERY_SECONDS = 10.0
@@ -38,7 +39,7 @@ class Watcher:
 
     def __init__(self, evaluation: StartedEvaluation, console: Console | None = None) -> None:
         self._evaluation = evaluation
-        self._console = console or Console()
+        self._console = console or plain_console()
         self._stack = ExitStack()
         self._live: Live | None = None
         self._notebook: Any = None

@@ -17,6 +17,7 @@ from heldout.backends.apart import apart
 from heldout.errors import HeldoutError, MetricError
 from heldout.job.document import JobConfigDocument, MlflowDetails, ServiceOutput
 from heldout.pipeline.evaluation import STATE_FILE, Evaluation
+from heldout.report.plain import plain_console
 from heldout.rollouts.mirror import Mirror
 from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN, JobStatus, Run
 from heldout.storage import is_remote
@@ -229,7 +230,7 @@ def _log_comparison(evaluation: Evaluation, base: Run, fine_tuned: Run) -> list[
 def _rendered(folder: Path, width: int, color_system: Any) -> str:
     place = _place(folder)
     shown = evaluation_results(place) if isinstance(place, Evaluation) else run_results(place)
-    console = Console(width=width, color_system=color_system, force_terminal=color_system is not None)
+    console = plain_console(width=width, color_system=color_system, force_terminal=color_system is not None)
     with console.capture() as captured:
         console.print(shown)
     return captured.get()
