@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from heldout.backends.apart import apart
-from heldout.errors import InputError, RunError
+from heldout.errors import InputError, JobFailed
 
 
 def where_and_what(name: str) -> tuple[int, str, str | None]:
@@ -61,9 +61,9 @@ async def test_an_error_for_the_user_comes_back_as_it_is_and_a_bug_with_its_trac
 
 
 async def test_when_the_process_is_killed_the_engine_says_so_and_the_next_work_gets_another() -> None:
-    with pytest.raises(RunError, match=r"ended with status -9; what was played is kept: resume"):
+    with pytest.raises(JobFailed, match=r"ended with status -9; what was played is kept: resume"):
         await apart(die)
-    with pytest.raises(RunError, match=r"ended with status -9; what was played is kept: resume"):
+    with pytest.raises(JobFailed, match=r"ended with status -9; what was played is kept: resume"):
         await apart(reply_to_die_of)
     assert await apart(divide, 4) == 0.25
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, ParamSpec, TypeVar
 
-from heldout.errors import HeldoutError, RunError
+from heldout.errors import HeldoutError, JobFailed
 
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -34,7 +34,7 @@ async def apart(
 ) -> _Result:
     """What `work` returns, done by the process beside this one; one piece at a time, in the order they are asked.
 
-    Raises the HeldoutError that it raised, RunError when the process was killed meanwhile.
+    Raises the HeldoutError that it raised, JobFailed when the process was killed meanwhile.
     """
     return await asyncio.to_thread(lambda: _beside.do(work, *arguments, **options))
 
@@ -97,7 +97,7 @@ class _Beside:
             reply = pickle.load(process.stdout)
         except (OSError, EOFError, pickle.UnpicklingError) as error:  # the last: it ended in the middle of its reply
             status = self.end()
-            raise RunError(
+            raise JobFailed(
                 f"the process that writes the results ended with status {status}; what was played is kept: resume to write them"
             ) from error
         assert isinstance(reply, _Reply)
@@ -145,9 +145,8 @@ def _listen(stream: IO[bytes], requests: "queue.SimpleQueue[_Request]") -> None:
         try:
             requests.put(pickle.load(stream))
         except EOFError:
-            os._exit(
-                0
-            )  # at once, also from the middle of work: nobody wants it, and every file appears whole or not at all
+            # At once, also from the middle of work: nobody wants it, and every file appears whole or not at all.
+            os._exit(0)
 
 
 def _answer(request: _Request) -> _Reply:
