@@ -296,13 +296,15 @@ def test_an_agent_of_this_machine_is_exposed_to_nobody() -> None:
     assert exposure_of(given, {}) == Exposure("127.0.0.1", 0, None)
 
 
-@pytest.mark.parametrize("url", ["ftp://host", "host:8700", "http://", "http://host:0", "http://host?key=1"])
+@pytest.mark.parametrize(
+    "url", ["ftp://host", "host:8700", "http://", "http://host:0", "http://[::1", "http://host?key=1"]
+)
 def test_a_runtime_url_that_is_none_is_named(url: str) -> None:
     with pytest.raises(ReferenceProblem, match="is not an address; expected https://host"):
         exposure_of(AgentConfig.of(LambdaAgent(LAMBDA_ARN)), {"HELDOUT_RUNTIME_URL": url})
 
 
-@pytest.mark.parametrize("listen", ["x", ":x", "host:70000", "host:0"])
+@pytest.mark.parametrize("listen", ["x", ":x", "host:70000", "host:0", "host:8\N{SUPERSCRIPT TWO}"])
 def test_a_place_to_listen_that_is_none_is_named(listen: str) -> None:
     environment = {"HELDOUT_RUNTIME_URL": "http://host", "HELDOUT_RUNTIME_LISTEN": listen}
     with pytest.raises(ReferenceProblem, match=r"HELDOUT_RUNTIME_LISTEN is .*expected host:port"):

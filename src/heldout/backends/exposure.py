@@ -59,21 +59,22 @@ def exposure_of(config: AgentConfig, environ: Mapping[str, str] = os.environ) ->
 
 def check_runtime_url(url: str) -> int | None:
     """The port that the URL names. Raises ReferenceProblem for what is no http(s) address."""
-    parts = urlsplit(url)
+    problem = (
+        f"runtime URL {shown(url)} is not an address; expected https://host, http://host:port, or either with a path"
+    )
     try:
+        parts = urlsplit(url)
         port = parts.port
-    except ValueError:
-        port = 0
+    except ValueError as error:  # brackets without an IPv6 address, a port that is none
+        raise ReferenceProblem(problem) from error
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.query or parts.fragment:
-        raise ReferenceProblem(
-            f"runtime URL {shown(url)} is not an address; expected https://host, http://host:port, or either with a path"
-        )
+        raise ReferenceProblem(problem)
     return port
 
 
 def _listen(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
-    if not port.isdigit() or not 0 < int(port) < 65536:
+    if not port.isdecimal() or not 0 < int(port) < 65536:
         raise ReferenceProblem(
             f"{LISTEN_VARIABLE} is {shown(text)}; expected host:port, such as 0.0.0.0:{DEFAULT_PORT}"
         )
