@@ -231,6 +231,15 @@ async def test_a_policy_that_is_gone_fails_the_job_rather_than_scoring_everythin
     assert "broken" in (state.failure_reason or "")
 
 
+async def test_an_agent_of_this_machine_is_played_though_the_aws_configuration_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    run = await played(tmp_path, ["1"])
+    assert [row["reward"] for row in rows(run)] == [1.0]
+
+
 async def test_an_agent_that_is_not_there_stops_the_job_before_any_rollout(tmp_path: Path) -> None:
     async with ScriptedServer() as server:
         run = new_run(tmp_path, server.url, ["1"], agent=f"{tmp_path}/nowhere.py:play")

@@ -187,16 +187,19 @@ def region_of(run: Run) -> str:
 
 
 def _configured_credentials() -> list[Credentials]:
-    """The AWS credentials that agents on this machine would find by themselves."""
+    """The AWS credentials that agents on this machine would find by themselves; none where the configuration cannot be used."""
     if not _may_have_credentials():
         return []
     import boto3  # slow to import, and only needed here
+    from botocore.exceptions import BotoCoreError, ClientError
 
-    found = boto3.Session().get_credentials()
-    if found is None:
+    try:
+        found = boto3.Session().get_credentials()
+        frozen = None if found is None else found.get_frozen_credentials()
+    except (BotoCoreError, ClientError):
+        # A profile that is not there, a sign-in that has expired: an agent here may need no AWS; one that does says so itself.
         return []
-    frozen = found.get_frozen_credentials()
-    if frozen.access_key is None or frozen.secret_key is None:
+    if frozen is None or frozen.access_key is None or frozen.secret_key is None:
         return []
     return [Credentials(frozen.access_key, frozen.secret_key, frozen.token)]
 
@@ -209,5 +212,6 @@ def _may_have_credentials() -> bool:
         return True
     if any((Path.home() / ".aws" / name).exists() for name in ("credentials", "config")):
         return True
-    vendor = Path("/sys/class/dmi/id/sys_vendor")
-    return vendor.exists() and "Amazon" in vendor.read_text(errors="replace")
+    # On an EC2 instance, whose role they may be: the older kinds, on Xen, are told by their firmware's version alone.
+    machine = (Path("/sys/class/dmi/id") / name for name in ("sys_vendor", "bios_version"))
+    return any("amazon" in path.read_text(errors="replace").lower() for path in machine if path.exists())
