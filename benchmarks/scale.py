@@ -34,7 +34,8 @@ class Measure:
     """Most memory the engine had resident before it began to write the results."""
     peak_mib: float
     """The same over its whole life."""
-    worker_peak_mib: float
+    largest_other_peak_mib: float
+    """Of the largest process beside the engine: the one that writes the results."""
     journal_bytes_per_turn: float
     parquet_bytes_per_turn: float
     show_seconds: float
@@ -85,7 +86,7 @@ def measure(server: Server, rollouts: int, turns: int) -> Measure:
         calls_per_second=calls / usage.wall_seconds,
         playing_peak_mib=watch.playing_peak_mib,
         peak_mib=usage.main_peak_mib,
-        worker_peak_mib=usage.largest_peak_mib,
+        largest_other_peak_mib=usage.largest_peak_mib,
         journal_bytes_per_turn=watch.journal_bytes / calls,
         parquet_bytes_per_turn=parquet_bytes / calls,
         show_seconds=show.wall_seconds,
