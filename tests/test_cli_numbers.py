@@ -1,6 +1,7 @@
 """compare, plan, gate and rescore as typed at a terminal, with good input and bad."""
 
 import json
+import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 from heldout import cli_numbers
 from heldout.backends.results import run_results
 from heldout.cli_output import print_shown
-from heldout.errors import HeldoutError, InputError
+from heldout.errors import HeldoutError, InputError, RunError
 from heldout.rollouts.run import Run
 from report_runs import Play, written_run
 
@@ -248,6 +249,13 @@ def test_one_rollout_is_shown_turn_by_turn(capsys: pytest.CaptureFixture[str], t
     assert [message["content"] for message in document["turns"][1]["conversation"]][-1] == "second guess"
     with pytest.raises(InputError, match="Did you mean"):
         cli_numbers.show_part(run, trajectory_id[:-1], None, as_json=False)
+
+
+def test_a_run_that_was_stopped_before_its_first_rollout_says_how_to_go_on(tmp_path: Path) -> None:
+    run = written_run(tmp_path / "run", [[Play(1.0)]], is_done=False)
+    shutil.rmtree(run.journal_folder)
+    with pytest.raises(RunError, match="holds no finished rollout; go on with: heldout resume"):
+        run_results(run)
 
 
 def test_names_that_look_like_styles_are_shown_as_they_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """backend="sagemaker" against a server of the AWS protocols: evaluations as pipelines of managed jobs, from start to results."""
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -114,9 +115,28 @@ def test_an_output_that_is_elsewhere_is_said_to_be(
     assert (found.metrics, found.comparison, found.mlflow_url) == ({}, None, None)
     found.show_results()
     shown = " ".join(capsys.readouterr().out.split())
-    assert "base-model-eval: no run folder in s3://my-bucket/out, and it logged nothing to MLflow" in shown
+    assert "base-model-eval: no rollouts in s3://my-bucket/out, and it logged nothing to MLflow" in shown
     with pytest.raises(RunError, match="left no run folder in s3://my-bucket/out, so there are no tables"):
         found.rollouts()
+
+
+def test_a_job_that_left_no_rollouts_is_shown_as_one(
+    compared: Execution,
+    cloud: Cloud,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for state in (cloud.folder / "bucket").rglob("job.json"):
+        begun = tmp_path / state.relative_to(cloud.folder)
+        begun.parent.mkdir(parents=True)
+        shutil.copy(state, begun)
+    (tmp_path / "begun.toml").write_text(BUCKETS)
+    monkeypatch.setenv("HELDOUT_REGISTRY", str(tmp_path / "begun.toml"))
+    found = Execution.get(compared.arn, session=session())
+    found.show_results()
+    assert "base-model-eval: no rollouts in s3://my-bucket/out" in " ".join(capsys.readouterr().out.split())
+    assert (found.metrics, found.comparison) == ({}, None)
 
 
 def test_an_output_that_may_not_be_read_is_said_not_to_be(

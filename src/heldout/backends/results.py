@@ -106,7 +106,7 @@ def evaluation_results(evaluation: Evaluation) -> RenderableType:
     from heldout.report import judgements
     from heldout.rollouts.comparing import compare_runs, prompt_texts
 
-    runs = {name: run for name, run in evaluation.runs().items() if _has_rollouts(run)}
+    runs = {name: run for name, run in evaluation.runs().items() if run.has_rollouts}
     parts: list[RenderableType] = []
     for run in runs.values():
         parts += [run_results(run), ""]
@@ -139,10 +139,17 @@ def run_document(run: Run, *, training: str | None = None) -> dict[str, object]:
     return {"run": run.location, "status": run.state.status, **numbers, "findings": found}
 
 
+def metrics_so_far(run: Run) -> dict[str, Any]:
+    """What `metrics.json` holds, computed again, also while the run goes on."""
+    from heldout.rollouts.results import metrics_document, summarize_run
+
+    return metrics_document(summarize_run(run), is_partial=_is_partial(run))
+
+
 def evaluation_document(evaluation: Evaluation) -> dict[str, object]:
     """An evaluation's numbers as JSON: its runs by name, and `comparison.json`."""
     path = evaluation.folder / COMPARISON_FILE
-    runs = {name: run_document(run) for name, run in evaluation.runs().items() if _has_rollouts(run)}
+    runs = {name: run_document(run) for name, run in evaluation.runs().items() if run.has_rollouts}
     return {
         "evaluation": evaluation.location,
         "arn": evaluation.state.arn,
@@ -156,10 +163,6 @@ def evaluation_document(evaluation: Evaluation) -> dict[str, object]:
 
 def _is_partial(run: Run) -> bool:
     return run.state.status is not JobStatus.COMPLETED
-
-
-def _has_rollouts(run: Run) -> bool:
-    return run.has_journal or run.rollouts_path.exists()
 
 
 def _write_report(folder: Path) -> None:

@@ -10,12 +10,11 @@ from rich.console import RenderableType
 
 from heldout.backends.base import JobProgress, LogLine, PipelineExecutionStatus, StartedEvaluation, StepDetail
 from heldout.backends.detached import PROGRESS_FILE, start_detached, stop_detached
-from heldout.backends.results import COMPARISON_FILE, evaluation_results
+from heldout.backends.results import COMPARISON_FILE, evaluation_results, metrics_so_far
 from heldout.backends.runner_log import LOG_FILE, lines_of
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.state import ExecutionStatus, StepState
-from heldout.rollouts.results import metrics_document, summarize_run
-from heldout.rollouts.run import JobStatus, Run
+from heldout.rollouts.run import Run
 
 _LINES_A_LOOK = 5_000
 
@@ -105,11 +104,7 @@ class LocalEvaluation(StartedEvaluation):
 
     def metrics(self) -> Mapping[str, dict[str, Any]]:
         """So far, while it goes on."""
-        return {
-            name: metrics_document(summarize_run(run), is_partial=run.state.status is not JobStatus.COMPLETED)
-            for name, run in self.runs().items()
-            if run.has_journal or run.rollouts_path.exists()
-        }
+        return {name: metrics_so_far(run) for name, run in self.runs().items() if run.has_rollouts}
 
     def comparison(self) -> dict[str, Any] | None:
         path = self._evaluation.folder / COMPARISON_FILE

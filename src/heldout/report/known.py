@@ -20,7 +20,10 @@ class Known(NamedTuple):
 
 
 def known_of(run: Run, *, training: str | None = None) -> Known:
-    """The run's numbers and findings, computed from its files. training: a dataset to look for held-out prompts in."""
+    """The run's numbers and findings, computed from its files. training: a dataset to look for held-out prompts in.
+
+    Raises RunError when no rollout has ended yet, or when files are missing or damaged.
+    """
     if run.state.status is JobStatus.COMPLETED and training is None and run.rollouts_path.exists():
         return _remembered(run.folder.absolute(), run.rollouts_path.stat().st_mtime_ns)
     return _work_out(run, training)
@@ -32,8 +35,6 @@ def _remembered(folder: Path, changed_at_ns: int) -> Known:  # noqa: ARG001  # o
 
 
 def _work_out(run: Run, training: str | None) -> Known:
-    if not (run.has_journal or run.rollouts_path.exists()):
-        return Known(summarize_run(run), [])
     with open_tables(run) as folder:
         found = find(folder, run.document.hyperparameters, prompts=run.prompts_path, training=training)
     return Known(summarize_run(run), found)

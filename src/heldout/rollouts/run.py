@@ -190,6 +190,11 @@ class Run:
         """Whether attempts are still in the journal: the job is not done, or is being written up."""
         return bool(segments(self.journal_folder))
 
+    @property
+    def has_rollouts(self) -> bool:
+        """Whether there is anything to make numbers from, in the journal or in the tables."""
+        return self.has_journal or self.rollouts_path.exists()
+
     def save(self, state: JobState) -> None:
         """Replaces job.json."""
         self.state = state

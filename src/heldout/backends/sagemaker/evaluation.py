@@ -12,16 +12,21 @@ from typing import Any
 from rich.console import Group, RenderableType
 
 from heldout.backends.base import JobProgress, LogLine, PipelineExecutionStatus, StartedEvaluation, StepDetail
+from heldout.backends.results import metrics_so_far, run_results
 from heldout.backends.sagemaker.account import Account, pages, told
 from heldout.backends.sagemaker.job_logs import JobLogs, JobToLookAt
 from heldout.backends.sagemaker.job_steps import JobStep, job_steps, service_output
 from heldout.backends.sagemaker.mlflow_apps import run_link
 from heldout.backends.sagemaker.outputs import run_of
+from heldout.backends.sagemaker.shown import logged_results, nothing_to_show
 from heldout.errors import CloudError, HeldoutError, MetricError, RunError
 from heldout.job.registry import Registry
+from heldout.metrics.comparison import Comparison
 from heldout.pipeline.definition import JOB_CATEGORY
-from heldout.rollouts.results import metrics_document, summarize_run
-from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN, JobStatus, Run
+from heldout.report import judgements
+from heldout.rollouts.comparing import compare_runs, comparison_document, prompt_texts
+from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN, Run
+from heldout.tracking.logged import logged_metrics
 
 
 class CloudEvaluation(StartedEvaluation):
@@ -148,58 +153,55 @@ class CloudEvaluation(StartedEvaluation):
 
     def metrics(self) -> Mapping[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
-        runs = self.runs()
+        runs = self._played()
         for step, arn in self._begun_jobs():
-            run = runs.get(step.run_name)
-            if run is not None and (run.has_journal or run.rollouts_path.exists()):
-                is_partial = run.state.status is not JobStatus.COMPLETED
-                found[step.run_name] = metrics_document(summarize_run(run), is_partial=is_partial)
+            if (run := runs.get(step.run_name)) is not None:
+                found[step.run_name] = metrics_so_far(run)
             elif logged := self._logged(step, arn):
                 found[step.run_name] = logged
         return found
 
     def comparison(self) -> dict[str, Any] | None:
-        from heldout.rollouts.comparing import compare_runs, comparison_document, prompt_texts
-
-        runs = self.runs()
-        if self.status.overall_status != "Succeeded" or not {BASE_RUN, FINE_TUNED_RUN} <= runs.keys():
-            return None
-        try:
-            compared = compare_runs(runs[BASE_RUN], runs[FINE_TUNED_RUN])
-        except MetricError:
-            return None  # no prompt is shared
-        return comparison_document(compared, prompt_texts(compared, runs[BASE_RUN]))
+        runs = self._played()
+        compared = self._compared(runs)
+        return None if compared is None else comparison_document(compared, prompt_texts(compared, runs[BASE_RUN]))
 
     def mlflow_url(self) -> str | None:
         for step, arn in reversed(self._begun_jobs()):
-            details = service_output(self._job(arn)).get("MlflowDetails") or {}
             if step.mlflow_arn is not None:
+                details = service_output(self._job(arn)).get("MlflowDetails") or {}
                 return run_link(self._account, step.mlflow_arn, details)
         return None
 
     def results(self) -> RenderableType:
-        from heldout.backends.results import run_results
-        from heldout.report import judgements
-        from heldout.rollouts.comparing import compare_runs, prompt_texts
-
         runs, parts, unread = dict[str, Run](), list[RenderableType](), None
         try:
-            runs.update(self.runs())
+            runs.update(self._played())
         except CloudError as error:  # who may not read the output is shown what is in MLflow, and told
             unread = str(error)
         for step, arn in self._begun_jobs():
             run = runs.get(step.run_name)
-            parts += [run_results(run) if run is not None else self._logged_results(step, arn, unread), ""]
-        if unread is None and self.comparison() is not None:
-            compared = compare_runs(runs[BASE_RUN], runs[FINE_TUNED_RUN])
+            parts += [self._logged_results(step, arn, unread) if run is None else run_results(run), ""]
+        if (compared := self._compared(runs)) is not None:
             parts += [judgements.comparison(compared, prompt_texts(compared, runs[BASE_RUN])), ""]
         if self.status.failure_reason:
             parts.append(f"! {self.status.overall_status}: {self.status.failure_reason}")
         return Group(*(parts or [f"{self.name}: {self.status.overall_status}; no job has begun"]))
 
-    def _logged_results(self, step: JobStep, arn: str, unread: str | None) -> RenderableType:
-        from heldout.backends.sagemaker.shown import logged_results, nothing_to_show
+    def _played(self) -> Mapping[str, Run]:
+        """The runs that there are rollouts of: a job that failed at its start may have left a folder and nothing in it."""
+        return {name: run for name, run in self.runs().items() if run.has_rollouts}
 
+    def _compared(self, runs: Mapping[str, Run]) -> Comparison | None:
+        """None for an evaluation of one model, that is not done, or whose runs share no prompt."""
+        if self.status.overall_status != "Succeeded" or not {BASE_RUN, FINE_TUNED_RUN} <= runs.keys():
+            return None
+        try:
+            return compare_runs(runs[BASE_RUN], runs[FINE_TUNED_RUN])
+        except MetricError:
+            return None
+
+    def _logged_results(self, step: JobStep, arn: str, unread: str | None) -> RenderableType:
         try:
             logged = self._logged(step, arn)
         except HeldoutError as error:
@@ -211,8 +213,6 @@ class CloudEvaluation(StartedEvaluation):
 
         Raises MissingExtra without the plugin for SageMaker ARNs, StorageError when MLflow refuses.
         """
-        from heldout.tracking.logged import logged_metrics
-
         run_id = (service_output(self._job(arn)).get("MlflowDetails") or {}).get("RunId")
         if step.mlflow_arn is None or not run_id:
             return None

@@ -12,7 +12,7 @@ from heldout.backends.sagemaker.job_steps import JobStep
 def nothing_to_show(step: JobStep, unread: str | None, problem: str | None) -> RenderableType:
     """That there are no numbers, and what stood in the way of reading them from the output and from MLflow, if something did."""
     why = "and it logged nothing to MLflow" if problem is None else f"and MLflow could not be read: {problem}"
-    return f"{step.run_name}: {f'no run folder in {step.output}' if unread is None else unread}, {why}"
+    return f"{step.run_name}: {f'no rollouts in {step.output}' if unread is None else unread}, {why}"
 
 
 def logged_results(step: JobStep, unread: str | None, logged: Mapping[str, Any]) -> RenderableType:
