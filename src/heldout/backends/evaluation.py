@@ -6,13 +6,14 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from heldout.backends.local import run_job
 from heldout.backends.results import Note, compare_evaluation, finish_run, publish
 from heldout.errors import HeldoutError
 from heldout.pipeline.evaluation import Evaluation
-from heldout.pipeline.runner import run_pipeline
+from heldout.pipeline.runner import Work, run_pipeline
 from heldout.pipeline.state import ExecutionStatus
 from heldout.rollouts.engine import Ending, StopSwitch
 from heldout.rollouts.progress import Progress
@@ -51,9 +52,8 @@ async def play_evaluation(
 
         with stopped_by_signals(switch, stopping):
             lock.sign()
-            return await run_pipeline(
-                evaluation, LocalWork(evaluation, display, note, say, max_runtime_seconds), switch
-            )
+            work = _LocalWork(evaluation, display, note, say, max_runtime_seconds)
+            return await run_pipeline(evaluation, work, switch)
     finally:
         lock.release()
 
@@ -94,21 +94,16 @@ async def play_run(
 async def _play_shown(
     run: Run, display: Display, switch: StopSwitch, lock: FolderLock | None, max_runtime_seconds: int | None
 ) -> Ending:
-    began = asyncio.Event()
-    progress: list[Progress] = []
-
-    def begin(counts: Progress) -> None:
-        progress.append(counts)
-        began.set()
+    progress: asyncio.Future[Progress] = asyncio.get_running_loop().create_future()
 
     async def show() -> None:
-        await began.wait()
-        async with display(run, progress[0]):
-            await asyncio.Event().wait()
+        async with display(run, await progress):
+            await asyncio.Event().wait()  # until it is cancelled
 
     showing = asyncio.create_task(show())
     try:
-        return (await run_job(run, switch, begin, lock=lock, max_runtime_seconds=max_runtime_seconds)).ending
+        played = await run_job(run, switch, progress.set_result, lock=lock, max_runtime_seconds=max_runtime_seconds)
+        return played.ending
     finally:
         showing.cancel()
         await asyncio.gather(showing, return_exceptions=True)
@@ -143,40 +138,32 @@ def stopped_by_signals(switch: StopSwitch, on_stop: Callable[[bool], None]) -> I
             loop.remove_signal_handler(number)
 
 
-class LocalWork:
-    """What the pipeline's runner has this machine do."""
+@dataclass(frozen=True, slots=True)
+class _LocalWork(Work):
+    """What the pipeline's runner has this machine do. The fields: see `play_evaluation`."""
 
-    def __init__(
-        self,
-        evaluation: Evaluation,
-        display: Display,
-        note: Note,
-        say: Callable[[str], None],
-        max_runtime_seconds: int | None,
-    ) -> None:
-        self._evaluation = evaluation
-        self._display = display
-        self._tell = note
-        self._say = say
-        self._max_runtime_seconds = max_runtime_seconds
+    evaluation: Evaluation
+    display: Display
+    note: Note
+    say: Callable[[str], None]
+    max_runtime_seconds: int | None
 
     async def play(self, run: Run, switch: StopSwitch) -> Ending:
         """Plays the job, unless it is done, and publishes what came of it."""
-        tags = self._evaluation.state.tags
         return await play_run(
             run,
-            self._display,
+            self.display,
             switch,
-            tags=tags,
-            note=self._note,
-            say=self._say,
-            max_runtime_seconds=self._max_runtime_seconds,
+            tags=self.evaluation.state.tags,
+            note=self._keep_note,
+            say=self.say,
+            max_runtime_seconds=self.max_runtime_seconds,
         )
 
     async def conclude(self, evaluation: Evaluation) -> None:
         """Compares the runs where there are two."""
-        await compare_evaluation(evaluation, self._note)
+        await compare_evaluation(evaluation, self._keep_note)
 
-    def _note(self, note: str) -> None:
-        self._evaluation.note(note)
-        self._tell(note)
+    def _keep_note(self, note: str) -> None:
+        self.evaluation.note(note)
+        self.note(note)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,8 +34,6 @@ class Played:
 
     ending: Ending
     summary: "Summary"
-    differences: Mapping[str, int]
-    """Model calls whose sampling parameters were not the job's, by parameter."""
 
 
 async def run_job(
@@ -56,7 +54,7 @@ async def run_job(
     """
     with run.locked(lock):
         if run.state.status is JobStatus.COMPLETED:  # its journal is gone: played on, it would begin from nothing
-            return Played(Ending.FINISHED, await apart(numbers_of, run.folder), {})
+            return Played(Ending.FINISHED, await apart(numbers_of, run.folder))
         if run.rollouts_path.exists() and not run.has_journal:  # so would this, over what was played
             raise RunError(
                 f"the run in {run.folder} is not complete and its journal is not there: it can be shown, not gone on with; copy "
@@ -92,7 +90,7 @@ async def _run_locked(
     if plan is not None and plan.is_done:  # stopped before its results were written
         summary = await _write_up(run, Ending.FINISHED)
         _conclude(run, Ending.FINISHED)
-        return Played(Ending.FINISHED, summary, {})
+        return Played(Ending.FINISHED, summary)
     async with contextlib.AsyncExitStack() as started:
         # The prompts are read while the agent's processes and the model's start.
         services = await started.enter_async_context(services_of(run))
@@ -101,7 +99,6 @@ async def _run_locked(
             await mirror.begin()
         await _ready_or_stopped(services, switch)
         ending = await _play(run, plan, services, switch, on_start, mirror, max_runtime_seconds)
-        differences = dict(services.runtime.differences)
         # Results are written while those processes end.
         ended = asyncio.create_task(started.pop_all().aclose())
     try:
@@ -109,7 +106,7 @@ async def _run_locked(
     finally:
         await ended
     _conclude(run, ending)  # not before: who is interrupted in between still has the journal
-    return Played(ending, summary, differences)
+    return Played(ending, summary)
 
 
 async def _ready_or_stopped(services: Services, switch: StopSwitch) -> None:

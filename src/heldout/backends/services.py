@@ -58,10 +58,25 @@ async def services_of(run: Run) -> AsyncIterator[Services]:
 
     Raises ReferenceProblem when the Job Runtime cannot be where it is to be, or when one of them is none.
     """
-    parameters = run.document.hyperparameters
     policy = make_policy(run.document.model)
     configured = _configured_credentials()
     own = Credentials(f"HELDOUT{secrets.token_hex(8).upper()}", secrets.token_urlsafe(30), None)
+    runtime = await _started_runtime(run, policy, [own, *configured])
+    address = run.folder / _ADDRESS_FILE
+    agent = make_agent(run.document, _agent_environment(runtime, run, None if configured else own))
+    write_whole(address, runtime.local_url.encode())
+    starting = asyncio.create_task(_start(policy, agent))
+    try:
+        yield Services(runtime, agent, starting)
+    finally:
+        address.unlink(missing_ok=True)
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await asyncio.gather(agent.stop(), runtime.stop(), policy.stop())
+
+
+async def _started_runtime(run: Run, policy: Policy, credentials: list[Credentials]) -> JobRuntime:
+    parameters = run.document.hyperparameters
     exposure = exposure_of(run.document.agent_config)
     runtime = JobRuntime(
         job_arn=run.state.arn,
@@ -74,7 +89,7 @@ async def services_of(run: Run) -> AsyncIterator[Services]:
             enforce_sampling=parameters.enforce_sampling,
             wants_logprobs=parameters.logprobs,
         ),
-        credentials=[own, *configured],
+        credentials=credentials,
         host=exposure.host,
         port=exposure.port,
         public_url=exposure.public_url,
@@ -86,17 +101,7 @@ async def services_of(run: Run) -> AsyncIterator[Services]:
             f"the Job Runtime cannot listen on {exposure.host}:{exposure.port}: {error.strerror or error}; another "
             f"evaluation may be using it: wait for that, or give this one another address ({LISTEN_VARIABLE}=host:port)"
         ) from error
-    address = run.folder / _ADDRESS_FILE
-    agent = make_agent(run.document, _agent_environment(runtime, run, None if configured else own))
-    write_whole(address, runtime.local_url.encode())
-    starting = asyncio.create_task(_start(policy, agent))
-    try:
-        yield Services(runtime, agent, starting)
-    finally:
-        address.unlink(missing_ok=True)
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
-        await asyncio.gather(agent.stop(), runtime.stop(), policy.stop())
+    return runtime
 
 
 async def _start(policy: Policy, agent: Agent) -> None:
