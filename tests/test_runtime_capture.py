@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from heldout.job.conversations import conversation
 from heldout.job.records import Turn
-from heldout.runtime.capture import Capture, CapturedCall
+from heldout.runtime.capture import Capture, CapturedCall, TextPrompt
 
 Json = dict[str, object]
 
@@ -112,6 +112,45 @@ def test_storage_grows_with_the_conversation_and_not_with_its_square() -> None:
         messages.append(said(f"{number:04}"))
     sizes = [len(turn.messages) for turn in turns]
     assert max(sizes) == min(sizes)
+
+
+def complete(capture: Capture, prompt: TextPrompt, reply: str | None = None) -> Turn:
+    """One plain completion."""
+    return play(capture, capture.messages_of(prompt), None if reply is None else said(reply))
+
+
+def test_the_prompt_of_a_plain_completion_is_stored_as_what_is_new_since_the_one_that_it_continues() -> None:
+    capture = Capture()
+    turns = [complete(capture, "Q: a\nA:", " b"), complete(capture, "Q: a\nA: b\nQ: c\nA:", " d")]
+    turns.append(complete(capture, "Q: a\nA: b\nQ: other"))
+    assert [turn.parent for turn in turns] == [None, 0, 0]
+    assert orjson.loads(turns[1].messages) == [user("\nQ: c\nA:")]
+    assert conversation(turns, 2) == [user("Q: a\nA:"), said(" b"), user("\nQ: other")]
+
+
+def test_a_prompt_of_token_ids_is_stored_as_what_is_new() -> None:
+    capture = Capture()
+    turns = [complete(capture, [1, 2, 3], "text"), complete(capture, [1, 2, 3, 4, 5], "text")]
+    assert orjson.loads(turns[1].messages) == [user([4, 5])]
+    assert conversation(turns, 1) == [user([1, 2, 3]), user([4, 5])]
+
+
+text_call = st.tuples(st.text("ab", max_size=4), st.one_of(st.none(), st.text("ab", max_size=3)), st.booleans())
+
+
+@given(st.lists(text_call, max_size=12))
+def test_every_prompt_of_a_plain_completion_can_be_had_back(calls: list[tuple[str, str | None, bool]]) -> None:
+    capture = Capture()
+    turns: list[Turn] = []
+    sent: list[str] = []
+    so_far = ""
+    for text, reply, goes_on in calls:
+        prompt = so_far + text if goes_on else text
+        sent.append(prompt)
+        turns.append(complete(capture, prompt, reply))
+        so_far = prompt + (reply or "")
+    for turn, expected in zip(turns, sent, strict=True):
+        assert "".join(str(message["content"]) for message in conversation(turns, turn.index)) == expected
 
 
 def test_a_call_that_cannot_be_stored_leaves_no_trace() -> None:

@@ -190,12 +190,26 @@ async def test_plain_completions_are_passed_on_and_recorded_too() -> None:
         trajectory = bench.open()
         async with client(trajectory) as agent:
             answer = await agent.completions.create(model="default", prompt="Once upon")
+            await agent.completions.create(model="default", prompt=f"Once upon{answer.choices[0].text} Me.")
         assert answer.choices[0].text == "Hello, who is there?"
         assert answer.choices[0].logprobs is None
-        (turn,) = trajectory.turns
-        assert orjson.loads(turn.request)["prompt"] == "Once upon"
+        prompts = ["Once upon", "Once uponHello, who is there? Me."]
+        assert [request["prompt"] for request in bench.model.requests] == prompts
+        turn = trajectory.turns[1]
+        said = ["Once upon", "Hello, who is there?", " Me."]
+        assert [message["content"] for message in conversation(trajectory.turns, 1)] == said
+        assert orjson.loads(turn.messages) == [{"role": "user", "content": " Me."}]
         assert orjson.loads(turn.reply) == [{"role": "assistant", "content": "Hello, who is there?"}]
         assert turn.logprobs == (-0.5, -0.5, -0.5, -0.5)
+
+
+@pytest.mark.parametrize("prompt", [[[1, 2], [3]], ["a", "b"], [5, 6]])
+async def test_a_completions_token_ids_and_several_prompts_reach_the_model_as_they_are(
+    bench: Bench, prompt: list[object]
+) -> None:
+    async with client(bench.open()) as agent:
+        await agent.completions.create(model="default", prompt=prompt)  # type: ignore[arg-type]
+    assert bench.model.requests[0]["prompt"] == prompt
 
 
 async def test_a_trajectorys_seed_gives_each_call_its_own_and_yields_to_the_agents(bench: Bench) -> None:

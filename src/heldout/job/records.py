@@ -67,9 +67,10 @@ class Turn:
     """Index of the earlier turn whose conversation this one continues; None for a conversation of its own."""
     shared_messages: int
     messages: bytes
-    """JSON array of the messages that are new since the parent."""
+    """JSON array of the messages that are new since the parent. A plain completion's prompt is told as messages, too:
+    what the model had said, and between that what the user did; their contents together are the prompt."""
     request: bytes
-    """JSON object: the rest of the request as the agent sent it (no messages); empty when equal to the parent's."""
+    """JSON object: the rest of the request as the agent sent it (no messages, no prompt); empty when equal to the parent's."""
     reply: bytes
     """JSON array of the reply's choices' messages, usually one; empty when the call failed. The first is the message
     that a child turn's conversation continues from."""

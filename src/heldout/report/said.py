@@ -45,7 +45,7 @@ class Reply(NamedTuple):
 def said(message: dict[str, Any]) -> str:
     """The text of a message: its content, the text of its parts, or its refusal. Parts that are no text are named."""
     content = message.get("content")
-    if isinstance(content, list):
+    if isinstance(content, list) and not all(isinstance(part, int) for part in content):  # those are the ids of tokens
         content = "\n".join(_part(part) for part in content)
     elif content is not None and not isinstance(content, str):
         content = orjson.dumps(content).decode()

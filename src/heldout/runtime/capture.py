@@ -6,11 +6,17 @@ conversation, and the tree holds each message once.
 
 Messages are the same if they are equal as JSON but for keys whose value is null: clients drop and add those when they send
 a reply back. (As Python compares: 1, 1.0 and true are equal.)
+
+A plain completion has no messages but one prompt, which holds what was said before. It is kept as messages all the same:
+what it begins with of an earlier prompt and its reply, and the rest. Their contents together are the prompt.
 """
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 from heldout.job.records import turn_json
+
+TextPrompt = str | list[int]
+"""The prompt of a plain completion: text, or the tokens' ids."""
 
 
 class _Node:
@@ -37,6 +43,15 @@ class _Node:
             if child.message == bare:
                 return child
         return None
+
+    def beginning(self, prompt: TextPrompt, start: int) -> "tuple[_Node, TextPrompt] | None":
+        """The child with whose content the prompt goes on from `start`, and that content; the longest, if several do."""
+        longest: tuple[_Node, TextPrompt] | None = None
+        for child in self.children:
+            content = child.message.get("content") if isinstance(child.message, dict) else None
+            if _is_at(content, prompt, start) and (longest is None or len(content) > len(longest[1])):
+                longest = child, content
+        return longest
 
     def add(self, message: object, turn: int) -> "_Node":
         node = _Node(_without_nulls(message), turn)
@@ -67,6 +82,18 @@ class Capture:
         self._path: list[object] = []
         """The messages on the way to it."""
         self._requests: list[dict[str, object]] = []
+
+    def messages_of(self, prompt: TextPrompt) -> list[object]:
+        """A plain completion's prompt as messages: those of earlier calls that it begins with, and the rest as the user's."""
+        messages: list[object] = []
+        node, start = self._root, 0
+        while (next_one := node.beginning(prompt, start)) is not None:
+            node, content = next_one
+            messages.append(node.message)
+            start += len(content)
+        if start < len(prompt):
+            messages.append({"role": "user", "content": prompt[start:]})
+        return messages
 
     def begin(self, request: dict[str, object], messages: list[object]) -> CapturedCall:
         """A call is made. request: what it sent beside its messages; it must not be changed afterwards.
@@ -116,6 +143,15 @@ class Capture:
             node = child
             found.append(child.message)
         return node, path, found
+
+
+def _is_at(content: object, prompt: TextPrompt, start: int) -> TypeGuard[TextPrompt]:
+    """Whether the prompt has this content, which is not empty, at `start`."""
+    if not content:
+        return False
+    if isinstance(prompt, str):
+        return isinstance(content, str) and prompt.startswith(content, start)
+    return isinstance(content, list) and prompt[start : start + len(content)] == content
 
 
 def _without_nulls(value: object) -> object:

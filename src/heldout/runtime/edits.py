@@ -50,7 +50,7 @@ class CallEditor:
         self,
         request: Mapping[str, object],
         *,
-        messages: list[object] | None,
+        asked: Mapping[str, object],
         model_name: str,
         seed: int | None,
         call_number: int,
@@ -58,20 +58,18 @@ class CallEditor:
     ) -> EditedCall:
         """The request to send to the policy.
 
-        request: as the agent sent it, without its messages. messages: the chat's, or None for a plain completion.
+        request: as the agent sent it, without what it asked. asked: a chat's `messages`, or a plain completion's `prompt`.
         model_name: what the policy is served under.
         seed: of the trajectory; call_number: of this call in it, from 0. must_stream: stream even if the agent's body does
         not say so (the operation does).
         """
-        edited = {**request, "model": model_name}
-        if messages is not None:
-            edited["messages"] = messages
+        edited = {**request, "model": model_name, **asked}
         if seed is not None and request.get("seed") is None:
             edited["seed"] = (seed + _SEED_STEP * call_number) & _SEED_MASK
         hides_logprobs = self._rules.wants_logprobs and request.get("logprobs") in (None, False)
         if hides_logprobs:
             # A completion takes a number here: how many alternatives to tell beside each token.
-            edited["logprobs"] = 1 if messages is None else True
+            edited["logprobs"] = True if "messages" in asked else 1
         if self._rules.enforce_sampling:
             for name, value in self._sampling:
                 edited[_spelling(name, request)] = value

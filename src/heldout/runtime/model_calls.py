@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
+from typing import NamedTuple
 
 import orjson
 
@@ -27,6 +28,15 @@ _UNAVAILABLE = 503
 """Told to an OpenAI client, with a header by which that client does not try again: the policy's retries are used up."""
 _UNAVAILABLE_AWS = 424
 """Told to an AWS client instead, which would retry a 503 four times, and each time wait for all the policy's retries."""
+
+
+class _Asked(NamedTuple):
+    """What a call asks the model, taken out of its body."""
+
+    fields: dict[str, object]
+    """A chat's `messages`, or a plain completion's `prompt`, as the agent sent it."""
+    messages: list[object]
+    """The same as messages."""
 
 
 class ModelCalls:
@@ -54,15 +64,15 @@ class ModelCalls:
         is_sample = path is None
         sent = _parsed(body)
         path = path or (COMPLETION_PATH if "prompt" in sent and "messages" not in sent else CHAT_PATH)
-        messages = _taken_messages(sent) if path == CHAT_PATH else None
+        asked = _taken_messages(sent) if path == CHAT_PATH else _taken_prompt(sent, trajectory)
         try:
-            call = trajectory.begin(sent, messages or [])
+            call = trajectory.begin(sent, asked.messages)
         except (orjson.JSONEncodeError, RecursionError):
             raise invalid("the body is nested too deeply, more than 250 levels") from None
         self._count_differences(trajectory, sent)
         edited = self._editor.edit(
             sent,
-            messages=messages,
+            asked=asked.fields,
             model_name=self._policy.model_name,
             seed=trajectory.seed,
             call_number=call.captured.turn,
@@ -180,11 +190,20 @@ def _parsed(body: bytes) -> dict[str, object]:
     return sent
 
 
-def _taken_messages(sent: dict[str, object]) -> list[object]:
+def _taken_messages(sent: dict[str, object]) -> _Asked:
     messages = sent.pop("messages", None)
     if not isinstance(messages, list):
         raise invalid(f"messages is {shown(messages)}; it must be a list of messages")
-    return messages
+    return _Asked({"messages": messages}, messages)
+
+
+def _taken_prompt(sent: dict[str, object], trajectory: Trajectory) -> _Asked:
+    """One prompt. Several in one call stay with the rest of the request: they continue no conversation."""
+    prompt = sent.get("prompt")
+    if not isinstance(prompt, str) and not (isinstance(prompt, list) and all(type(token) is int for token in prompt)):
+        return _Asked({}, [])
+    del sent["prompt"]
+    return _Asked({"prompt": prompt}, trajectory.messages_of(prompt))
 
 
 def _finish_streamed(trajectory: Trajectory, call: Call, streamed: StreamedReply) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from operator import attrgetter
 
 from heldout.job.records import Turn, turn_json
-from heldout.runtime.capture import Capture, CapturedCall
+from heldout.runtime.capture import Capture, CapturedCall, TextPrompt
 from heldout.runtime.refusals import conflict
 from heldout.runtime.replies import Reply, StreamedReply
 from heldout.runtime.reports import Ledger, Report, ReportRefused, not_in_valid_status
@@ -94,6 +94,10 @@ class Trajectory:
         # Whoever takes the reports holds this trajectory: held both ways, a rollout's turns would stay until the next collection.
         self._on_report = _refuse
         self._on_close(self)
+
+    def messages_of(self, prompt: TextPrompt) -> list[object]:
+        """A plain completion's prompt as messages, which continue those of earlier calls."""
+        return self._capture.messages_of(prompt)
 
     def begin(self, request: dict[str, object], messages: list[object]) -> Call:
         """A model call has come. Raises Refusal (409) if the trajectory is over."""
