@@ -63,7 +63,7 @@ class Account:
         return given if given is not None else self.client("sagemaker")
 
     def client(self, service: str, *, is_glance: bool = False) -> Any:
-        """A client of the session's, of the services that the SDK's session keeps none of.
+        """A client of the session's for `service`, made once.
 
         is_glance: for a look that may as well fail: it does not wait long for an answer.
         """
@@ -158,8 +158,8 @@ def pages(
 
 def is_absent(error: ClientError) -> bool:
     """Whether AWS says that what was named is not there. Old SageMaker operations say so in words only."""
-    code, words = code_of(error), str(error.response["Error"].get("Message", ""))
-    return code.startswith(_ABSENT) or (code == "ValidationException" and bool(_NO_RESOURCE.search(words)))
+    code = code_of(error)
+    return code.startswith(_ABSENT) or (code == "ValidationException" and bool(_NO_RESOURCE.search(words_of(error))))
 
 
 def is_denied(error: ClientError) -> bool:
@@ -171,8 +171,13 @@ def code_of(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
+def words_of(error: ClientError) -> str:
+    """What AWS says of it, on one line."""
+    return " ".join(str(error.response.get("Error", {}).get("Message", "")).split())
+
+
 def _line(what: str, error: ClientError) -> str:
-    code, words = code_of(error), " ".join(str(error.response["Error"].get("Message", "")).split())
+    code, words = code_of(error), words_of(error)
     hint = _HINTS.get(code)
     # The same code is that of a clock that is wrong and of a region that is another, which the words say.
     if code == "InvalidSignatureException" and "not match" in words:

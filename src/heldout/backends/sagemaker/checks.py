@@ -4,10 +4,10 @@ Only a plain no is an error. Who evaluates need not be allowed to look at everyt
 endpoint need not serve every operation: what cannot be found out is left to the job.
 """
 
-import contextlib
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -108,24 +108,22 @@ def agentcore_runtimes(account: Account) -> list[dict[str, str]]:
 def _check_objects(account: Account, uri: str) -> None:
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     absent = f"dataset {uri!r}: there is no such bucket, file or folder"
-    found: list[int] = []
-
-    def look() -> None:
-        listed = account.client("s3", is_glance=True).list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
-        found.append(listed.get("KeyCount", 1))
-
-    _refuse_if_absent(look, absent)
-    if found == [0]:
+    s3 = account.client("s3", is_glance=True)
+    listed = _refuse_if_absent(lambda: s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1), absent)
+    if listed is not None and listed.get("KeyCount") == 0:
         raise ReferenceProblem(absent)
 
 
-def _refuse_if_absent(look: Callable[[], object], absent: str) -> None:
-    with contextlib.suppress(BotoCoreError):
-        try:
-            look()
-        except ClientError as error:
-            if is_absent(error):
-                raise ReferenceProblem(absent) from error
+def _refuse_if_absent(look: Callable[[], Mapping[str, Any]], absent: str) -> Mapping[str, Any] | None:
+    """What AWS answers to a look; None where it may not be taken, or AWS cannot be reached."""
+    try:
+        return look()
+    except ClientError as error:
+        if is_absent(error):
+            raise ReferenceProblem(absent) from error
+    except BotoCoreError:
+        pass
+    return None
 
 
 def _is_of_tags(character: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from botocore.exceptions import BotoCoreError, ClientError
 
 from heldout.backends.base import LogLine
-from heldout.backends.sagemaker.account import Account, code_of, is_absent, pages
+from heldout.backends.sagemaker.account import Account, code_of, is_absent, pages, words_of
 from heldout.pipeline.definition import JOB_LOG_GROUP
 
 _LINES_A_LOOK = 5_000
@@ -102,10 +102,9 @@ class JobLogs:
         if is_absent(error) or code_of(error).startswith(_TRANSIENT):
             return []  # there may be more at the next look
         self._is_refused = True
-        words = " ".join(str(error.response["Error"].get("Message", "")).split())
         return self._say_once(
             job,
-            f"log lines are not shown: {error.operation_name} was refused: {code_of(error)}: {words} (who waits needs "
+            f"log lines are not shown: {error.operation_name} was refused: {code_of(error)}: {words_of(error)} (who waits needs "
             f"logs:DescribeLogStreams and logs:GetLogEvents on log group {JOB_LOG_GROUP})",
         )
 

@@ -34,7 +34,7 @@ def spelled(values: Mapping[str, Value], document_schema: Schema) -> dict[str, A
     """
     if not values:
         return {}
-    section = _section(document_schema)
+    section = _at(document_schema, _PATH, document_schema)
     if section is None:
         raise HyperparameterError(
             f"the endpoint's job document has no hyperparameters, and {', '.join(map(repr, values))} are set; leave them out"
@@ -79,14 +79,8 @@ def _paths(name: str) -> Iterator[tuple[str, ...]]:
     yield from (tuple(spelling.split(".")) for spelling in sorted(spellings, key=lambda text: "." not in text))
 
 
-def _section(root: Schema) -> Schema | None:
-    found: Schema | None = root
-    for part in _PATH:
-        found = None if found is None else _member(found, part, root)
-    return found
-
-
 def _at(section: Schema, path: tuple[str, ...], root: Schema) -> Schema | None:
+    """The schema at the end of a path of members."""
     found: Schema | None = section
     for part in path:
         found = None if found is None else _member(found, part, root)
