@@ -1,4 +1,4 @@
-"""What a server keeps: a write that fails leaves nothing behind, says why, and does not keep the next from being made."""
+"""What a server keeps: whole, also where a write failed before, and client tokens for their time."""
 
 import resource
 import sqlite3
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from heldout.errors import RunError
+from heldout.service.faults import ServiceError
 from heldout.service.store import Store
 from heldout.service.tags import Tags
 
@@ -33,3 +34,29 @@ def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path: Path)
     with pytest.raises(RunError, match=r"service\.db' cannot be used: file is not a database; move it away"):
         Store(tmp_path / "service.db")
     assert (tmp_path / "service.db").read_text() == "something else\n" * 100
+
+
+def test_a_client_token_stands_for_its_first_request_for_a_day_and_is_forgotten_then(tmp_path: Path) -> None:
+    now, made = [1_000_000.0], list[int]()
+
+    def ask(store: Store, size: int = 1) -> int:
+        def make() -> dict[str, int]:
+            made.append(size)
+            return {"Number": len(made)}
+
+        return int(store.once("CreateThing", "token", {"Size": size}, make)["Number"])
+
+    store = Store(tmp_path / "service.db", clock=lambda: now[0])
+    assert ask(store) == 1
+    now[0] += 23 * 3600
+    assert ask(store) == 1
+    with pytest.raises(ServiceError, match="client token 'token' was used for another CreateThing request"):
+        ask(store, size=2)
+    now[0] += 2 * 3600
+    assert ask(store, size=2) == 2  # a new request to a server that never ended
+    store.close()
+    now[0] += 25 * 3600
+    store = Store(tmp_path / "service.db", clock=lambda: now[0])
+    now[0] -= 25 * 3600
+    assert ask(store, size=3) == 3  # forgotten when the server was started
+    store.close()

@@ -8,6 +8,7 @@ import hashlib
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,13 @@ from heldout.service.faults import ServiceError
 
 _SCHEMA = """
 create table if not exists records (kind text, key text, body text not null, primary key (kind, key)) without rowid;
+create table if not exists tokens (
+    operation text, token text, digest text not null, reply text not null, used_at real not null, primary key (operation, token)
+) without rowid;
+create index if not exists tokens_by_age on tokens (used_at);
 """
+_TOKEN_SECONDS = 24 * 3600.0
+"""How long a client token is remembered. SageMaker does not say; services that do say 8 to 36 hours, most of them 8 or 24."""
 
 
 class Record(BaseModel):
@@ -40,8 +47,9 @@ R = TypeVar("R", bound=Record)
 class Store:
     """Records in one file; of all threads of one process."""
 
-    def __init__(self, path: Path) -> None:
-        """Raises RunError when what is at `path` is no such file."""
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        """clock: Unix time, seconds, by which client tokens age. Raises RunError when what is at `path` is no such file."""
+        self._clock = clock
         self._lock = threading.RLock()
         self._depth = 0
         self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
@@ -49,6 +57,7 @@ class Store:
             self._database.execute("pragma journal_mode=wal")
             self._database.execute("pragma synchronous=full")  # a client was told that it is done
             self._database.executescript(_SCHEMA)
+            self._forget_old_tokens()
         except sqlite3.DatabaseError as error:
             self._database.close()
             raise RunError(f"{str(path)!r} cannot be used: {error}; move it away, or choose another --state") from error
@@ -115,41 +124,39 @@ class Store:
     def once(
         self, operation: str, token: str | None, params: Mapping[str, Any], make: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
-        """`make()`, all of whose writes are one transaction; for a client token that was used before, what it gave then.
+        """`make()`, all of whose writes are one transaction; for a client token of the last day, what it gave then.
 
         Raises ServiceError (ConflictException) when the token came with another request before.
         """
         with self.transaction():
             if token is None:
                 return make()
+            self._forget_old_tokens()
             digest = _digest(params)
-            used = self.find(_Token, f"{operation} {token}")
+            used = self._database.execute(
+                "select digest, reply from tokens where operation = ? and token = ?", (operation, token)
+            ).fetchone()
             if used is None:
                 reply = make()
-                self.put(_Token(operation=operation, token=token, digest=digest, reply=reply))
+                self._database.execute(
+                    "insert into tokens values (?, ?, ?, ?, ?)",
+                    (operation, token, digest, json.dumps(reply), self._clock()),
+                )
                 return reply
-            if used.digest != digest:
+            if used[0] != digest:
                 raise ServiceError(
                     "ConflictException",
                     f"client token {token!r} was used for another {operation} request; a new request needs a new one",
                 )
-            return used.reply
+            return dict(json.loads(used[1]))
 
     def forget_token(self, operation: str, token: str) -> None:
         """Makes a client token usable again: what it stood for has come to nothing."""
-        self.remove(_Token, f"{operation} {token}")
+        with self.transaction():
+            self._database.execute("delete from tokens where operation = ? and token = ?", (operation, token))
 
-
-class _Token(Record):
-    operation: str
-    token: str
-    digest: str
-    """Of the request's parameters."""
-    reply: dict[str, Any]
-
-    @property
-    def key(self) -> str:
-        return f"{self.operation} {self.token}"
+    def _forget_old_tokens(self) -> None:
+        self._database.execute("delete from tokens where used_at < ?", (self._clock() - _TOKEN_SECONDS,))
 
 
 def _digest(params: Mapping[str, Any]) -> str:
