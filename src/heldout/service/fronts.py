@@ -20,7 +20,10 @@ class Front(Protocol):
 
 
 def signed_request(request: web.Request, body: bytes) -> SignedRequest:
-    """A request as signatures are checked on."""
+    """A request as signatures are checked on: a header that comes several times has all its values."""
     path, _, query = request.raw_path.partition("?")
-    headers = {name.lower(): value for name, value in request.headers.items()}
+    headers = dict[str, str]()
+    for name, value in request.headers.items():
+        key = name.lower()
+        headers[key] = f"{headers[key]},{value}" if key in headers else value
     return SignedRequest(request.method, path, query, headers, body)

@@ -64,7 +64,7 @@ class JobRuntimes:
         arn = request.headers.get(_JOB_HEADER) or (_arn_in(await request.read()) if is_report else None)
         if not arn:
             raise invalid(f"which job? Send its ARN in the header {_JOB_HEADER}")
-        run = await asyncio.to_thread(self._run_of, arn)
+        run = await asyncio.to_thread(self._run_of, arn) if arn.isascii() else None  # a header may hold any bytes
         address = None if run is None else await asyncio.to_thread(runtime_address, run)
         if address is not None:
             return address

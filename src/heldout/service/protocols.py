@@ -16,9 +16,11 @@ from botocore.model import OperationModel
 
 from heldout.runtime.signing import SignedRequest
 from heldout.service.faults import ServiceError
-from heldout.service.values import Shape, from_json, from_text, to_json, to_text, wire_name
+from heldout.service.values import Shape, expect, from_json, from_text, to_json, to_text, wire_name
 
 _BODIES = ("structure", "list", "map")
+_NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What is no character of XML 1.0 (section 2.2)."""
 
 
 class WireReply(NamedTuple):
@@ -79,6 +81,11 @@ def path_pattern(operation: OperationModel) -> re.Pattern[str]:
     return _path_pattern(operation.http["requestUri"])[0]
 
 
+def xml_text(text: str) -> str:
+    """A text as XML can hold it: most control characters it cannot, not even escaped."""
+    return _NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def is_form(request: SignedRequest) -> bool:
     """Whether a request is of the query protocol: a form as its body, or, presigned, in its query."""
     if "x-amz-target" in request.headers:
@@ -106,7 +113,7 @@ def _parse_rest(operation: OperationModel, shape: Shape, request: SignedRequest)
     path = {label: unquote(text) for label, text in zip(labels, found.groups(), strict=True)} if found else {}
     query = parse_qs(request.query, keep_blank_values=True)
     payload = shape.serialization.get("payload")
-    body = {} if payload else _json(request.body)
+    body = {} if payload else expect(_json(request.body), dict, "the request")
     params: dict[str, Any] = {}
     for name, member in shape.members.items():
         key = wire_name(member, name)
@@ -250,4 +257,4 @@ def _add(parent: ElementTree.Element, name: str, shape: Shape, value: Any) -> No
 
 
 def _leaf(parent: ElementTree.Element, name: str, text: str) -> None:
-    ElementTree.SubElement(parent, name).text = text
+    ElementTree.SubElement(parent, name).text = xml_text(text)

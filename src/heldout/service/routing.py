@@ -53,7 +53,7 @@ class Router:
 
     def _asked(self, request: SignedRequest, signing_name: str | None) -> OperationModel:
         target = request.headers.get("x-amz-target")
-        if target:
+        if target and request.method == "POST":
             prefix, _, name = target.rpartition(".")
             models = [model for model in self._models.values() if model.metadata.get("targetPrefix") == prefix]
             return self._named(models, name, target)

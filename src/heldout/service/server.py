@@ -70,14 +70,19 @@ class Service:
     def application(self) -> web.Application:
         """To be run by aiohttp."""
         application = web.Application(client_max_size=_LARGEST_BODY)
-        application.router.add_route("*", "/{path:.*}", self._handle)
+        application.router.add_route("*", r"/{path:[\s\S]*}", self._handle)
         return application
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         for front in self._fronts:
             if front.takes(request):
                 return await front.answer(request)
-        reply = await self.answer(signed_request(request, await request.read()))
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            reply = render_error(None, _too_large(), is_query=is_form(signed_request(request, b"")))
+        else:
+            reply = await self.answer(signed_request(request, body))
         reply.headers["x-amzn-RequestId"] = str(uuid.uuid4())
         if isinstance(reply.body, bytes):
             return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
@@ -104,6 +109,11 @@ class Service:
             _log.exception("%s failed", "a request" if operation is None else operation.name)
             told = str(error) if isinstance(error, HeldoutError) else f"unexpected: {error!r}"
             return render_error(operation, ServiceError("InternalFailure", told), is_query=is_query)
+
+
+def _too_large() -> ServiceError:
+    told = f"the request's body is longer than {_LARGEST_BODY // 1024**2} MiB"
+    return ServiceError("RequestEntityTooLargeException", told, status=413)
 
 
 async def _called(function: Function, context: Context, params: Params) -> Reply:

@@ -18,6 +18,7 @@ from heldout.service import executions, jobs
 from heldout.service.auth import Gate, KeySource, is_loopback, own_keys
 from heldout.service.context import Context
 from heldout.service.hosting import HostedAgents
+from heldout.service.http_log import http_log
 from heldout.service.job_runtime import JobRuntimes
 from heldout.service.jobs import run_of
 from heldout.service.mlflow_pages import MlflowPages
@@ -81,7 +82,13 @@ async def serving(settings: Settings) -> AsyncIterator[Context]:
         runtimes = JobRuntimes(functools.partial(run_of, context), keys, settings.region)
         stack.push_async_callback(runtimes.stop)
         service = Service(context, gate, (Objects(gate), pages, runtimes))
-        runner = web.AppRunner(service.application(), access_log=None, shutdown_timeout=1.0)
+        runner = web.AppRunner(
+            service.application(),
+            access_log=None,
+            logger=http_log(),
+            auto_decompress=False,  # signatures cover a body as it came, and no operation here takes a compressed one
+            shutdown_timeout=1.0,
+        )
         await runner.setup()
         watching = asyncio.create_task(context.supervisor.watch())
         try:

@@ -36,7 +36,7 @@ def from_json(shape: Shape, value: Any, where: str = "the request") -> Any:
         case "structure" if getattr(shape, "is_document_type", False):
             return value
         case "structure":
-            given = _expect(value, dict, where)
+            given = expect(value, dict, where)
             return {
                 name: from_json(member, given[key], _below(where, key))
                 for name, member in shape.members.items()
@@ -45,11 +45,11 @@ def from_json(shape: Shape, value: Any, where: str = "the request") -> Any:
         case "list":
             return [
                 from_json(shape.member, item, f"{where}.{number}")
-                for number, item in enumerate(_expect(value, list, where), 1)
+                for number, item in enumerate(expect(value, list, where), 1)
                 if item is not None
             ]
         case "map":
-            given = _expect(value, dict, where)
+            given = expect(value, dict, where)
             return {key: from_json(shape.value, item, _below(where, key)) for key, item in given.items()}
         case _:
             return _scalar_from_json(shape, value, where)
@@ -114,6 +114,13 @@ def to_text(shape: Shape, value: Any, timestamp_format: str) -> str:
             return str(value)
 
 
+def expect(value: Any, kind: type | tuple[type, ...], where: str) -> Any:
+    """`value`, which came as `where`. Raises ServiceError (SerializationException) when it is of another type."""
+    if not isinstance(value, kind):
+        raise _unexpected(where, value, _NAMES[kind if isinstance(kind, type) else kind[-1]])
+    return value
+
+
 def _scalar_from_json(shape: Shape, value: Any, where: str) -> Any:
     kind = shape.type_name
     if kind == "timestamp":
@@ -121,14 +128,14 @@ def _scalar_from_json(shape: Shape, value: Any, where: str) -> Any:
     if kind == "blob":
         return _blob(value, where)
     if kind == "boolean":
-        return _expect(value, bool, where)
+        return expect(value, bool, where)
     if isinstance(value, bool):
         raise _unexpected(where, value, kind)
     if kind in _WHOLE:
-        return _expect(value, int, where)
+        return expect(value, int, where)
     if kind in _FRACTIONS:
-        return float(_expect(value, (int, float), where))
-    return _expect(value, str, where)
+        return float(expect(value, (int, float), where))
+    return expect(value, str, where)
 
 
 def _timestamp(value: Any, where: str) -> datetime:
@@ -140,15 +147,9 @@ def _timestamp(value: Any, where: str) -> datetime:
 
 def _blob(value: Any, where: str) -> bytes:
     try:
-        return base64.b64decode(_expect(value, str, where), validate=True)
+        return base64.b64decode(expect(value, str, where), validate=True)
     except binascii.Error:
         raise _unexpected(where, value, "blob") from None
-
-
-def _expect(value: Any, kind: type | tuple[type, ...], where: str) -> Any:
-    if not isinstance(value, kind):
-        raise _unexpected(where, value, _NAMES[kind if isinstance(kind, type) else kind[-1]])
-    return value
 
 
 _NAMES: Mapping[type, str] = {
