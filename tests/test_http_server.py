@@ -130,9 +130,18 @@ async def test_a_client_that_would_rather_speak_http_2_is_answered_in_1_1(body: 
     assert answer.endswith(b"POST abc")
 
 
+async def test_a_client_that_asks_for_http_2_in_each_of_several_requests_at_once_is_answered_each_time() -> None:
+    upgrade = b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    async with serving(echo) as port:
+        answer = await said(port, b"GET /1 HTTP/1.1\r\n" + upgrade + b"GET /2 HTTP/1.1\r\n" + upgrade + closing(POST))
+    assert answer.count(b"HTTP/1.1 200") == 3
+    assert answer.index(b"X-Path: /1?") < answer.index(b"X-Path: /2?") < answer.index(b"X-Path: /echo?")
+
+
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
+        (b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\nPRI * what\r\n\r\n", b"400 Bad Request"),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"400 Bad Request"),
         (b"POST / HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc", b"400 Bad Request"),
         (b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nabc", b"400 Bad Request"),

@@ -369,9 +369,7 @@ class _Connection(asyncio.Protocol):
             return
         was_in_head = self._is_in_head
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._decline_upgrade(data[upgrade.args[0] :])
+            self._parse(data)
         except httptools.HttpParserError as problem:
             self._refuse(400, str(problem))
             return
@@ -384,6 +382,15 @@ class _Connection(asyncio.Protocol):
             self._reader.set_result(None)
         self._start_next()
         self._pause_if_ahead()
+
+    def _parse(self, data: bytes) -> None:
+        while data:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                self._decline_upgrade()
+                data = data[upgrade.args[0] :]
 
     def _throw_away(self, num_bytes: int) -> None:
         self._thrown_away += num_bytes
@@ -402,7 +409,7 @@ class _Connection(asyncio.Protocol):
         else:
             self.abort()
 
-    def _decline_upgrade(self, rest: bytes) -> None:
+    def _decline_upgrade(self) -> None:
         """Goes on in HTTP/1.1, as a server may that has nothing to upgrade to (RFC 9110, section 7.8).
 
         The parser has stopped where the other protocol would begin, so the body is given to another one.
@@ -413,8 +420,6 @@ class _Connection(asyncio.Protocol):
             self._arriving = None
             self._waiting.remove(request)  # it is not begun: that comes after the parser has had all of the data
             self._parser.feed_data(_head_without_upgrade(request))
-        if rest:
-            self._parser.feed_data(rest)
 
     # What the parser calls.
 
