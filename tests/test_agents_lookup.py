@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from heldout.agents.entry_point import check_entry_point
+from heldout.agents.lookup import check_entry_point
 from heldout.errors import ReferenceProblem
 
 
@@ -23,6 +23,11 @@ from heldout.errors import ReferenceProblem
         "def __getattr__(name): ...",
         "try:\n    from fast import solve\nexcept ImportError:\n    def solve(payload): ...",
         "if True:\n    pass\nelse:\n    with open('x') as f:\n        solve = f",
+        "with open('x') as solve:\n    pass",
+        "for solve in makers if makers else []:\n    pass",
+        "if this if that else other:\n    def solve(payload): ...",
+        "try:\n    make()\nexcept* OSError:\n    def solve(payload): ...",
+        "match kind:\n    case 'fast':\n        def solve(payload): ...",
         "raise SystemExit('run me and I say no')\ndef solve(payload): ...",
     ],
 )
@@ -56,6 +61,7 @@ def test_modules_are_found_in_the_working_directory_without_importing_their_pack
         ),
         ("no/such.py:solve", "agent 'no/such.py:solve' not found: there is no file no/such.py in {folder}."),
         ("pack.x:solve", "agent 'pack.x:solve' not found: there is no module pack in {folder} or installed"),
+        ("__main__:solve", "agent '__main__:solve' not found: there is no module __main__ in {folder} or installed"),
         ("json.x:solve", "agent 'json.x:solve' not found: there is no module json.x in {folder} or installed"),
         ("bad.py:solve", "agent 'bad.py:solve' cannot be imported: SyntaxError: expected ':' (bad.py:2)"),
         (

@@ -12,8 +12,6 @@ from heldout.agents.process import WorkerGone, WorkerProblem, WorkerProcess, Wor
 from heldout.errors import ReferenceProblem
 from heldout.http.connections import Connections
 
-__all__ = ["EntryPointAgent", "check_entry_point"]
-
 _GIVE_UP_AFTER = 3
 """So many starts that failed in a row, with no worker left: the agent counts as unreachable until one succeeds."""
 _FIRST_PAUSE_SECONDS = 0.2
@@ -145,7 +143,8 @@ class EntryPointAgent(Agent):
             else:
                 self._num_failures = 0
                 self._ready.append(worker)
-            self._num_starting -= is_first and self._num_starting > 0
+            if is_first and self._num_starting:  # none are left to wait for once `_stop_spreading` was called
+                self._num_starting -= 1
             is_first = False
             self._notify()
             if worker in self._ready:

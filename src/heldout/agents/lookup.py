@@ -5,7 +5,7 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def check_entry_point(entry_point: str, *, working_directory: Path | None = None
         raise ReferenceProblem(
             f"{role} {entry_point!r} cannot be imported: {type(error).__name__}: {reason}{place}"
         ) from error
-    names = set(_defined_names(tree.body))
+    names = set(_defined_names([tree]))
     if parsed.name not in names and not names & {"*", "__getattr__"}:
         raise ReferenceProblem(
             f"{role} {entry_point!r} not found: {parsed.source} has no function {parsed.name!r}."
@@ -89,7 +89,7 @@ def _find_module(entry_point: EntryPoint, folder: Path) -> Path | None:
         # By its last name alone: with the full name, finders look the parents up among the imported modules.
         spec = importlib.machinery.PathFinder.find_spec(part, search)
         if spec is None and depth == 1:
-            spec = importlib.util.find_spec(part)  # editable installs have finders of their own
+            spec = _installed(part)
         if spec is None:
             name = ".".join(entry_point.source.split(".")[:depth])
             raise ReferenceProblem(
@@ -100,20 +100,24 @@ def _find_module(entry_point: EntryPoint, folder: Path) -> Path | None:
     return Path(origin) if origin is not None and origin.endswith(".py") else None
 
 
-def _defined_names(body: Sequence[ast.stmt]) -> Iterator[str]:
+def _installed(module: str) -> importlib.machinery.ModuleSpec | None:
+    """By all finders: editable installs have their own."""
+    try:
+        return importlib.util.find_spec(module)
+    except ValueError:  # `__main__`: imported, but from nowhere that another process could import it from
+        return None
+
+
+def _defined_names(nodes: Iterable[ast.AST]) -> Iterator[str]:
     """Names that a module's statements bind at its top level, in blocks (`if`, `try`, `with`) too; `*` for a star import."""
-    for statement in body:
-        match statement:
+    for node in nodes:
+        match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
                 yield name
             case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
                 yield from (alias.asname or alias.name.partition(".")[0] for alias in aliases)
-            case ast.If() | ast.Try() | ast.With() | ast.For() | ast.While() | ast.Match():
-                for child in ast.iter_child_nodes(statement):
-                    yield from _defined_names([child] if isinstance(child, ast.stmt) else getattr(child, "body", []))
+            case ast.expr():
+                names = (inner for inner in ast.walk(node) if isinstance(inner, ast.Name))
+                yield from (name.id for name in names if isinstance(name.ctx, ast.Store))
             case _:
-                yield from (
-                    node.id
-                    for node in ast.walk(statement)
-                    if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-                )
+                yield from _defined_names(ast.iter_child_nodes(node))
