@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heldout.errors import HyperparameterError, InputError, ReferenceProblem
+from heldout.errors import HyperparameterError, InputError, ReferenceProblem, shown
 from heldout.job.document import JobConfigDocument
 from heldout.job.hyperparameters import SPECIFICATIONS, Hyperparameters, canonical_name
 from heldout.job.references import (
@@ -79,6 +79,11 @@ def test_defaults_are_those_of_the_service() -> None:
         ("pass_k_values", [10**20], "a list of integers"),
         ("max_tokens", 10**20, "from 1 to 2147483647"),
         ("seed", -1, "from 0 to 2147483647"),
+        ("seed", 10**400, "from 0 to 2147483647"),
+        ("rollout_timeout", 10**400, "a number above 0"),
+        ("pass_k_values", "1,²", "a list of integers from 1 up"),
+        ("pass_k_values", "1," + "2" * 5000, "a list of integers from 1 up"),
+        ("pass_k_values", "[" * 100_000, "a list of integers from 1 up"),
         ("rollout_timeout", 0, "a number above 0 ("),
         ("success_threshold", math.inf, "finite"),
         ("rollout.timeout", -1, "above 0"),
@@ -90,7 +95,7 @@ def test_a_bad_value_is_named_with_what_was_expected(name: str, value: object, w
     with pytest.raises(HyperparameterError) as error:
         Hyperparameters({name: value})
     assert repr(canonical_name(name)) in str(error.value)
-    assert repr(value) in str(error.value)
+    assert shown(value) in str(error.value)
     assert words in str(error.value)
 
 

@@ -14,6 +14,7 @@ from heldout.errors import HyperparameterError, did_you_mean, shown
 Value = int | float | bool | str | tuple[int, ...]
 _MOST = 2**31 - 1
 """Of any integer without another limit: model servers read token counts and seeds into 32 bits."""
+_DIGITS = len(str(_MOST))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,15 +67,17 @@ class Specification:
             return value if isinstance(value, bool) else None
         if isinstance(self.default, tuple):
             return _counts(value)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return None
+        try:
+            number = float(value)
+        except OverflowError:  # an integer beyond what a float can hold, and beyond every range
+            return None
+        if not math.isfinite(number) or not self._is_in_range(number):
             return None
         if isinstance(self.default, int):
-            if value != int(value):
-                return None
-            value = int(value)
-        else:
-            value = float(value)
-        return value if self._is_in_range(value) else None
+            return int(number) if number.is_integer() else None
+        return number
 
     def _is_in_range(self, value: float) -> bool:
         if self.low is not None and (value <= self.low if self.is_low_excluded else value < self.low):
@@ -88,9 +91,10 @@ def _from_text(value: object) -> object:
     text = value.strip()
     try:
         parsed: object = json.loads(text.lower() if text in ("True", "False") else text)
-    except ValueError:
+    except (ValueError, RecursionError):
         parts = [part.strip() for part in text.strip("()").split(",")]
-        return [int(part) for part in parts] if len(parts) > 1 and all(p.isdigit() for p in parts) else value
+        are_counts = len(parts) > 1 and all(part.isdecimal() and len(part) <= _DIGITS for part in parts)
+        return [int(part) for part in parts] if are_counts else value
     return parsed
 
 
