@@ -44,9 +44,8 @@ from heldout.errors import HeldoutError, InputError
 from heldout.evaluator_summary import Said
 from heldout.job.document import DEFAULT_RUNTIME_SECONDS, MAX_RUNTIME_SECONDS
 from heldout.job.hyperparameters import Hyperparameters
-from heldout.job.references import parse_agent, parse_model
+from heldout.job.references import model_uri, parse_agent, parse_model
 from heldout.job.registry import Registry
-from heldout.pipeline.definition import model_uri
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.request import EvaluationRequest
 from heldout.pipeline.resolution import resolve_policies

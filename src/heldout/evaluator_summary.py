@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
-from heldout.job.references import AgentContainer, AgentReference, EntryPoint
-from heldout.pipeline.definition import Shape, model_uri
+from heldout.job.references import agent_uri, model_uri
+from heldout.pipeline.definition import Shape
 from heldout.pipeline.request import EvaluationRequest, Tracking
 from heldout.pipeline.resolution import short_name
 
@@ -29,7 +29,7 @@ class Said(NamedTuple):
                 "Fine-tuned": model_uri(played) if request.shape is not Shape.BASE_ONLY else None,
                 "Eval mode": request.shape,
                 "Dataset": request.dataset,
-                "Agent": _agent_uri(request.agent),
+                "Agent": agent_uri(request.agent),
                 "Output": output,
                 "Region": region,
                 "MLflow": "off" if mlflow is None else mlflow.uri,
@@ -57,11 +57,3 @@ class Said(NamedTuple):
             if value is not None:
                 print(f"  {name:<15}: {value}")
         print(_RULE)
-
-
-def _agent_uri(agent: AgentReference) -> str:
-    match agent:
-        case EntryPoint(uri) | AgentContainer(uri):
-            return uri
-        case _:
-            return agent.arn

@@ -25,8 +25,8 @@ from heldout.job.references import (
     EntryPoint,
     LambdaAgent,
     ModelReference,
+    model_uri,
 )
-from heldout.pipeline.definition import model_uri
 from heldout.policies.base import Policy
 from heldout.policies.embedded import EMBEDDED_MODELS, EmbeddedPolicy
 from heldout.policies.endpoint import EndpointPolicy

@@ -11,9 +11,9 @@ from heldout.backends.known import remember
 from heldout.backends.services import check_document
 from heldout.errors import InputError, shown
 from heldout.job.document import JobConfigDocument
-from heldout.job.references import EntryPoint, checked_tracking_uri
+from heldout.job.references import EntryPoint, checked_tracking_uri, model_uri
 from heldout.job.registry import Registry
-from heldout.pipeline.definition import PIPELINE_PREFIX, Surroundings, model_uri, render
+from heldout.pipeline.definition import PIPELINE_PREFIX, Surroundings, render
 from heldout.pipeline.evaluation import LOCAL_ACCOUNT, Evaluation
 from heldout.pipeline.request import EvaluationRequest, Tracking
 from heldout.pipeline.resolution import Policies, short_name

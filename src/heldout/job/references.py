@@ -114,6 +114,20 @@ def parse_model(text: str, embedded_names: frozenset[str]) -> ModelReference:
     )
 
 
+def model_uri(model: ModelReference) -> str:
+    """A model in one string, as `parse_model` takes it."""
+    match model:
+        case EndpointModel(urls, name, variable):
+            option = "" if variable is None else f"?key-variable={variable}"
+            return f"{','.join(urls)}{option}{name and '#'}{name}"
+        case EmbeddedModel(name, adapter):
+            return name if adapter is None else f"{name}+{adapter}"
+        case HubModel(name):
+            return name
+        case ModelPackage(arn):
+            return arn
+
+
 def _endpoint(text: str) -> EndpointModel:
     address, _, name = text.partition("#")
     replicas = re.split(r",(?=https?://)", name)
@@ -179,6 +193,15 @@ def parse_agent(text: str, qualifier: str | None = None) -> AgentReference:
         f"agent {shown(text)} is not one of: file.py:function, package.module:function, http://host:port, a Bedrock "
         f"AgentCore ARN, a Lambda ARN.{hint}"
     )
+
+
+def agent_uri(agent: AgentReference) -> str:
+    """An agent in one string, as `parse_agent` takes it beside a qualifier."""
+    match agent:
+        case EntryPoint(uri) | AgentContainer(uri) | LambdaAgent(uri):
+            return uri
+        case AgentCoreRuntime(arn, _):
+            return arn
 
 
 def checked_tracking_uri(uri: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from heldout.errors import InputError
 from heldout.job.document import JobConfigDocument
-from heldout.job.references import EmbeddedModel, EndpointModel, HubModel, ModelPackage, ModelReference
+from heldout.job.references import model_uri
 
 VERSION = "2020-12-01"
 JOB_CATEGORY = "AgentRFTEvaluation"
@@ -102,20 +102,6 @@ def render(jobs: EvaluationJobs, surroundings: Surroundings) -> dict[str, Any]:
         steps.append(_evaluate(name, document, surroundings, after=steps[-1]["Name"]))
     steps.append(_associate(documents, surroundings))
     return {"Version": VERSION, "Metadata": {}, "Parameters": [], "Steps": steps}
-
-
-def model_uri(model: ModelReference) -> str:
-    """A model in one string, as `heldout.job.references.parse_model` takes it."""
-    match model:
-        case EndpointModel(urls, name, variable):
-            option = "" if variable is None else f"?key-variable={variable}"
-            return f"{','.join(urls)}{option}{name and '#'}{name}"
-        case EmbeddedModel(name, adapter):
-            return name if adapter is None else f"{name}+{adapter}"
-        case HubModel(name):
-            return name
-        case ModelPackage(arn):
-            return arn
 
 
 def _create_action(document: JobConfigDocument, surroundings: Surroundings) -> dict[str, Any]:

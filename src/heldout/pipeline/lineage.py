@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from heldout.job.document import JobConfigDocument
-from heldout.job.references import AgentContainer, AgentCoreRuntime, EmbeddedModel, EntryPoint, LambdaAgent
-from heldout.pipeline.definition import model_uri
+from heldout.job.references import EmbeddedModel, EntryPoint, agent_uri, model_uri
 from heldout.pipeline.evaluation import Evaluation
 from heldout.policies.embedded import find_weights
 from heldout.rollouts.run import Run
@@ -84,12 +83,10 @@ def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 def agent_of(document: JobConfigDocument) -> Artifact:
     """The agent of a job, hashed as it is now."""
-    match document.agent_config.agent:
-        case EntryPoint(entry_point):
-            path = Path(entry_point.rpartition(":")[0])
-            return Artifact(entry_point, "Agent", entry_point, _hash(path) if path.is_file() else None)
-        case AgentContainer(uri) | AgentCoreRuntime(uri) | LambdaAgent(uri):
-            return Artifact(uri, "Agent", uri)
+    agent = document.agent_config.agent
+    uri = agent_uri(agent)
+    file = Path(uri.rpartition(":")[0])
+    return Artifact(uri, "Agent", uri, _hash(file) if isinstance(agent, EntryPoint) and file.is_file() else None)
 
 
 def dataset_of(run: Run) -> Artifact:

@@ -18,8 +18,8 @@ from heldout.job.document import (
 )
 from heldout.job.hyperparameters import Hyperparameters
 from heldout.job.locations import located, located_agent, located_model
-from heldout.job.references import AgentReference, HubModel, ModelPackage, ModelReference
-from heldout.pipeline.definition import EvaluationJobs, Shape, choose_shape, model_uri
+from heldout.job.references import AgentReference, HubModel, ModelPackage, ModelReference, model_uri
+from heldout.pipeline.definition import EvaluationJobs, Shape, choose_shape
 from heldout.pipeline.resolution import Policies
 from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN
 

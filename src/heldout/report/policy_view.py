@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 import pyarrow.parquet as pq
 
-from heldout.job.references import EmbeddedModel, EndpointModel
+from heldout.job.references import EmbeddedModel, EndpointModel, ModelReference, agent_uri, model_uri
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.summary import Summary, summarize
 from heldout.report.charts import Curve
@@ -94,7 +94,7 @@ class PolicyView:
         started = datetime.fromtimestamp(state.started_at or state.created_at, UTC)
         return [
             ("model", one_line(_model_name(document.model), _TEXT_CHARACTERS)),
-            ("agent", one_line(_reference(document.agent_config.agent), _TEXT_CHARACTERS)),
+            ("agent", one_line(agent_uri(document.agent_config.agent), _TEXT_CHARACTERS)),
             ("prompts", one_line(document.prompts.data_source.dataset, _TEXT_CHARACTERS)),
             ("rollouts", f"{group} of each prompt, {self.rows.num_rollouts:,} finished"),
             (
@@ -175,22 +175,14 @@ def _curve(summary: Summary, ks: tuple[int, ...], metric: str, name: str, style:
     )
 
 
-def _model_name(model: object) -> str:
+def _model_name(model: ModelReference) -> str:
     match model:
         case EndpointModel(urls, name, _):
             return f"{name} at {', '.join(urls)}"
         case EmbeddedModel(name, adapter):
             return name if adapter is None else f"{name} + {Path(adapter).name}"
         case _:
-            return _reference(model)
-
-
-def _reference(reference: object) -> str:
-    """What a reference names, whichever of its kinds it is."""
-    for name in ("entry_point", "url", "arn", "name"):
-        if value := getattr(reference, name, None):
-            return str(value)
-    return "unknown"
+            return model_uri(model)
 
 
 def _duration(seconds: float) -> str:

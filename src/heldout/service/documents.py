@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 from heldout.backends.services import check_document
 from heldout.errors import HeldoutError
 from heldout.job.document import JobConfigDocument
-from heldout.job.references import AgentCoreRuntime, LambdaAgent
-from heldout.pipeline.definition import JOB_CATEGORY, JOB_SCHEMA_VERSION, model_uri
+from heldout.job.references import AgentCoreRuntime, LambdaAgent, model_uri
+from heldout.pipeline.definition import JOB_CATEGORY, JOB_SCHEMA_VERSION
 from heldout.service.context import Context
 from heldout.service.faults import invalid, not_found
 from heldout.service.mlflow_apps import registry_with_apps

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from heldout.errors import RunError
+from heldout.job.references import agent_uri
 from heldout.rollouts.run import FINE_TUNED_RUN, JobStatus, Run, write_whole
 from heldout.tracking.comparison_data import ComparisonData
 from heldout.tracking.connection import (
@@ -31,7 +32,7 @@ from heldout.tracking.connection import (
     ui_command,
     without_password,
 )
-from heldout.tracking.run_data import RunData, agent_text, metric_name
+from heldout.tracking.run_data import RunData, metric_name
 
 if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
@@ -219,7 +220,7 @@ def _log_traces(store: Connection, run: Run, logged: LoggedRun, max_traces: int)
         run_id=logged.run_id,
         run_name=logged.run_name,
         max_traces=max_traces,
-        source=agent_text(run.document.agent_config.agent),
+        source=agent_uri(run.document.agent_config.agent),
     )
     if traces.is_capped:
         store.client.set_tag(logged.run_id, "heldout.traces", traces.text)

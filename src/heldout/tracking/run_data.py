@@ -10,16 +10,7 @@ import orjson
 
 from heldout import __version__
 from heldout.job.document import JobConfigDocument
-from heldout.job.references import (
-    AgentContainer,
-    AgentReference,
-    EmbeddedModel,
-    EndpointModel,
-    EntryPoint,
-    HubModel,
-    ModelPackage,
-    ModelReference,
-)
+from heldout.job.references import agent_uri, model_uri
 from heldout.report.numbers import interval_text, number
 from heldout.rollouts.run import Run
 
@@ -94,35 +85,11 @@ def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]], *, room
     return "\n".join(lines) + (f"\n\n{left_out} more in the artifacts." if left_out else "")
 
 
-def model_text(model: ModelReference) -> str:
-    """The model as a user would write it."""
-    match model:
-        case EndpointModel(urls, name, _):
-            return ",".join(urls) + (f"#{name}" if name else "")
-        case EmbeddedModel(name, adapter):
-            return name if adapter is None else f"{name}+{adapter}"
-        case HubModel(name):
-            return name
-        case ModelPackage(arn):
-            return arn
-
-
-def agent_text(agent: AgentReference) -> str:
-    """The agent as a user would write it."""
-    match agent:
-        case EntryPoint(entry_point):
-            return entry_point
-        case AgentContainer(url):
-            return url
-        case _:
-            return agent.arn
-
-
 def _parameters(document: JobConfigDocument) -> dict[str, str]:
     prompts = document.prompts
     values: dict[str, object] = {
-        "model": model_text(document.model),
-        "agent": agent_text(document.agent_config.agent),
+        "model": model_uri(document.model),
+        "agent": agent_uri(document.agent_config.agent),
         "dataset": prompts.data_source.dataset,
         "limit": prompts.limit,
         "shuffle_seed": prompts.shuffle_seed,

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 from heldout.backends.sagemaker.account import Account, pages, told
 from heldout.errors import ReferenceProblem, shown
-from heldout.job.references import HubModel, ModelPackage, ModelReference
+from heldout.job.references import HubModel, ModelPackage, ModelReference, model_uri
 from heldout.job.registry import hub_content_name
-from heldout.pipeline.definition import model_uri
 from heldout.pipeline.resolution import Policies
 
 PUBLIC_HUB = "SageMakerPublicHub"

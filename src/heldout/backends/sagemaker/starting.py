@@ -16,7 +16,7 @@ from heldout.backends.sagemaker.spelling import spelled
 from heldout.backends.starting import NO_TRACKING
 from heldout.errors import CloudError, InputError, shown
 from heldout.job.document import JobConfigDocument
-from heldout.job.references import AgentContainer, EntryPoint
+from heldout.job.references import AgentContainer, EntryPoint, agent_uri
 from heldout.job.registry import Registry
 from heldout.pipeline.definition import (
     JOB_CATEGORY,
@@ -172,10 +172,8 @@ def _execution_name(base: str) -> str:
 
 def _check_places(request: EvaluationRequest) -> None:
     """Whether everything that is named is in AWS, and nothing is asked for that only this machine does."""
-    if isinstance(request.agent, EntryPoint):
-        raise not_in_aws("agent", request.agent.entry_point)
-    if isinstance(request.agent, AgentContainer):
-        raise not_in_aws("agent", request.agent.url)
+    if isinstance(request.agent, EntryPoint | AgentContainer):
+        raise not_in_aws("agent", agent_uri(request.agent))
     if not request.output.startswith("s3://"):
         raise not_in_aws("s3_output_path", request.output)
     if not request.dataset.startswith(("s3://", "arn:")):
