@@ -30,6 +30,8 @@ PROMPTS = [
     'return {"score": 1}',
     'return {"reward": "high"}',
     'return {"reward": []}',
+    'return {"reward": [1e308, 1e308]}',
+    'return {"reward": true}',
     'return {"errorType": "ValidationError", "errorMessage": "no board"}',
 ]
 Rows = Mapping[str, dict[str, Any]]
@@ -56,6 +58,10 @@ def test_a_returned_reward_scores_the_rollout_and_its_turns_are_kept(ended: Rows
     assert (row["status"], row["reward"], row["success"], row["turns"], row["attempts"]) == ("scored", 1.0, True, 3, 1)
     assert row["prompt_tokens"] > 0
     assert row["response_tokens"] > 0
+
+
+def test_a_returned_reward_may_be_what_a_comparison_gave(ended: Rows) -> None:
+    assert ended['return {"reward": true}']["reward"] == 1.0
 
 
 def test_named_metrics_become_columns(ended: Rows) -> None:
@@ -93,6 +99,7 @@ def test_a_second_report_with_another_reward_is_a_conflict(run: Run, ended: Rows
         ('return {"score": 1}', "agent", "no_reward", "score"),
         ('return {"reward": "high"}', "reward", "bad_reward", "high"),
         ('return {"reward": []}', "reward", "bad_reward", "[]"),
+        ('return {"reward": [1e308, 1e308]}', "reward", "bad_reward", "1e+308"),
         (
             'return {"errorType": "ValidationError", "errorMessage": "no board"}',
             "agent",

@@ -158,7 +158,7 @@ NO_REWARDS = [
 ]
 
 
-@pytest.mark.parametrize("rewards", [*NO_REWARDS, f"[{10**400}]"])
+@pytest.mark.parametrize("rewards", [*NO_REWARDS, f"[{10**400}]", "[1e308, 1e308]"])
 async def test_a_reward_that_is_no_finite_number_is_refused_and_fails_the_attempt(bench: Bench, rewards: str) -> None:
     trajectory = bench.open()
     body = f'{{"TrajectoryId": "{trajectory.id}", "Rewards": {rewards}}}'.encode()

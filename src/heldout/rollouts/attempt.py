@@ -19,6 +19,7 @@ from heldout.agents.base import Agent, Invocation, InvocationResult, Outcome
 from heldout.job.records import Attempt, Boundary, Failure, Prompt
 from heldout.rollouts.journal import Journal
 from heldout.runtime import JobRuntime, Report, ReportKind, ReportRefused, Trajectory
+from heldout.runtime.reports import finite_number
 from heldout.runtime.trajectories import CLOSED, HUNG_UP
 
 _GRACE_SECONDS = 30.0
@@ -345,7 +346,7 @@ def _encodable(text: str) -> str:
 
 
 def parsed_rewards(reward: object) -> tuple[float, ...] | None:
-    """A returned reward as one or several finite numbers; None when it is anything else."""
+    """A returned reward as one or several finite numbers with a finite sum; None when it is anything else."""
     values = reward if isinstance(reward, list) else [reward]
     rewards = [_finite(value) for value in values]
     finite = tuple(value for value in rewards if value is not None)
@@ -353,13 +354,8 @@ def parsed_rewards(reward: object) -> tuple[float, ...] | None:
 
 
 def _finite(value: object) -> float | None:
-    if not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
+    """As a report's numbers are read, but for true and false: an agent in Python returns what a comparison gave it."""
+    return float(value) if isinstance(value, bool) else finite_number(value)
 
 
 def _reported_error(body: object) -> str | None:

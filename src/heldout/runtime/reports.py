@@ -36,7 +36,7 @@ class Report:
 
     kind: ReportKind
     rewards: tuple[float, ...] = ()
-    """One value, or one for each turn; all finite. Empty unless REWARDED."""
+    """One value, or one for each turn; all finite, as is their sum. Empty unless REWARDED."""
     metrics: tuple[tuple[str, float], ...] = ()
     """Named finite numbers that came beside the reward."""
     message: str = ""
@@ -92,12 +92,24 @@ def reward(body: ReportBody) -> Report:
         raise invalid("Rewards is missing; it must be a list of finite numbers: one, or one for each turn")
     values = body.fields["Rewards"]
     metrics = _metrics(body.fields.get("Metrics"))
-    numbers = [_finite(value) for value in values] if isinstance(values, list) else []
+    numbers = [finite_number(value) for value in values] if isinstance(values, list) else []
     rewards = tuple(number for number in numbers if number is not None)
-    if rewards and len(rewards) == len(numbers):
+    if rewards and len(rewards) == len(numbers) and math.isfinite(sum(rewards)):
         return Report(ReportKind.REWARDED, rewards, metrics)
-    message = f"the agent reported Rewards {shown(values)}; they must be a list of finite numbers, at least one"
+    expected = "a list of finite numbers, at least one, with a finite sum"
+    message = f"the agent reported Rewards {shown(values)}; they must be {expected}"
     return Report(ReportKind.FAILED, message=message, failure_kind="bad_reward")
+
+
+def finite_number(value: object) -> float | None:
+    """A JSON number as a float; None for what is none (true and false too), or is too large for one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 @dataclass(slots=True)
@@ -166,20 +178,10 @@ def _metrics(value: object) -> tuple[tuple[str, float], ...]:
         raise invalid(f"Metrics is {shown(value)}; it must be an object of finite numbers by name")
     metrics = []
     for name, given in value.items():
-        number = _finite(given)
+        number = finite_number(given)
         if number is None:
             raise invalid(f"Metrics[{name!r}] is {shown(given)}; it must be a finite number")
         if not name.strip():
             raise invalid(f"Metrics[{name!r}] has no name; every metric needs one")
         metrics.append((name, number))
     return tuple(metrics)
-
-
-def _finite(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
