@@ -131,5 +131,32 @@ async def test_an_address_that_is_no_agent_is_refused() -> None:
     async with served(Container().handle) as url:
         with pytest.raises(ReferenceProblem, match=r"answers GET .* with status 404; expected 200"):
             await HttpAgent(url).start()
-    with pytest.raises(ReferenceProblem, match="'ftp://x' is not an address"):
-        HttpAgent("ftp://x")
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("ftp://x", "expected http://host:port"),
+        ("http://x:99999", "out of range"),
+        ("http://x/agent?version=2", "without '?' and '#'"),
+    ],
+)
+def test_what_is_no_address_of_an_agent_is_refused_with_the_reason(url: str, reason: str) -> None:
+    with pytest.raises(ReferenceProblem) as raised:
+        HttpAgent(url)
+    assert f"agent {url!r} is not an address" in str(raised.value)
+    assert reason in str(raised.value)
+
+
+async def test_a_path_with_other_letters_than_ascii_is_asked_for_as_browsers_do() -> None:
+    asked: list[str] = []
+
+    async def healthy(request: web.Request) -> web.Response:
+        asked.append(request.raw_path)
+        return web.json_response({"status": "Healthy"})
+
+    async with served(healthy) as url:
+        agent = HttpAgent(f"{url}/über uns")
+        await agent.start()
+        await agent.stop()
+    assert asked == ["/%C3%BCber%20uns/ping"]

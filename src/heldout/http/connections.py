@@ -10,9 +10,9 @@ import sys
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, cast
-from urllib.parse import urlsplit
 
 import httptools
+from yarl import URL
 
 _PAUSE_BYTES = 1024 * 1024
 """A streamed reply that nobody reads stops being read from the network here."""
@@ -33,14 +33,14 @@ class Site:
     """
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        port = parts.port
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        site = URL(url)
+        if site.scheme not in ("http", "https") or not site.raw_host:
             raise ValueError("expected http://host:port or https://host:port")
-        is_tls = parts.scheme == "https"
-        self.origin = Origin(parts.hostname, port or (443 if is_tls else 80), is_tls)
-        self._host = parts.netloc.rpartition("@")[2]
-        self._path = parts.path.rstrip("/")
+        if site.raw_query_string or site.raw_fragment:
+            raise ValueError("expected an address without '?' and '#', below which paths are asked for")
+        self.origin = Origin(site.raw_host, site.port or 80, site.scheme == "https")
+        self._host = site.host_port_subcomponent
+        self._path = site.raw_path.rstrip("/")
 
     def request(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> bytes:
         """A whole request, for `Connections.request`. Names and values of headers must be printable ASCII."""
