@@ -1,4 +1,4 @@
-"""compare, plan, gate and rescore as typed at a terminal, with good input and bad."""
+"""compare, plan, gate, rescore and show as typed at a terminal, with good input and bad."""
 
 import json
 import shutil
@@ -10,9 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 import typer
 
-from heldout import cli_numbers
-from heldout.backends.results import run_results
-from heldout.cli_output import print_shown
+from heldout import cli_numbers, cli_started
 from heldout.errors import HeldoutError, InputError, RunError
 from heldout.rollouts.run import Run
 from report_runs import Play, written_run
@@ -37,6 +35,7 @@ def heldout(capsys: pytest.CaptureFixture[str]) -> Heldout:
     """Runs a command in this process; bad input raises, as the command line's own error line is one place for all."""
     app = typer.Typer()
     cli_numbers.add_to(app)
+    cli_started.add_to(app)
 
     def run(*arguments: object) -> Said:
         capsys.readouterr()
@@ -239,40 +238,38 @@ def test_a_scorer_that_is_not_there_is_named(heldout: Heldout, tmp_path: Path, b
         heldout("rescore", better.folder, "--scorer", f"{tmp_path / 'judge.py'}:jugde")
 
 
-def test_one_rollout_is_shown_turn_by_turn(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_one_rollout_is_shown_turn_by_turn(heldout: Heldout, tmp_path: Path) -> None:
     run = written_run(tmp_path / "run", [[Play(1.0, says=("first guess", "second guess"))]])
     trajectory_id = "0-0-1-abcdefabcdefabcdefabcdefabcdef"
-    cli_numbers.show_part(run, trajectory_id, None, as_json=False)
-    assert "second guess" in capsys.readouterr().out
-    cli_numbers.show_part(run, trajectory_id, None, as_json=True)
-    document = json.loads(capsys.readouterr().out)
+    assert "second guess" in heldout("show", run.folder, "--trajectory", trajectory_id).out
+    document = heldout("show", run.folder, "--trajectory", trajectory_id, "--json").document
     assert [message["content"] for message in document["turns"][1]["conversation"]][-1] == "second guess"
     with pytest.raises(InputError, match="Did you mean"):
-        cli_numbers.show_part(run, trajectory_id[:-1], None, as_json=False)
+        heldout("show", run.folder, "--trajectory", trajectory_id[:-1])
+    with pytest.raises(InputError, match="--trajectory and --slice show something else each; give one of them"):
+        heldout("show", run.folder, "--trajectory", trajectory_id, "--slice", "level")
 
 
-def test_a_run_that_was_stopped_before_its_first_rollout_says_how_to_go_on(tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_before_its_first_rollout_says_how_to_go_on(heldout: Heldout, tmp_path: Path) -> None:
     run = written_run(tmp_path / "run", [[Play(1.0)]], is_done=False)
     shutil.rmtree(run.journal_folder)
     with pytest.raises(RunError, match="holds no finished rollout; go on with: heldout resume"):
-        run_results(run)
+        heldout("show", run.folder)
 
 
-def test_names_that_look_like_styles_are_shown_as_they_are(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_names_that_look_like_styles_are_shown_as_they_are(heldout: Heldout, tmp_path: Path) -> None:
     groups = [[Play(1.0, metrics={"[/score]": 1, ":smile:": 2})]] * 2
     run = written_run(tmp_path / "[b]" / "run", groups, columns=[{"[/kind]": "[red]"}] * 2)
-    print_shown(run_results(run))
-    cli_numbers.show_part(run, None, "[/kind]", as_json=False)
-    said = capsys.readouterr().out
+    said = heldout("show", run.folder).out + heldout("show", run.folder, "--slice", "[/kind]").out
     assert all(name in said for name in ("agent: [/score]", "agent: :smile:", "/[b]/", "by [/kind]", "│ [red]"))
 
 
-def test_results_are_sliced_by_a_column_of_the_dataset(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_results_are_sliced_by_a_column_of_the_dataset(heldout: Heldout, tmp_path: Path) -> None:
     levels = [{"level": "easy"}, {"level": "hard"}] * 3
     groups = [[Play(1.0)] * 2, [Play(0.0)] * 2] * 3
     run = written_run(tmp_path / "run", groups, columns=levels)
-    cli_numbers.show_part(run, None, "level", as_json=True)
-    found = {one["value"]: one["success"] for one in json.loads(capsys.readouterr().out)}
+    document = heldout("show", run.folder, "--slice", "level", "--json").document
+    found = {one["value"]: one["success"] for one in document}
     assert found == {"easy": 1.0, "hard": 0.0}
     with pytest.raises(InputError, match="Did you mean 'level'"):
-        cli_numbers.show_part(run, None, "levle", as_json=False)
+        heldout("show", run.folder, "--slice", "levle")

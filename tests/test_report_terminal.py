@@ -6,18 +6,20 @@ import re
 from pathlib import Path
 
 import pytest
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from heldout.errors import RunError
 from heldout.metrics.summary import summarize
 from heldout.report.findings import find
 from heldout.report.numbers import interval_text, number, percent, signed
+from heldout.report.plain import plain_console
 from heldout.report.rescored import rescored
 from heldout.report.rollout_rows import RolloutRows
 from heldout.report.slices import slices
 from heldout.report.terminal import results, slice_table
 from heldout.report.trajectory import trajectory
 from heldout.report.visible import one_line, visible
+from heldout.rollouts.recorded import open_recordings
 from heldout.rollouts.rescoring import rescore
 from heldout.rollouts.results import summarize_run
 from heldout.rollouts.run import Run
@@ -29,7 +31,7 @@ BAD = Play(0.0, ("three", "four"))
 
 
 def printed(what: RenderableType, width: int = 100) -> str:
-    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    console = plain_console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
     console.print(what)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -38,6 +40,11 @@ def printed(what: RenderableType, width: int = 100) -> str:
 def shown(run: Run, width: int = 100) -> str:
     findings = find(run.folder, run.document.hyperparameters)
     return printed(results(summarize_run(run), findings, title="t", where=run.folder, is_partial=False), width)
+
+
+def printed_trajectory(run: Run, trajectory_id: str) -> str:
+    with open_recordings(run) as recordings:
+        return printed(trajectory(recordings.read([trajectory_id])[0]))
 
 
 def first_id(run: Run) -> str:
@@ -102,7 +109,7 @@ def test_a_trajectory_is_shown_turn_by_turn(tmp_path: Path) -> None:
         finish="length",
     )
     run = written_run(tmp_path / "run", [[play]], prompts=["Capital?"], columns=[{"gold": "Lima"}])
-    text = printed(trajectory(run, first_id(run)))
+    text = printed_trajectory(run, first_id(run))
     parts = [
         "reward 0.5, no success",
         "n 2",
@@ -119,7 +126,7 @@ def test_a_trajectory_is_shown_turn_by_turn(tmp_path: Path) -> None:
 
 def test_a_failed_attempt_is_shown_with_its_reason(tmp_path: Path) -> None:
     run = written_run(tmp_path / "run", [[Play(None, (), failure="ValueError: no number", output="Traceback")]])
-    text = printed(trajectory(run, first_id(run)))
+    text = printed_trajectory(run, first_id(run))
     assert "failed (raised): ValueError: no number" in text
     assert "the model was never called" in text
     assert "Traceback" in text
@@ -128,7 +135,7 @@ def test_a_failed_attempt_is_shown_with_its_reason(tmp_path: Path) -> None:
 def test_an_unknown_trajectory_is_named_with_the_nearest(tmp_path: Path) -> None:
     run = written_run(tmp_path / "run", [[GOOD]])
     with pytest.raises(RunError, match=r"no trajectory '0-0-1-abcdef' in this run\. Did you mean '0-0-1-abcdefabcdef"):
-        trajectory(run, "0-0-1-abcdef")
+        printed_trajectory(run, "0-0-1-abcdef")
 
 
 def test_nothing_a_model_writes_reaches_the_terminal_as_a_command(tmp_path: Path) -> None:
@@ -138,7 +145,7 @@ def test_nothing_a_model_writes_reaches_the_terminal_as_a_command(tmp_path: Path
         tmp_path / "run", [[play, Play(None, (evil,), failure=evil)]], prompts=[evil], columns=[{evil: evil}]
     )
     rows = RolloutRows.read(run.folder)
-    told = [printed(trajectory(run, i)) for i in rows.ids(rows.turns > 0, 2)] + [shown(run)]
+    told = [printed_trajectory(run, i) for i in rows.ids(rows.turns > 0, 2)] + [shown(run)]
     for text in told:
         assert not re.search(r"\x1b\]|\x1b\[2J|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f\u202a-\u202e]", text)
     assert "[bold red]not markup[/]" in told[0].replace("\n", "")

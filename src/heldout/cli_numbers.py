@@ -1,6 +1,5 @@
 """The commands that judge runs that are there: compare, plan, gate, rescore."""
 
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any
 from xml.etree import ElementTree
@@ -30,13 +29,8 @@ from heldout.metrics.sample import Sample
 from heldout.report import judgements
 from heldout.report.plain import plain_console
 from heldout.report.rescored import rescored
-from heldout.report.rollout_rows import RolloutRows
-from heldout.report.slices import slices
-from heldout.report.terminal import slice_table
-from heldout.report.trajectory import trajectory
 from heldout.rollouts.comparing import compare_runs, comparison_document, prompt_texts, side_of
 from heldout.rollouts.mirror import open_run
-from heldout.rollouts.recorded import RecordedTrajectory, open_recordings, open_tables
 from heldout.rollouts.rescoring import DEFAULT_CONCURRENCY, rescore
 from heldout.rollouts.results import summarize_run
 from heldout.rollouts.run import JobStatus, Run, runs_below
@@ -232,33 +226,6 @@ def _write_junit(path: Path, run: Run, results: list[GateResult]) -> None:
         ElementTree.ElementTree(suite).write(path, encoding="utf-8", xml_declaration=True)
     except OSError as error:
         raise InputError(f"--junit {str(path)!r} cannot be written: {error.strerror}") from error
-
-
-def show_part(run: Run, trajectory_id: str | None, column: str | None, *, as_json: bool) -> None:
-    """Prints one trajectory, or the results for each value of a dataset column; the first when both are asked for.
-
-    Raises RunError for a trajectory and InputError for a column that is not there, naming the nearest.
-    """
-    if trajectory_id is not None:
-        if as_json:
-            with open_recordings(run) as recordings:
-                print_json(_trajectory_document(recordings.read([trajectory_id])[0]))
-        else:
-            print_shown(trajectory(run, trajectory_id))
-        return
-    settings = run.metric_settings
-    with open_tables(run) as folder:
-        found = slices(run.prompts_path, RolloutRows.read(folder), column or "", settings)
-    if as_json:
-        print_json([asdict(one) for one in found])
-    else:
-        print_shown(slice_table(found, column or "", settings.confidence))
-
-
-def _trajectory_document(played: RecordedTrajectory) -> dict[str, Any]:
-    turns = [{**asdict(turn), "conversation": played.conversation(turn.index)} for turn in played.turns]
-    rest = {f.name: getattr(played, f.name) for f in fields(played) if f.name not in ("turns", "recorded_turns")}
-    return {**rest, "turns": turns}
 
 
 def _print(as_json: bool, document: dict[str, Any], shown: RenderableType) -> None:

@@ -1,22 +1,27 @@
 """The commands about evaluations that were started, on this machine or in AWS: show, stop, list."""
 
 import sys
+from dataclasses import asdict, fields
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from heldout import cli_cloud
 from heldout.backends.known import find_evaluation, is_known
 from heldout.backends.results import evaluation_document, evaluation_results, run_document, run_results
-from heldout.cli_numbers import show_part
 from heldout.cli_output import JsonOption, PlaceArgument, located, print_json, print_shown
 from heldout.errors import InputError
 from heldout.execution import Execution
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.listing import Listed, Unreadable, listed
 from heldout.pipeline.state import ExecutionState
+from heldout.report.rollout_rows import RolloutRows
+from heldout.report.slices import slices
+from heldout.report.terminal import slice_table
+from heldout.report.trajectory import trajectory
 from heldout.rollouts.mirror import open_run
+from heldout.rollouts.recorded import RecordedTrajectory, open_recordings, open_tables
 from heldout.rollouts.run import Run
 
 
@@ -40,16 +45,22 @@ def show_command(
     as_json: JsonOption = False,
 ) -> None:
     """Show an evaluation's or a run's numbers, computed again from its files."""
+    options = {"--trajectory": trajectory, "--slice": by, "--training": training}
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} show something else each; give one of them")
     place = find_evaluation(run).location if is_known(run) else located(run)
     if place.startswith("arn:"):
-        if any(option is not None for option in (trajectory, by, training)):
+        if given:
             raise InputError(
                 f"--trajectory, --slice and --training are of a run's folder, and {run} is an evaluation in AWS; give the folder "
                 "or the s3:// URI of a run that it left in its output"
             )
         cli_cloud.show(Execution.get(place), as_json=as_json)
-    elif trajectory is not None or by is not None:
-        show_part(open_run(place), trajectory, by, as_json=as_json)
+    elif trajectory is not None:
+        _show_trajectory(open_run(place), trajectory, as_json=as_json)
+    elif by is not None:
+        _show_slices(open_run(place), by, as_json=as_json)
     elif Evaluation.is_at(place) and training is None:
         _show_evaluation(Evaluation.open(place), as_json=as_json)
     else:
@@ -92,11 +103,35 @@ def _show_evaluation(evaluation: Evaluation, *, as_json: bool) -> None:
         print_shown(evaluation_results(evaluation))
 
 
-def _show_run(run: Run, *, as_json: bool, training: str | None = None) -> None:
+def _show_run(run: Run, *, as_json: bool, training: str | None) -> None:
     if as_json:
         print_json(run_document(run, training=training))
     else:
         print_shown(run_results(run, training=training))
+
+
+def _show_trajectory(run: Run, trajectory_id: str, *, as_json: bool) -> None:
+    with open_recordings(run) as recordings:
+        played = recordings.read([trajectory_id])[0]
+    if as_json:
+        print_json(_trajectory_document(played))
+    else:
+        print_shown(trajectory(played))
+
+
+def _show_slices(run: Run, column: str, *, as_json: bool) -> None:
+    with open_tables(run) as folder:
+        found = slices(run.prompts_path, RolloutRows.read(folder), column, run.metric_settings)
+    if as_json:
+        print_json([asdict(one) for one in found])
+    else:
+        print_shown(slice_table(found, column, run.metric_settings.confidence))
+
+
+def _trajectory_document(played: RecordedTrajectory) -> dict[str, Any]:
+    turns = [{**asdict(turn), "conversation": played.conversation(turn.index)} for turn in played.turns]
+    rest = {f.name: getattr(played, f.name) for f in fields(played) if f.name not in ("turns", "recorded_turns")}
+    return {**rest, "turns": turns}
 
 
 def _entry(one: Listed | Unreadable) -> dict[str, object]:

@@ -10,21 +10,14 @@ from rich.text import Text
 
 from heldout.report.said import reasoning, said, tool_calls
 from heldout.report.visible import one_line, visible
-from heldout.rollouts.recorded import Message, RecordedTrajectory, RecordedTurn, open_recordings
-from heldout.rollouts.run import Run
+from heldout.rollouts.recorded import Message, RecordedTrajectory, RecordedTurn
 
 _ROLE_STYLES = {"assistant": "bold green", "tool": "bold magenta", "system": "bold blue"}
 _TITLE_CHARACTERS = 200
 
 
-def trajectory(run: Run, trajectory_id: str) -> RenderableType:
-    """Everything recorded of one attempt. Raises RunError when the run has no such trajectory, naming the nearest."""
-    with open_recordings(run) as recordings:
-        return shown_trajectory(recordings.read([trajectory_id])[0])
-
-
-def shown_trajectory(played: RecordedTrajectory) -> RenderableType:
-    """A trajectory that was read already."""
+def trajectory(played: RecordedTrajectory) -> RenderableType:
+    """Everything recorded of one attempt."""
     parts: list[RenderableType] = [_head(played)]
     for turn in played.turns:
         parts += [Rule(Text(_turn_title(turn, played.turns)), align="left", style="dim"), _messages(turn)]
