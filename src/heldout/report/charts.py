@@ -327,8 +327,6 @@ class _Plot:
         known = [(k, band) for k, band in zip(curve.k, curve.bands, strict=True) if band is not None]
         if not known:
             return
-        path = [(self.x(k), self.y(band[1])) for k, band in known]
-        path += [(self.x(k), self.y(band[0])) for k, band in reversed(known)]
         if len(known) == 1:
             (k, band) = known[0]
             self._parts.append(
@@ -336,6 +334,8 @@ class _Plot:
                 f'y2="{self.y(band[1]):.1f}"/>'
             )
             return
+        path = [(self.x(k), self.y(band[1])) for k, band in known]
+        path += [(self.x(k), self.y(band[0])) for k, band in reversed(known)]
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in path)
         self._parts.append(f'<polygon class="band {curve.style}" points="{points}"/>')
 

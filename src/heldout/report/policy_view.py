@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -114,13 +114,7 @@ class PolicyView:
         counts = np.unique(self.rows.prompt_index, return_counts=True)[1]
         largest = int(counts.max()) if len(counts) else 1
         ks = tuple(int(k) for k in np.unique(np.round(np.geomspace(1, largest, _POINTS))))
-        settings = MetricSettings(
-            ks,
-            self.settings.success_threshold,
-            self.settings.failed_rollouts,
-            self.settings.confidence,
-            self.settings.seed,
-        )
+        settings = replace(self.settings, pass_k_values=ks)
         summary = summarize(self.rows.rollout_table(), None, settings, seconds=None)
         return _curve(summary, ks, "pass_at", "pass@k", self.style), _curve(
             summary, ks, "pass_power", "pass^k", f"{self.style} power"
@@ -133,13 +127,15 @@ class PolicyView:
         return [(f"{boundary}: {kind}", count) for (boundary, kind), count in Counter(reasons).most_common()]
 
     def slices(self) -> list[tuple[str, list[Slice]]]:
-        """Results by those columns of the dataset that cut it into a few parts."""
+        """Results by the first columns of the dataset that cut it into a few parts."""
         if not self.run.prompts_path.exists():
             return []
         found: list[tuple[str, list[Slice]]] = []
         for column in columns_of(self.run.prompts_path):
+            if len(found) == _MOST_SLICE_COLUMNS:
+                break
             parts = slices(self.run.prompts_path, self.rows, column, self.settings)
-            if 2 <= len(parts) <= _MOST_SLICE_VALUES and len(found) < _MOST_SLICE_COLUMNS:
+            if 2 <= len(parts) <= _MOST_SLICE_VALUES:
                 found.append((one_line(column, _NAME_CHARACTERS), parts))
         return found
 

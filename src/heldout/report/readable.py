@@ -125,13 +125,12 @@ def _message(message: Message, most: int) -> ReadableMessage:
 
 def _indented(arguments: str) -> str:
     """JSON arguments of more than a line's length set out over several; anything else as it is."""
+    if len(arguments) <= _TITLE_CHARACTERS:
+        return arguments
     try:
-        parsed = orjson.loads(arguments)
+        return orjson.dumps(orjson.loads(arguments), option=orjson.OPT_INDENT_2).decode()
     except orjson.JSONDecodeError:
         return arguments
-    return (
-        arguments if len(arguments) <= _TITLE_CHARACTERS else orjson.dumps(parsed, option=orjson.OPT_INDENT_2).decode()
-    )
 
 
 def _cut(text: str, most: int, *, keep_end: bool = False) -> ReadableText:

@@ -1,5 +1,7 @@
 """What a rescoring came to, as a person reads it in a terminal."""
 
+import math
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -43,7 +45,7 @@ def _summary(result: Rescored) -> Table:
         f"both succeed {confusion.both_succeed:,}, only the reward {confusion.only_reward:,}, only the score "
         f"{confusion.only_score:,}, neither {confusion.neither:,}",
     )
-    if correlation == correlation:  # not NaN: both vary
+    if not math.isnan(correlation):  # both vary
         known = "" if interval is None else f" [{interval[0]:+.2f}, {interval[1]:+.2f}]"
         grid.add_row("rank correlation", f"{correlation:+.2f}{known}")
     return grid

@@ -1,6 +1,6 @@
 """Results by a column of the dataset: how the policy does on each kind of prompt."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ def slices(prompts: Path, rows: RolloutRows, column: str, settings: MetricSettin
 
 def _slice(label: str, rows: RolloutRows, mask: Any, settings: MetricSettings) -> Slice:
     success, reward = "eval/reward/pass_at_1", "eval/reward/mean"
-    summary = summarize(rows.rollout_table(mask), None, _only_pass_1(settings), seconds=None)
+    summary = summarize(rows.rollout_table(mask), None, replace(settings, pass_k_values=(1,)), seconds=None)
     return Slice(
         value=label,
         num_prompts=summary.num_prompts,
@@ -82,12 +82,6 @@ def _slice(label: str, rows: RolloutRows, mask: Any, settings: MetricSettings) -
         reward=summary.metrics.get(reward),
         reward_interval=summary.intervals.get(reward),
         note=summary.notes.get(success) or summary.notes.get(reward, ""),
-    )
-
-
-def _only_pass_1(settings: MetricSettings) -> MetricSettings:
-    return MetricSettings(
-        (1,), settings.success_threshold, settings.failed_rollouts, settings.confidence, settings.seed
     )
 
 
