@@ -91,6 +91,21 @@ def test_a_missing_file_names_the_nearest_one(storage: Storage) -> None:
             read("runs/metric.json")
 
 
+def test_what_the_file_system_refuses_is_no_empty_folder_and_no_missing_file(tmp_path: Path) -> None:
+    storage, name = Storage.at(str(tmp_path)), "x" * 1000
+    with pytest.raises(StorageError, match=r"^cannot list '.*x': File name too long$"):
+        list(storage.list(name))
+    with pytest.raises(StorageError, match=r"^cannot look for '.*x': File name too long$"):
+        storage.exists(name)
+
+
+def test_what_a_killed_writer_left_behind_is_never_listed(tmp_path: Path) -> None:
+    storage = Storage.at(str(tmp_path))
+    (tmp_path / ".a.1234.heldout-partial").write_bytes(b"half")
+    storage.write("a", b"whole")
+    assert [file.name for file in storage.list()] == list(storage.children()) == ["a"]
+
+
 @pytest.mark.parametrize("name", ["", "/etc/passwd", "../a", "a/../b", "a//b", "./a"])
 def test_a_name_that_leads_out_of_the_root_is_refused(storage: Storage, name: str) -> None:
     with pytest.raises(ReferenceProblem, match="must be a relative path"):

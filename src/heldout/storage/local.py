@@ -66,7 +66,7 @@ class LocalFiles:
         with _refusals_explained("list", self._root / prefix):
             found = sorted(
                 (path.relative_to(self._root).as_posix(), path)
-                for folder, _, names in os.walk(self._root / prefix)
+                for folder, _, names in os.walk(self._root / prefix, onerror=_raise_unless_missing)
                 for path in (Path(folder, name) for name in names)
                 if path.is_file() and not path.name.endswith(_PARTIAL_SUFFIX)
             )
@@ -75,7 +75,8 @@ class LocalFiles:
     def children(self, prefix: str) -> Sequence[str]:
         folder = self._root / prefix
         with _refusals_explained("list", folder):
-            return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+            names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+            return sorted(name for name in names if not name.endswith(_PARTIAL_SUFFIX))
 
     def read(self, name: str) -> bytes:
         with self._reading(name) as path:
@@ -94,7 +95,8 @@ class LocalFiles:
             shutil.copyfileobj(source, file, 1024 * 1024)
 
     def exists(self, name: str) -> bool:
-        return (self._root / name).is_file()
+        with _refusals_explained("look for", self._root / name):
+            return (self._root / name).is_file()
 
     def delete(self, name: str) -> None:
         with _refusals_explained("delete", self._root / name):
@@ -110,6 +112,12 @@ class LocalFiles:
                 folder, _, last = name.rpartition("/")
                 hint = did_you_mean(last, self.children(folder))
                 raise StorageError(f"no file {name!r} in {str(self._root)!r}.{hint}") from error
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    """A folder that cannot be read is not an empty one."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 @contextmanager
