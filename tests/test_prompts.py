@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from heldout.errors import DatasetError, InputError, ReferenceProblem, RunError
 from heldout.job.records import Prompt
+from heldout.rollouts.prompt_files import PromptDataset
 from heldout.rollouts.prompts import PROMPTS_SCHEMA, PromptCount, PromptReader, PromptSource, copy_prompts
 from s3_service import BUCKET, s3_client, s3_service, use_service
 
@@ -433,6 +434,20 @@ sys.exit("pandas" in sys.modules)
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("prefix", "found"), [("par", ["1", "2", "3"]), ("parts/a-", ["1", "2"]), ("parts/b.jsonl", ["3"])]
+)
+def test_a_path_that_stands_for_an_s3_uri_may_be_how_names_begin(tmp_path: Path, prefix: str, found: list[str]) -> None:
+    (tmp_path / "parts").mkdir()
+    for name, prompt in (("a-1", "1"), ("a-2", "2"), ("b", "3")):
+        (tmp_path / "parts" / f"{name}.jsonl").write_text(json.dumps({"prompt": prompt}))
+    location = str(tmp_path / prefix)
+    assert [prompt.text for prompt in PromptDataset(location, is_prefix=True)] == found
+    if prefix != "parts/b.jsonl":
+        with pytest.raises(DatasetError, match="not found"):
+            next(iter(PromptDataset(location)))
+
+
 @pytest.fixture(scope="module")
 def service() -> Iterator[str]:
     with s3_service() as url:
@@ -449,6 +464,8 @@ def test_prompts_come_from_an_s3_object_or_prefix(
     prompts = copied(tmp_path, f"s3://{BUCKET}/data")
     assert [prompt.text for prompt in prompts] == [f"{suffix} {n}" for suffix in sorted(WRITERS) for n in range(3)]
     assert copied(tmp_path, f"s3://{BUCKET}/data/p.csv") == prompts[:3]
+    assert copied(tmp_path, f"s3://{BUCKET}/data/p.c") == prompts[:3]
+    assert copied(tmp_path, f"s3://{BUCKET}/da") == prompts
     assert copied(tmp_path, f"s3://{BUCKET}") == prompts
 
 

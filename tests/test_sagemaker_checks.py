@@ -112,6 +112,10 @@ def tags(*keys: str) -> list[dict[str, str]]:
         ({"s3_output_path": "out"}, r"s3_output_path '.*out' is not in AWS"),
         ({"model_package_group": "nobodys"}, r"model package group 'nobodys' does not exist in us-west-2"),
         ({"role": "arn:aws:iam::1:user/me"}, r"'role' 'arn:aws:iam::1:user/me' is no role's ARN"),
+        (
+            {"role": "service-role/x"},
+            r"'role' 'service-role/x' has a path; give the name alone, 'x', or the role's ARN",
+        ),
         ({"runtime_url": "http://host:1"}, r"'runtime_url' is 'http://host:1', which managed jobs have no place for"),
         ({"base_eval_name": "x" * 80}, r"'base_eval_name' is 'x+.*up to 71 letters"),
         ({"mlflow_resource_arn": "http://mlflow:5000"}, r"mlflow_resource_arn 'http://mlflow:5000' is not in AWS"),

@@ -22,6 +22,7 @@ from service_jobs import (
     CATEGORY,
     SLOW_AGENT,
     create,
+    definition,
     describe,
     document,
     ended,
@@ -315,3 +316,54 @@ def test_schemas_of_other_categories_and_versions_are_not_found(client: Any) -> 
     described = client.describe_job_schema_version
     assert refused(described, JobCategory=CATEGORY, JobConfigSchemaVersion="9.0.0")[0] == "ResourceNotFound"
     assert refused(described, JobCategory="AgentRFT")[0] == "ResourceNotFound"
+
+
+def test_an_s3_prefix_of_a_mapped_bucket_is_any_beginning_of_keys(client: Any, folder: Path) -> None:
+    given = document(folder, ["1"])
+    (folder / "bucket" / "parts").mkdir()
+    for name, prompt in (("a-1", "0.25"), ("a-2", "0.5"), ("b", "0.75")):
+        (folder / "bucket" / "parts" / f"{name}.jsonl").write_text(json.dumps({"prompt": prompt}) + "\n")
+    source = {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": "s3://bucket/parts/a-"}}
+    given["InputDataConfig"][0]["DataSource"] = source
+    create(client, "prefix", given)
+    assert ended(client, "prefix")["JobStatus"] == "Completed"
+    assert [row["reward"] for row in rows(run_of(folder, "prefix"))] == [0.25, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("tags", "told"),
+    [
+        ([{"Key": "a", "Value": "1"}, {"Key": "a", "Value": "2"}], "Tags has the key 'a' twice"),
+        ([{"Key": "AWS:a", "Value": ""}], "keys that begin with 'aws:' are AWS's own"),
+        (
+            [{"Key": "k" * 129, "Value": ""}],
+            "tags.1.member.key' failed to satisfy constraint: Member must have length",
+        ),
+        ([{"Key": "a", "Value": "v" * 257}], "tags.1.member.value' failed to satisfy constraint"),
+        ([{"Key": "a#", "Value": ""}], "tags.1.member.key' failed to satisfy constraint: Member must satisfy regular"),
+        ([{"Key": f"{n}", "Value": ""} for n in range(51)], "tags' failed to satisfy constraint"),
+    ],
+)
+def test_tags_that_aws_does_not_take_are_refused_and_nothing_is_made(
+    client: Any, folder: Path, tags: list[dict[str, str]], told: str
+) -> None:
+    given = document(folder, ["1"])
+    refusals = [refused(create, client=client, name="tagged", given=given, Tags=tags)]
+    steps = json.loads(definition(given))
+    (step,) = (step for step in steps["Steps"] if step["Type"] == "Job")
+    step["Arguments"]["Tags"] = tags
+    made: dict[str, Any] = {"PipelineName": "tagged", "RoleArn": ROLE, "ClientRequestToken": "t" * 40}
+    refusals.append(refused(client.create_pipeline, PipelineDefinition=json.dumps(steps), **made))
+    refusals.append(refused(client.create_pipeline, PipelineDefinition=definition(given), Tags=tags, **made))
+    app = {"Name": "tagged", "ArtifactStoreUri": "s3://bucket/apps", "RoleArn": ROLE}
+    refusals.append(refused(client.create_mlflow_app, **app, Tags=tags))
+    refusals.append(refused(client.create_model_package_group, ModelPackageGroupName="tagged", Tags=tags))
+    arn = client.list_mlflow_apps()["Summaries"][0]["Arn"]
+    refusals.append(refused(client.add_tags, ResourceArn=arn, Tags=tags))
+    for code, message in refusals:
+        assert code == "ValidationException"
+        assert told in message
+    assert refused(client.describe_job, JobName="tagged", JobCategory=CATEGORY)[0] == "ResourceNotFound"
+    assert client.list_pipelines(PipelineNamePrefix="tagged")["PipelineSummaries"] == []
+    assert not (folder / "bucket" / "output" / "tagged").exists()
+    assert [path.name for path in (folder / "state" / "mlflow").iterdir()] == ["app-heldout"]

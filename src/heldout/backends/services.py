@@ -175,7 +175,7 @@ def check_document(document: JobConfigDocument) -> None:
             "(--registry FILE or HELDOUT_REGISTRY)"
         )
     if source.file_data_source is not None:
-        next(iter(PromptDataset(source.dataset)))
+        next(iter(PromptDataset(source.dataset, is_prefix=source.is_prefix)))
 
 
 def _agent_environment(runtime: JobRuntime, run: Run, own: Credentials | None) -> dict[str, str]:

@@ -123,6 +123,8 @@ class DatasetSource(_Section):
 class FileDataSource(_Section):
     path: str
     """A file, or a folder of several."""
+    is_prefix: bool | None = None
+    """Whether it stands for an `s3://` URI, so that it may also be how the paths of several files begin."""
 
 
 class DataSource(_Section):
@@ -138,13 +140,13 @@ class DataSource(_Section):
         return self
 
     @classmethod
-    def of(cls, dataset: str) -> Self:
-        """The section for a dataset's string: an S3 URI, a DataSet ARN, or a local path."""
+    def of(cls, dataset: str, *, is_prefix: bool = False) -> Self:
+        """The section for a dataset's string: an S3 URI, a DataSet ARN, or a local path (which stands for a URI)."""
         if dataset.startswith("arn:"):
             return cls(dataset_source=DatasetSource(dataset_arn=dataset))
         if dataset.startswith("s3://"):
             return cls(s3_data_source=S3DataSource(s3_uri=dataset))
-        return cls(file_data_source=FileDataSource(path=dataset))
+        return cls(file_data_source=FileDataSource(path=dataset, is_prefix=is_prefix or None))
 
     @property
     def dataset(self) -> str:
@@ -155,6 +157,11 @@ class DataSource(_Section):
             return self.dataset_source.dataset_arn
         assert self.file_data_source is not None  # the validator saw to it
         return self.file_data_source.path
+
+    @property
+    def is_prefix(self) -> bool:
+        """Whether `dataset` is a local path that may be the beginning of several."""
+        return self.file_data_source is not None and bool(self.file_data_source.is_prefix)
 
 
 class InputChannel(_Section):

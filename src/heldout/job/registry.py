@@ -197,7 +197,8 @@ class Registry(_Entry):
         if isinstance(agent, AgentCoreRuntime | LambdaAgent) and (player := self.agent(agent.arn)) is not None:
             changes["agent_config"] = AgentConfig.of(player, runtime_url=document.agent_config.runtime_url)
         if (dataset := self.location(channel.data_source.dataset)) != channel.data_source.dataset:
-            changes["input_data_config"] = (channel.model_copy(update={"data_source": DataSource.of(dataset)}),)
+            source = DataSource.of(dataset, is_prefix=channel.data_source.s3_data_source is not None)
+            changes["input_data_config"] = (channel.model_copy(update={"data_source": source}),)
         if (output := self._output_here(document.output_data_config)) != document.output_data_config:
             changes["output_data_config"] = output
         return document.model_copy(update=changes)

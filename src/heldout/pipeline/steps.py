@@ -146,6 +146,16 @@ def _job_step(name: str, arguments: Mapping[str, Any]) -> JobStep:
         document = JobConfigDocument.parse(text)
     except InputError as error:
         raise InputError(f"pipeline step {name!r}: {error}") from error
-    return JobStep(
-        name, document, tuple((str(tag.get("Key")), str(tag.get("Value"))) for tag in arguments.get("Tags", []))
-    )
+    return JobStep(name, document, tuple((tag["Key"], tag["Value"]) for tag in _tags(name, arguments.get("Tags", []))))
+
+
+def _tags(name: str, raw: object) -> list[dict[str, str]]:
+    if not isinstance(raw, list) or not all(_is_tag(tag) for tag in raw):
+        raise InputError(
+            f"pipeline step {name!r}: Tags is {shown(raw)}; it must be a list of objects with Key and Value"
+        )
+    return raw
+
+
+def _is_tag(tag: object) -> bool:
+    return isinstance(tag, Mapping) and isinstance(tag.get("Key"), str) and isinstance(tag.get("Value"), str)

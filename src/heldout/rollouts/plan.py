@@ -31,7 +31,9 @@ def make_plan(run: Run) -> Plan:
     group_size = run.document.hyperparameters.eval_group_size
     if run.state.num_prompts is None or not run.prompts_path.exists():
         channel = run.document.prompts
-        source = PromptSource(channel.data_source.dataset, channel.limit, channel.shuffle_seed)
+        source = PromptSource(
+            channel.data_source.dataset, channel.limit, channel.shuffle_seed, is_prefix=channel.data_source.is_prefix
+        )
         count = copy_prompts(source, run.prompts_path)
         run.update(num_prompts=count.number, dataset_hash=count.content_hash)
     progress = Progress.of(run.state.num_prompts or 0, group_size, run.metric_settings)

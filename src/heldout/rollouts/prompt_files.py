@@ -10,7 +10,7 @@ import orjson
 from heldout.errors import DatasetError, StorageError, did_you_mean, shown
 from heldout.job.records import Prompt
 from heldout.rollouts.prompt_formats import FORMATS, FormatRow, Malformed, kind
-from heldout.storage import Storage, split_location
+from heldout.storage import Storage, is_remote, split_location
 
 _COMPRESSED = (".bz2", ".gz", ".lz4", ".xz", ".zip", ".zst")
 
@@ -18,14 +18,17 @@ _COMPRESSED = (".bz2", ".gz", ".lz4", ".xz", ".zip", ".zst")
 class PromptDataset:
     """The prompts of a file, or of all files below a folder or prefix, in name order, read as a stream.
 
-    In a folder, files that are not .csv, .json, .jsonl or .parquet are passed over, and so is what is hidden: a file or
-    folder whose name begins with `.` or `_` (`_delta_log`, `_SUCCESS`). The prompt is the column `prompt` if there
-    is one, else the first; it must be the same column in every row. An empty prompt is refused.
+    What is no file and no folder in S3 is the beginning of keys, as in AWS. In a folder, files that are not .csv,
+    .json, .jsonl or .parquet are passed over, and so is what is hidden: a file or folder whose name begins with `.` or
+    `_` (`_delta_log`, `_SUCCESS`). The prompt is the column `prompt` if there is one, else the first; it must be the
+    same column in every row. An empty prompt is refused.
     Source: the wire contract for prompt datasets (AWS developer guide, multi-turn RL, assets).
     """
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, *, is_prefix: bool = False) -> None:
+        """is_prefix: a local path that is no file and no folder may be the beginning of some, as in S3."""
         self.location = location
+        self._is_prefix = is_prefix
         self.column: str | None = None
         """Name of the column that holds the prompts; None before the first row was read."""
 
@@ -33,7 +36,7 @@ class PromptDataset:
         """Every prompt; raises DatasetError, naming file and line, at the first thing wrong, or when there is none."""
         num_prompts = 0
         try:
-            storage, names = _find_files(self.location)
+            storage, names = _find_files(self.location, is_prefix=self._is_prefix)
             for name in names:
                 for text, columns in self._prompts_of(storage, name):
                     yield Prompt(num_prompts, text, columns)
@@ -82,7 +85,7 @@ class PromptDataset:
         return column
 
 
-def _find_files(location: str) -> tuple[Storage, list[str]]:
+def _find_files(location: str, *, is_prefix: bool) -> tuple[Storage, list[str]]:
     """The root and the names below it that make up a dataset, at least one."""
     folder, name = split_location(location)
     if name:
@@ -94,6 +97,9 @@ def _find_files(location: str) -> tuple[Storage, list[str]]:
             return parent, [name]
     storage = Storage.at(location)
     names = [file.name for file in storage.list()]
+    if not names and name and (is_remote(location) or is_prefix):
+        storage = Storage.at(folder)
+        names = list(_beginning_with(storage, name))
     visible = [name for name in names if not _is_hidden(name)]
     for name in visible:
         # To pass these over would be to evaluate on some of the prompts without a word.
@@ -108,6 +114,13 @@ def _find_files(location: str) -> tuple[Storage, list[str]]:
     # An empty folder is among its parent's children, and is not what was meant.
     hint = did_you_mean(name, (other for other in Storage.at(folder).children() if other != name)) if name else ""
     raise DatasetError(f"dataset {location!r} not found: there is no such file, and no folder with files.{hint}")
+
+
+def _beginning_with(storage: Storage, prefix: str) -> Iterator[str]:
+    """The files whose names below the root begin so."""
+    for child in storage.children():
+        if child.startswith(prefix):
+            yield from [child] if storage.exists(child) else (file.name for file in storage.list(child))
 
 
 def _refuse_compressed(location: str) -> None:

@@ -51,6 +51,8 @@ class PromptSource:
     """How many prompts at most: the first ones of the dataset or, with `shuffle_seed`, a uniformly random subset."""
     shuffle_seed: int | None = None
     """Play in random order, which depends on this seed and the dataset's row numbers alone; None: in the dataset's order."""
+    is_prefix: bool = False
+    """Whether `dataset` may be how the paths of several files begin, as in S3."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -82,7 +84,7 @@ def copy_prompts(source: PromptSource, destination: Path) -> PromptCount:
     Raises DatasetError, naming file and line, when a row cannot be used; ReferenceProblem when the dataset names nothing
     usable (no such bucket, no credentials); StorageError when `destination` cannot be written.
     """
-    dataset = PromptDataset(source.dataset)
+    dataset = PromptDataset(source.dataset, is_prefix=source.is_prefix)
     with open_atomic(destination) as file, _PromptWriter(file) as writer:
         for table in _selected(dataset, source, destination.parent):
             writer.write(table)

@@ -31,10 +31,15 @@ def check_request(operation: OperationModel, params: dict[str, Any]) -> None:
     """Raises ServiceError naming every member that breaks its constraints."""
     if operation.input_shape is None:
         return
-    found = list(_problems(operation.input_shape, params, ""))
+    check_value(operation.input_shape, params, "", _code(operation))
+
+
+def check_value(shape: Shape, value: Any, where: str, code: str = "ValidationException") -> None:
+    """As `check_request`, of a value that came at `where`; with this error code."""
+    found = list(_problems(shape, value, where))
     if found:
         count = f"{len(found)} validation error{'s' if len(found) > 1 else ''} detected: "
-        raise ServiceError(_code(operation), count + "; ".join(found), reason="FieldValidationFailed")
+        raise ServiceError(code, count + "; ".join(found), reason="FieldValidationFailed")
 
 
 def _code(operation: OperationModel) -> str:

@@ -47,9 +47,10 @@ class App(Record):
 @ROOM.operation("CreateMlflowApp")
 def create_mlflow_app(context: Context, params: Params) -> Reply:
     """Makes an app. Its artifacts lie beside its store, whatever `ArtifactStoreUri` says."""
+    app_id = f"app-{secrets.token_hex(6).upper()}"
     app = _new(
         context,
-        f"app-{secrets.token_hex(6).upper()}",
+        app_id,
         params["Name"],
         artifact_store_uri=params["ArtifactStoreUri"],
         role_arn=params["RoleArn"],
@@ -61,6 +62,7 @@ def create_mlflow_app(context: Context, params: Params) -> Reply:
             raise invalid(f"MLflow app with the name {app.name!r} already exists")
         _put(context, app)
         set_tags(context.store, app.arn, params.get("Tags"))
+        context.pages.make_folder(app_id)
     return {"Arn": app.arn}
 
 
@@ -177,7 +179,7 @@ def _new(
     return App(
         arn=context.arn(f"mlflow-app/{app_id}"),
         name=name,
-        tracking_uri=tracking_uri(context.pages.make_folder(app_id)),
+        tracking_uri=tracking_uri(context.pages.folder_of(app_id)),
         artifact_store_uri=artifact_store_uri,
         role_arn=role_arn,
         is_account_default=is_account_default,

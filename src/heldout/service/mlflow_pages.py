@@ -52,11 +52,13 @@ class MlflowPages:
         self._servers = MlflowServers(PREFIX)
         self.make_folder(OWN_APP)
 
-    def make_folder(self, app_id: str) -> Path:
-        """Where an app's store lies; made if it is not there."""
-        folder = self._folder / app_id
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+    def folder_of(self, app_id: str) -> Path:
+        """Where an app's store lies."""
+        return self._folder / app_id
+
+    def make_folder(self, app_id: str) -> None:
+        """Makes an app's folder, if it is not there."""
+        self.folder_of(app_id).mkdir(parents=True, exist_ok=True)
 
     def authorized_url(self, endpoint: str, app_id: str, seconds: int) -> str:
         """A link that lets in for so long. endpoint: where its reader reaches this server."""

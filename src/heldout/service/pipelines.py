@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from heldout.errors import HeldoutError
-from heldout.pipeline.steps import parse_definition
+from heldout.pipeline.steps import JobStep, parse_definition
+from heldout.service.checks import check_value
 from heldout.service.context import Context
 from heldout.service.faults import ServiceError, invalid, not_found
 from heldout.service.operations import Params, Reply, Room
 from heldout.service.paging import between, paged
+from heldout.service.routing import service_model
 from heldout.service.store import Record
-from heldout.service.tags import forget_tags, set_tags
+from heldout.service.tags import checked_tags, forget_tags, set_tags
 from heldout.storage import Storage
 
 ROOM = Room("sagemaker")
@@ -270,10 +272,20 @@ def _definition(context: Context, params: Params) -> str | None:
         if place is not None:
             folder, _, key = f"{place['Bucket']}/{place['ObjectKey']}".rpartition("/")
             text = Storage.at(context.registry.location(f"s3://{folder}")).read(key).decode()
-        parse_definition(text or "")
-        return text
+        steps = parse_definition(text or "").steps
     except (HeldoutError, OSError, ValueError, RecursionError) as error:
         raise invalid(f"Invalid pipeline definition: {error}") from error
+    for step in steps:
+        if isinstance(step, JobStep):
+            _check_tags(step)
+    return text
+
+
+def _check_tags(step: JobStep) -> None:
+    """A step's job is made as by CreateJob, whose tags the model checks. Raises ServiceError (ValidationException)."""
+    shape = service_model("sagemaker").shape_for("TagList")
+    check_value(shape, [{"Key": key, "Value": value} for key, value in step.tags], f"step {step.name!r}: tags")
+    checked_tags(step.tags)
 
 
 def _check_aliases(context: Context, pipeline: str, aliases: Sequence[str]) -> None:

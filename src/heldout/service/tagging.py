@@ -10,7 +10,7 @@ from heldout.service.mlflow_apps import mlflow_apps
 from heldout.service.operations import Params, Reply, Room
 from heldout.service.packages import package_arns
 from heldout.service.paging import paged
-from heldout.service.tags import Tags, tags_of, wire_tags
+from heldout.service.tags import Tags, checked_tags, tags_of, wire_tags
 
 ROOM = Room("sagemaker")
 _MOST = 50
@@ -27,7 +27,8 @@ def list_tags(context: Context, params: Params) -> Reply:
 def add_tags(context: Context, params: Params) -> Reply:
     """Adds tags, or overwrites those of the same keys."""
     with context.store.transaction():
-        tags = _tags(context, params) | {tag["Key"]: tag["Value"] for tag in params["Tags"]}
+        given = checked_tags((tag["Key"], tag["Value"]) for tag in params["Tags"])
+        tags = _tags(context, params) | given
         if len(tags) > _MOST:
             raise invalid(f"{params['ResourceArn']} would have {len(tags)} tags; a resource has {_MOST} at most")
         context.store.put(Tags(arn=params["ResourceArn"], tags=tags))

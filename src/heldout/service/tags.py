@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
+from heldout.service.faults import invalid
 from heldout.service.store import Record, Store
 
 
@@ -17,8 +18,24 @@ class Tags(Record):
 
 
 def set_tags(store: Store, arn: str, given: Iterable[Mapping[str, str]] | None) -> None:
-    """Gives a new resource its tags, as they come in a request. Those that no request makes `tagging` knows to look for."""
-    store.put(Tags(arn=arn, tags={tag["Key"]: tag["Value"] for tag in given or ()}))
+    """Gives a new resource its tags, as they come in a request. Those that no request makes `tagging` knows to look for.
+
+    Raises as `checked_tags` does.
+    """
+    store.put(Tags(arn=arn, tags=checked_tags((tag["Key"], tag["Value"]) for tag in given or ())))
+
+
+def checked_tags(given: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Tags whose lengths and characters were checked. Raises ServiceError (ValidationException) for a key of AWS's own, or one
+    that comes twice. Source: "Tag naming limits and requirements" (Tagging AWS Resources user guide)."""
+    tags = dict[str, str]()
+    for key, value in given:
+        if key.lower().startswith("aws:"):
+            raise invalid(f"Tags has the key {key!r}; keys that begin with 'aws:' are AWS's own")
+        if key in tags:
+            raise invalid(f"Tags has the key {key!r} twice; give it one value")
+        tags[key] = value
+    return tags
 
 
 def tags_of(store: Store, arn: str, born_with: Mapping[str, str] | None = None) -> dict[str, str]:

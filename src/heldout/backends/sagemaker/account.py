@@ -93,6 +93,11 @@ class Account:
                     f"'role' {shown(role, 160)} is no role's ARN; expected arn:aws:iam::<account>:role/<name>, or a name"
                 )
             return role
+        if "/" in role:
+            name = role.rpartition("/")[2]
+            raise ReferenceProblem(
+                f"'role' {shown(role, 160)} has a path; give the name alone, {shown(name)}, or the role's ARN"
+            )
         with told(f"role {role!r}", absent=f"role {role!r} does not exist in account {self.account_id}"):
             return str(self.client("iam").get_role(RoleName=role)["Role"]["Arn"])
 
