@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import string
 import threading
 from pathlib import Path
@@ -14,6 +15,8 @@ from heldout.errors import StorageError
 from heldout.job.records import Attempt, Boundary, Failure, Turn
 from heldout.rollouts.journal import Journal, Place, decode, encode, read, segments
 from heldout.rollouts.journal_index import JournalIndex
+from heldout.rollouts.tables import write_tables
+from jobs import new_run
 
 _TEXT = st.text(max_size=20)
 _COUNTS = st.none() | st.integers(0, 10_000)
@@ -168,3 +171,17 @@ async def test_what_waits_behind_a_write_that_failed_half_way_is_refused_too(
     assert [line.attempt.prompt_index for line in read(tmp_path)] == [0]
     await _append(tmp_path, [_attempt(3)])
     assert [line.attempt.prompt_index for line in read(tmp_path)] == [0, 3]
+
+
+async def test_tables_that_the_disk_has_no_room_for_are_an_error_in_one_line_and_leave_nothing(tmp_path: Path) -> None:
+    run = new_run(tmp_path, "http://127.0.0.1:9/v1", ["a"])
+    await _append(run.journal_folder, [_attempt(0, output=os.urandom(200_000).hex())])
+    index = JournalIndex.of(run.journal_folder, group_size=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(StorageError, match=r"^cannot write '.*/attempts.parquet': File too large$"):
+            write_tables(run, index, tmp_path / "tables")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "tables").iterdir()) == []

@@ -169,9 +169,11 @@ class _Table:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
+        if kind is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:  # what goes wrong with the last rows is this file's problem too
             self._write_row_group()
-        self._stack.__exit__(kind, error, trace)
 
     def write(self, rows: list[dict[str, Any]]) -> None:
         if not rows:
