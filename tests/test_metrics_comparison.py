@@ -236,3 +236,19 @@ def test_a_ranking_uses_only_prompts_that_all_runs_have() -> None:
         side("z", {"a": [0.0], "b": [1.0]}),
     ]
     assert rank(runs, SETTINGS).num_prompts == 1
+
+
+def test_a_ranking_by_a_metric_that_one_of_the_runs_cannot_give_is_refused() -> None:
+    runs = [
+        side("x", {"a": [1.0, 0.0], "b": [1.0, 1.0]}),
+        side("y", {"a": [1.0, 1.0], "b": [1.0, 0.0]}),
+        side("z", {"a": [0.0], "b": [1.0]}),
+    ]
+    with pytest.raises(MetricError, match="'eval/reward/pass_at_2' is not one that all runs give; they all give eval/"):
+        rank(runs, SETTINGS, metric="eval/reward/pass_at_2")
+
+
+@pytest.mark.parametrize("margin", [0.0, -0.1, float("inf"), float("nan")])
+def test_a_margin_that_is_no_finite_number_above_0_is_refused(margin: float) -> None:
+    with pytest.raises(MetricError, match="it must be a finite number above 0"):
+        compared(all_same(1.0), all_same(1.0), margin=margin)

@@ -73,10 +73,12 @@ def compare(base: Side, fine_tuned: Side, settings: MetricSettings, *, margin: f
     difference, its interval and the p-value of no difference, both from one sign-flip test (`heldout.metrics.subset_means`),
     and the p-value after Holm's correction over all metrics. `margin`: also judge whether the two are equivalent, and
     whether the fine-tuned run is not worse, by this much.
-    Raises MetricError when no prompt is shared or the margin is not above 0.
+    Raises MetricError when no prompt is shared, or when the margin is not a finite number above 0.
     """
-    if margin is not None and not margin > 0:
-        raise MetricError(f"margin is {margin!r}; it must be above 0: the largest difference that does not matter")
+    if margin is not None and not 0 < margin < np.inf:
+        raise MetricError(
+            f"margin is {margin!r}; it must be a finite number above 0: the largest difference that does not matter"
+        )
     pairs = pair_sides(base, fine_tuned, settings)
     columns, overflowing = _parted(_all_columns(pairs, settings))
     judged = _judge_all(columns, settings, margin)

@@ -142,7 +142,7 @@ def plan(
 
     max_prompts: how many prompts there are; group sizes that need more are out of reach. extremes: other spreads that may be
     true, such as those of the least and the greatest likeness; the advice says how many prompts they would need.
-    Raises MetricError for a difference of 0, a power outside (0.05, 1) or group sizes below 1.
+    Raises MetricError for a difference of 0, a power outside 0.05 to 0.9999 or group sizes below 1.
     """
     if difference == 0 or not np.isfinite(difference):
         raise MetricError(f"difference is {difference!r}; plan for a difference that is not 0")

@@ -51,8 +51,9 @@ def rank(sides: Sequence[Side], settings: MetricSettings, *, metric: str = "eval
     sides = [only_keys(side, shared) for side in sides]
     pairs = list(combinations(range(len(sides)), 2))
     compared = [compare(sides[a], sides[b], settings) for a, b in pairs]
-    if metric not in compared[0].metrics:
-        raise MetricError(f"metric {metric!r} was not compared; compared were {', '.join(compared[0].metrics)}")
+    common = [name for name in compared[0].metrics if all(name in comparison.metrics for comparison in compared)]
+    if metric not in common:
+        raise MetricError(f"metric {metric!r} is not one that all runs give; they all give {', '.join(common)}")
     found = [comparison.metrics[metric] for comparison in compared]
     adjusted = holm(pair.p_value for pair in found)
     beats = np.zeros((len(sides), len(sides)), dtype=np.bool_)

@@ -26,7 +26,7 @@ class RolloutTable:
     reward: FloatArray
     """Shape (n,); NaN where the rollout failed."""
     turns: IntArray
-    """Shape (n,); model calls of the final attempt."""
+    """Shape (n,); answered model calls of the final attempt."""
 
     def __post_init__(self) -> None:
         _check_columns(self)
@@ -38,7 +38,7 @@ class RolloutTable:
 
 @dataclass(frozen=True, slots=True)
 class TurnTable:
-    """Turns of the final attempts, one row each. Raises MetricError when the columns differ in length.
+    """Model calls of the final attempts, failed ones too, one row each. Raises MetricError when the columns differ in length.
 
     Log-probabilities enter as sums over a turn's tokens, so a million rollouts need no array of tokens; `LogprobSums`
     makes them. `zero` counts tokens whose log-probability is exactly 0, `nz` describes the others.
