@@ -36,7 +36,6 @@ class Evaluated(NamedTuple):
     comparison: Path
     logged: LoggedRun
     tuned: LoggedRun
-    link: str | None
     client: Any
 
 
@@ -53,11 +52,11 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("working-directory"))
         logged, better = _log(base, tags={"team": "evals", "cost+centre": "7"}), _log(tuned)
-        link = log_comparison(comparison, base=base, fine_tuned=tuned)
+        _log_comparison(comparison, base, tuned)
         assert list(Path.cwd().iterdir()) == []  # MLflow's own default is a folder here
     from mlflow import MlflowClient
 
-    return Evaluated(base, tuned, comparison, logged, better, link, MlflowClient(f"sqlite:///{output}/mlflow.db"))
+    return Evaluated(base, tuned, comparison, logged, better, MlflowClient(_store(output)))
 
 
 def _play(evaluation: Path, run_name: str, prompts: list[str]) -> Path:
@@ -74,8 +73,17 @@ def _compared(base: Path, tuned: Path) -> dict[str, Any]:
     return comparison_document(comparison, prompt_texts(comparison, runs[0]))
 
 
+def _store(output: Path) -> str:
+    return f"sqlite:///{output}/mlflow.db"
+
+
 def _log(folder: Path, **options: Any) -> LoggedRun:
-    return log_run(folder, **{"experiment_name": "guesses", "run_name": folder.name} | options)
+    usual = {"tracking_uri": _store(folder.parents[1]), "experiment_name": "guesses", "run_name": folder.name}
+    return log_run(folder, **usual | options)
+
+
+def _log_comparison(comparison: Path, base: Path, fine_tuned: Path) -> None:
+    log_comparison(comparison, base=base, fine_tuned=fine_tuned, tracking_uri=_store(fine_tuned.parents[1]))
 
 
 def _traces(evaluated: Evaluated, logged: LoggedRun) -> list[Any]:
@@ -170,11 +178,11 @@ def test_the_comparison_is_on_the_fine_tuned_run_as_metrics_and_on_both_as_a_ver
         assert "`eval/reward/mean`" in data.tags["mlflow.note.content"]
 
 
-def test_the_comparisons_link_opens_both_runs_side_by_side(evaluated: Evaluated) -> None:
-    assert evaluated.link is not None
-    assert evaluated.link.startswith("http://127.0.0.1:5000/#/compare-runs?runs=")
-    assert evaluated.logged.run_id in evaluated.link
-    assert evaluated.tuned.run_id in evaluated.link
+def test_a_runs_link_opens_it_and_its_description_both_runs_side_by_side(evaluated: Evaluated) -> None:
+    note = evaluated.client.get_run(evaluated.logged.run_id).data.tags["mlflow.note.content"]
+    link = note.partition("[all numbers](#/compare-runs?runs=")[2].partition(")")[0]
+    assert evaluated.logged.run_id in link
+    assert evaluated.tuned.run_id in link
     assert evaluated.logged.url == run_url(evaluated.base)
     assert (
         evaluated.logged.ui_command == f"mlflow ui --backend-store-uri sqlite:///{evaluated.base.parents[1]}/mlflow.db"
@@ -183,7 +191,7 @@ def test_the_comparisons_link_opens_both_runs_side_by_side(evaluated: Evaluated)
 
 def test_logging_a_run_again_updates_it_and_adds_nothing(evaluated: Evaluated) -> None:
     before = _traces(evaluated, evaluated.tuned)
-    again = _log(evaluated.fine_tuned, comparison=evaluated.comparison)
+    again = _log(evaluated.fine_tuned)
     assert again.run_id == evaluated.tuned.run_id
     assert len(evaluated.client.search_runs([again.experiment_id])) == 2
     after = _traces(evaluated, evaluated.tuned)
@@ -313,9 +321,9 @@ def _hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
 
 def test_a_comparison_of_a_run_that_was_not_logged_says_so(evaluated: Evaluated, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"was not logged to MLflow: it has no mlflow\.json"):
-        log_comparison(evaluated.comparison, base=tmp_path, fine_tuned=evaluated.fine_tuned)
+        _log_comparison(evaluated.comparison, tmp_path, evaluated.fine_tuned)
     with pytest.raises(RunError, match="an evaluation of two policies writes it"):
-        log_comparison(tmp_path / "comparison.json", base=evaluated.base, fine_tuned=evaluated.fine_tuned)
+        _log_comparison(tmp_path / "comparison.json", evaluated.base, evaluated.fine_tuned)
 
 
 @pytest.mark.parametrize(

@@ -61,13 +61,14 @@ class Connection:
 
 
 @contextmanager
-def connected(tracking_uri: str | None, output: Path) -> Iterator[Connection]:
-    """Clients of the store at `tracking_uri` while inside; None is an SQLite file in `output`, made when it is not there.
+def connected(uri: str, output: Path) -> Iterator[Connection]:
+    """Clients of the store at `uri` while inside; an SQLite file is made when it is not there.
+
+    output: where artifacts go beside a database that is no file.
 
     Raises MissingExtra when MLflow, or the plugin for SageMaker ARNs, is not installed, and StorageError for whatever
     goes wrong inside with the store.
     """
-    uri = tracking_uri or f"sqlite:///{output.absolute() / 'mlflow.db'}"
     require_packages(uri)
     # Read by MLflow on import and on every call: nothing phones home unless the user turned it on.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -97,12 +98,17 @@ def run_link(tracking_uri: str, experiment_id: str, run_id: str) -> str | None:
     minutes, from CreatePresignedMlflowAppUrl or CreatePresignedMlflowTrackingServerUrl (botocore 1.43); None when AWS
     refuses one.
     """
-    return _link(tracking_uri, f"/experiments/{experiment_id}/runs/{run_id}")
-
-
-def compare_link(tracking_uri: str, experiment_id: str, *, base: str, fine_tuned: str) -> str | None:
-    """Opens the numbers of two runs side by side; otherwise like `run_link`."""
-    return _link(tracking_uri, numbers_path(experiment_id, base=base, fine_tuned=fine_tuned))
+    path = f"/experiments/{experiment_id}/runs/{run_id}"
+    if tracking_uri.startswith("databricks"):
+        return None
+    match urlsplit(tracking_uri).scheme:
+        case "http" | "https":
+            return f"{without_password(tracking_uri).rstrip('/')}/#{path}"
+        case "arn":
+            root = _presigned(tracking_uri)
+            return None if root is None else f"{root}#{path}"
+        case _:
+            return f"{_LOCAL_SERVER}/#{path}"
 
 
 def numbers_path(experiment_id: str, *, base: str, fine_tuned: str) -> str:
@@ -192,19 +198,6 @@ def _create_database(uri: str, artifacts: Path) -> None:
         SqlAlchemyStore(uri, artifacts.as_uri())  # type: ignore[no-untyped-call]
     finally:
         logger.setLevel(level)
-
-
-def _link(tracking_uri: str, path: str) -> str | None:
-    if tracking_uri.startswith("databricks"):
-        return None
-    match urlsplit(tracking_uri).scheme:
-        case "http" | "https":
-            return f"{without_password(tracking_uri).rstrip('/')}/#{path}"
-        case "arn":
-            root = _presigned(tracking_uri)
-            return None if root is None else f"{root}#{path}"
-        case _:
-            return f"{_LOCAL_SERVER}/#{path}"
 
 
 def _presigned(arn: str) -> str | None:

@@ -24,7 +24,6 @@ from heldout.rollouts.run import FINE_TUNED_RUN, JobStatus, Run, write_whole
 from heldout.tracking.comparison_data import ComparisonData
 from heldout.tracking.connection import (
     Connection,
-    compare_link,
     connected,
     numbers_path,
     rollouts_path,
@@ -69,23 +68,20 @@ class LoggedRun:
 def log_run(
     run_folder: Path,
     *,
-    tracking_uri: str | None = None,
+    tracking_uri: str,
     experiment_name: str,
     run_name: str,
     tags: Mapping[str, str] | None = None,
     max_traces: int = MAX_TRACES,
-    comparison: Path | None = None,
 ) -> LoggedRun:
     """Logs a run as it is on disk, and brings its MLflow run up to date when it was logged there before.
 
-    tracking_uri: anything MLflow takes, or a SageMaker MLflow ARN; None is `mlflow.db` in the output folder, with artifacts
-    in `mlartifacts`. max_traces: how many trajectories become traces. comparison: comparison.json, if there is one.
-    Raises RunError when there is no run or no comparison, MissingExtra when MLflow is not installed, InputError for an experiment
-    that was deleted, StorageError when the store cannot be reached or refuses something.
+    tracking_uri: anything MLflow takes, or a SageMaker MLflow ARN. max_traces: how many trajectories become traces.
+    Raises RunError when there is no run, MissingExtra when MLflow is not installed, InputError for an experiment that was
+    deleted, StorageError when the store cannot be reached or refuses something.
     """
     run = Run.open(run_folder)
     data = RunData.of(run)
-    compared = None if comparison is None else ComparisonData.read(comparison)
     with connected(tracking_uri, _output(run_folder)) as store:
         experiment_id = store.experiment(experiment_name)
         target = _mlflow_run(store, run, experiment_id, run_name)
@@ -101,23 +97,22 @@ def log_run(
         write_whole(run_folder / RECORD_FILE, orjson.dumps(record, option=orjson.OPT_INDENT_2))
         _log_data(store, run, data, target, {metric_name(key): value for key, value in (tags or {}).items()})
         _log_traces(store, run, logged, max_traces)
-        if compared is not None:
-            _put_comparison(store, run, logged.run_id, compared, compared.note)
         _end(store, run, logged.run_id)
     return logged
 
 
-def log_comparison(comparison: Path, *, base: Path, fine_tuned: Path, tracking_uri: str | None = None) -> str | None:
-    """Puts a comparison on the MLflow runs of both its run folders, and gives the link that opens them side by side.
+def log_comparison(comparison: Path, *, base: Path, fine_tuned: Path, tracking_uri: str) -> None:
+    """Puts a comparison on the MLflow runs of both its run folders.
 
-    Both get the verdict as tag `heldout.verdict`, a table of base, fine-tuned, difference, interval and p-value in their
-    description, comparison.json and the evaluation's report as artifacts; the fine-tuned run also the metrics
-    `difference/<name>` with `.low`, `.high` and `.p_value`.
+    Both get the verdict as tag `heldout.verdict`, and in their description a table of base, fine-tuned, difference, interval and
+    p-value with links to both side by side; comparison.json and the evaluation's report as artifacts. The fine-tuned run also
+    gets the metrics `difference/<name>` with `.low`, `.high` and `.p_value`.
     Raises RunError when a run was not logged or there is no comparison; otherwise like `log_run`.
     """
     compared = ComparisonData.read(comparison)
-    experiment_id = _record(base)["experiment_id"]
-    run_ids = {"base": _record(base)["run_id"], "fine_tuned": _record(fine_tuned)["run_id"]}
+    of_base, of_fine_tuned = _record(base), _record(fine_tuned)
+    experiment_id = of_base["experiment_id"]
+    run_ids = {"base": of_base["run_id"], "fine_tuned": of_fine_tuned["run_id"]}
     with connected(tracking_uri, _output(base)) as store:
         numbers, rollouts = (path(experiment_id, **run_ids) for path in (numbers_path, rollouts_path))
         note = f"{compared.note}\n\nSide by side: [all numbers](#{numbers}), [rollouts and their traces](#{rollouts})"
@@ -126,16 +121,15 @@ def log_comparison(comparison: Path, *, base: Path, fine_tuned: Path, tracking_u
             for file in (comparison, comparison.with_name("report.html")):
                 if file.is_file():
                     store.client.log_artifact(run_id, str(file), "comparison")
-        return compare_link(store.uri, experiment_id, **run_ids)
 
 
-def run_url(run_folder: Path, tracking_uri: str | None = None) -> str | None:
+def run_url(run_folder: Path) -> str | None:
     """Opens a logged run in a browser; for a SageMaker ARN a link that works once, for five minutes.
 
     None where there is no such link. Raises RunError when the run was not logged.
     """
     record = _record(run_folder)
-    return run_link(tracking_uri or record["tracking_uri"], record["experiment_id"], record["run_id"])
+    return run_link(record["tracking_uri"], record["experiment_id"], record["run_id"])
 
 
 def _output(run_folder: Path) -> Path:
