@@ -29,12 +29,10 @@ class Boundary(enum.StrEnum):
     """The agent's own code: it raised, crashed, hung, returned no reward or reported a failure."""
     POLICY = "policy"
     """The model could not be reached or refused, after every retry."""
-    RUNTIME = "runtime"
-    """The Job Runtime refused what the agent sent."""
     REWARD = "reward"
     """A reward came that is not a finite number."""
     HARNESS = "harness"
-    """Heldout itself: the attempt was interrupted, or lost with its worker through no fault of its own."""
+    """Heldout itself: the attempt was lost with its worker, perhaps through no fault of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ class Failure:
     boundary: Boundary
     kind: str
     """A short stable word to count by: `timeout`, `crashed`, `raised`, `no_reward`, `reported_failed`, `bad_reward`,
-    `unreachable`, `refused`, `interrupted`, `lost`."""
+    `unreachable`, `lost`."""
     message: str
     """One line for a person."""
 
@@ -109,7 +107,7 @@ class Attempt:
     prompt_index: int
     rollout_index: int
     number: int
-    """From 1; tries that were lost through no fault of their own keep their number and are not counted."""
+    """From 1; a try that was lost is not counted, and the next one has its number."""
     trajectory_id: str
     is_final: bool
     failure: Failure | None
@@ -119,7 +117,8 @@ class Attempt:
     metrics: tuple[tuple[str, float], ...]
     """Named numbers the agent returned or reported beside its reward."""
     flags: tuple[str, ...]
-    """What was odd but not fatal: `no_model_call`, `reward_mismatch`, `failed_after_reward`, `sampling_differs`."""
+    """What was odd but not fatal: `no_model_call`, `reward_mismatch`, `reward_count`, `failed_after_reward`,
+    `ran_on_after_end`, `metric_dropped`, `sampling_differs`."""
     turns: tuple[Turn, ...]
     """Every model call, in the order in which they were made."""
     output: str
@@ -129,8 +128,8 @@ class Attempt:
 
     @property
     def is_counted(self) -> bool:
-        """Whether it uses up a retry: not one that was lost through no fault of its own."""
-        return self.failure is None or self.failure.kind not in ("lost", "interrupted")
+        """Whether it uses up a retry: not one that was lost, which may be no fault of its own."""
+        return self.failure is None or self.failure.kind != "lost"
 
     @property
     def num_turns(self) -> int:

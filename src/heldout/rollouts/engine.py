@@ -19,14 +19,13 @@ if TYPE_CHECKING:
 
 _HOPELESS_FACTOR = 2
 _HOPELESS_LEAST = 50
-"""A job is given up when this many attempts (or twice the concurrency) failed on end and none was scored."""
+"""A job is given up when so many attempts (or twice the concurrency, if that is more) failed on end, and either no rollout was
+ever scored or all of them failed for what is outside the agent."""
 _FIRST_DELAY_SECONDS = 0.5
 _LONGEST_DELAY_SECONDS = 10.0
 """Between attempts where something outside was not reachable; an agent that failed is tried again at once."""
 _NEARLY_DONE_SECONDS = 2.0
 """What comes after the last rollout takes about this long to get ready."""
-_MAX_LOST = 8
-"""Isolated plays that may be lost in a row before the attempt is counted after all."""
 
 
 class Ending(enum.Enum):
@@ -144,20 +143,21 @@ class Engine:
             self._on_nearly_done()
 
     async def _play_rollout(self, prompt: Prompt, rollout_index: int) -> None:
-        """Plays attempts until one is final; while stopping, only the attempt in flight."""
+        """Plays attempts until one is final; while stopping, only the attempt in flight.
+
+        One that was lost is played again alone in its process, and there it is not lost again.
+        """
         number = self._index.attempts(prompt.index, rollout_index) + 1
-        lost = 0
+        is_isolated = self._isolate_attempts
         while True:
             is_last = number >= self._max_attempts
-            is_isolated = self._isolate_attempts or lost > 0
             attempt = await self._play_attempt(Try(prompt, rollout_index, number, is_last, is_isolated))
             if attempt.is_final or self._switch.is_draining:
                 return
-            if attempt.is_counted or lost == _MAX_LOST:
-                number, lost = number + 1, 0
+            is_isolated = self._isolate_attempts or not attempt.is_counted
+            if attempt.is_counted:
+                number += 1
                 await self._wait_before(number, attempt)
-            else:
-                lost += 1
 
     async def _play_attempt(self, this: Try) -> Attempt:
         self._progress.in_flight += 1
