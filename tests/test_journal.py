@@ -143,6 +143,16 @@ async def test_a_full_disk_is_told_to_everyone_who_waits(tmp_path: Path, monkeyp
     await journal.close()
 
 
+async def test_a_journal_that_is_not_open_takes_nothing(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    with pytest.raises(RuntimeError, match="is not open"):
+        await asyncio.wait_for(journal.append(_attempt(0)), 30)
+    journal.open()
+    await journal.close()
+    with pytest.raises(RuntimeError, match="is not open"):
+        await asyncio.wait_for(journal.append(_attempt(0)), 30)
+
+
 async def test_what_waits_behind_a_write_that_failed_half_way_is_refused_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 
 import orjson
 
-from heldout.errors import RunError, StorageError
+from heldout.errors import StorageError
 from heldout.job.records import Attempt, Boundary, Failure, Turn, turn_json
+from heldout.storage.local import synchronise_folder
 
 SEGMENT_BYTES = 64 * 1024 * 1024
 """Large enough that a million rollouts make some hundred files, small enough to copy as one piece."""
@@ -74,6 +75,8 @@ class Journal:
         return sealed
 
     async def _append_line(self, line: bytes) -> None:
+        if self._file is None:
+            raise RuntimeError(f"journal {self._folder} is not open")
         if self._failure is not None:
             raise self._failure
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -106,8 +109,7 @@ class Journal:
                 done.set_result(None)
 
     def _write_durably(self, lines: bytes) -> None:
-        if self._file is None:
-            raise RunError(f"journal {self._folder} is not open")
+        assert self._file is not None  # `close` waits for what is under way
         rest = memoryview(lines)
         while rest:
             rest = rest[os.write(self._file, rest) :]
@@ -119,21 +121,12 @@ class Journal:
             os.close(self._file)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         self._size = os.fstat(self._file).st_size
-        sync_folder(self._folder)
+        synchronise_folder(self._folder)
 
 
 def segments(folder: Path) -> list[Path]:
     """The journal's files, oldest first; empty when there is no journal."""
     return sorted(folder.glob("[0-9]" * 6 + ".jsonl"))
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes a new or renamed name in `folder` durable."""
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def _drop_torn_tail(segment: Path) -> None:

@@ -35,7 +35,7 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        _synchronise_folder(path.parent)
+        synchronise_folder(path.parent)
 
 
 def discard_partial_files(folder: Path) -> None:
@@ -54,6 +54,15 @@ def why_not_writable(folder: Path) -> str | None:
             return None
     except OSError as error:
         return f"{str(there)!r}: {error.strerror or error}"
+
+
+def synchronise_folder(folder: Path) -> None:
+    """Makes a new or renamed name in `folder` durable. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class LocalFiles:
@@ -136,12 +145,4 @@ def _make_folder(folder: Path) -> None:
         return
     _make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    _synchronise_folder(folder.parent)
-
-
-def _synchronise_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    synchronise_folder(folder.parent)
