@@ -111,6 +111,26 @@ async def test_a_sealed_segment_takes_no_more_lines(tmp_path: Path) -> None:
     assert [line.attempt.prompt_index for line in read(tmp_path)] == [0, 1]
 
 
+async def test_a_segment_grows_on_while_no_other_can_be_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path)
+    journal.open()
+    await journal.append(_attempt(0))
+
+    def refuse(*_: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.open", refuse)
+        assert journal.seal() is None
+    await journal.append(_attempt(1))
+    assert journal.seal() == tmp_path / "000001.jsonl"
+    await journal.append(_attempt(2))
+    await journal.close()
+    assert [line.attempt.prompt_index for line in read(tmp_path)] == [0, 1, 2]
+
+
 async def test_the_latest_amendment_of_a_rollout_is_found(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.open()

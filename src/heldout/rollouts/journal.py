@@ -66,12 +66,15 @@ class Journal:
             self._file = None
 
     def seal(self) -> Path | None:
-        """Ends the current segment and starts the next; the sealed one, or None when nothing was in it or a write is
-        under way."""
+        """Ends the current segment and starts the next; the sealed one, or None when nothing was in it, a write is under way
+        or the system has no other file to give: then the segment grows on."""
         if self._size == 0 or self._flusher is not None:
             return None
         sealed = segments(self._folder)[-1]
-        self._start_segment(self._folder / f"{int(sealed.stem) + 1:06d}.jsonl")
+        try:
+            self._start_segment(self._folder / f"{int(sealed.stem) + 1:06d}.jsonl")
+        except OSError:
+            return None
         return sealed
 
     async def _append_line(self, line: bytes) -> None:
@@ -117,9 +120,10 @@ class Journal:
         self._size += len(lines)
 
     def _start_segment(self, path: Path) -> None:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         if self._file is not None:
             os.close(self._file)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = file
         self._size = os.fstat(self._file).st_size
         synchronise_folder(self._folder)
 
