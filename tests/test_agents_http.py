@@ -35,6 +35,8 @@ class Container:
         match payload["prompt"].split()[0]:
             case "stream":
                 return web.Response(body=b'data: 1\n\ndata: {"reward": 1}\n\n', content_type="text/event-stream")
+            case "chatter":
+                return web.json_response({"reward": 1, "transcript": "x" * 4_000_000})
             case "refuse":
                 return web.Response(status=422, text="no such game")
             case "hang":
@@ -70,6 +72,14 @@ async def test_a_container_gets_the_payload_and_the_session_and_its_answer_count
         assert (result.outcome, result.output) == (Outcome.RETURNED, "")
         assert result.body == {"session": invocation.trajectory_id, "bytes": 5}
         assert (await agent.invoke(attempt("stream"))).body == {"reward": 1}
+
+
+async def test_an_answer_may_be_many_megabytes() -> None:
+    async with contained(Container()) as agent:
+        async with asyncio.timeout(60):
+            result = await agent.invoke(attempt("chatter"))
+        assert isinstance(result.body, dict)
+        assert len(result.body["transcript"]) == 4_000_000
 
 
 @pytest.mark.slow

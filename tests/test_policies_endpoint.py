@@ -72,6 +72,15 @@ async def test_a_call_reaches_the_server_byte_for_byte_and_its_reply_comes_back(
     assert server.calls[0].body["n"] == 2
 
 
+async def test_a_reply_of_many_megabytes_comes_back_whole() -> None:
+    said = "0123456789abcdef" * 300_000  # as long as the log-probabilities of a long reply can be
+    async with _serving(ScriptedServer(lambda _: Reply(content=said))) as policy:
+        for _ in range(2):  # the second on the connection that the first left
+            async with asyncio.timeout(60):
+                reply = await policy.call(_call())
+            assert _said(reply) == said
+
+
 async def test_a_streamed_reply_comes_in_chunks_as_the_model_writes() -> None:
     server = ScriptedServer(lambda _: Reply(content="one two three", seconds_per_token=0.01))
     async with _serving(server) as policy:

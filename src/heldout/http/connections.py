@@ -201,8 +201,14 @@ class _Connection(asyncio.Protocol):
         return Response(self, self._parser.get_status_code(), self._headers)
 
     async def read_all(self) -> bytes:
-        await self._read_until(lambda: self._is_complete)
-        return self._taken()
+        parts = []
+        is_last = False
+        while not is_last:
+            # What is taken makes room: reading is paused while much is held, and a long body would wait for itself.
+            await self._read_until(lambda: self._is_complete or self._is_paused)
+            is_last = self._is_complete
+            parts.append(self._taken())
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def read_some(self) -> bytes:
         await self._read_until(lambda: bool(self._body) or self._is_complete)
