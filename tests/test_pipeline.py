@@ -165,6 +165,10 @@ def _without(definition: dict[str, Any], **changes: object) -> dict[str, Any]:
         ),
         (lambda d: _without(d, Steps=[{"Name": "A", "Type": "Training", "Arguments": {}}]), "Type is 'Training'"),
         (lambda d: _without(d, Steps=[{"Name": "A", "Type": "Job"}]), "Arguments is None"),
+        (
+            lambda d: _without(d, Steps=[{"Name": "A", "Type": "Lineage", "Arguments": {"Actions": [{}]}}]),
+            "step 'A': one of Actions has no ActionName",
+        ),
         (lambda d: _without(d, Steps=[{"Name": "A", "Type": "Job", "Arguments": {}}]), "JobCategory is None"),
         (
             lambda d: _without(

@@ -14,11 +14,11 @@ import orjson
 from heldout.job.document import JobConfigDocument
 from heldout.job.references import EmbeddedModel, EntryPoint, agent_uri, model_uri
 from heldout.pipeline.evaluation import Evaluation
+from heldout.pipeline.steps import LINEAGE_NAMES
 from heldout.policies.embedded import find_weights
 from heldout.rollouts.run import Run
 
 _LINEAGE_FILE = "lineage.json"
-_KEYS = {"Actions": "ActionName", "Contexts": "ContextName", "Artifacts": "ArtifactName"}
 _BLOCK_BYTES = 1024 * 1024
 
 
@@ -48,7 +48,7 @@ def record(evaluation: Evaluation, arguments: Mapping[str, Any]) -> None:
     lineage = read(evaluation.folder)
     for section, entries in arguments.items():
         known = lineage.setdefault(section, [])
-        key = _KEYS.get(section)
+        key = LINEAGE_NAMES.get(section)
         for entry in entries:
             same = [other for other in known if (other[key] == entry[key] if key else other == entry)]
             if same:

@@ -15,6 +15,9 @@ from heldout.pipeline.expressions import steps_read_by
 _STEP_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """As the service has it; a step's run is in a folder of this name."""
 
+LINEAGE_NAMES = {"Actions": "ActionName", "Contexts": "ContextName", "Artifacts": "ArtifactName"}
+"""Where the entries of a lineage step's sections have their names; associations have none."""
+
 
 @dataclass(frozen=True, slots=True)
 class LineageStep:
@@ -133,6 +136,8 @@ def _lineage(name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     for section, entries in arguments.items():
         if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
             raise InputError(f"pipeline step {name!r}: {section} is {shown(entries)}; it must be a list of objects")
+        if section in LINEAGE_NAMES and any(LINEAGE_NAMES[section] not in entry for entry in entries):
+            raise InputError(f"pipeline step {name!r}: one of {section} has no {LINEAGE_NAMES[section]}")
     return dict(arguments)
 
 
