@@ -9,9 +9,8 @@ _EXIT_INTERRUPTED = 130
 
 def main() -> None:
     """The `heldout` command: see `heldout.cli_evaluate.run_command`."""
-    is_ours = (
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )  # a job in a shell's background ignores Ctrl-C
+    # A job in a shell's background ignores Ctrl-C, and goes on to.
+    is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if is_ours:
         # No exception: raised in the middle of an import, it shows as a traceback or as an import that failed.
         signal.signal(signal.SIGINT, lambda *_: os._exit(_EXIT_INTERRUPTED))

@@ -17,10 +17,7 @@ from heldout.backends.choosing import choose_backend
 from heldout.backends.evaluation import play_evaluation, play_run, run_to_end, stopped_by_signals
 from heldout.backends.known import find_evaluation, is_known
 from heldout.backends.registries import read_registry
-from heldout.backends.results import (
-    document_apart,
-    shown_apart,
-)
+from heldout.backends.results import document_apart, shown_apart
 from heldout.backends.starting import (
     check_same,
     create_evaluation,
@@ -140,14 +137,7 @@ def evaluate(
     names = read_registry(registry)
     model_reference, agent_reference = parse_model(model, frozenset(EMBEDDED_MODELS)), parse_agent(agent)
     if (backend or choose_backend(model_reference, agent_reference, names)) == "sagemaker":
-        if resume:
-            raise InputError(
-                "--resume goes on with an evaluation on this machine; managed jobs can only be started anew"
-            )
-        if limit is not None or shuffle_seed is not None:
-            raise InputError(
-                "--limit and --shuffle-seed have no place in managed jobs; leave them out, or --backend local"
-            )
+        _refuse_in_aws(resume=resume, limit=limit, shuffle_seed=shuffle_seed)
         _evaluate_in_aws(
             model=model,
             agent_config=agent,
@@ -165,8 +155,6 @@ def evaluate(
             as_json=as_json,
         )
         return
-    evaluation_name = name or _default_name(agent)
-    location = location_of(output, evaluation_name, names)
     policies = resolve_policies(
         model, base=compare_with, trained=None, registry=names, embedded_names=frozenset(EMBEDDED_MODELS)
     )
@@ -184,21 +172,11 @@ def evaluate(
         shuffle_seed=shuffle_seed,
         runtime_url=runtime_url,
     )
+    evaluation_name = name or _default_name(agent)
     if dry_run:
-        _show_definition(request, names, evaluation_name, location, as_json=as_json)
-        return
-    is_there = resume and Evaluation.is_at(location)
-    if is_there:
-        evaluation = Evaluation.open(location)
-        check_same(evaluation, request)
+        _show_definition(request, names, evaluation_name, as_json=as_json)
     else:
-        evaluation = create_evaluation(request, names, name=evaluation_name)
-    try:
-        _play(evaluation, as_json=as_json, max_runtime_seconds=_checked_runtime(max_runtime))
-    except InputError:
-        if not is_there:
-            evaluation.remove_if_never_begun()
-        raise
+        _evaluate_here(request, names, evaluation_name, is_resumed=resume, as_json=as_json)
 
 
 @app.command()
@@ -234,13 +212,38 @@ def models(registry: RegistryOption = None, as_json: JsonOption = False) -> None
         print(f"{entry['name']:<{width}}  {entry['where']}")
 
 
-def _show_definition(request: EvaluationRequest, names: Registry, name: str, location: str, *, as_json: bool) -> None:
+def _evaluate_here(request: EvaluationRequest, names: Registry, name: str, *, is_resumed: bool, as_json: bool) -> None:
+    """Plays a new evaluation, or goes on with the one of this name if there is one and that is asked for."""
+    location = location_of(request.output, name, names)
+    is_there = is_resumed and Evaluation.is_at(location)
+    if is_there:
+        evaluation = Evaluation.open(location)
+        check_same(evaluation, request)
+    else:
+        evaluation = create_evaluation(request, names, name=name)
+    try:
+        _play(evaluation, as_json=as_json, max_runtime_seconds=request.max_runtime_seconds)
+    except InputError:
+        if not is_there:
+            evaluation.remove_if_never_begun()
+        raise
+
+
+def _show_definition(request: EvaluationRequest, names: Registry, name: str, *, as_json: bool) -> None:
     """Checks all that can be checked of an evaluation on this machine, and shows what would be executed."""
+    location = location_of(request.output, name, names)
     Evaluation.check_new(location, name)
     around = local_surroundings(name)
     definition = define_evaluation(request, names, around)
     said = Said.of(request, output=location, region=around.region, mlflow=request.tracking)
     print_definition(lambda: said.dry_run(definition), as_json=as_json)
+
+
+def _refuse_in_aws(*, resume: bool, limit: int | None, shuffle_seed: int | None) -> None:
+    if resume:
+        raise InputError("--resume goes on with an evaluation on this machine; managed jobs can only be started anew")
+    if limit is not None or shuffle_seed is not None:
+        raise InputError("--limit and --shuffle-seed have no place in managed jobs; leave them out, or --backend local")
 
 
 def _evaluate_in_aws(*, settings: dict[str, str], dry_run: bool, as_json: bool, **fields: Any) -> None:

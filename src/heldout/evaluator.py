@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from heldout.backends.base import Backend
-from heldout.backends.choosing import choose_backend
+from heldout.backends.choosing import backend_to_ask, choose_backend
 from heldout.backends.detached import start_detached
 from heldout.backends.registries import read_registry
 from heldout.backends.started import LocalEvaluation
@@ -106,7 +106,7 @@ class MultiTurnRLEvaluator(EvaluatorFields):
 
         On this machine: the embedded ones and those of the registry in force. backend: as for `get_all`. Raises CloudError.
         """
-        if (backend or ("local" if session is None else "sagemaker")) == "sagemaker":
+        if backend_to_ask(backend, session) == "sagemaker":
             from heldout.backends.sagemaker.account import Account
             from heldout.backends.sagemaker.models import supported_models
 
@@ -120,7 +120,7 @@ class MultiTurnRLEvaluator(EvaluatorFields):
 
         On this machine: those that the registry in force maps. backend: as for `get_all`. Raises CloudError.
         """
-        if (backend or ("local" if session is None else "sagemaker")) == "sagemaker":
+        if backend_to_ask(backend, session) == "sagemaker":
             from heldout.backends.sagemaker.account import Account
             from heldout.backends.sagemaker.checks import agentcore_runtimes
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from heldout.backends.base import Backend, PipelineExecutionStatus, StartedEvaluation, StepDetail
+from heldout.backends.choosing import backend_to_ask
 from heldout.backends.known import find_evaluation, is_known, known_evaluations
 from heldout.backends.registries import read_registry
 from heldout.backends.started import LocalEvaluation
@@ -61,7 +62,7 @@ class Execution:
         backend: where; by default in AWS when a session is given, else on this machine. region: only those of this region.
         Raises CloudError when AWS refuses to list them.
         """
-        if (backend or ("local" if session is None else "sagemaker")) == "local":
+        if backend_to_ask(backend, session) == "local":
             for evaluation in known_evaluations():
                 if region is None or evaluation.state.region == region:
                     yield cls(LocalEvaluation(evaluation))

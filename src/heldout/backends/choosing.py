@@ -1,8 +1,14 @@
-"""Where an evaluation runs when nobody says: in AWS when model and agent are both there and neither is mapped to this machine."""
+"""Which backend is meant when nobody says. An evaluation runs in AWS when model and agent are both there and neither is mapped to
+this machine."""
 
 from heldout.backends.base import Backend
 from heldout.job.references import AgentCoreRuntime, AgentReference, HubModel, LambdaAgent, ModelPackage, ModelReference
 from heldout.job.registry import Registry
+
+
+def backend_to_ask(backend: Backend | None, session: object) -> Backend:
+    """Where evaluations and models are looked for: where `backend` says; else in AWS when a session is given."""
+    return backend or ("local" if session is None else "sagemaker")
 
 
 def choose_backend(model: ModelReference, agent: AgentReference, registry: Registry) -> Backend:
