@@ -1,7 +1,6 @@
 """The prompts of a job: copied from the dataset into the run, checked, and read from there ever after."""
 
 import hashlib
-from array import array
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -67,28 +66,23 @@ class PromptCount:
 
     number: int
     """Prompts."""
-    duplicates: int
-    """Prompts whose text came before (by the first 64 bits of their hash)."""
     content_hash: str
     """SHA-256, 64 hexadecimal digits: equal when two copies hold the same prompts, indices and order. Other columns and
     the dataset's format do not count."""
-    column: str
-    """Name of the dataset's column that holds the prompts."""
 
 
 def copy_prompts(source: PromptSource, destination: Path) -> PromptCount:
     """Copies a dataset's prompts, each row checked, to the Parquet file `destination` (schema `PROMPTS_SCHEMA`).
 
     The file appears whole or not at all. With a limit and no shuffle, reading stops at the limit. Memory stays bounded:
-    a few row groups, 8 bytes a prompt for counting duplicates and, when shuffling, a run and a 256th of the dataset.
+    a few row groups and, when shuffling, a run and a 256th of the dataset.
     Raises DatasetError, naming file and line, when a row cannot be used; ReferenceProblem when the dataset names nothing
     usable (no such bucket, no credentials); StorageError when `destination` cannot be written.
     """
-    dataset = PromptDataset(source.dataset, is_prefix=source.is_prefix)
     with open_atomic(destination) as file, _PromptWriter(file) as writer:
-        for table in _selected(dataset, source, destination.parent):
+        for table in _selected(source, destination.parent):
             writer.write(table)
-        return writer.finish(dataset.column or "")
+        return writer.finish()
 
 
 class PromptReader:
@@ -152,8 +146,8 @@ class _PromptWriter:
         self._pending: list[pa.Table] = []
         self._pending_bytes = 0
         self._pending_rows = 0
+        self._number = 0
         self._content = hashlib.sha256()
-        self._hashes = array("Q")
 
     def __enter__(self) -> Self:
         return self
@@ -167,14 +161,11 @@ class _PromptWriter:
         for start in range(0, table.num_rows, rows):
             self._append(table.slice(start, rows))
 
-    def finish(self, column: str) -> PromptCount:
+    def finish(self) -> PromptCount:
         """Ends the file and says what is in it."""
         self._flush()
         self._parquet.close()
-        hashes = np.frombuffer(self._hashes, dtype=np.uint64)
-        hashes.sort()
-        duplicates = int(np.count_nonzero(hashes[1:] == hashes[:-1]))
-        return PromptCount(len(hashes), duplicates, self._content.hexdigest(), column)
+        return PromptCount(self._number, self._content.hexdigest())
 
     def _append(self, table: pa.Table) -> None:
         if self._pending_rows + table.num_rows > _GROUP_ROWS or self._pending_bytes + table.nbytes > _GROUP_BYTES:
@@ -198,11 +189,12 @@ class _PromptWriter:
         digest = hashlib.sha256(text).digest()
         self._content.update(prompt.index.to_bytes(8, "little"))
         self._content.update(digest)
-        self._hashes.append(int.from_bytes(digest[:8], "big"))
+        self._number += 1
         return digest[:8].hex()
 
 
-def _selected(dataset: PromptDataset, source: PromptSource, folder: Path) -> Iterator[pa.Table]:
+def _selected(source: PromptSource, folder: Path) -> Iterator[pa.Table]:
+    dataset = PromptDataset(source.dataset, is_prefix=source.is_prefix)
     if source.shuffle_seed is None:
         yield from _tables(islice(dataset, source.limit))
         return
