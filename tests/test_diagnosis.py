@@ -54,7 +54,7 @@ def test_a_sound_run_has_no_finding(tmp_path: Path) -> None:
         ("no_model_call", Play(1.0, (), flags=("no_model_call",))),
         ("failures", Play(None, failure="KeyError: 'x'")),
         ("completed_not_correct", Play(0.0, BAD.says, metrics={"completed": 1})),
-        ("correct_not_completed", Play(1.0, GOOD.says, metrics={"completed": 0})),
+        ("correct_not_completed", Play(1.0, GOOD.says, metrics={"is_done": 0})),
     ],
 )
 def test_one_odd_rollout_is_found_counted_and_named(tmp_path: Path, kind: str, odd: Play) -> None:
