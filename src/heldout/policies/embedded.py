@@ -118,20 +118,19 @@ class EmbeddedPolicy:
         model: str,
         *,
         adapter: Path | None = None,
-        parallel: int | None = None,
-        context_tokens: int | None = None,
+        parallel: int = _DEFAULT_PARALLEL,
+        context_tokens: int = _DEFAULT_CONTEXT_TOKENS,
     ) -> None:
         self._model = model
         self._adapter = adapter
-        self._parallel = _DEFAULT_PARALLEL if parallel is None else parallel
-        self._context_tokens = _DEFAULT_CONTEXT_TOKENS if context_tokens is None else context_tokens
-        for name, value in (("parallel", self._parallel), ("context_tokens", self._context_tokens)):
+        self._parallel = parallel
+        self._context_tokens = context_tokens
+        for name, value in (("parallel", parallel), ("context_tokens", context_tokens)):
             if value < 1:
                 raise ReferenceProblem(
                     f"{name} of embedded model {model!r} is {value}; it must be an integer from 1 up"
                 )
         self._name = _served_name(model, adapter)
-        self._options: ServerOptions | None = None
         self._endpoint: EndpointPolicy | None = None
         self._process: Process | None = None
         self._log_file: IO[bytes] | None = None
@@ -153,25 +152,25 @@ class EmbeddedPolicy:
         Raises MissingExtra when llama.cpp or the weights are not installed, ReferenceProblem when the model or the adapter
         does not load, with the end of the server's log.
         """
-        self._options = self._checked_options()
+        options = self._checked_options()
         self._log_file = tempfile.TemporaryFile(prefix="heldout-embedded-")  # noqa: SIM115
         try:
             started_at = time.monotonic()
             self._endpoint = EndpointPolicy(
-                [await self._launch(self._options)], self._name, max_connections=_MAX_CONNECTIONS, retries=_RETRIES
+                [await self._launch(options)], self._name, max_connections=_MAX_CONNECTIONS, retries=_RETRIES
             )
             await self._endpoint.start()
         except BaseException:
             await self.stop()
             raise
-        self._supervisor = asyncio.create_task(self._supervise(self._options, self._endpoint))
+        self._supervisor = asyncio.create_task(self._supervise(options, self._endpoint))
         _log.info(
             "embedded model %s answers after %.1f s (%d slots of %d tokens, %d threads)",
             self._name,
             time.monotonic() - started_at,
             self._parallel,
             self._context_tokens,
-            self._options.threads,
+            options.threads,
         )
 
     async def stop(self) -> None:
@@ -213,7 +212,6 @@ class EmbeddedPolicy:
     async def _launch(self, options: ServerOptions) -> str:
         """Starts the child process; returns its base URL. Raises ReferenceProblem when it does not come to answer."""
         assert self._log_file is not None
-        environment = os.environ | _THREADS_WAIT
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -222,14 +220,17 @@ class EmbeddedPolicy:
             stdin=PIPE,
             stdout=PIPE,
             stderr=self._log_file,
-            env=environment,
+            env=os.environ | _THREADS_WAIT,
             start_new_session=True,  # Ctrl-C at the terminal is the engine's to handle
         )
         assert self._process.stdout is not None
         try:
             address = await asyncio.wait_for(self._process.stdout.readline(), _START_SECONDS)
         except TimeoutError:
-            address = b""
+            await self._end_process()
+            raise ReferenceProblem(
+                f"embedded model {self._name!r} did not answer within {_START_SECONDS:g} s: {self._log_tail()}"
+            ) from None
         if not address:
             await self._end_process()
             raise ReferenceProblem(f"embedded model {self._name!r} did not start: {self._log_tail()}")

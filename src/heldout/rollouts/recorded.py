@@ -155,10 +155,7 @@ class Recordings:
         rollouts = self._rows("rollouts", wanted)
         turns = self._turns(wanted)
         return [
-            self._trajectory(
-                attempts[i] | {"attempts": attempts[i]["attempt"]} | rollouts.get(i, {}), turns.get(i, []), attempts[i]
-            )
-            for i in trajectory_ids
+            self._trajectory(attempts[i] | rollouts.get(i, {}), turns.get(i, []), attempts[i]) for i in trajectory_ids
         ]
 
     def close(self) -> None:

@@ -163,14 +163,6 @@ class Run:
         return self.folder / "rollouts.parquet"
 
     @property
-    def trajectories_path(self) -> Path:
-        return self.folder / "trajectories.parquet"
-
-    @property
-    def attempts_path(self) -> Path:
-        return self.folder / "attempts.parquet"
-
-    @property
     def metrics_path(self) -> Path:
         return self.folder / "metrics.json"
 
