@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 
 from heldout.backends.local import Played, run_job
 from heldout.job.document import (
+    DEFAULT_RUNTIME_SECONDS,
     AgentConfig,
     DataSource,
     InputChannel,
@@ -26,29 +27,39 @@ from heldout.rollouts.run import Run
 PLAYERS = Path(__file__).parent / "players.py"
 
 
-def new_run(
+def write_prompts(folder: Path, prompts: Sequence[str]) -> Path:
+    """A dataset of these prompts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    dataset = folder / "prompts.jsonl"
+    dataset.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    return dataset
+
+
+def document(
     folder: Path,
     model_url: str,
     prompts: Sequence[str],
     *,
     agent: str = f"{PLAYERS}:play",
-    max_runtime: int = 86_400,
+    max_runtime: int = DEFAULT_RUNTIME_SECONDS,
     **hyperparameters: object,
-) -> Run:
-    """A run in `folder`/run of `agent` on `prompts`, not yet begun."""
-    folder.mkdir(parents=True, exist_ok=True)
-    dataset = folder / "prompts.jsonl"
-    dataset.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-    document = JobConfigDocument(
+) -> JobConfigDocument:
+    """The document of a job of `agent` and the scripted model at `model_url`, with prompts and output in `folder`."""
+    return JobConfigDocument(
         agent_config=AgentConfig.of(EntryPoint(agent)),
-        input_data_config=(InputChannel(data_source=DataSource.of(str(dataset))),),
-        output_data_config=OutputDataConfig(local_output_path=str(folder)),
+        input_data_config=(InputChannel(data_source=DataSource.of(str(write_prompts(folder, prompts)))),),
+        output_data_config=OutputDataConfig.at(str(folder)),
         evaluation_config=evaluation_config_for(
             EndpointModel((model_url,), "scripted"), Hyperparameters(hyperparameters), accept_eula=True
         ),
         stopping_condition=StoppingCondition(max_runtime_in_seconds=max_runtime),
     )
-    return Run.create(folder / "run", name="test", run_name="base-model-eval", region="us-west-2", document=document)
+
+
+def new_run(folder: Path, model_url: str, prompts: Sequence[str], **settings: Any) -> Run:
+    """A run in `folder`/run, not yet begun. settings: see `document`."""
+    given = document(folder, model_url, prompts, **settings)
+    return Run.create(folder / "run", name="test", run_name="base-model-eval", region="us-west-2", document=given)
 
 
 async def played(folder: Path, prompts: Sequence[str], **settings: Any) -> Run:

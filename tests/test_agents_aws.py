@@ -4,21 +4,24 @@ import asyncio
 import json
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
 from aiohttp import web
+from botocore.exceptions import ClientError
 
 import players
 from agents_support import attempt, until
 from aws_agents import LAMBDA_ARN, RUNTIME_ARN, aws_agents, free_port
-from evaluations import write_prompts
 from heldout import MultiTurnRLEvaluator
 from heldout.agents.agentcore import AgentCoreAgent
+from heldout.agents.aws import retried
 from heldout.agents.aws_lambda import LambdaForwarder
 from heldout.agents.base import Agent, Outcome
 from heldout.backends.exposure import Exposure, exposure_of
@@ -37,7 +40,7 @@ from heldout.job.references import AgentContainer, AgentCoreRuntime, EndpointMod
 from heldout.policies.scripted import ScriptedServer
 from heldout.rollouts.engine import StopSwitch
 from heldout.rollouts.run import Run
-from jobs import rows
+from jobs import rows, write_prompts
 from s3_service import forget_aws
 
 KINDS = [AgentCoreRuntime(RUNTIME_ARN, "PROD"), LambdaAgent(LAMBDA_ARN)]
@@ -302,6 +305,24 @@ def test_an_agent_of_this_machine_is_exposed_to_nobody() -> None:
 def test_a_runtime_url_that_is_none_is_named(url: str) -> None:
     with pytest.raises(ReferenceProblem, match="is not an address; expected https://host"):
         exposure_of(AgentConfig.of(LambdaAgent(LAMBDA_ARN)), {"HELDOUT_RUNTIME_URL": url})
+
+
+@pytest.mark.parametrize("asked", ["2", formatdate(time.time() + 2, usegmt=True)])
+async def test_aws_is_asked_again_when_it_says(asked: str) -> None:
+    waits: list[float] = []
+    busy: Any = {"Error": {"Code": "ThrottlingException"}, "ResponseMetadata": {"HTTPHeaders": {"retry-after": asked}}}
+
+    def call() -> str:
+        if not waits:
+            raise ClientError(busy, "Invoke")
+        return "answered"
+
+    async def note(seconds: float) -> None:
+        waits.append(seconds)
+
+    assert await retried(call, doing="Invoke", sleep=note) == "answered"
+    assert len(waits) == 1
+    assert waits[0] <= 2
 
 
 @pytest.mark.parametrize("listen", ["x", ":x", "host:70000", "host:0", "host:8\N{SUPERSCRIPT TWO}"])

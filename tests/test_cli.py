@@ -11,13 +11,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from evaluations import document, new_evaluation
+from evaluations import new_evaluation
 from heldout.pipeline.definition import EvaluationJobs
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.state import ExecutionStatus
 from heldout.rollouts.run import STATE_KEY
 from heldout.storage.lock import FolderLock
-from jobs import PLAYERS
+from jobs import PLAYERS, document
 from model_servers import model_server
 from terminal import heldout
 

@@ -14,7 +14,7 @@ import jinja2
 import orjson
 import pytest
 
-from evaluations import AROUND, document, new_evaluation, write_prompts
+from evaluations import AROUND, new_evaluation
 from heldout.backends.evaluation import play_evaluation
 from heldout.errors import InputError, JobFailed, ReferenceProblem, RunError
 from heldout.job.document import JobConfigDocument, MlflowConfig
@@ -30,7 +30,7 @@ from heldout.rollouts.engine import Ending, StopSwitch
 from heldout.rollouts.progress import Progress
 from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN, JobStatus, Run
 from heldout.storage.lock import FolderLock
-from jobs import PLAYERS, rows
+from jobs import PLAYERS, document, rows, write_prompts
 
 NOWHERE = "http://127.0.0.1:1/v1"
 RUNTIME = "arn:aws:bedrock-agentcore:us-west-2:123456789012:runtime/my-agent"

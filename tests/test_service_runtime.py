@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from evaluations import write_prompts
 from heldout.job.records import Boundary
 from heldout.rollouts.run import Run
 from heldout.runtime.signing import Credentials
-from jobs import rows
+from jobs import rows, write_prompts
 from model_servers import model_server
 from served import ROLE, Served, served
 from service_jobs import refused, until

@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from evaluations import write_prompts
 from heldout.pipeline.definition import Shape
 from heldout.tracking.connection import connected
+from jobs import write_prompts
 from model_servers import model_server
 from s3_service import s3_client, s3_service
 from service_registry import BUCKET, MODEL, NOWHERE, PACKAGE, RUNTIME, registry_text
