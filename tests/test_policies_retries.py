@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heldout.http.retry_after import retry_after_seconds
 from heldout.policies.base import PolicyUnavailable
-from heldout.policies.retries import Budget, Retries, TryFailed, retry_after_seconds
+from heldout.policies.retries import Budget, Retries, TryFailed
 
 NOW = 1_700_000_000.0
 

@@ -8,13 +8,14 @@ import asyncio
 import contextlib
 import random
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from heldout.agents.answers import one_line
 from heldout.agents.base import InvocationResult, Outcome
 from heldout.errors import ReferenceProblem
-from heldout.policies.retries import retry_after_seconds
+from heldout.http.retry_after import retry_after_seconds
 
 if TYPE_CHECKING:
     from botocore.exceptions import BotoCoreError, ClientError
@@ -107,11 +108,7 @@ async def in_thread(work: Callable[[], _Result]) -> _Result:
 
 
 async def retried(
-    call: Callable[[], _Result],
-    *,
-    doing: str,
-    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-    chance: Callable[[], float] = random.random,
+    call: Callable[[], _Result], *, doing: str, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 ) -> _Result:
     """What `call` returns, made in a thread, again while AWS throttles or fails. doing: as error lines name the call.
 
@@ -125,7 +122,7 @@ async def retried(
         except (BotoCoreError, ClientError) as error:
             if number == _MAX_TRIES or not _may_be_sent_again(error):
                 raise CallFailed(_result_of(error, doing, number)) from error
-            await sleep(_wait_seconds(error, number, chance()))
+            await sleep(_wait_seconds(error, number))
     raise AssertionError("the last try returns or raises")
 
 
@@ -161,13 +158,14 @@ def _advice(code: str) -> str:
     return ""
 
 
-def _wait_seconds(error: "BotoCoreError | ClientError", number: int, chance: float) -> float:
+def _wait_seconds(error: "BotoCoreError | ClientError", number: int) -> float:
+    """As long as AWS asks, else twice as long each time, with jitter."""
     headers = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    asked = retry_after_seconds(headers.get("retry-after"), now=0)
+    asked = retry_after_seconds(headers.get("retry-after"), time.time())
     if asked is not None:
         return min(asked, _LONGEST_WAIT_SECONDS)
     doubled = min(_FIRST_WAIT_SECONDS * 2.0 ** (number - 1), _LONGEST_WAIT_SECONDS)
-    return doubled * (0.5 + chance / 2)
+    return doubled * random.uniform(0.5, 1)
 
 
 def _code(error: "ClientError") -> str:
