@@ -72,7 +72,7 @@ def _failed_note(summary: Summary) -> str:
 
 def _sections(summary: Summary) -> Iterator[list[tuple[str, str, str, str]]]:
     reward = {"mean": "mean reward", "std": "its spread (std)", "zero_frac": "share of zero rewards"}
-    yield [_row(summary, f"eval/reward/{name}", label) for name, label in reward.items()]
+    yield [_row(summary, f"eval/reward/{name}", shown) for name, shown in reward.items()]
     yield list(_pass_rows(summary))
     yield [
         _row(summary, "eval/turns/mean", "turns"),
@@ -94,10 +94,10 @@ def _pass_rows(summary: Summary) -> Iterator[tuple[str, str, str, str]]:
         yield _row(summary, name, f"pass^{k}" if "power" in name else f"pass@{k}")
 
 
-def _row(summary: Summary, metric: str, label: str) -> tuple[str, str, str, str]:
+def _row(summary: Summary, metric: str, shown: str) -> tuple[str, str, str, str]:
     value = summary.metrics.get(metric)
     return (
-        label,
+        shown,
         "-" if value is None else number(value),
         "none" if metric in summary.no_interval else interval_text(summary.intervals.get(metric)),
         summary.notes.get(metric, ""),
