@@ -24,7 +24,7 @@ def _echo(call: ScriptedCall) -> Reply:
 
 async def _played(folder: Path, agent: str, prompts: list[str], **settings: object) -> Run:
     async with ScriptedServer(_echo) as server:
-        run = new_run(folder, server.url, prompts, agent=f"{AGENTS / agent}", rollout_max_retries=0, **settings)  # type: ignore[arg-type]
+        run = new_run(folder, server.url, prompts, agent=f"{AGENTS / agent}", rollout_max_retries=0, **settings)
         await played_with(run)
     return run
 
