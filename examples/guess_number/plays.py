@@ -1,22 +1,17 @@
 """Reads the rollouts of a Heldout run as what a policy can learn from: tokens, and how much to learn from each."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-import orjson
-import pyarrow.parquet as pq
-
-from heldout.job.conversations import conversation
-from heldout.job.records import Turn
+from heldout.rollouts.recorded import Message, RecordedTrajectory, open_recordings
+from heldout.rollouts.run import Run
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-Message = Mapping[str, object]
 
 MOST_WEIGHT = 2.0
 """A lucky turn counts no more than this: one in ten guesses is right by chance, and tells little of how to guess."""
@@ -35,18 +30,15 @@ class Play:
 def read_plays(run: Path, tokenizer: "Tokenizer") -> list[Play]:
     """What there is to learn from the run in a folder: its scored rollouts with a turn that brought something.
 
-    Raises OSError when the run's tables are not there, ValueError when a rollout has not one reward for each turn.
+    Raises RunError when the run or its tables are not there, ValueError when a rollout has not one reward for each turn.
     """
-    rows = pq.read_table(run / "rollouts.parquet").to_pylist()  # in the order in which rollouts ended
-    rows.sort(key=lambda row: (row["prompt_index"], row["rollout_index"]))
-    rollouts = [row for row in rows if row["status"] == "scored"]
-    turns = _turns_of_rollouts(run)
-    weights = turn_weights([rollout["rewards"] for rollout in rollouts])
-    return [
-        _tokenized(turns[rollout["trajectory_id"]], gains, tokenizer)
-        for rollout, gains in zip(rollouts, weights, strict=True)
-        if any(gains)
-    ]
+    with open_recordings(Run.open(run)) as recordings:
+        scored = [
+            played for played in recordings.stream() if played.rewards is not None
+        ]  # in the order in which they ended
+    scored.sort(key=lambda played: (played.prompt_index, played.rollout_index))
+    weights = turn_weights([played.rewards or () for played in scored])
+    return [_tokenized(played, gains, tokenizer) for played, gains in zip(scored, weights, strict=True) if any(gains)]
 
 
 def turn_weights(rewards: Sequence[Sequence[float]]) -> list[list[float]]:
@@ -63,39 +55,14 @@ def turn_weights(rewards: Sequence[Sequence[float]]) -> list[list[float]]:
     ]
 
 
-def _turns_of_rollouts(run: Path) -> dict[str, list[Turn]]:
-    turns: dict[str, list[Turn]] = defaultdict(list)
-    for row in pq.read_table(run / "trajectories.parquet").to_pylist():
-        turns[row["trajectory_id"]].append(
-            Turn(
-                index=row["turn"],
-                parent=row["parent"],
-                shared_messages=row["shared_messages"],
-                messages=row["messages"].encode(),
-                request=(row["request"] or "").encode(),
-                reply=(row["reply"] or "").encode(),
-                finish_reason=row["finish_reason"],
-                prompt_tokens=row["prompt_tokens"],
-                response_tokens=row["response_tokens"],
-                logprobs=None,
-                started_at=0.0,
-                seconds=row["seconds"],
-                status=row["status"],
-                error=row["error"],
-            )
-        )
-    return turns
-
-
-def _tokenized(turns: Sequence[Turn], weights: Sequence[float], tokenizer: "Tokenizer") -> Play:
+def _tokenized(played: RecordedTrajectory, weights: Sequence[float], tokenizer: "Tokenizer") -> Play:
     """The conversation up to the last turn with a weight. Each turn continues the one before, as this agent's do."""
-    given = len(conversation(turns, 0))
+    given = len(played.turns[0].messages)
     last = max(turn for turn, weight in enumerate(weights) if weight)
-    messages = [*conversation(turns, last), _reply(turns[last])]
-    chosen = {given + 2 * turn.index: weight for turn, weight in zip(turns, weights, strict=True)}
-    is_cut = {given + 2 * turn.index for turn in turns if turn.finish_reason == "length"}
+    chosen = {given + 2 * turn.index: weight for turn, weight in zip(played.turns, weights, strict=True)}
+    is_cut = {given + 2 * turn.index for turn in played.turns if turn.finish_reason == "length"}
     play = Play([], [])
-    for index, message in enumerate(messages):
+    for index, message in enumerate(played.conversation(last)):
         for text, weight in _parts(message, chosen.get(index, 0.0), is_cut=index in is_cut):
             new = tokenizer.encode(text, add_special_tokens=False).ids
             play.tokens.extend(new)
@@ -112,8 +79,3 @@ def _parts(message: Message, weight: float, *, is_cut: bool) -> Iterator[tuple[s
     yield str(message["content"]), weight
     yield "<|im_end|>", 0.0 if is_cut else weight
     yield "\n", 0.0
-
-
-def _reply(turn: Turn) -> Message:
-    reply: Message = orjson.loads(turn.reply)[0]
-    return reply
