@@ -164,10 +164,12 @@ def test_rules_come_from_a_json_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[", "cannot be read"),
-        ("{}", "hold {}; expected a JSON array of rules"),
-        ('[{"when": 1}]', 'rule 0 of .* expected an object with "reply"'),
-        ('[{"reply": {"contents": "x"}}]', "the reply of rule 0 .* has 'contents'; .* Did you mean 'content'?"),
+        ("[", "Invalid JSON"),
+        ("{}", "rules in .* is {}: Input should be a valid array"),
+        ('[{"contains": "a"}]', r"rules\[0\]\['reply'\] in .* Field required"),
+        ('[{"reply": {"contents": "x"}}]', r"rules\[0\]\['reply'\]\['contents'\] .* Did you mean 'content'?"),
+        ('[{"reply": {"tool_calls": [{"arguments": "{}"}]}}]', r"\['tool_calls'\]\[0\]\['name'\] in .* Field required"),
+        ('[{"reply": {}, "calls": 5}]', r"rules\[0\]\['calls'\] in .* is 5: Input should be a valid array"),
     ],
 )
 def test_rules_that_cannot_be_used_are_named(tmp_path: Path, content: str, message: str) -> None:

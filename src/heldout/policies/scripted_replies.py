@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from heldout.errors import InputError, did_you_mean, shown
 
@@ -98,6 +99,10 @@ class Rule:
         return call.number >= first and (end is None or call.number < end) and self.contains in call.last_message
 
 
+_RULES = TypeAdapter(list[Rule], config=ConfigDict(extra="forbid"))
+_NAMES = [one.name for kind in (Rule, Reply, ToolCall) for one in fields(kind)]
+
+
 def by_rules(rules: Sequence[Rule]) -> Script:
     """A script that answers with the first rule that fits, and with a plain `ok` when none does."""
 
@@ -110,15 +115,18 @@ def by_rules(rules: Sequence[Rule]) -> Script:
 def read_rules(path: Path) -> list[Rule]:
     """Rules from a JSON file: an array of `{"contains"?, "calls"?: [first, end], "reply": {fields of Reply}}`.
 
-    Raises InputError, naming the file and the rule, for anything else.
+    Raises InputError, naming the file, the place and what was expected there, for anything else.
     """
     try:
-        items = orjson.loads(path.read_bytes())
-    except (OSError, orjson.JSONDecodeError) as problem:
+        return _RULES.validate_json(path.read_bytes())
+    except OSError as problem:
         raise InputError(f"rules {str(path)!r} cannot be read: {problem}") from problem
-    if not isinstance(items, list):
-        raise InputError(f"rules {str(path)!r} hold {shown(items)}; expected a JSON array of rules")
-    return [_rule(item, f"rule {number} of {str(path)!r}") for number, item in enumerate(items)]
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = str(first["loc"][-1]) if first["loc"] else ""
+        hint = did_you_mean(name, _NAMES) if first["type"] == "unexpected_keyword_argument" else ""
+        place = "".join(f"[{part!r}]" for part in first["loc"])
+        raise InputError(f"rules{place} in {str(path)!r} is {shown(first['input'])}: {first['msg']}.{hint}") from error
 
 
 def render(reply: Reply, call: ScriptedCall, prompt_tokens: int) -> Wire:
@@ -269,27 +277,3 @@ def _logprobs(reply: Reply, shape: _Shape, tokens: Sequence[str]) -> dict[str, o
 def _logprob(reply: Reply, position: int, token: str) -> dict[str, object]:
     logprob = reply.logprobs[position % len(reply.logprobs)]
     return {"token": token, "logprob": logprob, "bytes": list(token.encode()), "top_logprobs": []}
-
-
-def _rule(item: object, name: str) -> Rule:
-    if not isinstance(item, dict) or not isinstance(item.get("reply"), dict):
-        raise InputError(f'{name} is {shown(item)}; expected an object with "reply"')
-    _check_names(item, [one.name for one in fields(Rule)], name)
-    given = item["reply"]
-    _check_names(given, [one.name for one in fields(Reply) if one.name != "raw"], f"the reply of {name}")
-    values = {key: _frozen(value) for key, value in given.items()}
-    if "tool_calls" in given:
-        values["tool_calls"] = tuple(ToolCall(**tool_call) for tool_call in given["tool_calls"])
-    reply = Reply(**values)
-    return Rule(reply, item.get("contains", ""), _frozen(item.get("calls", [0, None])))
-
-
-def _check_names(item: JSON, names: Sequence[str], owner: str) -> None:
-    for name in item:
-        if name not in names:
-            raise InputError(f"{owner} has {name!r}; expected some of {', '.join(names)}.{did_you_mean(name, names)}")
-
-
-def _frozen(value: Any) -> Any:
-    """JSON arrays as tuples, so that a reply can be hashed."""
-    return tuple(_frozen(one) for one in value) if isinstance(value, list) else value
