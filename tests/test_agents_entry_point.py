@@ -62,6 +62,29 @@ async def test_what_an_agent_raises_is_told_with_its_line_and_traceback(name: st
         assert (exited.outcome, exited.message.partition(" (")[0]) == (Outcome.RAISED, "SystemExit: enough")
 
 
+async def test_of_a_group_of_exceptions_the_first_is_told(tmp_path: Path) -> None:
+    (tmp_path / "many.py").write_text(
+        "def play(payload):\n    raise ExceptionGroup('two tools', [ValueError('no\\nboard'), KeyError('dice')])\n"
+    )
+    async with hosted("many.py:play", folder=tmp_path) as agent:
+        message = (await agent.invoke(attempt("hello"))).message
+    assert message == "ExceptionGroup: two tools (2 sub-exceptions), the first ValueError: no board (many.py:2)"
+
+
+async def test_a_file_with_relative_imports_is_told_to_be_given_as_a_module(tmp_path: Path) -> None:
+    (tmp_path / "game").mkdir()
+    (tmp_path / "game" / "__init__.py").touch()
+    (tmp_path / "game" / "board.py").write_text("SIZE = 3\n")
+    (tmp_path / "game" / "agent.py").write_text(
+        "from .board import SIZE\ndef play(payload):\n    return {'reward': SIZE}\n"
+    )
+    with pytest.raises(ReferenceProblem, match=r"\(agent\.py:1\); give it as a module: game\.agent:play$"):
+        async with hosted("game/agent.py:play", folder=tmp_path):
+            pass
+    async with hosted("game.agent:play", folder=tmp_path) as agent:
+        assert body(await agent.invoke(attempt("hello")))["reward"] == 3
+
+
 async def test_a_stream_that_breaks_off_is_an_error_and_not_its_last_value() -> None:
     async with hosted("troublesome.py:stream") as agent:
         result = await agent.invoke(attempt("raise"))
@@ -74,7 +97,9 @@ async def test_values_that_are_not_json_are_refused_by_type_and_nan_passes() -> 
     async with hosted("troublesome.py:play") as agent:
         refused = await agent.invoke(attempt("decimal"))
         assert refused.outcome is Outcome.RAISED
-        assert "the agent returned a value of type Decimal, which is not JSON" in refused.message
+        assert refused.message == (
+            "TypeError: the agent returned a value of type Decimal, which is not JSON; give float() of it"
+        )
         answer = body(await agent.invoke(attempt("nan")))
         assert math.isnan(float(str(answer["reward"])))
         assert answer["metrics"] == {"high": math.inf}

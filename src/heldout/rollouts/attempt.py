@@ -264,8 +264,8 @@ class _Play:
                 self._fail(
                     Boundary.AGENT,
                     "no_reward",
-                    f"the agent answered {body!r:.80} and reported no reward; one that reports it later answers "
-                    "{'status': 'accepted'}",
+                    f"the agent answered {body!r:.80} and reported no reward; it must return {{'reward': NUMBER}}, or "
+                    "{'status': 'accepted'} and report one later",
                 )
                 return
         self._fail(

@@ -139,11 +139,15 @@ async def _stream(values: AsyncIterator[object], reply: Reply) -> None:
 
 def _encode(value: object) -> bytes:
     """JSON that keeps NaN and Infinity, so that the engine can refuse them by name."""
-    return json.dumps(value, ensure_ascii=False, default=_refuse).encode("utf-8", "surrogatepass")
+    try:
+        return json.dumps(value, ensure_ascii=False, default=_refuse).encode("utf-8", "surrogatepass")
+    except TypeError as error:
+        raise error.with_traceback(None) from None  # where in json it was raised helps nobody
 
 
 def _refuse(value: object) -> object:
-    raise TypeError(f"the agent returned a value of type {type(value).__name__}, which is not JSON")
+    way_out = "; give float() of it" if hasattr(value, "__float__") else ""
+    raise TypeError(f"the agent returned a value of type {type(value).__name__}, which is not JSON{way_out}")
 
 
 def _unwrapped(target: object) -> object:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 from heldout.agents.lookup import EntryPoint
 from heldout.errors import did_you_mean
 
+_HELDOUT = Path(__file__).parents[2]
+
 
 class LoadProblem(Exception):
     """The user's code could not be loaded; the message is one line."""
@@ -53,7 +55,8 @@ def load(entry_point: EntryPoint, working_directory: Path) -> LoadedAgent:
     except (Exception, SystemExit) as error:  # the user's module-level code may raise anything
         print_error(error, folder)
         reason = ": ".join(describe(error, folder))
-        raise LoadProblem(f"{entry_point.role} {entry_point.text!r} cannot be imported: {reason}") from error
+        way_out = _as_module(entry_point, error, working_directory)
+        raise LoadProblem(f"{entry_point.role} {entry_point.text!r} cannot be imported: {reason}{way_out}") from error
     if not hasattr(module, entry_point.name):
         raise LoadProblem(
             f"{entry_point.role} {entry_point.text!r} not found: {entry_point.source} has no function {entry_point.name!r}."
@@ -74,13 +77,19 @@ class Description(NamedTuple):
 
 
 def describe(error: BaseException, folder: Path) -> Description:
-    """`("ValueError", "message (file.py:12)")`: where it was raised, or the innermost line below `folder` that led there."""
+    """`("ValueError", "message (file.py:12)")`: where it was raised, or the innermost line below `folder` that led there.
+
+    A group's message ends with the first of what it holds; no place in Heldout is named.
+    """
     if isinstance(error, SyntaxError):
         return Description(type(error).__name__, f"{error.msg} ({Path(error.filename or '').name}:{error.lineno})")
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if _is_own(Path(frame.filename), folder)]
+    others = [frame for frame in frames if not Path(frame.filename).is_relative_to(_HELDOUT)]
     kind, _, message = traceback.format_exception_only(error)[0].strip().partition(": ")
-    place = [f"({Path(frame.filename).name}:{frame.lineno})" for frame in (own or frames)[-1:]]
+    place = [f"({Path(frame.filename).name}:{frame.lineno})" for frame in (own or others)[-1:]]
+    if isinstance(error, BaseExceptionGroup):
+        message += f", the first {': '.join(describe(error.exceptions[0], folder))}"
     return Description(kind, " ".join([*message.split(), *place]))
 
 
@@ -94,6 +103,18 @@ def print_error(error: BaseException, folder: Path) -> None:
 
 def _is_own(path: Path, folder: Path) -> bool:
     return path.is_relative_to(folder) and "site-packages" not in path.parts
+
+
+def _as_module(entry_point: EntryPoint, error: BaseException, working_directory: Path) -> str:
+    """The way out for a file of a package, whose relative imports need it to be imported as a module."""
+    if not (entry_point.is_file and isinstance(error, ImportError) and "no known parent package" in str(error)):
+        return ""
+    source = Path(entry_point.source)
+    if source.is_absolute():
+        if not source.is_relative_to(working_directory):
+            return ""
+        source = source.relative_to(working_directory)
+    return f"; give it as a module: {'.'.join(source.with_suffix('').parts)}:{entry_point.name}"
 
 
 def _run_file(path: Path) -> ModuleType:
