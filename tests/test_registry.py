@@ -104,6 +104,11 @@ def test_a_tracking_uri_with_a_password_is_refused_and_not_repeated(uri: str) ->
     assert "secret" not in f"{in_registry.value} {in_document.value}"
 
 
+def test_a_registry_does_not_say_where_it_lies() -> None:
+    with pytest.raises(ReferenceProblem, match=r"^registry names.toml: \[folder\] is no section"):
+        Registry.parse('folder = "/elsewhere"', where="names.toml", folder=PurePath("/home/me"))
+
+
 def test_what_is_not_mapped_stays_as_it_is() -> None:
     assert Registry().localized(wire()) == wire()
 

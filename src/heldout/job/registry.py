@@ -142,6 +142,8 @@ class Registry(_Entry):
             entries = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:
             raise ReferenceProblem(f"registry {where} is not TOML: {error}") from error
+        if "folder" in entries:  # a field of the record, not of the file
+            raise ReferenceProblem(f"registry {where}: [folder] is no section.{did_you_mean('folder', _SECTIONS)}")
         try:
             return cls.model_validate(entries | {"folder": str(folder)})
         except ValidationError as error:
