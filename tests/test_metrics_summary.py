@@ -6,7 +6,7 @@ import pytest
 from heldout.errors import MetricError
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.summary import Summary, summarize
-from heldout.metrics.table import FloatArray, LogprobSums, RolloutTable, TurnTable
+from heldout.metrics.table import FloatArray, RolloutTable, TurnTable
 
 NAN = float("nan")
 SETTINGS = MetricSettings(pass_k_values=(1, 2, 4), success_threshold=1.0)
@@ -21,6 +21,27 @@ def rollout_table(groups: list[list[float | None]], turns: list[int] | None = No
         is_scored=np.array([reward is not None for reward in rewards], dtype=np.bool_),
         reward=np.array([NAN if reward is None else reward for reward in rewards], dtype=np.float64),
         turns=np.array(turns if turns is not None else [1] * len(rewards), dtype=np.int64),
+    )
+
+
+def turn_table(
+    rollout_row: list[int],
+    prompt_tokens: list[float],
+    response_tokens: list[float],
+    logprobs: list[tuple[float, ...]],
+) -> TurnTable:
+    """One entry of each list for each turn; the log-probabilities are those of its tokens."""
+    nonzero = [np.array([value for value in values if value]) for values in logprobs]
+    return TurnTable(
+        rollout_row=np.array(rollout_row),
+        prompt_tokens=np.array(prompt_tokens),
+        response_tokens=np.array(response_tokens),
+        logprob_zero_count=np.array([values.count(0) for values in logprobs]),
+        logprob_nz_count=np.array([len(values) for values in nonzero]),
+        logprob_nz_sum=np.array([values.sum() for values in nonzero]),
+        logprob_nz_squares=np.array([np.square(values).sum() for values in nonzero]),
+        logprob_nz_min=np.array([values.min() if len(values) else NAN for values in nonzero]),
+        logprob_nz_max=np.array([values.max() if len(values) else NAN for values in nonzero]),
     )
 
 
@@ -73,8 +94,8 @@ def test_numbers_beyond_what_a_float_can_hold_are_left_out_with_the_reason(group
 
 def test_an_interval_of_what_cannot_be_negative_ends_at_zero() -> None:
     rewards: list[list[float | None]] = [[1.0]] * 4
-    tokens = np.array([1.0, 2.0, 1.0, 90_000.0])
-    turns = TurnTable.from_turns(np.arange(4), tokens, tokens, [LogprobSums()] * 4)
+    tokens = [1.0, 2.0, 1.0, 90_000.0]
+    turns = turn_table([0, 1, 2, 3], tokens, tokens, [()] * 4)
     summary = summarize(rollout_table(rewards, [1, 2, 1, 90_000]), turns, SETTINGS, seconds=None)
     for name in ("eval/turns/mean", "eval/tokens/prompt_mean", "eval/tokens/response_mean"):
         low, high = summary.intervals[name]
@@ -165,12 +186,7 @@ def test_order_of_rows_does_not_matter() -> None:
 
 def test_turns_tokens_and_logprobs_of_a_hand_made_run() -> None:
     rollouts = rollout_table([[1.0], [0.0]], turns=[2, 1])
-    turns = TurnTable.from_turns(
-        rollout_row=np.array([0, 0, 1]),
-        prompt_tokens=np.array([10.0, 20.0, NAN]),
-        response_tokens=np.array([4.0, 6.0, 8.0]),
-        logprobs=[LogprobSums.of((-1.0, 0.0)), LogprobSums.of((-3.0,)), LogprobSums.of(None)],
-    )
+    turns = turn_table([0, 0, 1], [10.0, 20.0, NAN], [4.0, 6.0, 8.0], [(-1.0, 0.0), (-3.0,), ()])
     metrics = summarize(rollouts, turns, SETTINGS, seconds=12.5).metrics
     expected = {
         "eval/turns/mean": 1.5,
@@ -194,7 +210,7 @@ def test_turns_tokens_and_logprobs_of_a_hand_made_run() -> None:
 
 
 def test_unknown_tokens_and_logprobs_are_absent_and_not_zero() -> None:
-    turns = TurnTable.from_turns(np.array([0, 1]), np.array([NAN, NAN]), np.array([NAN, NAN]), [LogprobSums()] * 2)
+    turns = turn_table([0, 1], [NAN, NAN], [NAN, NAN], [()] * 2)
     summary = summarize(rollout_table([[1.0], [0.0]]), turns, SETTINGS, seconds=None)
     assert not [name for name in summary.metrics if name.startswith(("eval/tokens", "eval/logprob", "timing"))]
     assert summary.notes["eval/tokens/response_mean"] == "the policy gave no token counts"

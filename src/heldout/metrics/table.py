@@ -40,8 +40,8 @@ class RolloutTable:
 class TurnTable:
     """Model calls of the final attempts, failed ones too, one row each. Raises MetricError when the columns differ in length.
 
-    Log-probabilities enter as sums over a turn's tokens, so a million rollouts need no array of tokens; `LogprobSums`
-    makes them. `zero` counts tokens whose log-probability is exactly 0, `nz` describes the others.
+    Log-probabilities enter as sums over a turn's tokens, so a million rollouts need no array of tokens. `zero` counts
+    tokens whose log-probability is exactly 0, `nz` describes the others; those that are not finite are in neither.
     """
 
     rollout_row: IntArray
@@ -65,58 +65,6 @@ class TurnTable:
 
     def __post_init__(self) -> None:
         _check_columns(self)
-
-    @classmethod
-    def from_turns(
-        cls,
-        rollout_row: IntArray,
-        prompt_tokens: FloatArray,
-        response_tokens: FloatArray,
-        logprobs: "list[LogprobSums]",
-    ) -> Self:
-        """A table from one LogprobSums for each turn, in the order of the other columns, each shape (t,)."""
-        return cls(
-            rollout_row=rollout_row,
-            prompt_tokens=prompt_tokens,
-            response_tokens=response_tokens,
-            logprob_zero_count=np.array([turn.zero_count for turn in logprobs], dtype=np.int64),
-            logprob_nz_count=np.array([turn.nz_count for turn in logprobs], dtype=np.int64),
-            logprob_nz_sum=np.array([turn.nz_sum for turn in logprobs], dtype=np.float64),
-            logprob_nz_squares=np.array([turn.nz_squares for turn in logprobs], dtype=np.float64),
-            logprob_nz_min=np.array([turn.nz_min for turn in logprobs], dtype=np.float64),
-            logprob_nz_max=np.array([turn.nz_max for turn in logprobs], dtype=np.float64),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class LogprobSums:
-    """What the metrics need to know of one turn's token log-probabilities."""
-
-    zero_count: int = 0
-    nz_count: int = 0
-    nz_sum: float = 0.0
-    nz_squares: float = 0.0
-    nz_min: float = float("nan")
-    nz_max: float = float("nan")
-
-    @classmethod
-    def of(cls, logprobs: tuple[float, ...] | FloatArray | None) -> Self:
-        """Sums over one turn's log-probabilities in nats; None where the policy gave none. NaN and infinities are skipped."""
-        if logprobs is None or len(logprobs) == 0:
-            return cls()
-        tokens = np.asarray(logprobs, dtype=np.float64)
-        tokens = tokens[np.isfinite(tokens)]
-        nonzero = tokens[tokens != 0]
-        if len(nonzero) == 0:
-            return cls(zero_count=len(tokens))
-        return cls(
-            zero_count=len(tokens) - len(nonzero),
-            nz_count=len(nonzero),
-            nz_sum=float(nonzero.sum()),
-            nz_squares=float(np.square(nonzero).sum()),
-            nz_min=float(nonzero.min()),
-            nz_max=float(nonzero.max()),
-        )
 
 
 @dataclass(frozen=True, slots=True)

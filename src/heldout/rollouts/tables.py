@@ -5,7 +5,7 @@ Both ways are streamed: what is in memory does not grow with the number of rollo
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -359,8 +359,9 @@ def _read_turns(path: Path, keys: IntArray, group_size: int) -> TurnTable:
 
 def _empty_turns(size: int) -> dict[str, Any]:
     """Room for the columns of a TurnTable: filled in place, they are never in memory twice."""
-    empty = TurnTable.from_turns(np.empty(0, np.int64), np.empty(0), np.empty(0), [])
-    return {name: np.empty(size, getattr(empty, name).dtype) for name in TurnTable.__dataclass_fields__}
+    integers = ("rollout_row", "logprob_zero_count", "logprob_nz_count")
+    names = [column.name for column in fields(TurnTable)]
+    return {name: np.empty(size, np.int64 if name in integers else np.float64) for name in names}
 
 
 def _turn_table(rows: IntArray, batch: pa.RecordBatch) -> TurnTable:
