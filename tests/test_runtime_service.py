@@ -101,6 +101,7 @@ async def test_an_unknown_operation_names_those_there_are(bench: Bench, session:
         (b"{", "the body is not JSON"),
         (b"[]", "the body is []; expected a JSON object, an OpenAI-compatible request"),
         (b'{"messages": [' + b"[" * 300 + b"]" * 300 + b"]}", "the body is nested too deeply"),
+        (b'{"messages": ' + b"[" * 254 + b"]" * 254 + b"}", "the body is nested too deeply"),
         (b"{}", "messages is None; it must be a list of messages"),
         (b'{"messages": "hi"}', "messages is 'hi'; it must be a list of messages"),
     ],

@@ -95,12 +95,17 @@ class Capture:
             messages.append({"role": "user", "content": prompt[start:]})
         return messages
 
+    @property
+    def num_calls(self) -> int:
+        """Calls that were begun."""
+        return len(self._requests)
+
     def begin(self, request: dict[str, object], messages: list[object]) -> CapturedCall:
         """A call is made. request: what it sent beside its messages; it must not be changed afterwards.
 
         Raises orjson.JSONEncodeError or RecursionError, and remembers nothing of the call, if it is nested too deeply.
         """
-        index = len(self._requests)
+        index = self.num_calls
         node, path, found = self._follow(messages)
         parent, shared = node.turn, len(path) + len(found)
         new = messages[shared:]

@@ -66,18 +66,18 @@ class ModelCalls:
         path = path or (COMPLETION_PATH if "prompt" in sent and "messages" not in sent else CHAT_PATH)
         asked = _taken_messages(sent) if path == CHAT_PATH else _taken_prompt(sent, trajectory)
         try:
+            edited = self._editor.edit(
+                sent,
+                asked=asked.fields,
+                model_name=self._policy.model_name,
+                seed=trajectory.seed,
+                call_number=trajectory.num_calls,
+                must_stream=must_stream,
+            )
             call = trajectory.begin(sent, asked.messages)
         except (orjson.JSONEncodeError, RecursionError):
             raise invalid("the body is nested too deeply, more than 250 levels") from None
         self._count_differences(trajectory, sent)
-        edited = self._editor.edit(
-            sent,
-            asked=asked.fields,
-            model_name=self._policy.model_name,
-            seed=trajectory.seed,
-            call_number=call.captured.turn,
-            must_stream=must_stream,
-        )
         try:
             reply = await self._policy.call(ModelCall(path, edited.body, trajectory.id, edited.is_streamed))
             if reply.chunks is not None and reply.status == 200 and not _is_json(reply):

@@ -99,8 +99,14 @@ class Trajectory:
         """A plain completion's prompt as messages, which continue those of earlier calls."""
         return self._capture.messages_of(prompt)
 
+    @property
+    def num_calls(self) -> int:
+        """Model calls that have come so far, those in flight too."""
+        return self._capture.num_calls
+
     def begin(self, request: dict[str, object], messages: list[object]) -> Call:
-        """A model call has come. Raises Refusal (409) if the trajectory is over."""
+        """A model call has come. Raises Refusal (409) if the trajectory is over, orjson.JSONEncodeError or RecursionError,
+        with nothing kept of it, if it is nested too deeply."""
         if self._is_closed or not self.ledger.takes_calls:
             raise not_in_valid_status(self.id, "model calls: it has ended")
         call = Call(self._capture.begin(request, messages), asyncio.current_task(), policy_error=self.policy_error)
