@@ -101,6 +101,13 @@ def test_more_than_two_runs_are_ranked_with_ties(heldout: Heldout, tmp_path: Pat
     assert runs[0]["tied_with"] == [runs[1]["run"]]
 
 
+def test_an_option_that_a_comparison_has_no_use_for_is_refused(heldout: Heldout, worse: Run, better: Run) -> None:
+    with pytest.raises(InputError, match="--metric is what more than two runs are ranked by"):
+        heldout("compare", worse.folder, better.folder, "--metric", "eval/reward/mean")
+    with pytest.raises(InputError, match="--margin is of two runs"):
+        heldout("compare", worse.folder, better.folder, worse.folder, "--margin", "0.1")
+
+
 def test_runs_of_other_prompts_cannot_be_compared(heldout: Heldout, tmp_path: Path, worse: Run) -> None:
     other = written_run(tmp_path / "other", _groups(BETTER), prompts=[f"another {n}" for n in range(20)])
     assert worse.state.run_name == other.state.run_name  # told apart by their evaluations
@@ -176,6 +183,7 @@ def test_a_partial_run_does_not_pass_a_gate(heldout: Heldout, tmp_path: Path) ->
         (["--require", "pass_at_1 is high"], "cannot be read"),
         (["--require", "pas_at_1 >= 0.5"], "Did you mean 'pass_at_1'|pass_at_1"),
         ([], "a gate needs a condition"),
+        (["--require", "pass_at_1 >= 0", "--margin", "0.1"], "are of --no-regression-against RUN"),
         (["--require", "pass_at_1 >= 0", "--no-regression-against", "{run}", "--margin", "-1"], "margin"),
     ],
 )
@@ -213,6 +221,7 @@ def test_a_plan_from_a_pilot_says_what_the_pilot_could_have_seen(heldout: Heldou
         (["--difference", "0", "--rate", "0.5"], "difference is 0"),
         (["--difference", "0.7", "--rate", "0.5"], "rate"),
         (["--difference", "0.1", "--rate", "0.5", "--power", "1.5"], "power"),
+        (["--difference", "0.1", "--rate", "0.5", "--pilot", "run"], "leave out one of --rate and --pilot"),
     ],
 )
 def test_a_plan_that_cannot_be_made_says_why(heldout: Heldout, arguments: list[str], words: str) -> None:
@@ -253,8 +262,9 @@ def test_one_rollout_is_shown_turn_by_turn(heldout: Heldout, tmp_path: Path) -> 
 def test_a_run_that_was_stopped_before_its_first_rollout_says_how_to_go_on(heldout: Heldout, tmp_path: Path) -> None:
     run = written_run(tmp_path / "run", [[Play(1.0)]], is_done=False)
     shutil.rmtree(run.journal_folder)
-    with pytest.raises(RunError, match="holds no finished rollout; go on with: heldout resume"):
-        heldout("show", run.folder)
+    for command in (("show",), ("gate", "--require", "pass_at_1 >= 0")):
+        with pytest.raises(RunError, match="holds no finished rollout; go on with: heldout resume"):
+            heldout(*command, run.folder)
 
 
 def test_names_that_look_like_styles_are_shown_as_they_are(heldout: Heldout, tmp_path: Path) -> None:

@@ -48,16 +48,22 @@ def add_to(app: typer.Typer) -> None:
 def compare_command(
     runs: Annotated[list[str], typer.Argument(help="BASE and FINE-TUNED, or an evaluation of both; more are ranked.")],
     margin: Annotated[float | None, typer.Option(help="The largest difference that does not matter.")] = None,
-    metric: Annotated[str, typer.Option(help="What more than two runs are ranked by.")] = SUCCESS_RATE,
+    metric: Annotated[
+        str | None, typer.Option(help=f"What more than two runs are ranked by; default: {SUCCESS_RATE}.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say whether one run is better than another, by how much, and how sure that is."""
     opened = _runs(runs)
     if len(opened) > 2:
+        if margin is not None:
+            raise InputError("--margin is of two runs; a ranking has none: leave it out, or compare two")
         settings = opened[-1].metric_settings
-        ranked = rank([_named_side(run) for run in opened], settings, metric=metric)
+        ranked = rank([_named_side(run) for run in opened], settings, metric=metric or SUCCESS_RATE)
         _print(as_json, _ranking_document(ranked), judgements.ranking(ranked))
         return
+    if metric is not None:
+        raise InputError("--metric is what more than two runs are ranked by; a comparison of two has every metric")
     base, fine_tuned = opened
     compared = compare_runs(base, fine_tuned, margin=margin)
     prompts = prompt_texts(compared, fine_tuned)
@@ -86,6 +92,8 @@ def plan_command(
         )
         sample = None
     else:
+        if rate is not None:
+            raise InputError("--rate is what is assumed without a pilot; leave out one of --rate and --pilot")
         spread, sample, extremes = _pilot_spread(
             _runs(pilot) if len(pilot) > 1 else [open_run(located(pilot[0]))], of_reward, likeness
         )
@@ -104,7 +112,10 @@ def gate_command(
     no_regression_against: Annotated[
         str | None, typer.Option(metavar="RUN", help="A run not to be worse than.")
     ] = None,
-    margin: Annotated[float, typer.Option(help="The largest loss that does not matter.")] = 0.0,
+    margin: Annotated[
+        float | None,
+        typer.Option(help="Of --no-regression-against: the largest loss that does not matter; default: 0."),
+    ] = None,
     metric: Annotated[str | None, typer.Option(help="Of --no-regression-against; default: the success rate.")] = None,
     junit: Annotated[Path | None, typer.Option(help="Also write the results as JUnit XML.")] = None,
     as_json: JsonOption = False,
@@ -112,13 +123,15 @@ def gate_command(
     """Check conditions on a run; exit with 1 if one does not hold."""
     if not require and no_regression_against is None:
         raise InputError("a gate needs a condition: --require 'lower(pass_at_1) >= 0.5' or --no-regression-against RUN")
+    if no_regression_against is None and not (margin is None and metric is None):
+        raise InputError("--margin and --metric are of --no-regression-against RUN; give that too, or leave them out")
     requirements = [parse_requirement(text) for text in require]
     opened = open_run(located(run))
     summary = summarize_run(opened)
     results = [check_requirement(requirement, summary) for requirement in requirements]
     if no_regression_against is not None:
         reference = open_run(located(no_regression_against))
-        results.append(check_no_regression(compare_runs(reference, opened), margin, metric))
+        results.append(check_no_regression(compare_runs(reference, opened), margin or 0.0, metric))
     if opened.state.status is not JobStatus.COMPLETED:
         left = f"{summary.missing} rollouts have not been played" if summary.missing else "it has not ended"
         results.append(GateResult("the run is complete", False, f"the run is partial: {left}"))

@@ -1,14 +1,13 @@
 """A run's numbers: from its Parquet files alone, or from its journal while there are none yet."""
 
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import orjson
 
 from heldout.metrics.summary import Summary, summarize
 from heldout.rollouts.journal_index import JournalIndex
-from heldout.rollouts.run import JobStatus, Run, write_whole
+from heldout.rollouts.recorded import open_tables
+from heldout.rollouts.run import Run, write_whole
 from heldout.rollouts.tables import RunTables, read_tables, write_tables
 
 
@@ -28,13 +27,12 @@ def summarize_run(run: Run) -> Summary:
 
 
 def read_run_tables(run: Run) -> RunTables:
-    """The run's tables: from its Parquet files when it is done, else from its journal as far as that goes."""
-    group_size = run.document.hyperparameters.eval_group_size
-    if run.state.status is JobStatus.COMPLETED or not run.has_journal:
-        return read_tables(run.folder, group_size)
-    with tempfile.TemporaryDirectory(prefix="heldout-") as folder:
-        write_tables(run, JournalIndex.of(run.journal_folder, group_size), Path(folder))
-        return read_tables(Path(folder), group_size)
+    """The run's tables: from its Parquet files when it is done, else from its journal as far as that goes.
+
+    Raises RunError when no rollout has ended yet, or when files are missing or damaged.
+    """
+    with open_tables(run) as folder:
+        return read_tables(folder, run.document.hyperparameters.eval_group_size)
 
 
 def metrics_document(summary: Summary, *, is_partial: bool) -> dict[str, Any]:
