@@ -21,9 +21,10 @@ import pyarrow.parquet as pq
 
 from heldout.errors import InputError
 from heldout.metrics.agreement import Agreement, agreement
-from heldout.metrics.summary import summarize
+from heldout.metrics.settings import MetricSettings
+from heldout.metrics.summary import Summary, summarize
 from heldout.metrics.table import FloatArray, RolloutTable
-from heldout.rollouts.recorded import Recordings, open_tables
+from heldout.rollouts.recorded import RecordedTrajectory, Recordings, open_tables
 from heldout.rollouts.run import Run, write_whole
 from heldout.rollouts.scores import Disagreement, Rescored, agreement_document
 from heldout.rollouts.scoring import Score, Scorer
@@ -110,7 +111,7 @@ async def _score_all(
 ) -> None:
     done = 0
 
-    async def score(place: int, trajectory: Any) -> None:
+    async def score(place: int, trajectory: RecordedTrajectory) -> None:
         nonlocal done
         scores.put(place, await scorer.score(trajectory))
         done += 1
@@ -153,26 +154,18 @@ def _compared(run: Run, name: str, columns: Any, scores: _Scores, threshold: flo
     settings = run.metric_settings
     score = scores.columns["score"]
     reward: FloatArray = np.asarray(columns["reward"].to_numpy(), dtype=np.float64)
-    prompt_index = columns["prompt_index"].to_numpy()
     least = settings.success_threshold if threshold is None else threshold
     compared: Agreement | None = None
     if np.isfinite(score).any():
         compared = agreement(
             reward,
             score,
-            prompt_index,
+            columns["prompt_index"].to_numpy(),
             reward_threshold=settings.success_threshold,
             score_threshold=least,
             confidence=settings.confidence,
         )
-    rollouts = RolloutTable(
-        prompt_index,
-        columns["rollout_index"].to_numpy().astype(np.int64),
-        np.isfinite(reward),
-        reward,
-        columns["turns"].to_numpy().astype(np.int64),
-    )
-    summary = summarize(rollouts, None, settings, agent_metrics={"score": score}, seconds=None)
+    summary = _summary(columns, reward, score, settings)
     return Rescored(
         scorer=name,
         scores_path=run.folder / f"scores-{name}.parquet",
@@ -188,6 +181,18 @@ def _compared(run: Run, name: str, columns: Any, scores: _Scores, threshold: flo
         disagreements=_disagreements(columns, compared, reward, score),
         confidence=settings.confidence,
     )
+
+
+def _summary(columns: Any, reward: FloatArray, score: FloatArray, settings: MetricSettings) -> Summary:
+    """The run's numbers with the score as if it were a metric of the agent's: its mean gets the interval that those get."""
+    rollouts = RolloutTable(
+        prompt_index=columns["prompt_index"].to_numpy(),
+        rollout_index=columns["rollout_index"].to_numpy().astype(np.int64),
+        is_scored=np.isfinite(reward),
+        reward=reward,
+        turns=columns["turns"].to_numpy().astype(np.int64),
+    )
+    return summarize(rollouts, None, settings, agent_metrics={"score": score}, seconds=None)
 
 
 def _disagreements(
