@@ -1,6 +1,7 @@
 """The journal: what was appended is there, whatever happens to the process or to the last line."""
 
 import asyncio
+import itertools
 import os
 import resource
 import string
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heldout.errors import StorageError
+from heldout.errors import RunError, StorageError
 from heldout.job.records import Attempt, Boundary, Failure, Turn
 from heldout.rollouts.journal import Journal, Place, decode, encode, read, segments
 from heldout.rollouts.journal_index import JournalIndex
@@ -56,6 +57,22 @@ ATTEMPTS = st.builds(
     started_at=_NUMBERS,
     seconds=_NUMBERS,
 )
+_TRIES = st.builds(
+    Attempt,
+    prompt_index=st.integers(0, 3),
+    rollout_index=st.integers(0, 1),
+    number=st.integers(1, 3),
+    trajectory_id=st.just("t"),
+    is_final=st.booleans(),
+    failure=st.none() | st.builds(Failure, st.just(Boundary.AGENT), st.sampled_from(["raised", "lost"]), st.just("")),
+    rewards=st.none(),
+    metrics=st.lists(st.tuples(st.sampled_from("abc"), st.just(1.0)), max_size=2).map(tuple),
+    flags=st.just(()),
+    turns=st.just(()),
+    output=st.just(""),
+    started_at=st.just(0.0),
+    seconds=st.just(0.0),
+)
 
 
 @given(ATTEMPTS)
@@ -92,10 +109,36 @@ def test_a_crash_in_the_middle_of_a_line_loses_that_line_alone(
     assert [line.attempt.prompt_index for line in read(folder)] == [*range(keep), 9]
 
 
+async def test_what_a_power_cut_left_in_place_of_lines_is_passed_over_and_dropped(tmp_path: Path) -> None:
+    await _append(tmp_path, [_attempt(n) for n in range(2)])
+    with segments(tmp_path)[0].open("ab") as file:
+        file.write(
+            bytes(64) + b'"seconds":0.0}\n' + encode(_attempt(2))
+        )  # the blocks in between never reached the disk
+    assert [line.attempt.prompt_index for line in read(tmp_path)] == [0, 1]
+    await _append(tmp_path, [_attempt(9)])
+    assert [line.attempt.prompt_index for line in read(tmp_path)] == [0, 1, 9]
+
+
+async def test_a_line_in_the_middle_that_cannot_be_read_is_an_error_and_not_the_end(tmp_path: Path) -> None:
+    for name in ("000001.jsonl", "000002.jsonl"):
+        (tmp_path / name).write_bytes(b"not json\n" + encode(_attempt(0)))
+    with pytest.raises(RunError, match=r"000001\.jsonl is damaged at byte 0; copy the whole folder again"):
+        list(read(tmp_path))
+
+
 async def test_a_new_writer_goes_on_where_the_last_one_stopped(tmp_path: Path) -> None:
     for number in range(3):
         await _append(tmp_path, [_attempt(number)])
     assert [line.attempt.prompt_index for line in read(tmp_path)] == [0, 1, 2]
+
+
+async def test_what_an_earlier_writer_left_can_be_sealed(tmp_path: Path) -> None:
+    await _append(tmp_path, [_attempt(0)])
+    journal = Journal(tmp_path)
+    journal.open()
+    assert journal.seal() == tmp_path / "000001.jsonl"
+    await journal.close()
 
 
 async def test_a_sealed_segment_takes_no_more_lines(tmp_path: Path) -> None:
@@ -138,12 +181,90 @@ async def test_the_latest_amendment_of_a_rollout_is_found(tmp_path: Path) -> Non
         await journal.append(_attempt(number))
     for text in ("first", "second"):
         await journal.amend(_attempt(1, text))
+        journal.seal()
     await journal.close()
     index = JournalIndex.of(tmp_path, group_size=1)
     found = index.amendment(1, 0)
     assert found is not None
     assert found.output == "second"
     assert index.amendment(0, 0) is None
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(_TRIES, max_size=12))
+def test_of_each_rollout_it_is_known_whether_it_is_finished_and_how_often_it_was_tried(
+    tmp_path_factory: pytest.TempPathFactory, tries: list[Attempt]
+) -> None:
+    folder = tmp_path_factory.mktemp("journal")
+    (folder / "000001.jsonl").write_bytes(b"".join(map(encode, tries)))
+    index = JournalIndex.of(folder, group_size=2)
+    for prompt, rollout in itertools.product(range(4), range(2)):
+        own = [one for one in tries if (one.prompt_index, one.rollout_index) == (prompt, rollout)]
+        assert index.is_finished(prompt, rollout) == any(one.is_final for one in own)
+        assert index.attempts(prompt, rollout) == max((one.number for one in own if one.is_counted), default=0)
+    assert index.metric_names == tuple(sorted({name for one in tries for name, _ in one.metrics}))
+
+
+async def test_a_segment_that_is_large_enough_is_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = encode(_attempt(0))
+    monkeypatch.setattr("heldout.rollouts.journal.SEGMENT_BYTES", 2 * len(line))
+    journal = Journal(tmp_path)
+    journal.open()
+    for _ in range(5):
+        await journal.append(_attempt(0))
+    await journal.close()
+    assert [segment.read_bytes() for segment in segments(tmp_path)] == [2 * line, 2 * line, line]
+
+
+def test_an_empty_segment_is_not_sealed(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.open()
+    assert journal.seal() is None
+    assert len(segments(tmp_path)) == 1
+
+
+async def test_the_name_of_a_new_segment_is_as_durable_as_its_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[list[Path]] = []
+
+    def sync(file: int) -> None:
+        if os.path.samestat(os.fstat(file), tmp_path.stat()):
+            synced.append(segments(tmp_path))
+
+    monkeypatch.setattr("os.fsync", sync)
+    journal = Journal(tmp_path)
+    journal.open()
+    await journal.append(_attempt(0))
+    journal.seal()
+    await journal.close()
+    assert [len(names) for names in synced] == [1, 2]
+
+
+async def test_a_line_that_is_being_written_is_waited_for_and_not_sealed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path)
+    journal.open()
+    await journal.append(_attempt(0))
+    write, writing, may_go_on = os.write, asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def write_a_piece(file: int, data: memoryview) -> int:
+        loop.call_soon_threadsafe(writing.set)
+        may_go_on.wait(30)
+        return write(file, data[:20])
+
+    monkeypatch.setattr("os.write", write_a_piece)
+    appending = asyncio.create_task(journal.append(_attempt(1)))
+    await writing.wait()
+    assert journal.seal() is None
+    appending.cancel()  # whoever waits for a line may go, the line stays
+    closing = asyncio.create_task(journal.close())
+    await asyncio.sleep(0)
+    may_go_on.set()
+    await closing
+    assert [line.attempt.prompt_index for line in read(tmp_path)] == [0, 1]
 
 
 async def test_a_full_disk_is_told_to_everyone_who_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from heldout.errors import StorageError
+from heldout.errors import RunError, StorageError
 from heldout.job.records import Attempt, Boundary, Failure, Turn, turn_json
 from heldout.storage.local import synchronise_folder
 
@@ -108,7 +108,7 @@ class Journal:
         for done in waiting:
             if self._failure is not None:
                 done.set_exception(self._failure)
-            elif not done.done():
+            else:
                 done.set_result(None)
 
     def _write_durably(self, lines: bytes) -> None:
@@ -249,12 +249,22 @@ def _decoded_turn(index: int, turn: list[Any]) -> Turn:
 
 
 def read(folder: Path, *, with_turns: bool = True) -> Iterator[Line]:
-    """Every whole line, oldest first, one in memory at a time; also while a writer is at work."""
-    for segment in segments(folder):
+    """Every whole line, oldest first, one in memory at a time; also while a writer is at work.
+
+    Raises RunError for a line that cannot be read, unless it is at the journal's end, where a crash may have left it.
+    """
+    existing = segments(folder)
+    for segment in existing:
         with segment.open("rb") as file:
             offset = 0
             for line in file:
                 if not line.endswith(b"\n"):
                     break
-                yield decode(line, Place(segment, offset), with_turns=with_turns)
+                try:
+                    found = decode(line, Place(segment, offset), with_turns=with_turns)
+                except orjson.JSONDecodeError as error:
+                    if segment == existing[-1]:
+                        break
+                    raise RunError(f"{segment} is damaged at byte {offset}; copy the whole folder again") from error
+                yield found
                 offset += len(line)
