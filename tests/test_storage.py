@@ -91,6 +91,17 @@ def test_a_missing_file_names_the_nearest_one(storage: Storage) -> None:
             read("runs/metric.json")
 
 
+def test_a_tilde_is_the_home_of_a_user_that_there_is_and_else_part_of_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    Storage.at("~/folder").write("a", b"1")
+    Storage.at("~no-such-user").write("a", b"2")
+    assert (tmp_path / "folder" / "a").read_bytes() == b"1"
+    assert (tmp_path / "~no-such-user" / "a").read_bytes() == b"2"
+
+
 def test_what_the_file_system_refuses_is_no_empty_folder_and_no_missing_file(tmp_path: Path) -> None:
     storage, name = Storage.at(str(tmp_path)), "x" * 1000
     with pytest.raises(StorageError, match=r"^cannot list '.*x': File name too long$"):

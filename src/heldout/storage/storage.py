@@ -109,7 +109,10 @@ def _local_path(location: str) -> Path:
         )
     if not location:
         raise ReferenceProblem("a location is empty; expected a local path, file:// or s3://bucket/prefix")
-    return Path(location).expanduser()
+    try:
+        return Path(location).expanduser()
+    except RuntimeError:  # no such user: the name of a file may begin with `~` too
+        return Path(location)
 
 
 def _checked(name: str) -> str:
