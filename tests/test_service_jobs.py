@@ -156,6 +156,44 @@ def test_a_job_whose_folder_is_being_made_is_starting_and_can_be_asked_to_stop(s
     service.context.store.remove(JobRecord, record.name)
 
 
+def test_of_many_jobs_only_those_of_the_page_are_looked_at(
+    service: Served, client: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(client, "many", document(folder, ["1"]))
+    ended(client, "many")
+    record = service.context.store.find(JobRecord, "many")
+    assert record is not None
+    opened, opening = list[Path](), Run.open
+
+    def counted(path: Path) -> Run:
+        opened.append(path)
+        return opening(path)
+
+    more = [f"many-{number:03}" for number in range(100)]
+    with service.context.store.transaction():
+        for name in more:
+            service.context.store.put(
+                record.model_copy(update={"name": name, "arn": service.context.arn(f"job/{name}")})
+            )
+    monkeypatch.setattr(Run, "open", counted)
+    asked = {
+        "JobCategory": CATEGORY,
+        "NameContains": "many",
+        "MaxResults": 30,
+        "SortBy": "Name",
+        "SortOrder": "Ascending",
+    }
+    names = [
+        job["JobName"] for page in client.get_paginator("list_jobs").paginate(**asked) for job in page["JobSummaries"]
+    ]
+    assert names == ["many", *more]
+    assert len(opened) == 101  # over four pages
+    assert len(client.list_jobs(**asked, StatusEquals="Completed")["JobSummaries"]) == 30
+    with service.context.store.transaction():
+        for name in more:
+            service.context.store.remove(JobRecord, name)
+
+
 def test_a_job_that_is_asked_to_stop_while_its_folder_is_made_stops(
     client: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import requests
 
 from heldout.cli import main
 from heldout.service.jobs import JobRecord
+from heldout.service.supervisor import Supervisor, Work
 from heldout.storage.lock import holder_of
 from jobs import rows
 from served import KEYS, REGION, client, served
@@ -163,6 +165,28 @@ def test_a_job_that_was_told_of_and_not_begun_when_the_server_was_killed_is_begu
         with served(tmp_path / "state", names) as server:
             assert ended(server.client("sagemaker"), "told")["JobStatus"] == "Completed"
     assert [row["reward"] for row in rows(run_of(tmp_path, "told"))] == [1.0]
+
+
+def test_a_server_answers_while_it_takes_up_what_was_left_and_what_is_stopped_then_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_go_on, looking = threading.Event(), Supervisor.take
+
+    def take(self: Supervisor, key: str, work: Work, *, is_stopping: bool = False) -> None:
+        assert may_go_on.wait(DEADLINE_SECONDS)
+        looking(self, key, work, is_stopping=is_stopping)
+
+    with registry(tmp_path) as names:
+        monkeypatch.setattr(Supervisor, "take", lambda *_, **__: None)
+        with served(tmp_path / "state", names) as server:  # it dies before a process of the job is there
+            create(server.client("sagemaker"), "left", document(tmp_path, ["30"], agent=SLOW_AGENT))
+        monkeypatch.setattr(Supervisor, "take", take)
+        with served(tmp_path / "state", names) as server:
+            asked = server.client("sagemaker")
+            assert describe(asked, "left")["JobStatus"] == "InProgress"
+            asked.stop_job(JobName="left", JobCategory="AgentRFTEvaluation")
+            may_go_on.set()
+            assert ended(asked, "left")["JobStatus"] == "Stopped"
 
 
 KEPT = "print('running', flush=True); import threading; threading.Event().wait()"

@@ -1,22 +1,21 @@
 """Executions of pipelines as SageMaker describes them, and the jobs of their steps: from the evaluations' folders."""
 
+import functools
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from heldout.backends.detached import PROGRESS_FILE
-from heldout.backends.runner_log import LOG_FILE
 from heldout.errors import InputError, RunError
-from heldout.pipeline.evaluation import Evaluation
+from heldout.pipeline.evaluation import STATE_FILE, Evaluation
 from heldout.pipeline.expressions import resolve
 from heldout.pipeline.state import ExecutionStatus, StepState
 from heldout.pipeline.steps import LineageStep
 from heldout.rollouts.mirror import folder_for
 from heldout.rollouts.run import Run
 from heldout.service.context import Context
-from heldout.service.job_views import Job
+from heldout.service.faults import not_found
+from heldout.service.job_views import Given, Job, Seen
 from heldout.service.operations import Reply
 from heldout.service.pipelines import Version, moment, version_key
 from heldout.service.store import Record
@@ -187,41 +186,52 @@ def find_step_job(context: Context, name: str) -> Job | None:
 
 
 def _jobs(context: Context, record: ExecutionRecord) -> Iterator[Job]:
-    evaluation = opened(record)
-    version = context.store.find(Version, version_key(record.pipeline, record.version))
-    if evaluation is None or version is None:  # the pipeline may be deleted while this looks
-        return
-    arguments: dict[str, dict[str, Any]] | None = None
-    for step in evaluation.state.steps:
+    folder = record.folder
+    for step in _steps_begun(folder):
         if step.job_arn is None or step.run_name is None:
             continue
-        arguments = arguments or _job_arguments(version)
-        given = arguments[step.name]
-        folder = folder_for(evaluation.run_location(step.run_name))
         yield Job(
             name=step.job_arn.rpartition("/")[2],
             arn=step.job_arn,
             role=record.role,
-            document=given["JobConfigDocument"],
             created_at=step.started_at,
-            run=_run(folder),
             is_stopping=record.is_stopping,
-            is_over=step.ended_at is not None,
-            progress=evaluation.folder / PROGRESS_FILE,
-            log=evaluation.folder / LOG_FILE,
             run_name=step.run_name,
-            tags=tags_of(context.store, step.job_arn, {tag["Key"]: tag["Value"] for tag in given.get("Tags", ())}),
+            place=lambda: folder,
+            find=functools.partial(_given, context, record, step),
+            look=functools.partial(_seen, record, step),
         )
 
 
-def _job_arguments(version: Version) -> dict[str, dict[str, Any]]:
-    """What a definition's jobs were given, by step."""
-    steps = json.loads(version.definition)["Steps"]
-    return {step["Name"]: step["Arguments"] for step in steps if step["Type"] == "Job"}
-
-
-def _run(folder: Path) -> Run | None:
+def _steps_begun(folder: Path) -> tuple[StepState, ...]:
+    """None while the folder is not there, or when it was taken away."""
     try:
-        return Run.open(folder)
+        found = (folder / STATE_FILE).stat()
+        return _steps_at(folder, (found.st_ino, found.st_mtime_ns))
+    except (OSError, RunError):
+        return ()
+
+
+@functools.lru_cache(maxsize=16_384)
+def _steps_at(folder: Path, change: tuple[int, int]) -> tuple[StepState, ...]:
+    """change: another when the file is another, which each change of the state makes it."""
+    return Evaluation.open_folder(folder).state.steps
+
+
+def _given(context: Context, record: ExecutionRecord, step: StepState) -> Given:
+    """What the definition's step says. Raises ServiceError (ResourceNotFound) when the pipeline was deleted meanwhile."""
+    version = context.store.find(Version, version_key(record.pipeline, record.version))
+    if version is None:
+        raise not_found(f"job {step.job_arn} does not exist")
+    steps = json.loads(version.definition)["Steps"]
+    (arguments,) = (each["Arguments"] for each in steps if each["Name"] == step.name)
+    tags = {tag["Key"]: tag["Value"] for tag in arguments.get("Tags", ())}
+    return Given(arguments["JobConfigDocument"], tags_of(context.store, step.job_arn or "", tags))
+
+
+def _seen(record: ExecutionRecord, step: StepState) -> Seen:
+    try:
+        run = Run.open(folder_for(f"{record.location}/{step.run_name}"))
     except RunError:
-        return None
+        run = None
+    return Seen(run, is_over=step.ended_at is not None)

@@ -1,10 +1,11 @@
 """Executions of pipelines: each an evaluation folder that a process of its own works on."""
 
+import functools
 import json
 import logging
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from heldout.errors import HeldoutError
@@ -53,13 +54,13 @@ _log = logging.getLogger(__name__)
 @ROOM.operation("StartPipelineExecution")
 def start_pipeline_execution(context: Context, params: Params) -> Reply:
     """Executes a version of a pipeline, by default the last, in a process of its own."""
-    pipeline = find_pipeline(context, params["PipelineName"])
     for name in ("SelectiveExecutionConfig", "MlflowExperimentName"):
         if name in params:
             raise invalid(f"{name} is not served here; leave it out")
     made: list[ExecutionRecord] = []
 
     def make() -> Reply:
+        pipeline = find_pipeline(context, params["PipelineName"])
         version = find_version(context, pipeline, params)
         record = _record(context, pipeline, version, params)
         context.store.put(record)
@@ -79,11 +80,8 @@ def start_pipeline_execution(context: Context, params: Params) -> Reply:
                 context.store.remove(ExecutionRecord, record.key)
                 forget_tags(context.store, record.arn)
                 context.store.forget_token("StartPipelineExecution", token)
-            raise invalid(f"pipeline {pipeline.name!r} cannot be executed: {error}") from error
-        context.supervisor.take(record.arn, ExecutionWork(record.folder))
-        now = context.store.find(ExecutionRecord, record.key)
-        if now is not None and now.is_stopping:  # asked while its folder was made
-            context.supervisor.stop(record.arn)
+            raise invalid(f"pipeline {record.pipeline!r} cannot be executed: {error}") from error
+        _take(context, record)
     return reply
 
 
@@ -113,10 +111,13 @@ def list_pipeline_executions(context: Context, params: Params) -> Reply:
     if "PipelineVersionAlias" in params:
         version = find_version(context, pipeline, params)
         records = [record for record in records if record.version == version.number]
-    found = [summary(record, opened(record)) for record in records]
+    found: list[Reply] = [
+        {"PipelineExecutionArn": record.arn, "StartTime": moment(record.created_at), "Record": record}
+        for record in records
+    ]
     found = between(found, params, "StartTime", "CreatedAfter", "CreatedBefore")
     keys = {"CreationTime": "StartTime", "PipelineExecutionArn": "PipelineExecutionArn"}
-    return paged("PipelineExecutionSummaries", found, params, keys, is_descending=True)
+    return paged("PipelineExecutionSummaries", found, params, keys, is_descending=True, view=_summary)
 
 
 @ROOM.operation("ListPipelineExecutionSteps")
@@ -210,17 +211,9 @@ def delete_pipeline(context: Context, params: Params) -> Reply:
     return context.store.once("DeletePipeline", params["ClientRequestToken"], params, make)
 
 
-def take_up(context: Context) -> None:
-    """Goes on with the executions that have not ended and that nobody works on."""
-    for record in context.store.all(ExecutionRecord):
-        try:
-            if not record.is_made:
-                _make(context, record)
-            if opened(record) is not None:
-                context.supervisor.take(record.arn, ExecutionWork(record.folder), is_stopping=record.is_stopping)
-        except (ServiceError, HeldoutError, OSError) as error:
-            # What one execution needs and is not there any more must not keep the others from going on.
-            _log.warning("execution %s does not go on: %s", record.arn, error)
+def left_behind(context: Context) -> list[Callable[[], None]]:
+    """Of each execution that there is, what goes on with it if it has not ended and nobody works on it."""
+    return [functools.partial(_take_up, context, record.key) for record in context.store.all(ExecutionRecord)]
 
 
 def stop_execution_of(context: Context, job_arn: str) -> None:
@@ -228,6 +221,26 @@ def stop_execution_of(context: Context, job_arn: str) -> None:
     record = execution_of_job(context, job_arn.rpartition("/")[2])
     if record is not None:
         _stop(context, record)
+
+
+def _take_up(context: Context, key: str) -> None:
+    record = context.store.find(ExecutionRecord, key)
+    if record is None:
+        return  # deleted since
+    try:
+        if not record.is_made:
+            _make(context, record)
+        if opened(record) is not None:
+            _take(context, record)
+    except (ServiceError, HeldoutError, OSError) as error:
+        _log.warning("execution %s does not go on: %s", record.arn, error)
+
+
+def _take(context: Context, record: ExecutionRecord) -> None:
+    context.supervisor.take(record.arn, ExecutionWork(record.folder), is_stopping=record.is_stopping)
+    now = context.store.find(ExecutionRecord, record.key)
+    if now is not None and now.is_stopping:  # asked meanwhile
+        context.supervisor.stop(record.arn)
 
 
 def _record(context: Context, pipeline: Pipeline, version: Version, params: Params) -> ExecutionRecord:
@@ -297,6 +310,11 @@ def _tags(context: Context, record: ExecutionRecord, definition: Mapping[str, An
 def _kms_key(definition: Mapping[str, Any]) -> str | None:
     steps = [step for step in parse_definition(definition).steps if isinstance(step, JobStep)]
     return next((key for step in steps if (key := step.document.output_data_config.kms_key_arn)), None)
+
+
+def _summary(entry: Reply) -> Reply:
+    record: ExecutionRecord = entry["Record"]
+    return summary(record, opened(record))
 
 
 def _stop(context: Context, record: ExecutionRecord) -> None:

@@ -1,7 +1,7 @@
 """A job as SageMaker describes it: from the run's folder, whether it is a pipeline's or by itself."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import orjson
 import pyarrow.parquet as pq
 
+from heldout.backends.detached import PROGRESS_FILE
+from heldout.backends.runner_log import LOG_FILE
 from heldout.pipeline.definition import JOB_CATEGORY, JOB_SCHEMA_VERSION
 from heldout.rollouts.run import JobStatus, Run
 from heldout.service.documents import with_service_output
@@ -33,29 +35,60 @@ class Status(NamedTuple):
         return self.status not in ("InProgress", "Stopping")
 
 
-@dataclass(frozen=True, slots=True)
+class Given(NamedTuple):
+    """What a job was made with."""
+
+    document: str
+    """JSON."""
+    tags: Mapping[str, str]
+
+
+class Seen(NamedTuple):
+    """What has become of a job."""
+
+    run: Run | None
+    """None when it is not made yet, or, of a job that is over, when someone has taken its folder away."""
+    is_over: bool
+    """Whether no process has anything more to do for it."""
+
+
+@dataclass(frozen=True)
 class Job:
-    """A job that there is."""
+    """A job that there is. What is not in its record is looked up when it is asked for, and once."""
 
     name: str
     arn: str
     role: str
-    document: str
-    """As it was given, JSON."""
     created_at: float
-    run: Run | None
-    """None when it is not made yet, or, of a job that is over, when someone has taken its folder away."""
     is_stopping: bool
     """Whether it was asked to stop."""
-    is_over: bool
-    """Whether no process has anything more to do for it."""
-    progress: Path
-    """The file in which its process says how far it is."""
-    log: Path
-    """The file in which its process says everything else."""
     run_name: str
-    """By which that file tells its lines from those of another job of its execution."""
-    tags: Mapping[str, str]
+    """By which its log tells its lines from those of another job of its execution."""
+    place: Callable[[], Path]
+    """The folder that its process works on: the run's, or that of its execution."""
+    find: Callable[[], Given]
+    look: Callable[[], Seen]
+
+    @functools.cached_property
+    def given(self) -> Given:
+        return self.find()
+
+    @functools.cached_property
+    def seen(self) -> Seen:
+        return self.look()
+
+    @property
+    def log(self) -> Path:
+        """The file in which its process says everything that is not elsewhere."""
+        return self.place() / LOG_FILE
+
+    @property
+    def run(self) -> Run | None:
+        return self.seen.run
+
+    @property
+    def is_over(self) -> bool:
+        return self.seen.is_over
 
     @property
     def status(self) -> Status:
@@ -82,6 +115,10 @@ class Job:
             case _:
                 return Status(state.status, state.secondary_status)
 
+    def entry(self) -> Reply:
+        """What lists are sorted by, without a look at the run; and the job, as `Job`."""
+        return {"JobArn": self.arn, "JobName": self.name, "CreationTime": _time(self.created_at), "Job": self}
+
     def summary(self) -> Reply:
         """As ListJobs has it."""
         status = self.status
@@ -105,7 +142,7 @@ class Job:
             "RoleArn": self.role,
             "JobCategory": JOB_CATEGORY,
             "JobConfigSchemaVersion": JOB_SCHEMA_VERSION,
-            "JobConfigDocument": with_service_output(self.document, self._service_output()),
+            "JobConfigDocument": with_service_output(self.given.document, self._service_output()),
             "CreationTime": _time(self.created_at),
             "LastModifiedTime": _time(self._changed_at()),
             "EndTime": _time(self._ended_at(status)),
@@ -113,7 +150,7 @@ class Job:
             "SecondaryStatus": status.secondary,
             "SecondaryStatusTransitions": self._transitions(status),
             "FailureReason": self._failure(),
-            "Tags": wire_tags(self.tags),
+            "Tags": wire_tags(self.given.tags),
         }
 
     def _failure(self) -> str | None:
@@ -163,7 +200,7 @@ class Job:
             planned = run.state.num_prompts * run.document.hyperparameters.eval_group_size
             return {"CurrentStep": planned, "MaxSteps": planned}
         try:
-            known = orjson.loads(self.progress.read_bytes())
+            known = orjson.loads((self.place() / PROGRESS_FILE).read_bytes())
         except (FileNotFoundError, ValueError):
             return None
         if known["run"] != run.state.run_name:

@@ -1,13 +1,13 @@
 """Jobs of SageMaker: created, described, listed, stopped and deleted. Those of pipelines are among them."""
 
+import functools
 import json
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
-from heldout.backends.detached import PROGRESS_FILE, is_concluded
-from heldout.backends.runner_log import LOG_FILE
+from heldout.backends.detached import is_concluded
 from heldout.errors import HeldoutError, RunError
 from heldout.job.schema import document_schema
 from heldout.pipeline.definition import JOB_CATEGORY, JOB_SCHEMA_VERSION
@@ -18,7 +18,7 @@ from heldout.service.context import Context
 from heldout.service.documents import check_category, parse_document, playable
 from heldout.service.execution_views import find_step_job, step_jobs
 from heldout.service.faults import ServiceError, invalid, not_found
-from heldout.service.job_views import Job
+from heldout.service.job_views import Given, Job, Seen
 from heldout.service.operations import Params, Reply, Room
 from heldout.service.paging import between, paged
 from heldout.service.store import Record
@@ -27,6 +27,8 @@ from heldout.service.tags import forget_tags, set_tags, tags_of
 
 ROOM = Room("sagemaker")
 _SORT_KEYS = {"CreationTime": "CreationTime", "Name": "JobName", "Status": "JobStatus", "": "JobArn"}
+_OF_RUNS = frozenset({"StatusEquals", "LastModifiedTimeAfter", "LastModifiedTimeBefore"})
+"""Filters of ListJobs that no record can answer."""
 _LONGEST_NAME = 63
 _log = logging.getLogger(__name__)
 
@@ -103,10 +105,7 @@ def create_job(context: Context, params: Params) -> Reply:
     except (HeldoutError, OSError) as error:
         _forget(context, record)
         raise invalid(f"JobConfigDocument: {error}") from error
-    context.supervisor.take(record.arn, _work(context, record))
-    now = context.store.find(JobRecord, name)
-    if now is not None and now.is_stopping:  # asked while its folder was made
-        context.supervisor.stop(record.arn)
+    _take(context, record)
     return {"JobArn": record.arn}
 
 
@@ -121,9 +120,13 @@ def list_jobs(context: Context, params: Params) -> Reply:
     """The jobs that the request's filters leave, the last created first. Of another category there are none."""
     jobs = jobs_named(context) if params["JobCategory"] == JOB_CATEGORY else []
     contained, status = params.get("NameContains", ""), params.get("StatusEquals")
-    found = [job.summary() for job in jobs if contained in job.name]
-    found = [job for job in found if status in (None, job["JobStatus"])]
+    found = [job.entry() for job in jobs if contained in job.name]
     found = between(found, params, "CreationTime", "CreationTimeAfter", "CreationTimeBefore")
+    if _OF_RUNS.isdisjoint(params) and params.get("SortBy") != "Status":
+        # How far they are is in a file of each: only those of the page are opened.
+        return paged("JobSummaries", found, params, _SORT_KEYS, is_descending=True, view=_summary)
+    found = [_summary(entry) for entry in found]
+    found = [job for job in found if status in (None, job["JobStatus"])]
     found = between(found, params, "LastModifiedTime", "LastModifiedTimeAfter", "LastModifiedTimeBefore")
     return paged("JobSummaries", found, params, _SORT_KEYS, is_descending=True)
 
@@ -202,47 +205,55 @@ def run_of(context: Context, arn: str) -> Run | None:
     return None if job is None or job.arn != arn else job.run
 
 
-def take_up(context: Context) -> None:
-    """Goes on with the jobs that have not ended and that nobody works on."""
-    for record in context.store.all(JobRecord):
-        try:
-            if not record.is_made:
-                _make(context, record)
-            if (record.folder / "job.json").exists():
-                context.supervisor.take(record.arn, _work(context, record), is_stopping=record.is_stopping)
-        except (ServiceError, HeldoutError, OSError) as error:
-            # What one job needs and is not there any more must not keep the others from going on.
-            _log.warning("job %s does not go on: %s", record.name, error)
+def left_behind(context: Context) -> list[Callable[[], None]]:
+    """Of each job that there is, what goes on with it if it has not ended and nobody works on it."""
+    return [functools.partial(_take_up, context, record.name) for record in context.store.all(JobRecord)]
 
 
-class _Found(NamedTuple):
-    run: Run | None
-    is_over: bool
+def _take_up(context: Context, name: str) -> None:
+    record = context.store.find(JobRecord, name)
+    if record is None:
+        return  # deleted since
+    try:
+        if not record.is_made:
+            _make(context, record)
+        if (record.folder / "job.json").exists():
+            _take(context, record)
+    except (ServiceError, HeldoutError, OSError) as error:
+        _log.warning("job %s does not go on: %s", name, error)
 
 
-def _opened(record: JobRecord) -> _Found:
+def _take(context: Context, record: JobRecord) -> None:
+    context.supervisor.take(record.arn, _work(context, record), is_stopping=record.is_stopping)
+    now = context.store.find(JobRecord, record.name)
+    if now is not None and now.is_stopping:  # asked meanwhile
+        context.supervisor.stop(record.arn)
+
+
+def _summary(entry: Reply) -> Reply:
+    job: Job = entry["Job"]
+    return job.summary()
+
+
+def _opened(record: JobRecord) -> Seen:
     try:
         run = Run.open(record.folder)
     except RunError:
-        return _Found(None, record.is_made)
-    return _Found(run, is_concluded(run))
+        return Seen(None, record.is_made)
+    return Seen(run, is_concluded(run))
 
 
 def _job(context: Context, record: JobRecord) -> Job:
-    found = _opened(record)
     return Job(
         name=record.name,
         arn=record.arn,
         role=record.role,
-        document=record.document,
         created_at=record.created_at,
-        run=found.run,
         is_stopping=record.is_stopping,
-        is_over=found.is_over,
-        progress=record.folder / PROGRESS_FILE,
-        log=record.folder / LOG_FILE,
         run_name=record.run_name,
-        tags=tags_of(context.store, record.arn),
+        place=lambda: record.folder,
+        find=lambda: Given(record.document, tags_of(context.store, record.arn)),
+        look=lambda: _opened(record),
     )
 
 

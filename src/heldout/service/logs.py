@@ -68,10 +68,17 @@ def describe_log_streams(context: Context, params: Params) -> Reply:
     prefix, order = params.get("logStreamNamePrefix", ""), params.get("orderBy", "LogStreamName")
     if prefix and order == "LastEventTime":
         raise _invalid("Cannot order by LastEventTime with a logStreamNamePrefix.")
-    found = [_described(context, stream) for stream in _streams(context, prefix)]
     asked = {**params, "SortBy": order, "SortOrder": "Descending" if params.get("descending") else "Ascending"}
     keys = {"LogStreamName": "logStreamName", "LastEventTime": "sortTime", "": "logStreamName"}
-    return _listed("logStreams", found, asked, keys)
+    streams = {stream.name: stream for stream in _streams(context, prefix)}
+
+    def described(entry: Reply) -> Reply:
+        return _described(context, streams[entry["logStreamName"]])
+
+    names: list[Reply] = [{"logStreamName": name} for name in streams]
+    if order == "LastEventTime":
+        return _listed("logStreams", map(described, names), asked, keys)
+    return _listed("logStreams", names, asked, keys, described)
 
 
 @ROOM.operation("GetLogEvents")
@@ -271,11 +278,17 @@ def _described(context: Context, stream: Stream) -> Reply:
     }
 
 
-def _listed(member: str, items: Iterable[Reply], params: Params, sort_keys: Mapping[str, str]) -> Reply:
+def _listed(
+    member: str,
+    items: Iterable[Reply],
+    params: Params,
+    sort_keys: Mapping[str, str],
+    view: Callable[[Reply], Reply] | None = None,
+) -> Reply:
     """`paged`, in this service's words."""
     asked = {name: value for name, value in params.items() if name != "limit"}
     try:
-        return paged(member, items, asked | {"maxResults": params.get("limit", _DESCRIBED)}, sort_keys)
+        return paged(member, items, asked | {"maxResults": params.get("limit", _DESCRIBED)}, sort_keys, view=view)
     except ServiceError as error:
         raise _invalid(error.message) from error
 

@@ -8,7 +8,7 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +16,7 @@ from heldout.service.faults import invalid
 from heldout.service.operations import Params, Reply
 
 DEFAULT_SIZE = 50
+_NO_TOKEN = "NextToken is not one that this operation gave out; begin again without one"
 _PAGE_PARAMS = ("NextToken", "MaxResults", "nextToken", "maxResults")
 
 
@@ -27,13 +28,15 @@ def paged(
     *,
     is_descending: bool = False,
     size: int = DEFAULT_SIZE,
+    view: Callable[[Reply], Reply] | None = None,
 ) -> Reply:
     """The page of `items` that the request asks for, as the reply's `member`, and the token of the next where there is one.
 
     sort_keys: the items' member to sort by for each value of SortBy, the default first; the last tells any two items apart and
     never changes, so that an item whose status has changed between two pages is not taken for another.
-    is_descending: unless SortOrder says otherwise. size: of a page, unless MaxResults says otherwise. Raises ServiceError
-    (ValidationException) for a token that was not given out for this list.
+    is_descending: unless SortOrder says otherwise. size: of a page, unless MaxResults says otherwise. view: what the reply has of
+    an item, made of those of the page alone. Raises ServiceError (ValidationException) for a token that was not given out for
+    this list.
     """
     sort_by = sort_keys[params.get("SortBy", next(iter(sort_keys)))]
     order = [sort_by, list(sort_keys.values())[-1]]
@@ -43,9 +46,12 @@ def paged(
     token = params.get("nextToken" if is_lower else "NextToken")
     if token:
         after = _opened(token, member, params)
-        keyed = [(key, item) for key, item in keyed if (key < after if is_reversed else key > after)]
+        try:
+            keyed = [(key, item) for key, item in keyed if (key < after if is_reversed else key > after)]
+        except TypeError:
+            raise invalid(_NO_TOKEN) from None
     count = params.get("maxResults" if is_lower else "MaxResults", size)
-    page = [item for _, item in keyed[:count]]
+    page = [item if view is None else view(item) for _, item in keyed[:count]]
     if len(keyed) <= count:
         return {member: page}
     return {member: page, "nextToken" if is_lower else "NextToken": _token(keyed[count - 1][0], member, params)}
@@ -73,8 +79,10 @@ def _token(last: list[Any], member: str, params: Params) -> str:
 def _opened(token: str, member: str, params: Params) -> list[Any]:
     try:
         digest, last = json.loads(base64.urlsafe_b64decode(token.encode()))
-    except (ValueError, TypeError, binascii.Error):
-        raise invalid("NextToken is not one that this operation gave out; begin again without one") from None
+        if not isinstance(last, list):
+            raise TypeError
+    except (ValueError, TypeError, RecursionError, binascii.Error):
+        raise invalid(_NO_TOKEN) from None
     if digest != _digest(member, params):
         raise invalid("NextToken was given out for other parameters; begin again without one")
-    return list(last)
+    return last

@@ -160,15 +160,17 @@ def describe_pipeline(context: Context, params: Params) -> Reply:
 @ROOM.operation("ListPipelines")
 def list_pipelines(context: Context, params: Params) -> Reply:
     """The pipelines that the request's filters leave, the last created first."""
-    found = []
-    for pipeline in context.store.all(Pipeline, params.get("PipelineNamePrefix", "")):
-        last = context.store.find(LastExecution, pipeline.name)
-        found.append({**_summary(pipeline), "LastExecutionTime": last and moment(last.at)})
+
+    def listed(summary: Reply) -> Reply:
+        last = context.store.find(LastExecution, summary["PipelineName"])
+        return {**summary, "LastExecutionTime": last and moment(last.at)}
+
+    found = [_summary(pipeline) for pipeline in context.store.all(Pipeline, params.get("PipelineNamePrefix", ""))]
     if params.get("ManagedBy") == "AWS":
         found = []
     found = between(found, params, "CreationTime", "CreatedAfter", "CreatedBefore")
     keys = {"CreationTime": "CreationTime", "Name": "PipelineName"}
-    return paged("PipelineSummaries", found, params, keys, is_descending=True)
+    return paged("PipelineSummaries", found, params, keys, is_descending=True, view=listed)
 
 
 @ROOM.operation("ListPipelineVersions")

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import functools
+import logging
 import socket
-from collections.abc import AsyncIterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from heldout.service.supervisor import Supervisor
 from heldout.storage.lock import FolderLock
 
 _STORE_FILE = "service.db"
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,20 +94,30 @@ async def serving(settings: Settings) -> AsyncIterator[Context]:
         )
         await runner.setup()
         watching = asyncio.create_task(context.supervisor.watch())
+        ending = threading.Event()
+        # Beside the requests: each process that is started again takes a moment, and there may be many.
+        left = [*jobs.left_behind(context), *executions.left_behind(context)]
+        taking_up = asyncio.create_task(asyncio.to_thread(_take_up, left, ending))
         try:
-            await asyncio.to_thread(_take_up, context)
             await web.SockSite(runner, listening).start()
             yield context
         finally:
+            ending.set()
             watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            await asyncio.gather(watching, taking_up, return_exceptions=True)
             await runner.cleanup()
 
 
-def _take_up(context: Context) -> None:
-    """Goes on with what an earlier server was to run."""
-    jobs.take_up(context)
-    executions.take_up(context)
+def _take_up(left: Sequence[Callable[[], None]], ending: threading.Event) -> None:
+    """Goes on with what an earlier server was to run, until told to end."""
+    for go_on in left:
+        if ending.is_set():
+            return
+        try:
+            go_on()
+        except Exception:  # noqa: BLE001
+            # Whatever is wrong with one must not keep the others from going on.
+            _log.exception("what an earlier server left does not go on")
 
 
 def _keys(settings: Settings) -> KeySource | None:

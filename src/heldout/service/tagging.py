@@ -58,7 +58,7 @@ def _born_with(context: Context, arn: str) -> Mapping[str, str] | None:
     match arn.split(":", 5)[-1].partition("/")[0]:
         case "job":
             job = find_job(context, arn.rpartition("/")[2])
-            return None if job is None or job.arn != arn else job.tags
+            return None if job is None or job.arn != arn else job.given.tags
         case "pipeline":
             is_there = context.store.find(Tags, arn) is not None
         case "mlflow-app":
