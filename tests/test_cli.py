@@ -331,7 +331,6 @@ def test_an_output_is_listed_though_one_of_its_runs_cannot_be_read(
         (evaluate("http://127.0.0.1:1/v1#m", "--dry-run", "--resume"), "leave one of them out"),
         (evaluate("http://127.0.0.1:1/v1#m"), "http://127.0.0.1:1/v1"),
         (("show", "out/first"), "no run in 'out/first'"),
-        (("show", "x" * 300), "x/execution.json': File name too long"),
         (evaluate("http://127.0.0.1:1/v1#m", "--dataset", "x" * 300), "x': File name too long"),
         (("list", "out"), "no folder 'out'"),
         (("stop", "out/first"), "no evaluation in 'out/first'"),
@@ -348,6 +347,15 @@ def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(
     assert words in said
     assert "\n" not in said
     assert not Path("out").exists()
+
+
+def test_a_place_that_the_file_system_refuses_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert heldout(monkeypatch, "show", "x" * 300) == 1
+    said = capsys.readouterr().err.strip()
+    assert said.endswith("x/execution.json': File name too long")
+    assert "\n" not in said
 
 
 def test_ctrl_c_while_it_loads_ends_it_in_silence() -> None:
