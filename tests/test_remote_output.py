@@ -5,7 +5,7 @@ import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 import pytest
@@ -15,14 +15,17 @@ from heldout.errors import RunError, StorageError
 from heldout.job.document import JobConfigDocument, OutputDataConfig
 from heldout.policies.scripted import ScriptedServer
 from heldout.rollouts.engine import StopSwitch
+from heldout.rollouts.journal import read
 from heldout.rollouts.mirror import Mirror, folder_for, new_folder, open_run
 from heldout.rollouts.run import JobStatus, Run
+from heldout.storage import Storage
 from jobs import PLAYERS, new_run, rows
 from s3_service import BUCKET, s3_client, s3_service, use_service
 from terminal import heldout
 
 OUTPUT = f"s3://{BUCKET}/evaluations"
 LOCATION = f"{OUTPUT}/test/base-model-eval"
+KEY = "evaluations/test/base-model-eval"
 
 
 @pytest.fixture
@@ -54,7 +57,13 @@ async def _played(run: Run, switch: StopSwitch | None = None) -> None:
 
 def _names(service: Any) -> set[str]:
     listed = service.list_objects_v2(Bucket=BUCKET, Prefix="evaluations/").get("Contents", [])
-    return {str(item["Key"]).removeprefix("evaluations/test/base-model-eval/") for item in listed}
+    return {str(item["Key"]).removeprefix(f"{KEY}/") for item in listed}
+
+
+def _copied_journal(service: Any) -> bytes:
+    names = sorted(name for name in _names(service) if name.startswith("journal/"))
+    copies = [service.get_object(Bucket=BUCKET, Key=f"{KEY}/{name}") for name in names]
+    return b"".join(copy["Body"].read() for copy in copies)
 
 
 async def test_results_are_in_the_bucket_when_the_job_is_done(tmp_path: Path, service: Any) -> None:
@@ -70,7 +79,7 @@ async def test_results_are_in_the_bucket_when_the_job_is_done(tmp_path: Path, se
         "attempts.parquet",
     } <= _names(service)
     assert not any(name.startswith("journal/") for name in _names(service))
-    body = service.get_object(Bucket=BUCKET, Key="evaluations/test/base-model-eval/job.json")["Body"].read()
+    body = service.get_object(Bucket=BUCKET, Key=f"{KEY}/job.json")["Body"].read()
     assert orjson.loads(body)["status"] == "Completed"
     assert open_run(LOCATION).location == LOCATION
 
@@ -98,6 +107,33 @@ async def test_another_machine_goes_on_with_what_is_in_the_bucket(tmp_path: Path
     assert sorted(row["prompt_index"] for row in rows(fetched)) == list(range(6))
 
 
+async def test_what_was_finished_is_in_the_bucket_while_the_rest_is_played(
+    tmp_path: Path, service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, refusals = Mirror._copy_sealed, iter([StorageError("away")])
+
+    def sometimes(mirror: Mirror) -> None:
+        if problem := next(refusals, None):
+            raise problem
+        copy(mirror)
+
+    monkeypatch.setattr(Mirror, "_copy_sealed", sometimes)
+    monkeypatch.setattr("heldout.rollouts.mirror._SEAL_EVERY_SECONDS", 0.02)
+    async with ScriptedServer() as server:
+        run = _remote_run(tmp_path, server.url, ["0", "300", "0.3"], agent=f"{PLAYERS}:slow")
+        switch = StopSwitch()
+        playing = asyncio.create_task(_played(run, switch))
+        async with asyncio.timeout(60):
+            while _copied_journal(service).count(b"\n") < 2:
+                await asyncio.sleep(0.01)
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another machine"))
+        fetched = open_run(LOCATION)
+        assert sorted(line.attempt.prompt_index for line in read(fetched.journal_folder)) == [0, 2]
+        switch.stop()
+        switch.stop()
+        await playing
+
+
 async def test_a_run_completed_elsewhere_is_fetched_rather_than_played_again(tmp_path: Path, service: Any) -> None:
     async with ScriptedServer() as server:
         run = _remote_run(tmp_path, server.url, ["1"])
@@ -106,7 +142,37 @@ async def test_a_run_completed_elsewhere_is_fetched_rather_than_played_again(tmp
         await _played(run)
     shutil.rmtree(run.folder)
     shutil.copytree(interrupted, run.folder)
+    with Run.open(run.folder).locked():  # by who is playing it here: nothing is fetched over that
+        assert open_run(LOCATION).state.status is JobStatus.IN_PROGRESS
     assert open_run(LOCATION).state.status is JobStatus.COMPLETED
+
+
+def test_a_fetch_that_was_cut_short_is_made_again(
+    tmp_path: Path, service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _remote_run(tmp_path, "http://127.0.0.1:9/v1", ["1"])
+    service.put_object(Bucket=BUCKET, Key=f"{KEY}/job.json", Body=(run.folder / "job.json").read_bytes())
+    service.put_object(Bucket=BUCKET, Key=f"{KEY}/prompts.parquet", Body=b"the prompts")
+    shutil.rmtree(run.folder)
+    opened = Storage.open
+
+    def cut(storage: Storage, name: str) -> BinaryIO:
+        if name == "prompts.parquet":
+            raise StorageError("away")
+        return opened(storage, name)
+
+    with monkeypatch.context() as away:
+        away.setattr(Storage, "open", cut)
+        with pytest.raises(StorageError):
+            open_run(LOCATION)
+    assert open_run(LOCATION).prompts_path.read_bytes() == b"the prompts"
+
+
+def test_what_is_left_here_of_a_run_that_was_removed_from_the_bucket_is_no_part_of_a_new_one(
+    tmp_path: Path, service: Any
+) -> None:
+    assert _remote_run(tmp_path, "http://127.0.0.1:9/v1", ["1"]).folder.exists()
+    assert not new_folder(LOCATION).exists()
 
 
 async def test_what_is_in_the_bucket_is_listed_without_being_fetched(
@@ -124,7 +190,7 @@ async def test_what_is_in_the_bucket_is_listed_without_being_fetched(
 
 
 def test_a_run_that_is_in_the_bucket_is_never_overwritten(tmp_path: Path, service: Any) -> None:
-    service.put_object(Bucket=BUCKET, Key="evaluations/test/base-model-eval/job.json", Body=b"{}")
+    service.put_object(Bucket=BUCKET, Key=f"{KEY}/job.json", Body=b"{}")
     with pytest.raises(RunError, match=r"there is a run at s3://.* already"):
         new_folder(LOCATION)
 
@@ -163,6 +229,6 @@ async def test_results_are_copied_again_when_the_place_was_away_for_a_moment(
 
     monkeypatch.setattr(mirror, "_copy", sometimes)
     monkeypatch.setattr("heldout.rollouts.mirror._FINISH_WAITS_SECONDS", (0.0, 0.0))
-    service.delete_object(Bucket=BUCKET, Key="evaluations/test/base-model-eval/metrics.json")
+    service.delete_object(Bucket=BUCKET, Key=f"{KEY}/metrics.json")
     await mirror.finish()
     assert "metrics.json" in _names(service)
