@@ -9,6 +9,7 @@ import pytest
 import requests
 from botocore.exceptions import ClientError
 
+from heldout.service.hub import OVERRIDES_KEY, RECIPE_BUCKET
 from s3_service import s3_client, s3_service, use_service
 from served import KEYS, Served, client, served
 from service_jobs import create, document
@@ -121,9 +122,22 @@ def test_a_model_that_is_not_mapped_is_not_found_and_the_nearest_is_named(sagema
     assert f"Did you mean '{MODEL}'?" in message
 
 
-def test_other_objects_of_s3_are_said_to_be_elsewhere(server: Served) -> None:
+@pytest.mark.parametrize("settings", [{}, {"s3": {"payload_signing_enabled": False}}])
+def test_other_objects_of_s3_are_said_to_be_elsewhere_however_they_are_signed(
+    server: Served, settings: dict[str, Any]
+) -> None:
     with pytest.raises(ClientError, match="AWS_ENDPOINT_URL_S3"):
-        server.client("s3").put_object(Bucket="my-bucket", Key="prompts.jsonl", Body=b"")
+        server.client("s3", **settings).put_object(Bucket="my-bucket", Key="a b/é+.jsonl", Body=b"x" * 1_000_000)
+
+
+def test_the_hyperparameters_can_be_read_without_a_signed_body_as_from_s3(server: Served) -> None:
+    asked = {"Bucket": RECIPE_BUCKET, "Key": OVERRIDES_KEY}
+    whole = server.client("s3").get_object(**asked)["Body"].read()
+    unsigned = server.client("s3", s3={"payload_signing_enabled": False})
+    assert unsigned.get_object(**asked)["Body"].read() == whole
+    url = server.client("s3", signature_version="s3v4").generate_presigned_url("get_object", asked, 60)
+    assert requests.get(url).content == whole
+    assert requests.get(url.replace("X-Amz-Expires=60", "X-Amz-Expires=600")).status_code == 403
 
 
 def test_a_package_names_the_model_it_was_tuned_from(sagemaker: Any) -> None:

@@ -1,12 +1,11 @@
 """What a server keeps: whole, also where a write failed before, and client tokens for their time."""
 
 import resource
-import sqlite3
 from pathlib import Path
 
 import pytest
 
-from heldout.errors import RunError
+from heldout.errors import RunError, StorageError
 from heldout.service.faults import ServiceError
 from heldout.service.store import Store
 from heldout.service.tags import Tags
@@ -19,7 +18,7 @@ def test_after_a_write_for_which_there_was_no_room_the_next_is_made(tmp_path: Pa
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
-        with pytest.raises(sqlite3.OperationalError, match="disk"):
+        with pytest.raises(StorageError, match=r"cannot write .*service\.db': .*disk"):
             store.put(large)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -60,3 +59,20 @@ def test_a_client_token_stands_for_its_first_request_for_a_day_and_is_forgotten_
     now[0] -= 25 * 3600
     assert ask(store, size=3) == 3  # forgotten when the server was started
     store.close()
+
+
+def test_nothing_is_written_to_a_file_that_was_taken_away(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    store = Store(tmp_path / "state" / "service.db")
+    (tmp_path / "state").rename(tmp_path / "moved")
+    for _ in range(2):
+        with pytest.raises(StorageError, match=r"service\.db' was taken away; bring it back"):
+            store.put(Tags(arn="a", tags={}))
+        (tmp_path / "state").mkdir(exist_ok=True)
+        (tmp_path / "state" / "service.db").touch()  # another server's
+    (tmp_path / "state" / "service.db").unlink()
+    (tmp_path / "state").rmdir()
+    (tmp_path / "moved").rename(tmp_path / "state")
+    store.put(Tags(arn="a", tags={}))
+    store.close()
+    assert Store(tmp_path / "state" / "service.db").find(Tags, "a") is not None

@@ -1,6 +1,7 @@
 """The AWS protocols as clients see them: what is asked arrives as it was meant, what is answered too, and who may ask."""
 
 import json
+import re
 import time
 import urllib.error
 import urllib.request
@@ -233,6 +234,60 @@ def test_a_signature_is_good_for_its_time_and_no_longer(signer: Any, seconds: in
         gate.admit(request, now + seconds + 10, is_query=True)
 
 
+WRITTEN = (
+    "/",
+    "/p",
+    "//",
+    "/a//b",
+    "/a/./b/",
+    "/a/../b",
+    "/..",
+    "/a%20b",
+    "/a%2Fb",
+    "/%C3%A9",
+    "/a:b",
+    "/a+b",
+    "/a~b*",
+)
+ASKED: tuple[dict[str, Any] | str, ...] = (
+    *(
+        {"a b": "c d"},
+        {"é": "ü🎉"},
+        {"a": "1+1"},
+        {"a": "", "b": ""},
+        {"a": "x/y:z~*'()!"},
+        {"b": 1, "a": 2, "A": 3, "a0": 4},
+    ),
+    *("", "a=1&a=2", "a=2&a=1", "a", "a&b=", "a=b=c", "x=%7e", "x=%2f", "x=a:b", "x=a+b", "a-b=1&a=2", "a%20b=1&a=1"),
+)
+
+
+@pytest.mark.parametrize("signer", [SigV4Auth, SigV4QueryAuth])
+def test_a_signature_holds_however_path_and_query_are_written_and_for_no_other(signer: Any) -> None:
+    gate = Gate(lambda: [KEYS], REGION)
+    for path, asked in [(path, "a=1") for path in WRITTEN] + [("/p", asked) for asked in ASKED]:
+        url, params = (f"http://host{path}?{asked}", None) if isinstance(asked, str) else (f"http://host{path}", asked)
+        made = AWSRequest("GET", url, params=params)
+        signer(BotoCredentials(KEYS.access_key, KEYS.secret_key), "lambda", REGION).add_auth(made)
+        parts = urlsplit(str(made.prepare().url))
+        headers = {name.lower(): _text(value) for name, value in made.headers.items()} | {"host": "host"}
+        request = SignedRequest("GET", parts.path, parts.query, headers, b"")
+        assert gate.admit(request, time.time(), is_query=False).service == "lambda", (path, asked)
+        for other in (request._replace(path=f"{parts.path}x"), request._replace(query=f"{parts.query}&more=1")):
+            with pytest.raises(ServiceError, match="the signature does not match the request"):
+                gate.admit(other, time.time(), is_query=False)
+
+
+@pytest.mark.parametrize("kind", ["UNSIGNED-PAYLOAD", "STREAMING-AWS4-HMAC-SHA256-PAYLOAD", "0" * 64])
+def test_a_body_that_the_signature_does_not_cover_is_refused(service: Served, kind: str) -> None:
+    headers = {"X-Amz-Target": "SageMaker.ListPipelines", "X-Amz-Content-SHA256": kind}
+    request = AWSRequest("POST", service.url, data=b"{}", headers=headers)
+    SigV4Auth(BotoCredentials(KEYS.access_key, KEYS.secret_key), "sagemaker", REGION).add_auth(request)
+    reply = requests.post(service.url, b"{}", headers={k: _text(v) for k, v in request.headers.items()})
+    assert (reply.status_code, reply.json()["__type"]) == (403, "InvalidSignatureException")
+    assert "x-amz-content-sha256 is not the hash of the body" in reply.json()["message"]
+
+
 def test_without_verification_everyone_on_this_machine_is_let_in(tmp_path: Any) -> None:
     with served(tmp_path, has_auth=False) as running:
         assert (
@@ -259,11 +314,10 @@ def test_without_verification_no_web_page_is_let_in(tmp_path: Any, headers: dict
     assert ("no web pages" in reply.text) == (status == 403)
 
 
-def test_no_verification_is_for_this_machine_alone(tmp_path: Any) -> None:
-    with (
-        pytest.raises(InputError, match=r"--no-auth would let everyone who reaches '0\.0\.0\.0' in"),
-        served(tmp_path, has_auth=False, host="0.0.0.0"),
-    ):
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "127.0.0.1.example", "localhost.example"])
+def test_no_verification_is_for_this_machine_alone(tmp_path: Any, host: str) -> None:
+    told = re.escape(f"--no-auth would let everyone who reaches {host!r} in")
+    with pytest.raises(InputError, match=told), served(tmp_path, has_auth=False, host=host):
         pass
 
 

@@ -14,12 +14,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import NamedTuple
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl, quote, unquote_plus
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 TOKEN_PREFIX = "sagemaker-api-key-"
 
 _SERVICE = "sagemaker"
+_S3 = "s3"
+_UNSIGNED = "UNSIGNED-PAYLOAD"
+"""What S3, and no other service, takes instead of a body's hash; its presigned requests always have it."""
 _TOKEN_HOST = "sagemaker.amazonaws.com"
 _TOKEN_ACTION = "CallWithBearerToken"
 _TOKEN_SECONDS = 43_200
@@ -107,7 +110,9 @@ def verify_request(
     signer = _signer(credentials, scope.access_key, claim.session_token, what)
     _check_date(claim, now)
     body_hash = hashlib.sha256(request.body).hexdigest()
-    if request.headers.get("x-amz-content-sha256", body_hash) != body_hash:
+    if service == _S3 and request.headers.get("x-amz-content-sha256", _UNSIGNED if claim.expires else "") == _UNSIGNED:
+        body_hash = _UNSIGNED
+    elif request.headers.get("x-amz-content-sha256", body_hash) != body_hash:
         raise SignatureRefused("the header x-amz-content-sha256 is not the hash of the body")
     names = claim.signed_headers.split(";")
     needed = {"host"} if claim.expires else {"host", "x-amz-date"}
@@ -118,18 +123,19 @@ def verify_request(
             f"the signature must cover the headers {' and '.join(sorted(needed))}, not only {claim.signed_headers!r}"
         )
     query = "&".join(part for part in request.query.split("&") if not part.startswith("X-Amz-Signature="))
-    canonical = "\n".join(
-        (
-            request.method,
-            quote(request.path, safe="/~"),
-            _canonical_query(query),
-            *(f"{name}:{' '.join(request.headers.get(name, '').split())}" for name in names),
-            "",
-            claim.signed_headers,
-            body_hash,
-        )
+    rest = (
+        *(f"{name}:{' '.join(request.headers.get(name, '').split())}" for name in names),
+        "",
+        claim.signed_headers,
+        body_hash,
     )
-    _compare(signer, scope, claim.signed_at, canonical, claim.signature)
+    # Clients sign what they mean, and write it down in their own way: a space as `+`, a path with a part that changes nothing.
+    canonicals = [
+        "\n".join((request.method, quote(path, safe="/~"), _canonical_query(text), *rest))
+        for path in dict.fromkeys((request.path, _normalized(request.path)))
+        for text in dict.fromkeys((query, _encoded_anew(query)))
+    ]
+    _compare(signer, scope, claim.signed_at, canonicals, claim.signature)
 
 
 def verify_token(token: str, *, credentials: Sequence[Credentials], region: str, now: float) -> float:
@@ -151,7 +157,7 @@ def verify_token(token: str, *, credentials: Sequence[Credentials], region: str,
     canonical = "\n".join(
         ("POST", "/", _canonical_query("&".join(covered)), f"host:{_TOKEN_HOST}", "", "host", _EMPTY_HASH)
     )
-    _compare(signer, scope, signed_at, canonical, parameters.get("X-Amz-Signature", ""))
+    _compare(signer, scope, signed_at, [canonical], parameters.get("X-Amz-Signature", ""))
     return expires_at
 
 
@@ -281,16 +287,36 @@ def _canonical_query(query: str) -> str:
     return "&".join(f"{key}={value}" for key, value in sorted(_pair(part) for part in query.split("&") if part))
 
 
+def _encoded_anew(query: str) -> str:
+    return "&".join(
+        "=".join(quote(unquote_plus(text), safe="-_.~") for text in _pair(part)) for part in query.split("&") if part
+    )
+
+
+def _normalized(path: str) -> str:
+    """A path without empty parts, `.` and `..`."""
+    parts: list[str] = []
+    for part in path.split("/"):
+        if part == "..":
+            del parts[-1:]
+        elif part not in ("", "."):
+            parts.append(part)
+    return "/".join(("", *parts, "")) if path.endswith("/") or not parts else "/".join(("", *parts))
+
+
 def _pair(part: str) -> tuple[str, str]:
     key, _, value = part.partition("=")
     return key, value
 
 
-def _compare(signer: Credentials, scope: Scope, signed_at: str, canonical: str, signature: str) -> None:
-    text = "\n".join((ALGORITHM, signed_at, str(scope), hashlib.sha256(_bytes(canonical)).hexdigest()))
-    expected = _hmac(_signing_key(signer.secret_key, scope), text).hex()
-    if not hmac.compare_digest(_bytes(expected), _bytes(signature)):
-        raise SignatureRefused("the signature does not match the request")
+def _compare(signer: Credentials, scope: Scope, signed_at: str, canonicals: Sequence[str], signature: str) -> None:
+    """Raises SignatureRefused unless the signature is for one of the ways to write the request down."""
+    for canonical in canonicals:
+        text = "\n".join((ALGORITHM, signed_at, str(scope), hashlib.sha256(_bytes(canonical)).hexdigest()))
+        expected = _hmac(_signing_key(signer.secret_key, scope), text).hex()
+        if hmac.compare_digest(_bytes(expected), _bytes(signature)):
+            return
+    raise SignatureRefused("the signature does not match the request")
 
 
 @lru_cache(maxsize=64)

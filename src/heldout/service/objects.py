@@ -13,8 +13,13 @@ from heldout.service.auth import Gate
 from heldout.service.faults import ServiceError
 from heldout.service.fronts import signed_request
 from heldout.service.hub import OVERRIDES_KEY, RECIPE_BUCKET, overrides
+from heldout.service.protocols import xml_text
 
 _PATH = f"/{RECIPE_BUCKET}/{OVERRIDES_KEY}"
+_ELSEWHERE = (
+    "S3 is not served here: set AWS_ENDPOINT_URL_S3 to an S3 service (for AWS's own: https://s3.REGION.amazonaws.com), "
+    "or map the bucket to a folder in the registry, the server's and that of whoever reads results (HELDOUT_REGISTRY)"
+)
 
 
 class Objects:
@@ -32,22 +37,17 @@ class Objects:
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """The object, or the error in S3's words."""
+        if request.path != _PATH or request.method not in ("GET", "HEAD"):
+            # However it is signed: S3 has ways of its own, such as a body in signed pieces.
+            return _refused(501, "NotImplemented", _ELSEWHERE)
         try:
             self._gate.admit(signed_request(request, await request.read()), time.time(), is_query=False)
         except ServiceError as error:
             return _refused(403, error.code, error.message)
-        if request.path == _PATH and request.method in ("GET", "HEAD"):
-            return web.Response(body=overrides(), content_type="application/json", headers={"ETag": '"1"'})
-        return _refused(
-            501,
-            "NotImplemented",
-            "S3 is not served here: set AWS_ENDPOINT_URL_S3 to an S3 service (for AWS's own: https://s3.REGION.amazonaws.com), "
-            "or map the bucket to a folder in the registry, the server's and that of whoever reads results (HELDOUT_REGISTRY)",
-        )
+        return web.Response(body=overrides(), content_type="application/json", headers={"ETag": '"1"'})
 
 
 def _refused(status: int, code: str, message: str) -> web.Response:
-    text = (
-        f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>{escape(message)}</Message></Error>'
-    )
+    told = escape(xml_text(message))
+    text = f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>{told}</Message></Error>'
     return web.Response(status=status, text=text, content_type="application/xml")

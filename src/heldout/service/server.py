@@ -105,9 +105,11 @@ class Service:
         except ServiceError as error:
             return render_error(operation, error, is_query=is_query)
         except Exception as error:  # noqa: BLE001
-            # Whatever an operation raises, the client gets an answer, and who runs the server the traceback.
-            _log.exception("%s failed", "a request" if operation is None else operation.name)
-            told = str(error) if isinstance(error, HeldoutError) else f"unexpected: {error!r}"
+            # Whatever an operation raises, the client gets an answer, and who runs the server a traceback if nobody foresaw it.
+            is_foreseen = isinstance(error, HeldoutError)
+            told = str(error) if is_foreseen else f"unexpected: {error!r}"
+            name = "a request" if operation is None else operation.name
+            _log.error("%s failed: %s", name, told, exc_info=None if is_foreseen else error)
             return render_error(operation, ServiceError("InternalFailure", told), is_query=is_query)
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from heldout.errors import RunError
+from heldout.errors import RunError, StorageError
 from heldout.service.faults import ServiceError
 
 _SCHEMA = """
@@ -49,6 +49,7 @@ class Store:
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         """clock: Unix time, seconds, by which client tokens age. Raises RunError when what is at `path` is no such file."""
+        self._path = path
         self._clock = clock
         self._lock = threading.RLock()
         self._depth = 0
@@ -61,15 +62,17 @@ class Store:
         except sqlite3.DatabaseError as error:
             self._database.close()
             raise RunError(f"{str(path)!r} cannot be used: {error}; move it away, or choose another --state") from error
+        self._file = _file_at(path)
 
     def close(self) -> None:
         self._database.close()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing of what is written inside, and no other thread between."""
-        with self._lock:
+        """All or nothing of what is written inside, and no other thread between. Raises StorageError when it cannot be."""
+        with self._lock, self._refusals_explained():
             if self._depth == 0:
+                self._check_file()
                 self._database.execute("begin immediate")
             self._depth += 1
             try:
@@ -83,6 +86,18 @@ class Store:
                 raise
             finally:
                 self._depth -= 1
+
+    def _check_file(self) -> None:
+        """What is written to a file that was taken away is lost, and nobody would notice before the next start."""
+        if _file_at(self._path) != self._file:
+            raise StorageError(f"{str(self._path)!r} was taken away; bring it back, or start the server again")
+
+    @contextmanager
+    def _refusals_explained(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise StorageError(f"cannot write {str(self._path)!r}: {error}") from error
 
     def put(self, record: Record) -> None:
         """Adds a record, or replaces the one of its kind and key."""
@@ -157,6 +172,15 @@ class Store:
 
     def _forget_old_tokens(self) -> None:
         self._database.execute("delete from tokens where used_at < ?", (self._clock() - _TOKEN_SECONDS,))
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    """Which file it is; None: there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _digest(params: Mapping[str, Any]) -> str:
