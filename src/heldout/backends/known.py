@@ -58,7 +58,7 @@ def find_evaluation(arn_or_path: str | Path) -> Evaluation:
 
 
 def _locations() -> dict[str, str]:
-    """Location by ARN, in the order they were started; a folder moved away and back in keeps its last place."""
+    """Location by ARN, in the order in which they were started."""
     found: dict[str, str] = {}
     path = _index()
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():

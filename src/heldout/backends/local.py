@@ -127,6 +127,7 @@ async def _ready_or_stopped(services: Services, switch: StopSwitch) -> None:
 
 async def _planned(run: Run) -> "Plan":
     def make() -> "Plan":
+        # Loads numpy and pyarrow: in this thread, while the agent's processes load what they need.
         from heldout.rollouts.plan import make_plan
 
         return make_plan(run)

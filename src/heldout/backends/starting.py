@@ -72,12 +72,8 @@ def check_same(evaluation: Evaluation, request: EvaluationRequest) -> None:
     """
     started = [step.document for step in evaluation.definition.steps if isinstance(step, JobStep)]
     asked = request.jobs().all
-    if len(started) != len(asked):
-        differs = f"plays {_counted_models(len(started))}, not {_counted_models(len(asked))}"
-    else:
-        found = (differs for pair in zip(started, asked, strict=True) for differs in _differences(*pair))
-        differs = next(found, "")
-    if differs:
+    differs = next(_differences(started, asked), None)
+    if differs is not None:
         raise InputError(
             f"evaluation {evaluation.location} is not the one to go on with: it {differs}; give what it was started with, or"
             " leave --resume out and give another --name"
@@ -88,11 +84,15 @@ def _counted_models(number: int) -> str:
     return "one model" if number == 1 else f"{number} models"
 
 
-def _differences(started: JobConfigDocument, asked: JobConfigDocument) -> Iterator[str]:
-    before, now = _said_in(started), _said_in(asked)
-    for place in sorted(before.keys() | now.keys()):
-        if before.get(place) != now.get(place):
-            yield f"has {place} {shown(before.get(place), 160)}, not {shown(now.get(place), 160)}"
+def _differences(started: Sequence[JobConfigDocument], asked: Sequence[JobConfigDocument]) -> Iterator[str]:
+    if len(started) != len(asked):
+        yield f"plays {_counted_models(len(started))}, not {_counted_models(len(asked))}"
+        return
+    for job, other in zip(started, asked, strict=True):
+        before, now = _said_in(job), _said_in(other)
+        for place in sorted(before.keys() | now.keys()):
+            if before.get(place) != now.get(place):
+                yield f"has {place} {shown(before.get(place), 160)}, not {shown(now.get(place), 160)}"
 
 
 def _said_in(job: JobConfigDocument) -> dict[str, object]:

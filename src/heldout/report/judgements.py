@@ -11,7 +11,7 @@ from heldout.metrics.planning import NextRollouts, Plan
 from heldout.metrics.ranking import Ranking
 from heldout.report.labels import label
 from heldout.report.numbers import number, percent, signed, signed_interval
-from heldout.report.visible import visible
+from heldout.report.visible import one_line
 
 _SHOWN_MOVES = 5
 _PROMPT_CHARACTERS = 60
@@ -42,7 +42,9 @@ def comparison(compared: Comparison, prompts: Mapping[str, str]) -> RenderableTy
     if moved:
         parts.append(Text("moved most (mean reward):", style="dim"))
     parts += [
-        Text(f"  {number(move.base)} to {number(move.fine_tuned)}  {_short(prompts.get(move.key, move.key))}")
+        Text(
+            f"  {number(move.base)} to {number(move.fine_tuned)}  {one_line(prompts.get(move.key, move.key), _PROMPT_CHARACTERS)}"
+        )
         for move in moved
     ]
     return Group(*parts)
@@ -55,11 +57,6 @@ def _fared(compared: Comparison) -> str:
 
 def _p_value(p_value: float) -> str:
     return "<0.0001" if p_value < 0.0001 else f"{p_value:.4f}"
-
-
-def _short(text: str) -> str:
-    line = visible(" ".join(text.split()))
-    return line if len(line) <= _PROMPT_CHARACTERS else f"{line[: _PROMPT_CHARACTERS - 1]}…"
 
 
 def ranking(ranked: Ranking) -> RenderableType:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from heldout.errors import HeldoutError, InputError, MissingExtra, StorageError, shown
@@ -95,8 +95,7 @@ def run_link(tracking_uri: str, experiment_id: str, run_id: str) -> str | None:
     """Opens a run in a browser; for a store without a server, once `ui_command` serves it.
 
     None for a store whose address says nothing about its pages. A SageMaker ARN gets a link that works once, for five
-    minutes, from CreatePresignedMlflowAppUrl or CreatePresignedMlflowTrackingServerUrl (botocore 1.43); None when AWS
-    refuses one.
+    minutes; None when AWS refuses one.
     """
     path = f"/experiments/{experiment_id}/runs/{run_id}"
     if tracking_uri.startswith("databricks"):
@@ -120,6 +119,23 @@ def numbers_path(experiment_id: str, *, base: str, fine_tuned: str) -> str:
 def rollouts_path(experiment_id: str, *, base: str, fine_tuned: str) -> str:
     """The page of MLflow's UI that has two runs' traces paired by prompt and rollout."""
     return f"/experiments/{experiment_id}/evaluation-runs?selectedRunUuid={fine_tuned}&compareToRunUuid={base}"
+
+
+def presigned_root(sagemaker: Any, arn: str) -> str | None:
+    """Opens MLflow's pages of an app or a tracking server; None for another ARN. sagemaker: a boto3 client.
+
+    Source: CreatePresignedMlflowAppUrl and CreatePresignedMlflowTrackingServerUrl of botocore's service model `sagemaker` (1.44).
+    Raises what boto3 does when AWS refuses.
+    """
+    kind, _, name = arn.rpartition(":")[2].partition("/")
+    match kind:
+        case "mlflow-app":
+            return str(sagemaker.create_presigned_mlflow_app_url(Arn=arn)["AuthorizedUrl"])
+        case "mlflow-tracking-server":
+            found = sagemaker.create_presigned_mlflow_tracking_server_url(TrackingServerName=name)
+            return str(found["AuthorizedUrl"])
+        case _:
+            return None
 
 
 def ui_command(tracking_uri: str) -> str | None:
@@ -204,13 +220,8 @@ def _presigned(arn: str) -> str | None:
     import boto3  # slow to import, and only needed here
     from botocore.exceptions import BotoCoreError, ClientError
 
-    region, resource = arn.split(":")[3], arn.rpartition(":")[2]
     try:
-        client = boto3.client("sagemaker", region_name=region)
-        if resource.startswith("mlflow-tracking-server/"):
-            name = resource.partition("/")[2]
-            return client.create_presigned_mlflow_tracking_server_url(TrackingServerName=name)["AuthorizedUrl"]
-        return client.create_presigned_mlflow_app_url(Arn=arn)["AuthorizedUrl"]
+        return presigned_root(boto3.client("sagemaker", region_name=arn.split(":")[3]), arn)
     except (BotoCoreError, ClientError) as error:
         logging.getLogger(__name__).warning("no link to %s: %s", arn, error)
         return None

@@ -1,8 +1,7 @@
 """MLflow in AWS: the app that runs go to when none is named, and links that open it.
 
-Source: ListMlflowApps, CreateMlflowApp, DescribeMlflowApp and CreatePresignedMlflowAppUrl of botocore's service model
-`sagemaker` (1.44). Which app is the default is chosen as sagemaker-train 1.27 does: the domain's, the account's, the first
-that is ready, a new one.
+Source: ListMlflowApps, CreateMlflowApp and DescribeMlflowApp of botocore's service model `sagemaker` (1.44). Which app is the
+default is chosen as sagemaker-train 1.27 does: the domain's, the account's, the first that is ready, a new one.
 """
 
 import contextlib
@@ -16,6 +15,7 @@ from botocore.exceptions import ClientError
 
 from heldout.backends.sagemaker.account import Account, pages, told
 from heldout.errors import CloudError
+from heldout.tracking.connection import presigned_root
 
 _NAME = "heldout-evaluations"
 """Of the app that is made where there is none: one name, so that those who make one at the same moment find each other's."""
@@ -88,20 +88,11 @@ def run_link(account: Account, arn: str, details: dict[str, Any]) -> str | None:
 
     details: the job's MlflowDetails. Raises CloudError.
     """
-    resource = arn.rpartition(":")[2]
-    kind, _, name = resource.partition("/")
     with told(f"a link to MLflow at {arn}"):
-        if kind == "mlflow-app":
-            root = account.sagemaker.create_presigned_mlflow_app_url(Arn=arn)["AuthorizedUrl"]
-        elif kind == "mlflow-tracking-server":
-            root = account.sagemaker.create_presigned_mlflow_tracking_server_url(TrackingServerName=name)[
-                "AuthorizedUrl"
-            ]
-        else:
-            return None
+        root = presigned_root(account.sagemaker, arn)
     experiment, run = details.get("ExperimentId"), details.get("RunId")
-    if not experiment:
-        return str(root)
+    if root is None or not experiment:
+        return root
     return f"{root}#/experiments/{experiment}" + (f"/runs/{run}" if run else "")
 
 
