@@ -59,7 +59,16 @@ _FLAGS = {
         "return finite numbers by name in the metrics object",
     ),
 }
-_COMPLETION_METRICS = ("completed", "complete", "is_completed", "is_complete", "finished", "is_finished", "done", "is_done")
+_COMPLETION_METRICS = (
+    "completed",
+    "complete",
+    "is_completed",
+    "is_complete",
+    "finished",
+    "is_finished",
+    "done",
+    "is_done",
+)
 """Names under which agents tell whether a rollout came to its own end; above 0 is yes."""
 _FAULT_WORDS = ("invalid", "malformed", "parse_error", "parse_failure", "format_error", "format_failure", "bad_format")
 """In the name of a metric that counts replies the agent could not read; above 0 is a format failure."""
