@@ -322,6 +322,7 @@ def test_an_output_is_listed_though_one_of_its_runs_cannot_be_read(
         (evaluate("http://127.0.0.1:1/v1#m", "-H", "eval_group_size"), "is not NAME=VALUE"),
         (evaluate("http://127.0.0.1:1/v1#m", "--name", "a/b"), "name 'a/b' is not an evaluation's name"),
         (evaluate("http://127.0.0.1:1/v1#m", "--registry", "nowhere.toml"), "registry 'nowhere.toml' cannot be read"),
+        (evaluate("http://127.0.0.1:1/v1#m", "--registry", "~nobody-is-called-so/x"), "cannot be read: Could not"),
         (evaluate("http://127.0.0.1:1/v1#m", "--mlflow", "http://me:secret@h:1"), "has a password in it"),
         (
             evaluate("http://127.0.0.1:1/v1#m", "--dry-run", "--agent", "nowhere.py:play"),

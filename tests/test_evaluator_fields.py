@@ -117,6 +117,7 @@ def test_aws_forms_and_local_forms_are_taken(field: str, value: object, kept: ob
         ({"mlflow_resource_arn": "arn:aws:s3:::bucket"}, "'mlflow_resource_arn' is 'arn:aws:s3:::bucket'"),
         ({"mlflow_resource_arn": "somewhere"}, "'mlflow_resource_arn' is 'somewhere'"),
         ({"networking": {"subnets": ["s"]}}, "'networking' is {'subnets': ['s']}"),
+        ({"registry": 3}, "'registry' is 3; it must be the path of a registry file"),
         ({"model_package_group": 3}, "'model_package_group' is 3"),
         ({"accept_eula": "perhaps"}, "'accept_eula' is 'perhaps'"),
         ({"evaluate_base": True}, "no field 'evaluate_base'. Did you mean 'evaluate_base_model'?"),

@@ -226,6 +226,13 @@ class EvaluatorFields(BaseModel):
             )
         return text
 
+    @field_validator("registry")
+    @classmethod
+    def _check_registry(cls, registry: Any) -> Any:
+        if registry is not None and not isinstance(registry, str | Path):
+            raise ValueError(f"'registry' is {shown(registry)}; it must be the path of a registry file")
+        return registry
+
     @model_validator(mode="after")
     def _check_that_there_is_an_agent(self) -> Self:
         if self.agent_config is None and not is_trainer(self.model):

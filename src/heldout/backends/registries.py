@@ -17,10 +17,11 @@ def read_registry(path: str | Path | None = None) -> Registry:
     named = path or os.environ.get(VARIABLE)
     if not named:
         return Registry()
-    file = Path(named).expanduser()
+    file = Path(named)
     try:
+        file = file.expanduser()
         text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RuntimeError) as error:  # the last: the home of a user that there is not
         origin = "" if path else f" (named by {VARIABLE})"
         raise ReferenceProblem(f"registry {str(file)!r}{origin} cannot be read: {error}") from error
     return Registry.parse(text, where=repr(str(file)), folder=file.absolute().parent)
