@@ -253,6 +253,30 @@ async def test_an_agent_that_hangs_up_does_not_undo_its_report(bench: Bench) -> 
     assert (await reward(bench, trajectory, [0.5]))[0] == 200
 
 
+async def test_a_stop_takes_no_more_and_waits_for_the_reports_that_have_come_in(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heldout.runtime.service._STOP_SECONDS", 0.0)
+    stored, taken = asyncio.Event(), asyncio.Event()
+
+    async def store(_: Report) -> None:
+        taken.set()
+        await stored.wait()
+
+    trajectory = bench.runtime.open("p1", seed=None, on_report=store)
+    reporting = asyncio.create_task(reward(bench, trajectory, [0.5]))
+    await taken.wait()
+    stopping = asyncio.create_task(bench.runtime.stop())
+    await asyncio.sleep(0)
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await complete(bench, bench.open())
+    done, _ = await asyncio.wait([stopping], timeout=0.05)
+    assert not done
+    stored.set()
+    await stopping
+    await asyncio.wait([reporting])
+
+
 @pytest.mark.parametrize("report", ["complete", "reward"])
 async def test_after_its_end_a_rollout_takes_no_model_calls(bench: Bench, report: str) -> None:
     trajectory = bench.open()

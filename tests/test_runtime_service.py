@@ -202,6 +202,41 @@ async def test_a_stream_without_a_completion_is_noted(session: aiohttp.ClientSes
         assert trajectory.turns[0].error == "the policy's stream held no completion"
 
 
+async def test_a_streamed_turn_is_recorded_before_its_agent_sees_the_end(session: aiohttp.ClientSession) -> None:
+    is_over = asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b'data: {"choices": [{"delta": {"content": "hi"}}]}\n\ndata: [DONE]\n\n'
+        await is_over.wait()
+
+    async with running_with(ModelReply(200, "text/event-stream", b"", pieces())) as runtime:
+        trajectory = runtime.open("p1", seed=None, on_report=ignore)
+        body = b'{"messages": [], "stream": true}'
+        async with session.post(f"{trajectory.base_url}/chat/completions", data=body) as answer:
+            assert (await answer.content.readany()).endswith(b"[DONE]\n\n")
+            assert len(trajectory.turns) == 1
+            is_over.set()
+
+
+async def test_a_stream_that_the_agent_gives_up_is_closed_at_the_policy(session: aiohttp.ClientSession) -> None:
+    is_closed = asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b'data: {"choices": []}\n\n' * 1000
+        finally:
+            is_closed.set()
+
+    held = pieces()  # or the garbage collector would close it
+    async with running_with(ModelReply(200, "text/event-stream", b"", held)) as runtime:
+        trajectory = runtime.open("p1", seed=None, on_report=ignore)
+        body = b'{"messages": [], "stream": true}'
+        answer = await session.post(f"{trajectory.base_url}/chat/completions", data=body)
+        answer.close()  # the Job Runtime is held up in writing, since nothing is read here
+        await asyncio.wait_for(is_closed.wait(), 5)
+
+
 async def test_a_bug_in_a_policy_costs_one_call_and_is_logged(
     session: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
 ) -> None:

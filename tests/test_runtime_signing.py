@@ -12,6 +12,8 @@ from botocore.credentials import Credentials as BotoCredentials
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heldout.runtime.access import Access
+from heldout.runtime.refusals import Refusal
 from heldout.runtime.signing import Credentials, SignatureRefused, SignedRequest, verify_request, verify_token
 from runtime_support import published
 
@@ -123,13 +125,26 @@ def test_a_header_of_aws_that_was_added_after_signing_is_refused() -> None:
         check(request._replace(headers={**request.headers, "x-amz-target": "SageMaker.DeletePipeline"}))
 
 
-@pytest.mark.parametrize("seconds", ["604801", "9" * 5_000, "\u0663", "-1", "0", ""])
-def test_a_presigned_request_lives_a_week_at_most(seconds: str) -> None:
-    request = AWSRequest(method="POST", url="http://host/sample", data=b"{}")
+def test_a_presigned_request_is_let_in_from_its_date_on_for_as_long_as_it_says() -> None:
+    request = presigned(60)
+    for seconds in (-14 * 60, 0, 55):
+        check(request, now=time.time() + seconds)
+    for seconds in (-16 * 60, 61):
+        with pytest.raises(SignatureRefused, match="is valid for 60 seconds"):
+            check(request, now=time.time() + seconds)
+
+
+def presigned(seconds: object) -> SignedRequest:
+    request = AWSRequest(method="POST", url="http://host/sample")
     SigV4QueryAuth(boto(KEYS), "sagemaker", REGION, expires=seconds).add_auth(request)  # type: ignore[arg-type]  # as sent
     parts = urlsplit(str(request.prepare().url))
+    return SignedRequest("POST", parts.path, parts.query, {"host": "host"}, b"")
+
+
+@pytest.mark.parametrize("seconds", ["604801", "9" * 5_000, "\u0663", "-1", "0", ""])
+def test_a_presigned_request_lives_a_week_at_most(seconds: str) -> None:
     with pytest.raises(SignatureRefused, match=r"is valid for|must cover the headers"):
-        check(SignedRequest("POST", parts.path, parts.query, {"host": "host"}, b"{}"))
+        check(presigned(seconds))
 
 
 def test_a_body_hash_that_is_not_the_body_is_refused() -> None:
@@ -154,6 +169,25 @@ def test_a_token_of_the_published_generator_is_let_in_until_it_expires(keys: Cre
     assert 290 < expires_at - time.time() <= 300
     with pytest.raises(SignatureRefused, match=r"has expired; make a new one"):
         check_token(made, now=expires_at)
+
+
+def test_a_token_that_was_verified_before_is_refused_once_it_has_expired() -> None:
+    now = time.time()
+    access = Access(job_arn="arn", region=REGION, credentials=[KEYS], clock=lambda: now)
+    bearer = f"Bearer {token(expiry=timedelta(minutes=5))}"
+    access.check_bearer(bearer)
+    now += 5 * 60 + 1
+    with pytest.raises(Refusal, match="has expired"):
+        access.check_bearer(bearer)
+
+
+def test_only_the_latest_of_the_verified_tokens_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("heldout.runtime.access._TOKENS_KEPT", 2)
+    access = Access(job_arn="arn", region=REGION, credentials=[KEYS])
+    made = [token(expiry=timedelta(minutes=minutes)) for minutes in (1, 2, 3)]
+    for one in made:
+        access.check_bearer(f"Bearer {one}")
+    assert list(access._token_expiry) == made[1:]
 
 
 def test_a_token_is_not_valid_before_its_time() -> None:
