@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import orjson
 import pytest
 
+from agents_support import AGENTS
 from heldout.backends.evaluation import play_run
 from heldout.errors import RunError, StorageError
 from heldout.job.document import JobConfigDocument, OutputDataConfig
@@ -19,7 +20,8 @@ from heldout.rollouts.journal import read
 from heldout.rollouts.mirror import Mirror, folder_for, new_folder, open_run
 from heldout.rollouts.run import JobStatus, Run
 from heldout.storage import Storage
-from jobs import PLAYERS, new_run, rows
+from jobs import PLAYERS, new_run, rows, write_prompts
+from model_servers import model_server
 from s3_service import BUCKET, s3_client, s3_service, use_service
 from terminal import heldout
 
@@ -206,6 +208,32 @@ def test_an_evaluation_that_cannot_begin_leaves_nothing_in_the_bucket(
     assert "no model server at" in capsys.readouterr().err
     assert _names(service) == set()
     assert not folder_for(f"{OUTPUT}/test").exists()
+
+
+def test_the_two_runs_of_an_evaluation_in_the_bucket_are_compared(
+    tmp_path: Path, service: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with model_server(tmp_path, "no", "base") as base, model_server(tmp_path, "yes", "tuned") as tuned:
+        given = [
+            "--model",
+            tuned,
+            "--compare-with",
+            base,
+            "--agent",
+            f"{AGENTS / 'agreeing.py'}:play",
+            "--mlflow",
+            "off",
+        ]
+        given += ["--dataset", str(write_prompts(tmp_path, "abcdefgh")), "--output", OUTPUT, "--name", "test"]
+        assert heldout(monkeypatch, "evaluate", *given) == 0
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another machine"))
+    capsys.readouterr()
+    assert heldout(monkeypatch, "compare", f"{OUTPUT}/test", "--json") == 0
+    document = orjson.loads(capsys.readouterr().out)
+    assert document["prompts"]["shared"] == 8
+    assert document["metrics"]["eval/reward/mean"]["difference"] == 1.0
+    assert heldout(monkeypatch, "compare", f"{OUTPUT}/nothing") == 2
+    assert "no evaluation at" in capsys.readouterr().err
 
 
 def test_a_run_that_is_in_no_bucket_is_named(service: Any) -> None:

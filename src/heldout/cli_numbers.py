@@ -26,6 +26,7 @@ from heldout.metrics.planning import (
 )
 from heldout.metrics.ranking import Ranking, rank
 from heldout.metrics.sample import Sample
+from heldout.pipeline.evaluation import Evaluation
 from heldout.report import judgements
 from heldout.report.plain import plain_console
 from heldout.report.rescored import rescored
@@ -35,6 +36,7 @@ from heldout.rollouts.rescoring import DEFAULT_CONCURRENCY, rescore
 from heldout.rollouts.results import summarize_run
 from heldout.rollouts.run import JobStatus, Run, runs_below
 from heldout.rollouts.scores import agreement_document
+from heldout.storage import is_remote
 
 
 def add_to(app: typer.Typer) -> None:
@@ -175,13 +177,19 @@ def rescore_command(
 def _runs(locations: list[str]) -> list[Run]:
     """Two runs or more; a single location may be the folder of an evaluation that has two."""
     if len(locations) == 1:
-        inside = runs_below(Path(located(locations[0])))
+        inside = _runs_in(located(locations[0]))
         if len(inside) != 2:
             raise InputError(
                 f"{locations[0]!r} holds {len(inside)} runs; give two runs, or an evaluation that compared two"
             )
-        return [Run.open(folder) for folder in inside]
+        return inside
     return [open_run(located(location)) for location in locations]
+
+
+def _runs_in(place: str) -> list[Run]:
+    if is_remote(place):
+        return list(Evaluation.open(place).runs().values())
+    return [Run.open(folder) for folder in runs_below(Path(place))]
 
 
 def _named_side(run: Run) -> Side:
