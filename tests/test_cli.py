@@ -334,6 +334,8 @@ def test_an_output_is_listed_though_one_of_its_runs_cannot_be_read(
         (("show", "out/first"), "no run in 'out/first'"),
         (evaluate("http://127.0.0.1:1/v1#m", "--dataset", "x" * 300), "x': File name too long"),
         (("list", "out"), "no folder 'out'"),
+        (("list", ""), "no folder ''"),
+        (("stop", ""), "the evaluation is ''; give its folder"),
         (("stop", "out/first"), "no evaluation in 'out/first'"),
         (("show", "arn:aws:sagemaker:nowhere"), "is no evaluation's ARN; expected arn:aws:sagemaker:<region>"),
         (("resume", NOBODYS), "managed jobs cannot be gone on with"),

@@ -47,6 +47,8 @@ def find_evaluation(arn_or_path: str | Path) -> Evaluation:
     Raises ReferenceProblem for an ARN that was not started on this machine, RunError when there is no evaluation.
     """
     given = str(arn_or_path)
+    if not given:
+        raise ReferenceProblem("the evaluation is ''; give its folder, its s3:// URI or its ARN")
     if not given.startswith("arn:"):
         return Evaluation.open(given)
     locations = _locations()

@@ -39,7 +39,7 @@ def listed(output: str) -> Iterator[Listed | Unreadable]:
 
     Raises RunError when there is no such folder, StorageError when a remote place refuses.
     """
-    output = output.rstrip("/") or "/"
+    output = output.rstrip("/") or output[:1]
     for location in _evaluations(output):
         try:
             yield _evaluation(location)
@@ -82,7 +82,7 @@ def _runs(output: str) -> list[str]:
 
 def _folder(output: str) -> Path:
     folder = Path(output)
-    if not folder.is_dir():
+    if not output or not folder.is_dir():
         raise RunError(f"no folder {output!r}; give the --output of an evaluation")
     return folder
 
