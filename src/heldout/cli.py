@@ -3,12 +3,14 @@
 import gc
 import os
 import signal
+import sys
 
 _EXIT_INTERRUPTED = 130
 
 
 def main() -> None:
     """The `heldout` command: see `heldout.cli_evaluate.run_command`."""
+    _fill_closed_streams()
     # A job in a shell's background ignores Ctrl-C, and goes on to.
     is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if is_ours:
@@ -21,3 +23,12 @@ def main() -> None:
     if is_ours:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     run_command()
+
+
+def _fill_closed_streams() -> None:
+    """Where a standard stream was closed there is one that leads nowhere: a socket or a journal would take its number."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: PTH123, SIM115  # it takes the lowest number that is free
