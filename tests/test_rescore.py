@@ -176,7 +176,9 @@ def test_a_scorer_that_cannot_be_had_is_told_in_one_line(run: Run, tmp_path: Pat
     assert not list(run.folder.glob("scores-*"))
 
 
-def test_no_scorer_at_once_is_refused(run: Run, tmp_path: Path) -> None:
+def test_no_scorer_at_once_and_a_threshold_that_is_no_number_are_refused(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="threshold is nan; it must be a finite number"):
+        scored(run, tmp_path, "def score(t):\n    return 1\n", threshold=float("nan"))
     with pytest.raises(InputError, match="concurrency is 0"):
         scored(run, tmp_path, "def score(t):\n    return 1\n", concurrency=0)
 

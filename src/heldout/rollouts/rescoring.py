@@ -52,10 +52,13 @@ def rescore(
     threshold: a rollout is a success to the scorer when its score is at least this; by default the job's success threshold.
     concurrency: calls of an async scorer at once; one that is not async is called one at a time.
     Files of the same scorer from before are replaced, each whole or not at all. Raises ReferenceProblem when the scorer
-    cannot be loaded, RunError when the run holds no finished rollout, InputError for a concurrency below 1.
+    cannot be loaded, RunError when the run holds no finished rollout, InputError for a concurrency below 1 or a threshold
+    that is no finite number.
     """
     if concurrency < 1:
         raise InputError(f"concurrency is {concurrency}; it must be an integer from 1 up")
+    if threshold is not None and not math.isfinite(threshold):
+        raise InputError(f"threshold is {threshold}; it must be a finite number: the score of a success")
     loaded = Scorer.load(scorer)
     with open_tables(run) as tables:
         columns: Any = pq.read_table(tables / "rollouts.parquet", columns=_ROLLOUT_COLUMNS)
