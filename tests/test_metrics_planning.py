@@ -175,6 +175,14 @@ def test_a_pilot_without_a_group_of_two_cannot_be_planned_from() -> None:
         spread_from_run(sample(np.ones((3, 1))), of_success=True)
 
 
+def test_a_pilot_whose_rollouts_are_all_equal_cannot_be_planned_from() -> None:
+    with pytest.raises(MetricError, match="the pilot's rollouts are all equal"):
+        spread_from_run(sample(np.ones((4, 2))), of_success=True)
+    # One of a pair may be: a base that never succeeds still shows how the other spreads.
+    never, now_and_then = np.zeros((4, 2)), np.array([[1.0, 0.0]] * 4)
+    assert spread_from_pair(sample(never), sample(now_and_then), of_success=True).within > 0
+
+
 def test_a_difference_of_zero_cannot_be_planned_for() -> None:
     with pytest.raises(MetricError, match="plan for a difference that is not 0"):
         plan(Spread(0.1, 0.1), 0.0)

@@ -79,10 +79,10 @@ def spread_from_run(pilot: Sample, *, of_success: bool, likeness: float = 0.5) -
     """Spread judged from one pilot run, taking the other run to vary as much. likeness: see `spread_from_rates`.
 
     of_success: of the success rate; otherwise of the mean reward.
-    Raises MetricError for a pilot of fewer than two prompts, or without a prompt of two rollouts.
+    Raises MetricError for a pilot of fewer than two prompts, without a prompt of two rollouts, or whose rollouts are all equal.
     """
     between, within = _components(pilot, of_success)
-    return Spread(between=2 * (1 - likeness) * between, within=2 * within)
+    return _seen(Spread(between=2 * (1 - likeness) * between, within=2 * within))
 
 
 def spread_from_pair(base: Sample, fine_tuned: Sample, *, of_success: bool) -> Spread:
@@ -96,7 +96,7 @@ def spread_from_pair(base: Sample, fine_tuned: Sample, *, of_success: bool) -> S
     differences = _means(fine_tuned, of_success) - _means(base, of_success)
     noise = float((within_base / base.sizes + within_tuned / fine_tuned.sizes).mean())
     between = max(0.0, float(differences.var(ddof=1)) - noise)
-    return Spread(between=between, within=within_base + within_tuned)
+    return _seen(Spread(between=between, within=within_base + within_tuned))
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +272,15 @@ def _components(sample: Sample, of_success: bool) -> tuple[float, float]:
     within = float((squares[several] / (sample.sizes[several] - 1)).mean())
     between = float(means.var(ddof=1)) - within * float((1 / sample.sizes).mean())
     return max(0.0, between), within
+
+
+def _seen(spread: Spread) -> Spread:
+    if spread.between == spread.within == 0:
+        raise MetricError(
+            "the pilot's rollouts are all equal, which does not show how they spread; planning needs a pilot in which they"
+            " differ, or assumed rates"
+        )
+    return spread
 
 
 def _means(sample: Sample, of_success: bool) -> FloatArray:
