@@ -80,8 +80,12 @@ def test_one_command_compares_a_model_with_what_it_was_tuned_from(
     arn = listed[0]["arn"]
     assert heldout(monkeypatch, "show", arn, "--json") == 0
     assert json.loads(capsys.readouterr().out)["comparison"] == shown["comparison"]
-    assert heldout(monkeypatch, "stop", arn) == 0
-    assert capsys.readouterr().out == "first is Succeeded: there is nothing to stop\n"
+    for place in (arn, "out/first/base-model-eval"):
+        assert heldout(monkeypatch, "stop", place) == 0
+        assert capsys.readouterr().out == "first is Succeeded: there is nothing to stop\n"
+    Path("out/notes").touch()
+    assert heldout(monkeypatch, "show", "out/notes") == 2
+    assert capsys.readouterr().err == "heldout: no run in 'out/notes': it has no job.json.\n"
 
     for place in ("out/first", "out/first/base-model-eval", arn):
         assert heldout(monkeypatch, "resume", place, "--json") == 0

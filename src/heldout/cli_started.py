@@ -69,13 +69,21 @@ def show_command(
 
 def stop_command(run: PlaceArgument) -> None:
     """Ask an evaluation to stop; on this machine what is in flight is finished first, unless it is asked again."""
-    execution = Execution.get(located(run))
+    execution = Execution.get(_evaluation_of(located(run)))
     status = execution.status.overall_status
     if status not in ("Executing", "Stopping"):
         print(f"{execution.name} is {status}: there is nothing to stop")
         return
     execution.stop()
     print(f"{execution.name} was asked to stop; what is finished is kept")
+
+
+def _evaluation_of(place: str) -> str:
+    """The folder of the evaluation whose run is in this one; any other place as it is."""
+    if place.startswith("arn:") or not place or Evaluation.is_at(place):
+        return place
+    above = place.rstrip("/").rpartition("/")[0]
+    return above if above and Evaluation.is_at(above) else place
 
 
 def list_command(

@@ -266,4 +266,4 @@ def _hint(folder: Path) -> str:
         inside = evaluations_below(folder)
         return f" Did you mean {str(inside[0])!r}?" if inside else ""
     parent = folder.parent
-    return did_you_mean(folder.name, [p.name for p in parent.iterdir()]) if parent.is_dir() else ""
+    return did_you_mean(folder.name, [p.name for p in parent.iterdir() if p.is_dir()]) if parent.is_dir() else ""
