@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from evaluations import new_evaluation
+from heldout import __version__
 from heldout.pipeline.definition import EvaluationJobs
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.state import ExecutionStatus
@@ -354,6 +355,11 @@ def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(
     assert words in said
     assert "\n" not in said
     assert not Path("out").exists()
+
+
+def test_the_version_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert heldout(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"heldout {__version__}\n"
 
 
 def test_a_place_that_the_file_system_refuses_is_told_in_one_line(

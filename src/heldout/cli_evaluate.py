@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from heldout import __version__
 from heldout.backends.base import Backend
 from heldout.backends.choosing import choose_backend
 from heldout.backends.evaluation import play_evaluation, play_run, run_to_end, stopped_by_signals
@@ -85,6 +86,21 @@ def run_command() -> None:
         sys.exit(EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"heldout {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[  # its callback has done what there is to do
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
