@@ -62,6 +62,24 @@ async def test_what_an_agent_raises_is_told_with_its_line_and_traceback(name: st
         assert (exited.outcome, exited.message.partition(" (")[0]) == (Outcome.RAISED, "SystemExit: enough")
 
 
+@pytest.mark.parametrize(("ending", "status"), [("sys.exit(3)", 3), ("raise ValueError", 1), ("return {}", 0)])
+async def test_a_process_that_an_agent_forks_ends_where_it_leaves_the_agent(
+    tmp_path: Path, ending: str, status: int
+) -> None:
+    body_of_play = f"""
+import os, sys
+def play(payload):
+    child = os.fork()
+    if child == 0:
+        {ending}
+    return {{"reward": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}}
+"""
+    (tmp_path / "forking.py").write_text(body_of_play)
+    async with hosted("forking.py:play", folder=tmp_path) as agent:
+        result = await agent.invoke(attempt("hello", timeout_seconds=60))
+    assert body(result)["reward"] == status
+
+
 async def test_of_a_group_of_exceptions_the_first_is_told(tmp_path: Path) -> None:
     (tmp_path / "many.py").write_text(
         "def play(payload):\n    raise ExceptionGroup('two tools', [ValueError('no\\nboard'), KeyError('dice')])\n"

@@ -5,9 +5,12 @@ import contextvars
 import functools
 import inspect
 import json
+import os
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NoReturn
 
 from heldout.agents.worker.http import Reply, Request
 from heldout.agents.worker.loading import LoadedAgent, LoadProblem, describe, print_error
@@ -114,16 +117,28 @@ def error_body(kind: str, text: str) -> bytes:
 
 
 class _StopSafe:
-    """A call whose StopIteration becomes a RuntimeError: a future cannot hold a StopIteration, and would never end."""
+    """A call whose StopIteration becomes a RuntimeError: a future cannot hold a StopIteration, and would never end.
+
+    A process that the agent forked ends with the call, as it would with a script; else it would wait for calls like its parent.
+    """
 
     def __init__(self, call: Callable[..., object]) -> None:
         self._call = call
 
     def __call__(self, *arguments: object) -> object:
+        pid = os.getpid()
         try:
             return self._call(*arguments)
         except StopIteration as error:
             raise RuntimeError("the agent raised StopIteration") from error
+        finally:
+            if os.getpid() != pid:
+                _end_process(sys.exc_info()[1])
+
+
+def _end_process(error: BaseException | None) -> NoReturn:
+    code = error.code if isinstance(error, SystemExit) else int(error is not None)
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 async def _stream(values: AsyncIterator[object], reply: Reply) -> None:
