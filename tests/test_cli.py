@@ -165,6 +165,22 @@ def test_a_script_for_aws_names_its_things_through_a_registry(
     assert "smollm2-135m" in capsys.readouterr().out
 
 
+def test_a_tilde_that_the_shell_left_stands_for_the_home_folder(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    Path("prompts.jsonl").rename("home/prompts.jsonl")
+    Path("home/agent.py").write_text(AGENT.read_text())
+    Path("names.toml").write_text('[buckets."mine"]\nfolder = "~"\n')
+    places = ("--agent=~/agent.py:play", "--output=~/out", "--registry=names.toml", "--limit=1", "--mlflow=off")
+    for number, dataset in enumerate(("~/prompts.jsonl", "s3://mine/prompts.jsonl")):
+        given = ("evaluate", "--model", model, f"--dataset={dataset}", f"--name=run{number}", *places)
+        assert heldout(monkeypatch, *given) == 0, capsys.readouterr().err
+        assert Path(f"home/out/run{number}/base-model-eval/rollouts.parquet").exists()
+    assert not Path("~").exists()
+
+
 def test_a_job_that_ran_out_of_time_goes_on_with_more(
     model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -327,7 +343,7 @@ def test_an_output_is_listed_though_one_of_its_runs_cannot_be_read(
         (evaluate("http://127.0.0.1:1/v1#m", "-H", "eval_group_size"), "is not NAME=VALUE"),
         (evaluate("http://127.0.0.1:1/v1#m", "--name", "a/b"), "name 'a/b' is not an evaluation's name"),
         (evaluate("http://127.0.0.1:1/v1#m", "--registry", "nowhere.toml"), "registry 'nowhere.toml' cannot be read"),
-        (evaluate("http://127.0.0.1:1/v1#m", "--registry", "~nobody-is-called-so/x"), "cannot be read: Could not"),
+        (evaluate("http://127.0.0.1:1/v1#m", "--registry", "~nobody-is-called-so/x"), "cannot be read: [Errno 2]"),
         (evaluate("http://127.0.0.1:1/v1#m", "--mlflow", "http://me:secret@h:1"), "has a password in it"),
         (
             evaluate("http://127.0.0.1:1/v1#m", "--dry-run", "--agent", "nowhere.py:play"),

@@ -62,6 +62,16 @@ def evaluator(**fields: Any) -> MultiTurnRLEvaluator:
     return MultiTurnRLEvaluator(**given | fields)
 
 
+def test_a_tilde_stands_for_the_home_folder(models: Models, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    made = evaluator(model=models.base, dataset="~/prompts.jsonl", s3_output_path="~/out")
+    (job,) = (step for step in json.loads(made.evaluate(dry_run=True))["Steps"] if step["Type"] == "Job")
+    document = job["Arguments"]["JobConfigDocument"]
+    assert str(tmp_path / "prompts.jsonl") in document
+    assert str(tmp_path / "out") in document
+    assert "~" not in document
+
+
 def until(condition: Any) -> None:
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not condition():

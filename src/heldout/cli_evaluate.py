@@ -54,6 +54,7 @@ from heldout.rollouts.engine import Ending, StopSwitch
 from heldout.rollouts.mirror import open_run
 from heldout.rollouts.progress import Progress
 from heldout.rollouts.run import Run
+from heldout.storage.storage import expanded
 
 app = typer.Typer(
     help="Evaluate multi-turn RL agents on prompts they have not seen.",
@@ -151,6 +152,9 @@ def evaluate(
             "--dry-run is of an evaluation that would begin, and --resume goes on with one; leave one of them out"
         )
     names = read_registry(registry)
+    # `--dataset=~/prompts.jsonl`: a shell replaces the `~` of a word's beginning only.
+    model, agent, dataset, output = (expanded(place) for place in (model, agent, dataset, output))
+    compare_with = None if compare_with is None else expanded(compare_with)
     model_reference, agent_reference = parse_model(model, frozenset(EMBEDDED_MODELS)), parse_agent(agent)
     if (backend or choose_backend(model_reference, agent_reference, names)) == "sagemaker":
         _refuse_in_aws(resume=resume, limit=limit, shuffle_seed=shuffle_seed)

@@ -43,6 +43,7 @@ from heldout.pipeline.resolution import (
     read_trainer,
     resolve_policies,
 )
+from heldout.storage.storage import expanded
 
 
 class MultiTurnRLEvaluator(EvaluatorFields):
@@ -191,15 +192,19 @@ class MultiTurnRLEvaluator(EvaluatorFields):
         model = trained.model if trained else model_text(self.model)
         assert model is not None  # the validator saw to it
         policies = resolve_policies(
-            model, base=self.base_model, trained=trained, registry=registry, embedded_names=EMBEDDED_NAMES
+            expanded(model),
+            base=None if self.base_model is None else expanded(self.base_model),
+            trained=trained,
+            registry=registry,
+            embedded_names=EMBEDDED_NAMES,
         )
         # The handle must find the evaluation from wherever the notebook has moved to since.
-        output = located(self.s3_output_path, Path.cwd())
+        output = located(expanded(self.s3_output_path), Path.cwd())
         return EvaluationRequest(
             policies=policies,
             evaluate_base_model=self.evaluate_base_model,
             agent=self._agent(trained),
-            dataset=self.dataset,
+            dataset=expanded(self.dataset),
             output=output,
             folder=Path.cwd(),
             hyperparameters=self._hyperparameters,
@@ -221,7 +226,7 @@ class MultiTurnRLEvaluator(EvaluatorFields):
                 "(arn:aws:lambda:<region>:<account>:function:<name>), file.py:function, package.module:function or "
                 "http://host:port."
             )
-        text = agent_text(given)
+        text = expanded(agent_text(given))
         qualifier = self.agent_qualifier or (trained.qualifier if trained else None)
         try:
             return parse_agent(text, qualifier)

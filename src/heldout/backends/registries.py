@@ -3,10 +3,15 @@
 import os
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from heldout.errors import ReferenceProblem
 from heldout.job.registry import Registry
+from heldout.storage.storage import expanded
 
 VARIABLE = "HELDOUT_REGISTRY"
+_PATHS = {"models": "model", "model_packages": "model", "agents": "agent", "datasets": "path", "buckets": "folder"}
+"""The field of each section's entries that may be a path."""
 
 
 def read_registry(path: str | Path | None = None) -> Registry:
@@ -17,11 +22,24 @@ def read_registry(path: str | Path | None = None) -> Registry:
     named = path or os.environ.get(VARIABLE)
     if not named:
         return Registry()
-    file = Path(named)
+    file = Path(expanded(str(named)))
     try:
-        file = file.expanduser()
         text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError, RuntimeError) as error:  # the last: the home of a user that there is not
+    except (OSError, UnicodeDecodeError) as error:
         origin = "" if path else f" (named by {VARIABLE})"
         raise ReferenceProblem(f"registry {str(file)!r}{origin} cannot be read: {error}") from error
-    return Registry.parse(text, where=repr(str(file)), folder=file.absolute().parent)
+    return _expanded(Registry.parse(text, where=repr(str(file)), folder=file.absolute().parent))
+
+
+def _expanded(registry: Registry) -> Registry:
+    """The registry with `~` replaced in its paths."""
+    sections = {
+        section: {name: _expanded_entry(entry, field) for name, entry in getattr(registry, section).items()}
+        for section, field in _PATHS.items()
+    }
+    return registry.model_copy(update=sections)
+
+
+def _expanded_entry(entry: BaseModel, field: str) -> BaseModel:
+    path = getattr(entry, field)
+    return entry if path is None else entry.model_copy(update={field: expanded(path)})

@@ -99,6 +99,14 @@ class Storage:
         self._files.delete(_checked(name))
 
 
+def expanded(name: str) -> str:
+    """`name` with `~` or `~user` at its beginning replaced by that user's home, as a shell does only for words of its own.
+
+    For whatever may be a path: an agent, a model, a dataset, a folder. What begins with no such thing stays as it is.
+    """
+    return os.path.expanduser(name)  # noqa: PTH111 - a Path would take the second slash out of http://
+
+
 def _local_path(location: str) -> Path:
     if location.startswith(_FILE):
         location = unquote(urlsplit(location).path)
@@ -109,10 +117,7 @@ def _local_path(location: str) -> Path:
         )
     if not location:
         raise ReferenceProblem("a location is empty; expected a local path, file:// or s3://bucket/prefix")
-    try:
-        return Path(location).expanduser()
-    except RuntimeError:  # no such user: the name of a file may begin with `~` too
-        return Path(location)
+    return Path(expanded(location))
 
 
 def _checked(name: str) -> str:
