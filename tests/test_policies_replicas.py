@@ -59,6 +59,13 @@ def test_a_replica_that_came_back_gets_new_trajectories_and_those_that_moved_sta
     assert any(replicas.choose(f"new-{number}") is replicas.all[0] for number in range(100))
 
 
+def test_a_trajectory_that_moved_moves_on_when_its_new_replica_is_down_too() -> None:
+    replicas = Replicas(BASES, Clock())
+    for _ in range(3):
+        replicas.mark_down(replicas.choose("t"), "refuses connections")
+    assert replicas.choose("t").down_until is None
+
+
 def test_one_call_at_a_time_tries_a_replica_that_was_down() -> None:
     clock = Clock()
     replicas = Replicas(BASES, clock)

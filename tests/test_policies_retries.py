@@ -1,5 +1,6 @@
 """When a model server is asked again."""
 
+import time
 from email.utils import formatdate
 
 import pytest
@@ -62,6 +63,16 @@ def test_retry_after_as_a_date_says_the_same_as_in_seconds(seconds: int) -> None
     date = formatdate(NOW + seconds, usegmt=True)
     assert retry_after_seconds(date, NOW) == pytest.approx(seconds)
     assert retry_after_seconds(str(seconds), NOW) == seconds
+
+
+def test_a_date_without_a_time_zone_is_in_utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert retry_after_seconds(formatdate(NOW + 60).removesuffix(" -0000"), NOW) == 60
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_a_date_that_has_passed_means_now() -> None:

@@ -100,6 +100,23 @@ def test_reasoning_is_put_together_like_content() -> None:
     assert streamed.reply().messages == [{"role": "assistant", "content": "so", "reasoning_content": "I think"}]
 
 
+def test_what_is_no_text_in_a_reply_is_kept_as_it_came_and_lists_are_joined() -> None:
+    deltas: list[Json] = [
+        {"reasoning_details": [{"text": "I"}]},
+        {"reasoning_details": [{"text": "think"}], "score": 1},
+    ]
+    _, streamed = follow([b"data: " + orjson.dumps({"choices": [{"delta": delta}]}) + b"\n\n" for delta in deltas])
+    (message,) = streamed.reply().messages
+    details = [{"text": "I"}, {"text": "think"}]
+    assert message == {"role": "assistant", "content": None, "reasoning_details": details, "score": 1}
+
+
+def test_choices_are_in_the_order_of_their_numbers_whichever_came_first() -> None:
+    chunks: list[Json] = [{"index": index, "delta": {"content": str(index)}} for index in (1, 0)]
+    _, streamed = follow([b"data: " + orjson.dumps({"choices": [chunk]}) + b"\n\n" for chunk in chunks])
+    assert [message["content"] for message in streamed.reply().messages if isinstance(message, dict)] == ["0", "1"]
+
+
 def test_an_error_within_a_stream_is_kept_and_relayed() -> None:
     event = b'data: {"error": {"message": "out of memory"}}\n\n'
     relayed, streamed = follow([event])

@@ -277,10 +277,13 @@ async def test_a_stop_takes_no_more_and_waits_for_the_reports_that_have_come_in(
     await asyncio.wait([reporting])
 
 
-@pytest.mark.parametrize("report", ["complete", "reward"])
+@pytest.mark.parametrize("report", ["complete", "fail", "reward"])
 async def test_after_its_end_a_rollout_takes_no_model_calls(bench: Bench, report: str) -> None:
     trajectory = bench.open()
-    await (complete(bench, trajectory) if report == "complete" else reward(bench, trajectory, [1.0]))
+    if report == "reward":
+        await reward(bench, trajectory, [1.0])
+    else:
+        await complete(bench, trajectory, Status="failed" if report == "fail" else "ready")
     path = trajectory.base_url.removeprefix(bench.runtime.endpoint)
     status, message = await send(bench, trajectory, f"{path}/chat/completions", b'{"messages": []}')
     assert status == 409

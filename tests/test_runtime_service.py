@@ -127,6 +127,16 @@ async def test_a_call_without_a_trajectory_says_how_to_name_one(bench: Bench, se
         )
 
 
+async def test_a_call_that_names_another_job_is_refused_also_at_the_trajectorys_own_url(
+    bench: Bench, session: aiohttp.ClientSession
+) -> None:
+    headers = {"X-Amzn-SageMaker-Job-Arn": JOB_ARN + "-2"}
+    async with session.post(f"{bench.open().base_url}/chat/completions", data=BODY, headers=headers) as answer:
+        assert answer.status == 403
+        assert (await answer.json())["Message"].startswith(f"this is the Job Runtime of {JOB_ARN}, not of ")
+    assert bench.model.requests == []
+
+
 async def test_a_long_conversation_passes(bench: Bench, session: aiohttp.ClientSession) -> None:
     trajectory = bench.open()
     text = "long " * 500_000
