@@ -116,6 +116,12 @@ async def test_tables_with_the_state_of_another_version_are_refused_in_one_line(
         Run.open(run.folder)
 
 
+def test_a_job_json_of_another_kind_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text('{"name": "x"}')
+    with pytest.raises(RunError, match=r"job\.json is not a job's state: Field required"):
+        Run.open(tmp_path)
+
+
 async def test_a_job_says_completed_not_before_the_processes_of_its_agent_have_ended(tmp_path: Path) -> None:
     agent = tmp_path / "lingering.py"
     agent.write_text(
