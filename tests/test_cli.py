@@ -84,6 +84,10 @@ def test_one_command_compares_a_model_with_what_it_was_tuned_from(
     for place in (arn, "out/first/base-model-eval"):
         assert heldout(monkeypatch, "stop", place) == 0
         assert capsys.readouterr().out == "first is Succeeded: there is nothing to stop\n"
+    for command in (("gate", "out/first", "--require", "pass_at_1 >= 0"), ("show", "out/first", "--trajectory", "1")):
+        assert heldout(monkeypatch, *command) == 2
+        names = "out/first/base-model-eval or out/first/fine-tuned-model-eval"
+        assert capsys.readouterr().err == f"heldout: evaluation out/first has 2 runs; name one: {names}\n"
     Path("out/notes").touch()
     assert heldout(monkeypatch, "show", "out/notes") == 2
     assert capsys.readouterr().err == "heldout: no run in 'out/notes': it has no job.json.\n"
@@ -155,6 +159,8 @@ def test_a_script_for_aws_names_its_things_through_a_registry(
         )
         == 0
     )
+    for place in ("s3://my-bucket/out/first", "out/first"):  # an evaluation with one run stands for that
+        assert heldout(monkeypatch, "gate", place, "--require", "pass_at_1 >= 1") == 0
     assert heldout(monkeypatch, "list", "s3://my-bucket/out") == 0
     assert "Completed    out/first/base-model-eval" in capsys.readouterr().out.replace(f"{Path.cwd()}/", "")
     assert heldout(monkeypatch, "resume", "s3://my-bucket/out/first") == 0

@@ -1,7 +1,9 @@
-"""The command in a program that closed the standard streams before it started it."""
+"""Standard streams that were closed, or take nothing more."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -24,3 +26,17 @@ def test_nothing_else_gets_the_number_of_a_stream_that_was_closed(closing: str, 
     code = _CODE.replace("{closed}", str(closed))
     done = subprocess.run(["bash", "-c", f'exec "$0" -c "$1" {closing}', sys.executable, code], timeout=60, check=False)
     assert done.returncode == 0
+
+
+def test_output_that_finds_no_space_is_told_in_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [Path(sys.executable).parent / "heldout", "models", "--json"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            check=False,
+        )
+    said = "heldout: what was to be printed finds no space where standard output goes\n"
+    assert (done.returncode, done.stderr) == (1, said)

@@ -1,6 +1,7 @@
 """The command line, and its commands that play: evaluate, resume; models. Each parses, calls one function, prints."""
 
 import asyncio
+import errno
 import re
 import sys
 import time
@@ -38,7 +39,7 @@ from heldout.cli_output import (
     print_definition,
     print_json,
 )
-from heldout.errors import HeldoutError, InputError
+from heldout.errors import HeldoutError, InputError, StorageError
 from heldout.evaluator_summary import Said
 from heldout.job.document import DEFAULT_RUNTIME_SECONDS, MAX_RUNTIME_SECONDS
 from heldout.job.hyperparameters import Hyperparameters
@@ -81,10 +82,13 @@ def run_command() -> None:
         sys.exit(EXIT_FAILED)
     except OSError as error:
         # Any file that a command is pointed to may be one that the system refuses: another user's, too long a name.
-        if error.filename is None:
+        if error.filename is not None:
+            _complain(InputError(f"cannot use {str(error.filename)!r}: {error.strerror}"))
+            sys.exit(EXIT_BAD_INPUT)
+        if error.errno != errno.ENOSPC:
             raise
-        _complain(InputError(f"cannot use {str(error.filename)!r}: {error.strerror}"))
-        sys.exit(EXIT_BAD_INPUT)
+        _complain(StorageError("what was to be printed finds no space where standard output goes"))
+        sys.exit(EXIT_FAILED)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
 

@@ -26,12 +26,11 @@ from heldout.metrics.planning import (
 )
 from heldout.metrics.ranking import Ranking, rank
 from heldout.metrics.sample import Sample
-from heldout.pipeline.evaluation import Evaluation
+from heldout.pipeline.evaluation import Evaluation, open_only_run
 from heldout.report import judgements
 from heldout.report.plain import plain_console
 from heldout.report.rescored import rescored
 from heldout.rollouts.comparing import compare_runs, comparison_document, prompt_texts, side_of
-from heldout.rollouts.mirror import open_run
 from heldout.rollouts.rescoring import DEFAULT_CONCURRENCY, rescore
 from heldout.rollouts.results import summarize_run
 from heldout.rollouts.run import JobStatus, Run, runs_below
@@ -97,7 +96,7 @@ def plan_command(
         if rate is not None:
             raise InputError("--rate is what is assumed without a pilot; leave out one of --rate and --pilot")
         spread, sample, extremes = _pilot_spread(
-            _runs(pilot) if len(pilot) > 1 else [open_run(located(pilot[0]))], of_reward, likeness
+            _runs(pilot) if len(pilot) > 1 else [open_only_run(located(pilot[0]))], of_reward, likeness
         )
     planned = plan(spread, difference, power=power, max_prompts=max_prompts, extremes=extremes)
     seen, following = None, None
@@ -128,11 +127,11 @@ def gate_command(
     if no_regression_against is None and not (margin is None and metric is None):
         raise InputError("--margin and --metric are of --no-regression-against RUN; give that too, or leave them out")
     requirements = [parse_requirement(text) for text in require]
-    opened = open_run(located(run))
+    opened = open_only_run(located(run))
     summary = summarize_run(opened)
     results = [check_requirement(requirement, summary) for requirement in requirements]
     if no_regression_against is not None:
-        reference = open_run(located(no_regression_against))
+        reference = open_only_run(located(no_regression_against))
         results.append(check_no_regression(compare_runs(reference, opened), margin or 0.0, metric))
     if opened.state.status is not JobStatus.COMPLETED:
         left = f"{summary.missing} rollouts have not been played" if summary.missing else "it has not ended"
@@ -159,7 +158,7 @@ def rescore_command(
     as_json: JsonOption = False,
 ) -> None:
     """Score recorded trajectories again by an independent scorer, and say how that goes with the reward."""
-    opened = open_run(located(run))
+    opened = open_only_run(located(run))
     with ProgressBars(console=plain_console(stderr=True), transient=True) as bars:
         task = bars.add_task("scoring", total=None)
         result = rescore(
@@ -183,7 +182,7 @@ def _runs(locations: list[str]) -> list[Run]:
                 f"{locations[0]!r} holds {len(inside)} runs; give two runs, or an evaluation that compared two"
             )
         return inside
-    return [open_run(located(location)) for location in locations]
+    return [open_only_run(located(location)) for location in locations]
 
 
 def _runs_in(place: str) -> list[Run]:

@@ -17,7 +17,9 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-RunArgument = Annotated[str, typer.Argument(help="A run's folder, or its s3:// URI.", metavar="RUN")]
+RunArgument = Annotated[
+    str, typer.Argument(help="A run's folder, that of an evaluation with no other, or its s3:// URI.", metavar="RUN")
+]
 PlaceArgument = Annotated[
     str,
     typer.Argument(

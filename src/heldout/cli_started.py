@@ -13,14 +13,13 @@ from heldout.backends.results import evaluation_document, evaluation_results, ru
 from heldout.cli_output import JsonOption, PlaceArgument, located, print_json, print_shown
 from heldout.errors import InputError
 from heldout.execution import Execution
-from heldout.pipeline.evaluation import Evaluation
+from heldout.pipeline.evaluation import Evaluation, open_only_run
 from heldout.pipeline.listing import Listed, Unreadable, listed
 from heldout.pipeline.state import ExecutionState
 from heldout.report.rollout_rows import RolloutRows
 from heldout.report.slices import slices
 from heldout.report.terminal import slice_table
 from heldout.report.trajectory import trajectory
-from heldout.rollouts.mirror import open_run
 from heldout.rollouts.recorded import RecordedTrajectory, open_recordings, open_tables
 from heldout.rollouts.run import Run
 
@@ -58,13 +57,13 @@ def show_command(
             )
         cli_cloud.show(Execution.get(place), as_json=as_json)
     elif trajectory is not None:
-        _show_trajectory(open_run(place), trajectory, as_json=as_json)
+        _show_trajectory(open_only_run(place), trajectory, as_json=as_json)
     elif by is not None:
-        _show_slices(open_run(place), by, as_json=as_json)
+        _show_slices(open_only_run(place), by, as_json=as_json)
     elif Evaluation.is_at(place) and training is None:
         _show_evaluation(Evaluation.open(place), as_json=as_json)
     else:
-        _show_run(open_run(place), as_json=as_json, training=training)
+        _show_run(open_only_run(place), as_json=as_json, training=training)
 
 
 def stop_command(run: PlaceArgument) -> None:

@@ -245,6 +245,24 @@ def _begun_again(step: StepState) -> StepState | None:
     return step.model_copy(update={"status": StepStatus.STARTING, "ended_at": None, "failure_reason": None})
 
 
+def open_only_run(location: str) -> Run:
+    """The run at a local path or an `s3://` URI, or in the evaluation there, if it has no other.
+
+    Raises RunError when there is none, or several to choose from.
+    """
+    if not Evaluation.is_at(location):
+        return open_run(location)
+    runs = Evaluation.open(location).runs()
+    if len(runs) == 1:
+        return next(iter(runs.values()))
+    names = " or ".join(f"{location.rstrip('/')}/{name}" for name in runs)
+    raise RunError(
+        f"evaluation {location} has {len(runs)} runs; name one: {names}"
+        if runs
+        else f"evaluation {location} has begun no run yet"
+    )
+
+
 def evaluations_below(folder: Path) -> list[Path]:
     """The evaluation folders in `folder` and one level below, in name order."""
     return sorted({path.parent for depth in ("", "*/") for path in folder.glob(f"{depth}{STATE_FILE}")})
