@@ -164,12 +164,16 @@ def test_a_run_that_is_not_done_is_rescored_as_far_as_it_goes(tmp_path: Path) ->
             r"scorer '.*judge\.py:socre' not found: .* has no function 'socre'\. Did you mean 'score'\?",
         ),
         ("jugde.py:score", r"scorer '.*jugde\.py:score' not found: there is no file .*Did you mean .*judge\.py"),
+        (
+            "judge.py:pair",
+            r"scorer '.*judge\.py:pair' takes \(t, other\); it is called with one argument, the trajectory",
+        ),
         ("judge.py", r"is not an entry point; expected file\.py:function"),
         ("broken.py:score", r"scorer '.*' cannot be imported: ZeroDivisionError: division by zero \(broken\.py:1\)"),
     ],
 )
 def test_a_scorer_that_cannot_be_had_is_told_in_one_line(run: Run, tmp_path: Path, scorer: str, message: str) -> None:
-    (tmp_path / "judge.py").write_text("def score(t):\n    return 1\n")
+    (tmp_path / "judge.py").write_text("def score(t):\n    return 1\ndef pair(t, other):\n    return 1\n")
     (tmp_path / "broken.py").write_text("1 / 0\ndef score(t):\n    return 1\n")
     with pytest.raises(ReferenceProblem, match=message):
         rescore(run, str(tmp_path / scorer))

@@ -44,7 +44,7 @@ class Scorer:
     def load(cls, entry_point: str, *, working_directory: Path | None = None) -> Self:
         """Loads `file.py:function` or `package.module:function`, relative to the current folder by default.
 
-        Raises ReferenceProblem when there is no such file or function, when it cannot be imported, or is not callable.
+        Raises ReferenceProblem when there is no such file or function, when it cannot be imported, or called with one argument.
         """
         folder = working_directory or Path.cwd()
         check_entry_point(entry_point, working_directory=folder, role="scorer")
@@ -54,6 +54,10 @@ class Scorer:
         except LoadProblem as problem:
             raise ReferenceProblem(str(problem)) from problem
         function: Any = loaded.target
+        if not _takes_one(function):
+            raise ReferenceProblem(
+                f"scorer {entry_point!r} takes {inspect.signature(function)}; it is called with one argument, the trajectory"
+            )
         is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
             getattr(function, "__call__", None)  # noqa: B004 - an instance whose call is async
         )
@@ -72,6 +76,17 @@ class Scorer:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything; it is data
             return Score(math.nan, error=": ".join(describe(error, self._folder)))
         return parsed_score(given)
+
+
+def _takes_one(function: Callable[..., Any]) -> bool:
+    """Whether it can be called with one argument, as far as can be seen."""
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # nothing is known of it: it is written in C
+        return True
+    return True
 
 
 def parsed_score(given: object) -> Score:
