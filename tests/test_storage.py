@@ -107,6 +107,17 @@ def test_a_folder_that_the_file_system_refuses_is_no_empty_one(tmp_path: Path) -
         list(Storage.at(str(tmp_path)).list("x" * 1000))
 
 
+def test_linked_folders_are_followed_but_not_back_to_where_they_are(tmp_path: Path) -> None:
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for folder in (root, elsewhere):
+        folder.mkdir()
+        (folder / "prompts.csv").write_text("prompt\n")
+    (root / "more").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(root)
+    (root / "itself").symlink_to(root)
+    assert [file.name for file in Storage.at(str(root)).list("")] == ["more/prompts.csv", "prompts.csv"]
+
+
 def test_what_a_killed_writer_left_behind_is_never_listed(tmp_path: Path) -> None:
     storage = Storage.at(str(tmp_path))
     (tmp_path / ".a.1234.heldout-partial").write_bytes(b"half")

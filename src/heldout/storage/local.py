@@ -75,8 +75,7 @@ class LocalFiles:
         with _refusals_explained("list", self._root / prefix):
             found = sorted(
                 (path.relative_to(self._root).as_posix(), path)
-                for folder, _, names in os.walk(self._root / prefix, onerror=_raise_unless_missing)
-                for path in (Path(folder, name) for name in names)
+                for path in _below(self._root / prefix)
                 if path.is_file() and not path.name.endswith(_PARTIAL_SUFFIX)
             )
             yield from (FileInfo(name, path.stat().st_size) for name, path in found)
@@ -121,6 +120,18 @@ class LocalFiles:
                 folder, _, last = name.rpartition("/")
                 hint = did_you_mean(last, self.children(folder))
                 raise StorageError(f"no file {name!r} in {str(self._root)!r}.{hint}") from error
+
+
+def _below(root: Path) -> Iterator[Path]:
+    """What lies below a folder and is none; linked folders are followed, but for those that lead back to where they are."""
+    for name, folders, names in os.walk(root, onerror=_raise_unless_missing, followlinks=True):
+        folder = Path(name)
+        folders[:] = [one for one in folders if not _leads_back(folder / one)]
+        yield from (folder / one for one in names)
+
+
+def _leads_back(folder: Path) -> bool:
+    return folder.is_symlink() and folder.resolve() in {parent.resolve() for parent in folder.parents}
 
 
 def _raise_unless_missing(error: OSError) -> None:
