@@ -84,7 +84,14 @@ def own_keys() -> KeySource:
         )
 
     def keys() -> Sequence[Credentials]:
-        frozen = found.get_frozen_credentials()
+        try:
+            frozen = found.get_frozen_credentials()
+        except BotoCoreError as error:  # those of a role or a sign-in run out, and are asked for again
+            raise ServiceError(
+                "ServiceUnavailableException",
+                f"the server has no AWS key pair to verify requests with any more: {error}",
+                status=503,
+            ) from error
         return [Credentials(frozen.access_key or "", frozen.secret_key or "", frozen.token)]
 
     return keys

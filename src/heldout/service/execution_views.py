@@ -10,7 +10,7 @@ from heldout.errors import InputError, RunError
 from heldout.pipeline.evaluation import STATE_FILE, Evaluation
 from heldout.pipeline.expressions import resolve
 from heldout.pipeline.state import ExecutionStatus, StepState
-from heldout.pipeline.steps import LineageStep
+from heldout.pipeline.steps import LINEAGE_NAMES, LineageStep
 from heldout.rollouts.mirror import folder_for
 from heldout.rollouts.run import Run
 from heldout.service.context import Context
@@ -25,11 +25,6 @@ _GONE = "its folder is gone"
 _LONGEST_REASON = 1300
 _LONGEST_STEP_REASON = 1024
 """Characters: the service's bounds."""
-_LINEAGE = (
-    ("ActionArns", "Actions", "ActionName"),
-    ("ArtifactArns", "Artifacts", "ArtifactName"),
-    ("ContextArns", "Contexts", "ContextName"),
-)
 
 
 class ExecutionRecord(Record):
@@ -75,9 +70,10 @@ def executions_of(context: Context, pipeline: str) -> list[ExecutionRecord]:
 
 
 def version_of(context: Context, record: ExecutionRecord) -> Version:
-    """The version that is executed."""
+    """The version that is executed. Raises ServiceError (ResourceNotFound) when it was deleted meanwhile, with its pipeline."""
     version = context.store.find(Version, version_key(record.pipeline, record.version))
-    assert version is not None  # deleted with its pipeline, and its executions with it
+    if version is None:
+        raise not_found(f"Pipeline execution with ARN {record.arn} does not exist.")
     return version
 
 
@@ -142,13 +138,14 @@ def _lineage(record: ExecutionRecord, evaluation: Evaluation, step: StepState) -
     execution = {"PipelineExecutionId": record.execution_id, "PipelineExecutionArn": record.arn}
     scope = {"Execution": execution, "Parameters": definition.parameters | record.parameters}
     arns: dict[str, dict[str, str]] = {}
-    for member, section, key in _LINEAGE:
+    for section, key in LINEAGE_NAMES.items():
         for entry in found.arguments.get(section, ()):
             try:
                 name = str(resolve(entry[key], scope))
             except (InputError, KeyError):
                 continue  # a name that another step's outcome decides
-            arns.setdefault(member, {})[name] = f"{prefix}:{section[:-1].lower()}/{name}"
+            one = section.removesuffix("s")
+            arns.setdefault(f"{one}Arns", {})[name] = f"{prefix}:{one.lower()}/{name}"
     return {"Lineage": arns}
 
 
@@ -220,10 +217,7 @@ def _steps_at(folder: Path, change: tuple[int, int]) -> tuple[StepState, ...]:
 
 def _given(context: Context, record: ExecutionRecord, step: StepState) -> Given:
     """What the definition's step says. Raises ServiceError (ResourceNotFound) when the pipeline was deleted meanwhile."""
-    version = context.store.find(Version, version_key(record.pipeline, record.version))
-    if version is None:
-        raise not_found(f"job {step.job_arn} does not exist")
-    steps = json.loads(version.definition)["Steps"]
+    steps = json.loads(version_of(context, record).definition)["Steps"]
     (arguments,) = (each["Arguments"] for each in steps if each["Name"] == step.name)
     tags = {tag["Key"]: tag["Value"] for tag in arguments.get("Tags", ())}
     return Given(arguments["JobConfigDocument"], tags_of(context.store, step.job_arn or "", tags))

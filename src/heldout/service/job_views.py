@@ -160,7 +160,12 @@ class Job:
         return None if reason is None else reason[:_LONGEST_REASON]
 
     def _changed_at(self) -> float:
-        return self.created_at if self.run is None else (self.run.folder / "job.json").stat().st_mtime
+        if self.run is None:
+            return self.created_at
+        try:
+            return (self.run.folder / "job.json").stat().st_mtime
+        except FileNotFoundError:  # taken away since it was read
+            return self.run.state.ended_at or self.created_at
 
     def _ended_at(self, status: Status) -> float | None:
         """None while it goes on, also on the report of what is played."""
