@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -172,9 +172,9 @@ def test_a_server_answers_while_it_takes_up_what_was_left_and_what_is_stopped_th
 ) -> None:
     may_go_on, looking = threading.Event(), Supervisor.take
 
-    def take(self: Supervisor, key: str, work: Work, *, is_stopping: bool = False) -> None:
+    def take(self: Supervisor, key: str, work: Work, is_stopping: Callable[[], bool]) -> None:
         assert may_go_on.wait(DEADLINE_SECONDS)
-        looking(self, key, work, is_stopping=is_stopping)
+        looking(self, key, work, is_stopping)
 
     with registry(tmp_path) as names:
         monkeypatch.setattr(Supervisor, "take", lambda *_, **__: None)

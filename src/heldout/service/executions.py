@@ -237,10 +237,11 @@ def _take_up(context: Context, key: str) -> None:
 
 
 def _take(context: Context, record: ExecutionRecord) -> None:
-    context.supervisor.take(record.arn, ExecutionWork(record.folder), is_stopping=record.is_stopping)
-    now = context.store.find(ExecutionRecord, record.key)
-    if now is not None and now.is_stopping:  # asked meanwhile
-        context.supervisor.stop(record.arn)
+    def is_stopping() -> bool:
+        now = context.store.find(ExecutionRecord, record.key)
+        return now is not None and now.is_stopping
+
+    context.supervisor.take(record.arn, ExecutionWork(record.folder), is_stopping)
 
 
 def _record(context: Context, pipeline: Pipeline, version: Version, params: Params) -> ExecutionRecord:

@@ -224,10 +224,11 @@ def _take_up(context: Context, name: str) -> None:
 
 
 def _take(context: Context, record: JobRecord) -> None:
-    context.supervisor.take(record.arn, _work(context, record), is_stopping=record.is_stopping)
-    now = context.store.find(JobRecord, record.name)
-    if now is not None and now.is_stopping:  # asked meanwhile
-        context.supervisor.stop(record.arn)
+    def is_stopping() -> bool:
+        now = context.store.find(JobRecord, record.name)
+        return now is not None and now.is_stopping
+
+    context.supervisor.take(record.arn, _work(context, record), is_stopping)
 
 
 def _summary(entry: Reply) -> Reply:

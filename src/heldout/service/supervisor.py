@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -120,10 +120,11 @@ class Supervisor:
     def __init__(self) -> None:
         self._charges: dict[str, _Charge] = {}
 
-    def take(self, key: str, work: Work, *, is_stopping: bool = False) -> None:
-        """Has `work` run to its end from where it stands, or, when it is to stop, has it stopped."""
-        charge = _Charge(work, stop_at=time.monotonic() if is_stopping else None)
-        self._charges[key] = charge
+    def take(self, key: str, work: Work, is_stopping: Callable[[], bool]) -> None:
+        """Has `work` run to its end from where it stands, or, when it was asked to stop before, has it stopped."""
+        charge = self._charges[key] = _Charge(work)
+        if is_stopping():  # asked only now: whoever asks it to stop from here on finds it
+            charge.stop_at = time.monotonic()
         self._look(key, charge)
 
     def resume(self, key: str, work: Work) -> None:
