@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from heldout.backends.local import run_job
-from heldout.backends.results import Note, compare_evaluation, finish_run, publish
+from heldout.backends.results import Note, compare_evaluation, finish_run
 from heldout.errors import HeldoutError
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.runner import Work, run_pipeline
 from heldout.pipeline.state import ExecutionStatus
 from heldout.rollouts.engine import Ending, StopSwitch
+from heldout.rollouts.mirror import Mirror
 from heldout.rollouts.progress import Progress
 from heldout.rollouts.run import JobStatus, Run
+from heldout.storage import is_remote
 from heldout.storage.lock import FolderLock
 
 _Result = TypeVar("_Result")
@@ -74,25 +76,36 @@ async def play_run(
     tags: of its MLflow run. lock, max_runtime_seconds: as for `run_job`. Raises HeldoutError as that does; what a person must
     know beside that goes to `note`.
     """
-    ending = Ending.FINISHED
+    mirror = Mirror(run, note=say) if is_remote(run.location) else None
     try:
-        if run.state.status is not JobStatus.COMPLETED:
-            ending = await _play_shown(run, display, switch, lock, max_runtime_seconds)
-        else:
-            run.drop_journal()  # whoever marked it done may have been killed before it went
-        if ending is Ending.FINISHED:
-            await finish_run(run, tags, note, say)
-    except HeldoutError:
-        if run.has_journal:
-            with contextlib.suppress(HeldoutError):
-                await publish(run)
-        raise
-    await publish(run)
+        try:
+            ending = Ending.FINISHED
+            if run.state.status is not JobStatus.COMPLETED:
+                ending = await _play_shown(run, display, switch, lock, mirror, max_runtime_seconds)
+            else:
+                run.drop_journal()  # whoever marked it done may have been killed before it went
+            if ending is Ending.FINISHED:
+                await finish_run(run, tags, note, say)
+        except HeldoutError:
+            if mirror is not None and mirror.is_claimed and run.has_journal:
+                with contextlib.suppress(HeldoutError):
+                    await mirror.finish()
+            raise
+        if mirror is not None:
+            await mirror.finish()
+    finally:
+        if mirror is not None:
+            await asyncio.to_thread(mirror.release)
     return ending
 
 
 async def _play_shown(
-    run: Run, display: Display, switch: StopSwitch, lock: FolderLock | None, max_runtime_seconds: int | None
+    run: Run,
+    display: Display,
+    switch: StopSwitch,
+    lock: FolderLock | None,
+    mirror: Mirror | None,
+    max_runtime_seconds: int | None,
 ) -> Ending:
     progress: asyncio.Future[Progress] = asyncio.get_running_loop().create_future()
 
@@ -102,7 +115,9 @@ async def _play_shown(
 
     showing = asyncio.create_task(show())
     try:
-        played = await run_job(run, switch, progress.set_result, lock=lock, max_runtime_seconds=max_runtime_seconds)
+        played = await run_job(
+            run, switch, progress.set_result, lock=lock, mirror=mirror, max_runtime_seconds=max_runtime_seconds
+        )
         return played.ending
     finally:
         showing.cancel()

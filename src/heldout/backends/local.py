@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 from heldout.backends.apart import apart, prepare
 from heldout.backends.results import load, numbers_of, write_numbers
 from heldout.backends.services import Services, region_of, services_of
-from heldout.errors import HeldoutError, RunError
+from heldout.errors import HeldoutError, JobFailed, RunError
 from heldout.rollouts.attempt import AttemptPlayer, PlayRules
 from heldout.rollouts.engine import Ending, Engine, StopSwitch
 from heldout.rollouts.journal import Journal
 from heldout.rollouts.mirror import Mirror
 from heldout.rollouts.progress import Progress
 from heldout.rollouts.run import JobStatus, Run, SecondaryStatus
-from heldout.storage import is_remote
 from heldout.storage.lock import FolderLock
 
 if TYPE_CHECKING:
@@ -42,17 +41,21 @@ async def run_job(
     on_start: Callable[[Progress], None] = lambda _: None,
     *,
     lock: FolderLock | None = None,
+    mirror: Mirror | None = None,
     max_runtime_seconds: int | None = None,
 ) -> Played:
     """Plays `run` from where it stands until it is done or stopped, and writes its results; one that is done stays as it is.
 
     on_start: called once, when the first rollout is about to begin, with counts that go on changing. lock: the run's, if it is
-    held already; it is released. max_runtime_seconds: this start begins nothing new after them; by default the job's own.
+    held already; it is released. mirror: of a run whose place is remote; it stays claimed. max_runtime_seconds: this start begins
+    nothing new after them; by default the job's own.
     Raises InputError when model, agent or dataset cannot be had (nothing has been played then), JobFailed when nothing but
     failures comes back. Either way job.json says so and what was finished is kept. RunError, with nothing touched, when only
     the tables are left of a run that is not done.
     """
     with run.locked(lock):
+        if mirror is not None:
+            await asyncio.to_thread(mirror.claim)
         if run.state.status is JobStatus.COMPLETED:  # its journal is gone: played on, it would begin from nothing
             return Played(Ending.FINISHED, await apart(numbers_of, run.folder))
         if run.rollouts_path.exists() and not run.has_journal:  # so would this, over what was played
@@ -67,8 +70,6 @@ async def run_job(
             ended_at=None,
             started_at=run.state.started_at or time.time(),
         )
-        location = run.location
-        mirror = Mirror(run, location, kms_key=run.kms_key) if is_remote(location) else None
         try:
             return await _run_locked(run, switch, on_start, mirror, max_runtime_seconds)
         except (HeldoutError, OSError) as error:
@@ -146,7 +147,7 @@ async def _play(
 ) -> Ending:
     """Plays what is left of the plan. When this returns, all that came of it is in the journal."""
     parameters = run.document.hyperparameters
-    journal = Journal(run.journal_folder)
+    journal = Journal(run.journal_folder, writer="" if mirror is None else mirror.writer)
     journal.open()  # not before: a run that could not start leaves nothing behind
     try:
         run.update(secondary_status=SecondaryStatus.EVALUATING)
@@ -166,7 +167,7 @@ async def _play(
             switch=switch,
             on_nearly_done=lambda: prepare(load, has_tracking=_is_tracked(run)),
         )
-        async with _timed(run), _mirrored(mirror, journal):
+        async with _timed(run), _mirrored(mirror, journal, switch):
             return await engine.play(max_runtime_seconds or run.document.stopping_condition.max_runtime_in_seconds)
     finally:
         await services.runtime.stop()  # reports on their way are taken first
@@ -213,16 +214,28 @@ async def _timed(run: Run) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _mirrored(mirror: Mirror | None, journal: Journal) -> AsyncIterator[None]:
+async def _mirrored(mirror: Mirror | None, journal: Journal, switch: StopSwitch) -> AsyncIterator[None]:
+    """Copies what is finished inside. Once another machine has taken over, the rest is not played and JobFailed is raised."""
     if mirror is None:
         yield
         return
-    copying = asyncio.create_task(mirror.keep_up(journal))
+
+    async def keep_up() -> None:
+        try:
+            await mirror.keep_up(journal)
+        except JobFailed:
+            switch.stop()
+            switch.stop()  # at once
+            raise
+
+    copying = asyncio.create_task(keep_up())
     try:
         yield
     finally:
         copying.cancel()
-        await asyncio.gather(copying, return_exceptions=True)
+        (ended,) = await asyncio.gather(copying, return_exceptions=True)
+    if isinstance(ended, JobFailed):
+        raise ended
 
 
 async def _write_up(run: Run, ending: Ending) -> "Summary":

@@ -18,9 +18,7 @@ from heldout.errors import HeldoutError, MetricError
 from heldout.job.document import JobConfigDocument, MlflowDetails, ServiceOutput
 from heldout.pipeline.evaluation import STATE_FILE, Evaluation
 from heldout.report.plain import plain_console
-from heldout.rollouts.mirror import Mirror
 from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN, JobStatus, Run
-from heldout.storage import is_remote
 
 if TYPE_CHECKING:
     from heldout.metrics.summary import Summary
@@ -76,12 +74,6 @@ async def finish_run(run: Run, tags: Mapping[str, str], note: Note, say: Callabl
     _replace_document(
         run, run.document.model_copy(update={"service_output": output.model_copy(update={"mlflow_details": details})})
     )
-
-
-async def publish(run: Run) -> None:
-    """Copies a run whose place is remote there: of one that is not done, also what it needs to be resumed elsewhere."""
-    if is_remote(run.location):
-        await Mirror(run, run.location, kms_key=run.kms_key).finish()
 
 
 async def compare_evaluation(evaluation: Evaluation, note: Note) -> None:

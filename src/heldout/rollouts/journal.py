@@ -2,7 +2,8 @@
 
 Owns durability: `append` returns when its line is on disk (one fdatasync serves all lines that wait). A line cut short by a
 crash is dropped when the journal is opened again. Lines go to numbered segments, so that a sealed one can be copied
-elsewhere while the next is written. Does not know what a line means beyond the attempt it encodes.
+elsewhere while the next is written. The segments of a run that several machines go on with have their writer's name too, and
+none of another is appended to. Does not know what a line means beyond the attempt it encodes.
 """
 
 import asyncio
@@ -33,12 +34,16 @@ class Place:
 class Journal:
     """The writer; there is one at a time for a folder (the run's lock sees to it). Lives on one event loop."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, writer: str = "") -> None:
+        """writer: of letters and digits, no other start's; then segments that are there stay as they are."""
         self._folder = folder
+        self._ending = f"-{writer}.jsonl" if writer else ".jsonl"
+        self._is_alone = not writer
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
         self._flusher: asyncio.Task[None] | None = None
         self._file: int | None = None
         self._size = 0
+        self._is_to_be_sealed = False
         self._failure: StorageError | None = None
 
     def open(self) -> None:
@@ -46,8 +51,8 @@ class Journal:
         self._folder.mkdir(parents=True, exist_ok=True)
         existing = segments(self._folder)
         if existing:
-            _drop_torn_tail(existing[-1])
-        self._start_segment(existing[-1] if existing else self._folder / "000001.jsonl")
+            drop_torn_tail(existing[-1])
+        self._start_segment(existing[-1] if existing and self._is_alone else self._after(existing))
 
     async def append(self, attempt: Attempt) -> None:
         """Returns when the attempt is durable. Raises StorageError if the disk refuses; nothing later is taken then."""
@@ -66,16 +71,23 @@ class Journal:
             self._file = None
 
     def seal(self) -> Path | None:
-        """Ends the current segment and starts the next; the sealed one, or None when nothing was in it, a write is under way
-        or the system has no other file to give: then the segment grows on."""
-        if self._size == 0 or self._flusher is not None:
+        """Ends the current segment and starts the next; the sealed one, or None when nothing was in it or the system has no other
+        file to give: then the segment grows on. One that is being written to is sealed after that write, and None is returned."""
+        if self._flusher is not None:
+            self._is_to_be_sealed = True
             return None
-        sealed = segments(self._folder)[-1]
+        return self._seal()
+
+    def _seal(self) -> Path | None:
+        self._is_to_be_sealed = False
+        if self._size == 0:
+            return None
+        existing = segments(self._folder)
         try:
-            self._start_segment(self._folder / f"{int(sealed.stem) + 1:06d}.jsonl")
+            self._start_segment(self._after(existing))
         except OSError:
             return None
-        return sealed
+        return existing[-1]
 
     async def _append_line(self, line: bytes) -> None:
         if self._file is None:
@@ -94,10 +106,10 @@ class Journal:
             while self._waiting:
                 batch, self._waiting = self._waiting, []
                 await self._write(b"".join(line for line, _ in batch), [done for _, done in batch])
+                if self._is_to_be_sealed or self._size >= SEGMENT_BYTES:
+                    self._seal()
         finally:
             self._flusher = None
-        if self._size >= SEGMENT_BYTES:
-            self.seal()
 
     async def _write(self, lines: bytes, waiting: list[asyncio.Future[None]]) -> None:
         if self._failure is None:  # else the line before may lack its end, and what follows it would be no line either
@@ -119,6 +131,10 @@ class Journal:
         os.fdatasync(self._file)
         self._size += len(lines)
 
+    def _after(self, existing: list[Path]) -> Path:
+        number = int(existing[-1].name[:6]) + 1 if existing else 1
+        return self._folder / f"{number:06d}{self._ending}"
+
     def _start_segment(self, path: Path) -> None:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         if self._file is not None:
@@ -130,10 +146,11 @@ class Journal:
 
 def segments(folder: Path) -> list[Path]:
     """The journal's files, oldest first; empty when there is no journal."""
-    return sorted(folder.glob("[0-9]" * 6 + ".jsonl"))
+    return sorted(folder.glob("[0-9]" * 6 + "*.jsonl"))
 
 
-def _drop_torn_tail(segment: Path) -> None:
+def drop_torn_tail(segment: Path) -> None:
+    """Takes what a crash left of a last line out of a segment that nobody writes."""
     good = 0
     with segment.open("rb") as file:
         for line in file:

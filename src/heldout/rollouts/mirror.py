@@ -9,12 +9,16 @@ import hashlib
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-from heldout.errors import RunError, StorageError
+from heldout.errors import ReferenceProblem, RunError, StorageError
+from heldout.rollouts.fetching import Seen, catch_up, fetching, forget
 from heldout.rollouts.journal import Journal, segments
-from heldout.rollouts.run import JobState, JobStatus, Run
-from heldout.storage import Storage, is_remote, open_atomic
+from heldout.rollouts.run import Run
+from heldout.storage import Storage, is_remote
+from heldout.storage.claim import CLAIM_FILE, Claim
+from heldout.storage.lock import holder_of
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +29,6 @@ _FINISH_WAITS_SECONDS = (1.0, 5.0, 15.0, 60.0, 120.0)
 _BEGINNING = ("prompts.parquet", "job.json")
 """What a resume elsewhere needs from the first moment on."""
 _RESULTS = (
-    "job.json",
     "prompts.parquet",
     "rollouts.parquet",
     "trajectories.parquet",
@@ -70,14 +73,18 @@ def new_folder(location: str) -> Path:
 
 
 def open_run(location: str) -> Run:
-    """The run at a local path or an `s3://` URI, which is fetched if this machine does not have it.
+    """The run at a local path or an `s3://` URI, with all that is known of it there, unless it is played on this machine now.
 
     Raises RunError when there is none.
     """
     folder = folder_for(location)
-    if is_remote(location) and not _is_current(Storage.at(location), folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        _fetch(Storage.at(location), location, folder)
+    if is_remote(location):
+        storage = Storage.at(location)
+        if not (folder / "job.json").exists() and not any(map(storage.exists, ("job.json", "rollouts.parquet"))):
+            raise RunError(f"no run at {location!r}: it has no job.json")
+        with fetching(folder):
+            if holder_of(folder) is None:
+                catch_up(storage, folder)
     return Run.open(folder)
 
 
@@ -89,81 +96,114 @@ def remove_if_never_begun(run: Run) -> None:
     if run.is_begun:
         return
     if is_remote(run.location):
+        storage = Storage.at(run.location)
+        if storage.exists(CLAIM_FILE) or any(storage.list("journal")):
+            return  # another machine plays it
         for name in _BEGINNING:
-            Storage.at(run.location).delete(name)
+            storage.delete(name)
+        forget(run.folder)
     run.remove()
 
 
-def _is_current(storage: Storage, folder: Path) -> bool:
-    """Whether this machine has the run, and it was not completed elsewhere meanwhile."""
-    if not (folder / "job.json").exists():
-        return False
-    run = Run.open(folder)
-    if run.state.status is JobStatus.COMPLETED or run.is_running() or not storage.exists("job.json"):
-        return True
-    return JobState.model_validate_json(storage.read("job.json")).status is not JobStatus.COMPLETED
-
-
-def _fetch(storage: Storage, location: str, folder: Path) -> None:
-    names = [file.name for file in storage.list()]
-    if not {"job.json", "rollouts.parquet"} & set(names):
-        raise RunError(f"no run at {location!r}: it has no job.json")
-    # job.json last: a fetch that was cut short is no run, and is made again.
-    for name in sorted(names, key=lambda name: name == "job.json"):
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with storage.open(name) as source, open_atomic(target) as copy:
-            while block := source.read(1024 * 1024):
-                copy.write(block)
-
-
 class Mirror:
-    """Copies one run to its remote place while it is played."""
+    """Copies one run to its remote place while it is played. Whoever does holds a claim on the place: see `claim`."""
 
-    def __init__(self, run: Run, location: str, *, kms_key: str | None) -> None:
+    def __init__(self, run: Run, *, note: Callable[[str], None] = lambda _: None) -> None:
+        """note: told what is waited for."""
         self._run = run
-        self._storage = Storage.at(location, kms_key=kms_key)
+        self._storage = Storage.at(run.location, kms_key=run.kms_key)
+        self._seen = Seen(run.folder)
+        self._note = note
         self._copied: set[str] = set()
+        self._claim: Claim | None = None
+
+    @property
+    def writer(self) -> str:
+        """What this start's journal segments are named by."""
+        assert self._claim is not None
+        return self._claim.token
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether `claim` has succeeded."""
+        return self._claim is not None
+
+    def claim(self) -> None:
+        """Makes this the one machine that plays the run, with all that others have finished. The caller holds the run's lock.
+
+        Raises RunError when another machine plays it, StorageError or ReferenceProblem when the place refuses.
+        """
+        # Who holds the lock knows that the last claim from this folder is a dead process's.
+        self._claim = Claim.take(self._storage, before=self._seen.get(CLAIM_FILE), note=self._note)
+        self._seen.note(CLAIM_FILE, self._claim.token)
+        with fetching(self._run.folder):
+            catch_up(self._storage, self._run.folder)
+        self._copied = {file.name for file in self._storage.list("journal")}
+        self._run.state = Run.open(self._run.folder).state
+
+    def release(self) -> None:
+        """Lets other machines go on with the run."""
+        if self._claim is not None:
+            self._claim.release()
 
     async def begin(self) -> None:
         """Copies what is needed to resume elsewhere. Raises StorageError or ReferenceProblem when the place refuses."""
-        await asyncio.to_thread(self._copy, [self._run.folder / name for name in _BEGINNING])
+        await asyncio.to_thread(self._begin)
 
     async def keep_up(self, journal: Journal) -> None:
-        """Copies every few seconds what was finished meanwhile; runs until cancelled."""
+        """Copies every few seconds what was finished meanwhile; runs until cancelled. Raises JobFailed when another machine has
+        taken over."""
         while True:
             await asyncio.sleep(_SEAL_EVERY_SECONDS)
             journal.seal()
             try:
                 await asyncio.to_thread(self._copy_sealed)
-            except StorageError as error:
+            except (StorageError, ReferenceProblem) as error:
                 log.warning("not copied yet, the next try is in %g s: %s", _SEAL_EVERY_SECONDS, error)
 
     async def finish(self) -> None:
         """Copies the results; of a run that is not done also the journal, of one that is done removes it there.
 
-        Raises StorageError when the place still refuses after some minutes; everything is still in the local folder then.
+        Raises StorageError when the place still refuses after some minutes, JobFailed when another machine has taken over;
+        everything is still in the local folder then.
         """
         for wait in _FINISH_WAITS_SECONDS:
             try:
                 return await asyncio.to_thread(self._finish)
-            except StorageError as error:
+            except (StorageError, ReferenceProblem) as error:
                 log.warning("the results are not copied yet, the next try is in %g s: %s", wait, error)
                 await asyncio.sleep(wait)
-        return await asyncio.to_thread(self._finish)
+        try:
+            await asyncio.to_thread(self._finish)
+        except (StorageError, ReferenceProblem) as error:
+            raise StorageError(
+                f"the results are not copied to {self._run.location}, they are in {self._run.folder} on this machine: {error}"
+            ) from error
+
+    def _begin(self) -> None:
+        if not self._storage.exists("prompts.parquet"):  # written once
+            self._copy([self._run.prompts_path])
+        self._copy(_written(segments(self._run.journal_folder)))
+        self._copy_state()
 
     def _finish(self) -> None:
-        self._copied.clear()  # job.json and an unsealed segment have changed
-        if self._run.has_journal:
-            self._copy(segments(self._run.journal_folder))
-        self._copy([path for name in _RESULTS[1:] if (path := self._run.folder / name).exists()])
-        self._copy([self._run.folder / "job.json"])
+        if self._claim is None:  # done before, and to be copied again
+            self._claim = Claim.take(self._storage, before=self._seen.get(CLAIM_FILE), note=self._note)
+            self._seen.note(CLAIM_FILE, self._claim.token)
+        self._claim.check()
+        self._copy(_written(segments(self._run.journal_folder)))
+        for name in _RESULTS:
+            if (path := self._run.folder / name).exists():
+                self._storage.upload(name, path)
+        self._copy_state()
         if not self._run.has_journal:
             for file in list(self._storage.list("journal")):
                 self._storage.delete(file.name)
 
     def _copy_sealed(self) -> None:
-        self._copy(segments(self._run.journal_folder)[:-1])
+        assert self._claim is not None
+        self._claim.check()
+        self._copy(_written(segments(self._run.journal_folder)[:-1]))
 
     def _copy(self, paths: list[Path]) -> None:
         for path in paths:
@@ -171,3 +211,11 @@ class Mirror:
             if name not in self._copied:
                 self._storage.upload(name, path)
                 self._copied.add(name)
+
+    def _copy_state(self) -> None:
+        self._seen.note("job.json", self._storage.upload("job.json", self._run.folder / "job.json"))
+
+
+def _written(paths: list[Path]) -> list[Path]:
+    """Those that hold anything."""
+    return [path for path in paths if path.stat().st_size]

@@ -1,6 +1,6 @@
 """One door to files: local paths and `s3://`."""
 
-from heldout.storage.base import FileInfo, Files
+from heldout.storage.base import FileInfo, Files, Versioned
 from heldout.storage.local import discard_partial_files, open_atomic, why_not_writable
 from heldout.storage.storage import Storage, is_remote, split_location
 
@@ -8,6 +8,7 @@ __all__ = [
     "FileInfo",
     "Files",
     "Storage",
+    "Versioned",
     "discard_partial_files",
     "is_remote",
     "open_atomic",

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +14,16 @@ class FileInfo:
     """Path relative to the root, parts separated by `/` on every system."""
     size: int
     """Bytes."""
+
+
+class Versioned(NamedTuple):
+    """What a file held at one moment."""
+
+    data: bytes
+    version: str
+    """Names this content of this file; equal when nobody has written since."""
+    age_seconds: float
+    """Since it was written, by this machine's clock."""
 
 
 class Files(Protocol):
@@ -33,7 +43,7 @@ class Files(Protocol):
 
     def write(self, name: str, data: bytes) -> None: ...
 
-    def upload(self, name: str, path: Path) -> None: ...
+    def upload(self, name: str, path: Path) -> str | None: ...
 
     def exists(self, name: str) -> bool: ...
 

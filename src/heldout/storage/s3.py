@@ -4,18 +4,24 @@ import io
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
 import obstore
-from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
+from obstore.exceptions import (
+    AlreadyExistsError,
+    BaseError,
+    PermissionDeniedError,
+    PreconditionError,
+    UnauthenticatedError,
+)
 from obstore.store import S3Store
 
 from heldout.errors import HeldoutError, ReferenceProblem, StorageError, did_you_mean
 from heldout.storage.aws import AwsSettings, aws_settings
-from heldout.storage.base import FileInfo
+from heldout.storage.base import FileInfo, Versioned
 
 # One request costs a round trip of some 50 ms; at 8 MiB that wait is no longer what limits a sequential read.
 _READ_AHEAD_BYTES = 8 * 1024 * 1024
@@ -62,11 +68,38 @@ class S3Files:
         with self._refusals_explained(name):
             obstore.put(self._store, self._key(name), data)
 
-    def upload(self, name: str, path: Path) -> None:
+    def read_version(self, name: str) -> Versioned | None:
+        with self._refusals_explained(name):
+            try:
+                found = obstore.get(self._store, self._key(name))
+            except FileNotFoundError as error:
+                if _error_code(str(error)) == "NoSuchBucket":
+                    raise
+                return None
+            age = datetime.now(UTC) - found.meta["last_modified"]
+            return Versioned(bytes(found.bytes()), found.meta["e_tag"] or "", age.total_seconds())
+
+    def replace(self, name: str, data: bytes, version: str | None) -> str | None:
+        with self._refusals_explained(name):
+            try:
+                put = obstore.put(
+                    self._store, self._key(name), data, mode="create" if version is None else {"e_tag": version}
+                )
+            except (AlreadyExistsError, PreconditionError) as error:
+                if _error_code(str(error)) == "NoSuchBucket":
+                    raise
+                return None
+            except BaseError as error:
+                if _error_code(str(error)) != "NotImplemented":
+                    raise
+                put = obstore.put(self._store, self._key(name), data)
+            return put["e_tag"] or ""
+
+    def upload(self, name: str, path: Path) -> str | None:
         if not path.is_file():
             raise StorageError(f"cannot upload {str(path)!r}: no such file")
         with self._refusals_explained(name):
-            obstore.put(self._store, self._key(name), path)
+            return obstore.put(self._store, self._key(name), path)["e_tag"]
 
     def exists(self, name: str) -> bool:
         with self._refusals_explained(name):

@@ -7,7 +7,7 @@ from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from heldout.errors import ReferenceProblem
-from heldout.storage.base import FileInfo, Files
+from heldout.storage.base import FileInfo, Files, Versioned
 from heldout.storage.local import LocalFiles
 from heldout.storage.s3 import S3Files
 
@@ -86,9 +86,22 @@ class Storage:
         """Makes or replaces a file; readers see the old one or the whole new one, and on return it is durable."""
         self._files.write(_checked(name), data)
 
-    def upload(self, name: str, path: Path) -> None:
-        """`write` with the contents of a local file, in bounded memory."""
-        self._files.upload(_checked(name), path)
+    def upload(self, name: str, path: Path) -> str | None:
+        """`write` with the contents of a local file, in bounded memory; the version it has now, where there are versions."""
+        return self._files.upload(_checked(name), path)
+
+    def read_version(self, name: str) -> Versioned | None:
+        """A whole file and which version of it that is; None when there is none. Only of `s3://`."""
+        return self._objects().read_version(_checked(name))
+
+    def replace(self, name: str, data: bytes, version: str | None) -> str | None:
+        """`write`, if the file is still at `version` (None: if there is none): its new version, or None when it is not.
+
+        Of several that replace the same version at the same time one succeeds, where the service knows conditional writes
+        (Amazon S3: PutObject with If-Match and If-None-Match); one that does not, and says so, writes unconditionally. None may
+        also mean that this very write succeeded and its answer was lost: whoever must know reads again. Only of `s3://`.
+        """
+        return self._objects().replace(_checked(name), data, version)
 
     def exists(self, name: str) -> bool:
         """Whether there is a file (not a folder) of this name."""
@@ -97,6 +110,11 @@ class Storage:
     def delete(self, name: str) -> None:
         """Removes a file; one that is not there is no error."""
         self._files.delete(_checked(name))
+
+    def _objects(self) -> S3Files:
+        if not isinstance(self._files, S3Files):
+            raise ReferenceProblem(f"versions are of objects in s3://, and {self.location!r} is a local path")
+        return self._files
 
 
 def expanded(name: str) -> str:
