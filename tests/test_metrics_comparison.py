@@ -1,12 +1,14 @@
 """Two runs, prompt by prompt: what is paired, what is said, and that p-value, interval and words agree."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from heldout.errors import MetricError
 from heldout.metrics.comparison import Comparison, Side, compare, holm
@@ -18,7 +20,7 @@ SETTINGS = MetricSettings(pass_k_values=(1, 2), success_threshold=1.0)
 Groups = Mapping[str, Sequence[float | None]]
 
 
-def side(name: str, groups: Groups, *, is_partial: bool = False) -> Side:
+def side(name: str, groups: Groups, *, is_partial: bool = False, **agent_metrics: Sequence[float]) -> Side:
     """One entry for each prompt, under its key; a key with a `#` part is the same prompt listed again."""
     rewards = [reward for group in groups.values() for reward in group]
     sizes = [len(group) for group in groups.values()]
@@ -29,7 +31,8 @@ def side(name: str, groups: Groups, *, is_partial: bool = False) -> Side:
         reward=np.array([np.nan if reward is None else reward for reward in rewards], dtype=np.float64),
         turns=np.ones(len(rewards), dtype=np.int64),
     )
-    return Side(name, table, {i: key.split("#")[0] for i, key in enumerate(groups)}, is_partial=is_partial)
+    metrics = {metric: np.array(values) for metric, values in agent_metrics.items()}
+    return Side(name, table, {i: key.split("#")[0] for i, key in enumerate(groups)}, metrics, is_partial)
 
 
 def compared(base: Groups, tuned: Groups, *, margin: float | None = None) -> Comparison:
@@ -69,6 +72,8 @@ def test_a_clear_gain_is_called_better_with_its_numbers() -> None:
 def test_a_clear_loss_is_called_worse() -> None:
     found = compared(all_same(1.0, prompts=20), all_same(0.0, prompts=20))
     assert found.verdict.startswith("fine-tuned is worse: -1.00")
+    assert found.metrics["eval/reward/pass_at_1"].p_value == pytest.approx(1e-4)  # none of 9,999 subsets does as much
+    assert found.primary == "eval/reward/pass_at_1"  # it succeeded once: that is what the verdict is about
 
 
 def test_no_shown_difference_says_what_could_have_been_seen() -> None:
@@ -91,6 +96,7 @@ def test_seven_prompts_that_all_move_are_enough() -> None:
     found = compared(all_same(0.0, prompts=7), all_same(1.0, prompts=7))
     # Of all 2**7 sign flips only the data themselves do as much: a half, on either side.
     assert found.metrics["eval/reward/pass_at_1"].p_value == pytest.approx(2 * 0.5 / 2**7)
+    assert found.metrics["eval/reward/pass_at_1"].detectable == 0  # they do not scatter at all
     assert found.verdict.startswith("fine-tuned is better")
 
 
@@ -108,6 +114,29 @@ def test_identical_runs_have_an_interval_as_wide_as_unseen_changes_allow() -> No
     bound = 1 - 0.025 ** (1 / 30)  # more prompts than this share would have shown at least one change
     assert found.interval == pytest.approx((-bound, bound))
     assert found.p_value == 1.0
+    # 5 that move the same way are the fewest that show a difference; of 30, each moving with this probability:
+    assert stats.binom.sf(4, 30, found.detectable) == pytest.approx(0.8)
+
+
+def test_rewards_that_are_the_same_in_both_runs_bound_no_change() -> None:
+    same = {f"p{i}": [0.1 * i] for i in range(7)}
+    found = compared(same, same).metrics["eval/reward/mean"]
+    assert found.interval is None
+    assert found.detectable is None
+    assert found.verdict == "no prompt differs, and nothing bounds how far one could"
+
+
+def test_metrics_of_the_agent_are_compared_where_both_runs_have_them() -> None:
+    base = side("base", all_same(0.0, 9, 2), steps=[4.0, np.nan] * 8 + [np.nan] * 2, speed=[1.0] * 18)
+    tuned = side("tuned", all_same(0.0, 9, 2), steps=[1.0, 2.0] * 9, tries=[1.0] * 18)
+    found = compare(base, tuned, SETTINGS)
+    assert list(found.metrics) == [
+        *("eval/reward/pass_at_1", "eval/reward/pass_at_2", "eval/reward/pass_power_2"),
+        *("eval/reward/mean", "eval/turns/mean", "agent/steps"),
+    ]
+    steps = found.metrics["agent/steps"]
+    assert (steps.base, steps.fine_tuned, steps.num_prompts) == (4.0, 1.5, 8)  # the last prompt has none in the base
+    assert steps.verdict == "fine-tuned is lower: -2.50 [-2.50, -2.50]"  # whether that is better nobody said
 
 
 def test_nothing_ever_succeeds_so_the_mean_reward_decides() -> None:
@@ -191,6 +220,33 @@ def test_equivalence_is_said_only_when_the_interval_lies_within_the_margin() -> 
     assert worse.verdict.endswith("worse by 0.05 or more cannot be ruled out")
 
 
+def test_equal_successes_are_equivalent_as_far_as_unseen_changes_allow() -> None:
+    # Were a share of the prompts 0.2 worse, 30 prompts would show none of it with probability 0.8**30 = 0.0012.
+    same = all_same(1.0, prompts=30)
+    found = compared(same, same, margin=0.2).metrics
+    equivalence = found["eval/reward/pass_at_1"].equivalence
+    assert equivalence is not None
+    assert equivalence.p_equivalent == pytest.approx(0.8**30)
+    assert equivalence.is_equivalent
+    assert found["eval/reward/mean"].verdict.endswith("; worse by 0.20 or more cannot be ruled out")
+    assert found["eval/turns/mean"].verdict.endswith("; a difference of 0.20 or more cannot be ruled out")
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(7, 40), st.floats(-0.2, 0.2), st.floats(0.05, 0.5), st.integers(0, 10_000))
+def test_two_runs_are_equivalent_exactly_when_the_interval_lies_within_the_margins(
+    prompts: int, gain: float, margin: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    base = {f"p{i}": [float(x) for x in rng.random(3) < 0.4] for i in range(prompts)}
+    tuned = {f"p{i}": [float(x) for x in rng.random(3) < 0.4 + gain] for i in range(prompts)}
+    found = compared(base, tuned, margin=margin).metrics["eval/reward/pass_at_1"]
+    assert found.interval is not None
+    assert found.equivalence is not None
+    assert found.equivalence.is_not_worse == (found.interval[0] > -margin)
+    assert found.equivalence.is_equivalent == (-margin < found.interval[0] and found.interval[1] < margin)
+
+
 def test_a_partial_run_is_flagged() -> None:
     found = compare(side("base", {"a": [1.0]}), side("tuned", {"a": [1.0]}, is_partial=True), SETTINGS)
     assert found.notes == ("tuned is partial: its missing rollouts are not counted",)
@@ -199,6 +255,13 @@ def test_a_partial_run_is_flagged() -> None:
 def test_runs_without_a_shared_prompt_are_refused() -> None:
     with pytest.raises(MetricError, match="runs 'base' and 'tuned' share no prompt"):
         compared({"a": [1.0]}, {"b": [1.0]})
+
+
+def test_a_run_that_does_not_say_what_its_prompts_are_cannot_be_compared() -> None:
+    whole = side("whole", {"a": [1.0], "b": [1.0]})
+    unnamed = replace(whole, name="part", prompt_keys={0: "a"})
+    with pytest.raises(MetricError, match="run 'part' has rollouts of prompt 1, but no key for it"):
+        compare(whole, unnamed, SETTINGS)
 
 
 def test_a_prompt_whose_rollouts_all_failed_and_are_excluded_is_not_shared() -> None:
@@ -236,6 +299,13 @@ def test_a_ranking_uses_only_prompts_that_all_runs_have() -> None:
         side("z", {"a": [0.0], "b": [1.0]}),
     ]
     assert rank(runs, SETTINGS).num_prompts == 1
+    assert rank(runs[:2], SETTINGS).num_prompts == 1
+
+
+@pytest.mark.parametrize("names", [["x"], ["x", "x"]])
+def test_a_ranking_needs_runs_that_can_be_told_apart(names: list[str]) -> None:
+    with pytest.raises(MetricError, match="at least two runs with different names"):
+        rank([side(name, {"a": [1.0]}) for name in names], SETTINGS)
 
 
 def test_a_ranking_by_a_metric_that_one_of_the_runs_cannot_give_is_refused() -> None:

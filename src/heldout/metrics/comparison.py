@@ -143,10 +143,12 @@ def _all_columns(pairs: Pairs, settings: MetricSettings) -> list[MetricColumns]:
     """The metrics both runs have, the success rate first. pass^1 is pass@1 and not listed twice."""
     columns = [column for k in sorted({1, *settings.pass_k_values}) for column in _pass_columns(pairs, k)]
     columns.append(_ratio_columns(MEAN_REWARD, _rewards(pairs.base), _rewards(pairs.fine_tuned), more_is_better=True))
-    columns.append(_ratio_columns("eval/turns/mean", _turns(pairs.base), _turns(pairs.fine_tuned), more_is_better=None))
+    columns.append(
+        _ratio_columns("eval/turns/mean", _turns(pairs.base), _turns(pairs.fine_tuned), more_is_better=False)
+    )
     for name in sorted(pairs.base.agent_metrics.keys() & pairs.fine_tuned.agent_metrics.keys()):
         sides = (_agent_metric(pairs.base, name), _agent_metric(pairs.fine_tuned, name))
-        columns.append(_ratio_columns(f"agent/{name}", *sides, more_is_better=None))
+        columns.append(_ratio_columns(f"agent/{name}", *sides, more_is_better=False))
     return [column for column in columns if len(column.base)]
 
 
@@ -192,9 +194,7 @@ def _agent_metric(side: SharedPrompts, name: str) -> _PromptSums:
     return _PromptSums(groups.sum(np.where(known, values, 0.0)), groups.count(known).astype(np.float64))
 
 
-def _ratio_columns(
-    name: str, base: _PromptSums, fine_tuned: _PromptSums, *, more_is_better: bool | None
-) -> MetricColumns:
+def _ratio_columns(name: str, base: _PromptSums, fine_tuned: _PromptSums, *, more_is_better: bool) -> MetricColumns:
     """A mean over rollouts, on the prompts that have some on both sides."""
     known = (base.counts > 0) & (fine_tuned.counts > 0)
     if not known.any():

@@ -57,8 +57,8 @@ class MetricColumns:
     """Shape (num_prompts,)."""
     is_rate: bool
     """Whether values lie in [0, 1]."""
-    more_is_better: bool | None
-    """None where neither is."""
+    more_is_better: bool
+    """Otherwise neither more nor less is."""
 
     @property
     def differences(self) -> FloatArray:
@@ -117,8 +117,6 @@ def _equivalence(columns: MetricColumns, means: SubsetMeans, margin: float, conf
         p_not_worse, p_not_better = means.p_above(-margin), means.p_below(margin)
     else:
         p_not_worse = p_not_better = max(0.0, 1 - margin) ** len(columns.differences) if columns.is_rate else 1.0
-    if columns.more_is_better is False:
-        p_not_worse, p_not_better = p_not_better, p_not_worse
     level = (1 - confidence) / 2
     return Equivalence(
         margin=margin,
@@ -137,6 +135,8 @@ def _verdict(columns: MetricColumns, found: _Found, confidence: float) -> str:
     margin = _number(equivalence.margin)
     if equivalence.is_equivalent:
         return f"{words}; equivalent within {margin}"
+    if not columns.more_is_better:
+        return f"{words}; a difference of {margin} or more cannot be ruled out"
     if equivalence.is_not_worse:
         return f"{words}; not worse by {margin} or more"
     return f"{words}; worse by {margin} or more cannot be ruled out"
@@ -155,10 +155,8 @@ def _difference_words(columns: MetricColumns, found: _Found, confidence: float) 
     low, high = found.interval
     decimals = min(_decimals(low, high), 6)
     numbers = f"{found.difference:+.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
-    if columns.more_is_better is None:
-        return f"fine-tuned is {'higher' if found.difference > 0 else 'lower'}: {numbers}"
-    is_better = (found.difference > 0) == columns.more_is_better
-    return f"fine-tuned is {'better' if is_better else 'worse'}: {numbers}"
+    more, less = ("better", "worse") if columns.more_is_better else ("higher", "lower")
+    return f"fine-tuned is {more if found.difference > 0 else less}: {numbers}"
 
 
 def _decimals(*values: float) -> int:
