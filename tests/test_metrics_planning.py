@@ -75,6 +75,27 @@ def test_the_smallest_difference_is_seen_with_exactly_the_power_asked_for(
 def test_no_difference_can_be_planned_with_five_prompts() -> None:
     assert smallest_difference(Spread(0.1, 0.1), 5, 4) is None
     assert power_of(Spread(0.1, 0.1), 5, 4, 1.0) == 0.0
+    assert smallest_difference(Spread(0.1, 0.1), 7, 4) is not None
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_a_policy_that_always_or_never_succeeds_can_be_planned_for(rate: float) -> None:
+    # The other one's rates are then the differences; nothing is alike or unlike about them.
+    gain = 0.5 - rate
+    planned = [plan(spread_from_rates(rate, gain, correlation=0.3, likeness=one), gain) for one in (0.0, 1.0)]
+    assert planned[0] == planned[1]
+
+
+def test_a_policy_that_always_succeeds_is_told_from_one_that_never_does() -> None:
+    found = plan(spread_from_rates(0.0, 1.0, correlation=0.3), 1.0)
+    assert found.recommended is not None
+    assert (found.recommended.num_prompts, found.recommended.power) == (20, 1.0)
+
+
+def test_a_likeness_above_the_highest_there_is_makes_differences_no_more_lopsided() -> None:
+    # Rates of 0.1 and 0.5 that go in the same order over prompts have a correlation of 0.78.
+    third = [spread_from_rates(0.1, 0.4, correlation=0.3, likeness=one).third for one in (0.7, 0.9, 1.0)]
+    assert third[0] != third[1] == third[2]
 
 
 def test_a_plan_says_how_much_hangs_on_the_likeness_that_was_assumed() -> None:
@@ -97,6 +118,18 @@ def test_lopsided_differences_are_seen_more_often_when_the_tail_is_on_the_side_o
     powers = [power_of(spread, 30, 4, 0.1) for spread in (against_it, even, with_it)]
     assert powers == sorted(powers)
     assert powers[2] - powers[0] > 0.05
+
+
+@pytest.mark.parametrize(("prompts", "skewness", "difference"), [(20, 1.0, 0.7), (30, 1.0, 0.5), (20, 2.0, 0.6)])
+def test_the_power_for_lopsided_differences_is_how_often_drawn_ones_are_seen(
+    prompts: int, skewness: float, difference: float
+) -> None:
+    shape = 4 / skewness**2
+    drawn = np.random.default_rng(6).gamma(shape, 1 / np.sqrt(shape), (20_000, prompts)) - np.sqrt(shape) + difference
+    t = drawn.mean(axis=1) / drawn.std(axis=1, ddof=1) * np.sqrt(prompts)
+    seen = float((np.abs(t) > special.stdtrit(prompts - 1, 0.975)).mean())
+    # The gamma distribution is what the formula takes; three standard errors of 20,000 draws are 0.008.
+    assert power_of(Spread(1.0, 0.0, (skewness, 0.0, 0.0)), prompts, 1, difference) == pytest.approx(seen, abs=0.015)
 
 
 @pytest.mark.parametrize("likeness", [0.0, 1.0])
@@ -124,6 +157,7 @@ def test_out_of_reach_says_what_could_be_seen() -> None:
     found = plan(Spread(between=0.5, within=0.5), 0.05, max_prompts=30)
     assert found.recommended is None
     assert "30 prompts cannot show a difference of 0.05 however large the groups" in found.advice
+    assert "the smallest difference they could show is 0.37;" in found.advice  # (2.05 + 0.85) sqrt(0.5 / 30)
 
 
 def test_without_a_limit_more_prompts_beat_bigger_groups() -> None:
@@ -186,3 +220,9 @@ def test_a_pilot_whose_rollouts_are_all_equal_cannot_be_planned_from() -> None:
 def test_a_difference_of_zero_cannot_be_planned_for() -> None:
     with pytest.raises(MetricError, match="plan for a difference that is not 0"):
         plan(Spread(0.1, 0.1), 0.0)
+
+
+@pytest.mark.parametrize("sizes", [[], [4, 0]])
+def test_groups_without_a_rollout_cannot_be_planned_for(sizes: list[int]) -> None:
+    with pytest.raises(MetricError, match="each must be an integer from 1 up"):
+        plan(Spread(0.1, 0.1), 0.1, group_sizes=sizes)

@@ -157,7 +157,7 @@ def plan(
     )
     recommended = min(options, key=lambda option: option.num_rollouts, default=None)
     advice = _advice(spread, difference, power, confidence, recommended, max_prompts)
-    if recommended is not None and extremes:
+    if recommended is not None:
         size = recommended.group_size
         needed = [_prompts_needed(other, size, difference, power, confidence, MOST_PROMPTS) for other in extremes]
         advice += _range_words([recommended.num_prompts, *(n for n in needed if n is not None)])
@@ -249,8 +249,9 @@ def _third_moment(before: float, after: float, correlation: float, likeness: flo
     difference = q - p
     same = float(_third(difference)), 3 * float(np.cov(difference, noise_p + noise_q)[0, 1])
     anew = float(_third(q) - _third(p)), 3 * float(np.cov(q, noise_q)[0, 1] - np.cov(p, noise_p)[0, 1])
-    most_alike = float(np.corrcoef(p, q)[0, 1]) if correlation > 0 else 1.0
-    share = min(max(likeness / most_alike, 0.0), 1.0) if most_alike > 0 else 0.0
+    # A policy that always or never succeeds has no order of difficulty to share.
+    most_alike = float(np.corrcoef(p, q)[0, 1]) if p.std() > 0 and q.std() > 0 else np.inf
+    share = min(max(likeness / most_alike, 0.0), 1.0)
     return share * same[0] + (1 - share) * anew[0], share * same[1] + (1 - share) * anew[1], last
 
 
