@@ -90,6 +90,7 @@ def test_numbers_beyond_what_a_float_can_hold_are_left_out_with_the_reason(group
     assert all(np.isfinite(ends).all() for ends in summary.intervals.values())
     assert "64-bit float" in summary.notes["eval/reward/mean"]
     assert summary.metrics["eval/reward/max"] == max(reward or 0.0 for group in groups for reward in group)
+    assert summary.intervals.keys() | summary.no_interval.keys() <= summary.metrics.keys()
 
 
 def test_an_interval_of_what_cannot_be_negative_ends_at_zero() -> None:
@@ -159,6 +160,21 @@ def test_all_successes_say_what_the_prompts_can_rule_out() -> None:
     assert high == 1.0
     assert low == pytest.approx(0.025 ** (1 / 30))  # 30 prompts without a failure, exactly
     assert "all rollouts succeeded" in summary.notes["eval/reward/pass_at_1"]
+    assert summary.no_interval["eval/reward/mean"].startswith("all 30 prompts have the same value")
+    assert summary.intervals["eval/reward/zero_frac"] == pytest.approx((0.0, 1 - 0.025 ** (1 / 30)))
+    never = summary_of([[0.0, 0.0]] * 30)
+    assert never.intervals["eval/reward/pass_at_1"] == pytest.approx((0.0, 1 - 0.025 ** (1 / 30)))
+    assert (
+        never.notes["eval/reward/pass_at_1"]
+        == "no rollout succeeded: the interval is what this many prompts can rule out"
+    )
+
+
+def test_a_mean_of_two_rewards_has_the_interval_of_the_rate_of_the_greater() -> None:
+    groups = [[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.0, 0.0]]
+    summary = summary_of([[-1.0 + 4.0 * reward for reward in group] for group in groups])  # -1 and 3: a success or not
+    low, high = summary.intervals["eval/reward/pass_at_1"]
+    assert summary.intervals["eval/reward/mean"] == pytest.approx((-1 + 4 * low, -1 + 4 * high))
 
 
 def test_no_rollouts_at_all_gives_counts_and_a_reason() -> None:
@@ -214,6 +230,7 @@ def test_unknown_tokens_and_logprobs_are_absent_and_not_zero() -> None:
     summary = summarize(rollout_table([[1.0], [0.0]]), turns, SETTINGS, seconds=None)
     assert not [name for name in summary.metrics if name.startswith(("eval/tokens", "eval/logprob", "timing"))]
     assert summary.notes["eval/tokens/response_mean"] == "the policy gave no token counts"
+    assert summary.notes["eval/logprob/nz_mean"] == "the policy gave no log-probabilities"
 
 
 def test_agent_metrics_become_columns_of_their_own() -> None:

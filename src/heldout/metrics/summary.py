@@ -124,6 +124,7 @@ class _Page:
         for name in [name for name, value in self.metrics.items() if not math.isfinite(value)]:
             del self.metrics[name]
             self.intervals.pop(name, None)
+            self.no_interval.pop(name, None)
             self.notes[name] = OVERFLOW
         for name in [name for name, ends in self.intervals.items() if not all(map(math.isfinite, ends))]:
             del self.intervals[name]
