@@ -87,6 +87,13 @@ def test_compare_says_which_is_better_by_how_much_and_how_sure(heldout: Heldout,
     }
 
 
+def test_compare_with_a_margin_says_once_whether_what_is_lost_matters(
+    heldout: Heldout, worse: Run, better: Run
+) -> None:
+    said = heldout("compare", worse.folder, better.folder, "--margin", "0.1").out
+    assert said.count("not worse by 0.10 or more") == 1
+
+
 def test_compare_never_says_more_than_the_interval(heldout: Heldout, worse: Run) -> None:
     said = heldout("compare", worse.folder, worse.folder)
     assert "better:" not in said.out

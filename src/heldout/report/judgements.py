@@ -34,9 +34,6 @@ def comparison(compared: Comparison, prompts: Mapping[str, str]) -> RenderableTy
             _p_value(metric.adjusted_p_value),
         )
     parts: list[RenderableType] = [table, Text(_fared(compared))]
-    equivalence = compared.metrics[compared.primary].equivalence
-    if equivalence is not None:
-        parts.append(Text(compared.metrics[compared.primary].verdict))
     parts += [Text.assemble(("! ", "bold yellow"), note) for note in compared.notes]
     moved = [move for move in compared.moves[:_SHOWN_MOVES] if move.difference]
     if moved:
