@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from heldout.metrics.beta_binomial import SUCCESS_RATE, CountTables, Quantity, posterior
-from heldout.metrics.intervals import mean_interval, rate_interval, rate_limits, why_no_mean_interval
-from heldout.metrics.pass_k import pass_at_k_by_prompt
+from heldout.metrics.intervals import mean_interval, mean_limits, rate_interval, rate_limits, why_no_mean_interval
+from heldout.metrics.pass_k import pass_at_k_by_prompt, pass_power_k_by_prompt
 from heldout.metrics.table import IntArray
 
 
@@ -33,6 +33,49 @@ def test_on_the_grid_too_the_model_has_clopper_and_pearsons_limits(successes: in
     ).limits_R2[0]
     exact = stats.binomtest(successes, 30).proportion_ci(0.95, method="exact")
     assert found == pytest.approx((exact.low, exact.high), abs=0.005)
+
+
+@pytest.mark.parametrize("successes", [1, 5, 15, 29])
+def test_with_one_rollout_a_prompt_the_success_rate_itself_is_likeliest(successes: int) -> None:
+    outcomes = np.array([1] * successes + [0] * (30 - successes))
+    tables = CountTables.of(outcomes, np.ones(30, dtype=np.int64))
+    likeliest = posterior(tables, SUCCESS_RATE, np.full((1, 2), 0.025)).likeliest_R
+    assert likeliest == pytest.approx([successes / 30], abs=1e-4)
+
+
+def test_many_prompts_have_the_limits_of_korn_and_graubard() -> None:
+    # 64 rollouts each; nearly all prompts are alike, and what scatters is ten that are not.
+    rates = np.array([0.5] * 290 + [0.0] * 5 + [1.0] * 5)
+    freedom = 2 * 300 / (stats.kurtosis(rates, fisher=False) - 1)
+    alone = 0.25 / (rates.var() / 299)  # independent rollouts with a mean that scatters as much
+    size = alone * (stats.norm.ppf(0.025) / stats.t.ppf(0.025, freedom)) ** 2
+    low, high = stats.beta.ppf([0.025, 0.975], [size / 2, size / 2 + 1], [size / 2 + 1, size / 2])
+    assert rate_of((64 * rates).astype(int).tolist(), [64] * 300) == pytest.approx((low, high), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("prompts_by_successes", "size", "quantity", "limits"),
+    [
+        ({0: 3, 1: 1, 2: 1}, 4, Quantity(), (0.037094, 0.430774)),
+        ({0: 5, 1: 2, 3: 2, 8: 1}, 16, Quantity(), (0.040812, 0.256564)),
+        ({4: 6, 3: 3, 2: 1}, 4, Quantity(), (0.720156, 0.948566)),
+        ({0: 6, 1: 6, 2: 4, 4: 3, 8: 1}, 8, Quantity(), (0.122340, 0.354305)),
+        ({0: 25, 1: 3, 2: 1, 3: 1}, 4, Quantity(), (0.020982, 0.167802)),
+        ({0: 95, 1: 3, 2: 1, 3: 1}, 4, Quantity(), (0.006048, 0.055699)),
+        ({0: 10, 1: 5, 2: 5, 3: 5, 6: 5}, 8, Quantity(4), (0.377073, 0.690879)),
+        ({2: 5, 4: 5, 6: 10, 8: 10}, 8, Quantity(4, is_power=True), (0.252908, 0.575568)),
+    ],
+)
+def test_a_rate_has_the_limits_that_were_calibrated(
+    prompts_by_successes: dict[int, int], size: int, quantity: Quantity, limits: tuple[float, float]
+) -> None:
+    # Pinned: coverage was measured for these. Whoever changes them runs benchmarks.calibration again.
+    successes = np.repeat(*np.array(list(prompts_by_successes.items())).T)
+    sizes = np.full(len(successes), size)
+    by_prompt = pass_power_k_by_prompt if quantity.is_power else pass_at_k_by_prompt
+    values = by_prompt(successes, sizes, quantity.k)
+    found = rate_interval(values, 0.95, successes=successes, sizes=sizes, quantity=quantity)
+    assert found == pytest.approx(limits, abs=2e-6)
 
 
 def test_rollouts_that_always_agree_tell_no_more_than_one_each() -> None:
@@ -139,8 +182,36 @@ def test_a_long_tail_above_stretches_the_interval_upwards() -> None:
     assert interval.high - values.mean() > 1.3 * (values.mean() - interval.low)
 
 
+@pytest.mark.parametrize(
+    ("prompts", "limits"),
+    [
+        (3, (-1.063764, 11.094878)),
+        (5, (-0.027574, 6.136229)),
+        (10, (0.386209, 2.458754)),
+        (30, (0.682564, 1.742016)),
+        (100, (0.822220, 1.292442)),
+    ],
+)
+def test_a_mean_with_a_long_tail_has_the_limits_that_were_calibrated(prompts: int, limits: tuple[float, float]) -> None:
+    # Pinned, as those of rates. The quantiles of an exponential distribution; with the tail below, the mirror image.
+    values = -np.log(1 - (np.arange(prompts) + 0.5) / prompts)
+    assert mean_interval(values, 0.95) == pytest.approx(limits, abs=2e-6)
+    assert mean_interval(-values, 0.95) == pytest.approx((-limits[1], -limits[0]), abs=2e-6)
+
+
 def test_rewards_that_never_differ_have_no_interval() -> None:
     assert mean_interval(np.full(10, 0.3), 0.95) is None
+
+
+def test_several_evaluations_at_once_have_the_limits_that_each_has_alone() -> None:
+    values_RP = np.random.default_rng(5).exponential([[1.0], [20.0]], (2, 12))
+    assert mean_limits(values_RP, 0.95).tolist() == [pytest.approx(mean_interval(row, 0.95)) for row in values_RP]
+    successes_RP = np.array([[0, 0, 1, 2] * 3, [4, 3, 4, 4] * 3])
+    tables = CountTables(
+        tuple((c, 4) for c in range(5)), np.array([np.bincount(row, minlength=5) for row in successes_RP]) / 1.0
+    )
+    limits = rate_limits(successes_RP / 4, tables, SUCCESS_RATE, 0.95)
+    assert limits.tolist() == [pytest.approx(rate_of(row.tolist(), [4] * 12)) for row in successes_RP]
 
 
 @pytest.mark.parametrize("odd", [0.0, 5.0])
