@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from heldout.errors import DatasetError, InputError
+from heldout.report import text_findings
 from heldout.report.findings import Finding, Weight, find
 from heldout.report.rollout_rows import RolloutRows
 from heldout.report.slices import ABSENT, OTHERS, columns_of, slices
@@ -47,9 +48,10 @@ def test_a_sound_run_has_no_finding(tmp_path: Path) -> None:
         ("inconsistent_turns", Play(0.0, (call("go", {}), "I think I shall go", call("stop", {})))),
         ("inconsistent_turns", Play(0.0, ("The answer is 4.", "Wait, the answer is 5."))),
         ("confident_and_wrong", Play(0.0, ("let me see", "The answer is definitely 7."))),
-        ("malformed_tool_calls", Play(0.0, (call("go", "{north"),))),
+        ("malformed_tool_calls", Play(1.0, (call("go", "{north"),))),
         ("token_limit", Play(0.0, ("a long", "story that"), finish="length")),
         ("format_failures", Play(0.0, BAD.says, metrics={"invalid_actions": 2})),
+        ("format_failures", Play(0.0, BAD.says, metrics={"well_formed": 0})),
         ("format_failures", Play(None, failure="JSONDecodeError: Expecting value")),
         ("no_model_call", Play(1.0, (), flags=("no_model_call",))),
         ("failures", Play(None, failure="KeyError: 'x'")),
@@ -72,16 +74,40 @@ def test_one_odd_rollout_is_found_counted_and_named(tmp_path: Path, kind: str, o
         ("looping", Play(1.0, ("look at the map",) * 3)),
         ("looping", Play(0.0, ("look", "look", "go on"))),
         ("inconsistent_turns", Play(0.0, (call("go", {}), call("go", {"to": 1}), "I am there"))),
+        ("inconsistent_turns", Play(1.0, ("The answer is 4.", "Wait, the answer is 5."))),
         ("confident_and_wrong", Play(0.0, ("I might be wrong, but the answer is 7.",))),
+        ("confident_and_wrong", Play(1.0, ("let me see", "The answer is definitely 7."))),
         ("empty_replies", Play(0.0, (call("stop", ""),))),
         ("malformed_tool_calls", Play(0.0, (call("stop", ""),))),
         ("format_failures", Play(0.0, BAD.says, metrics={"invalid_actions": 0})),
+        ("format_failures", Play(0.0, BAD.says, metrics={"well_formed": 1})),
         ("format_failures", Play(None, failure="OSError: no information on the sparse matrix")),
         ("completed_not_correct", Play(0.0, BAD.says, metrics={"completed": 0})),
     ],
 )
 def test_what_only_looks_like_a_pattern_is_not_told(tmp_path: Path, kind: str, harmless: Play) -> None:
     assert kind not in only(tmp_path, harmless)
+
+
+def test_what_one_rollout_in_a_hundred_does_is_not_told(tmp_path: Path) -> None:
+    groups: list[list[Play]] = [[GOOD, BAD] for _ in range(60)]
+    groups[1][1] = Play(0.0, ("look at the map",) * 3, metrics={"completed": 1, "invalid_actions": 2})
+    groups[2][1] = Play(None, failure="KeyError: 'x'")
+    groups[3][0] = BAD
+    assert found(written_run(tmp_path / "run", groups)) == {}
+
+
+def test_of_a_large_run_a_sample_of_the_replies_is_read_and_the_finding_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looping = Play(0.0, ("look at the map",) * 3)
+    run = written_run(tmp_path / "run", [[looping, GOOD, looping, looping]] * 4)
+    assert found(run)["looping"].seen.startswith("12 of 16 rollouts ")
+    assert "sample" not in found(run)["looping"].seen
+    monkeypatch.setattr(text_findings, "_SAMPLE_TURNS", 22)  # half of the turns: every other rollout
+    sampled = found(run)["looping"]
+    assert sampled.seen.startswith("8 of 8 rollouts ")
+    assert sampled.seen.endswith("(in a sample of 8 of 16)")
 
 
 def test_prompts_that_never_succeed_are_told_with_one_rollout_each(tmp_path: Path) -> None:
@@ -124,6 +150,16 @@ def test_a_game_of_one_length_has_no_turn_limit(tmp_path: Path) -> None:
     assert "turn_limit" not in found(written_run(tmp_path / "run", [MIXED] * 8))
 
 
+def test_turns_that_end_without_a_pile_are_no_limit(tmp_path: Path) -> None:
+    plays = [Play(float(n == 2), tuple("abcdefgh"[:n])) for n in (2, 7, 8)]
+    assert "turn_limit" not in found(written_run(tmp_path / "run", [plays] * 8))
+
+
+def test_prompts_played_once_are_no_groups(tmp_path: Path) -> None:
+    kinds = found(written_run(tmp_path / "run", [[GOOD], [BAD]] * 4, sampling_temperature=0))
+    assert not kinds.keys() & {"flat_groups", "greedy_group"}
+
+
 def test_greedy_groups_are_told(tmp_path: Path) -> None:
     assert "greedy_group" in found(written_run(tmp_path / "run", [MIXED] * 4, sampling_temperature=0))
 
@@ -145,6 +181,9 @@ def test_held_out_prompts_among_the_training_prompts_are_told(tmp_path: Path) ->
         "1 of 3 held-out prompts are among the 2 training prompts; success 100% on them, 50% on the rest"
     )
     assert finding.num_rollouts == 2
+    training.write_text("".join(json.dumps({"prompt": f"What is {n}+{n}?"}) + "\n" for n in (2, 3, 4)))
+    everything = found(run, str(training))["training_prompts"]
+    assert everything.seen == "3 of 3 held-out prompts are among the 3 training prompts"
 
 
 def test_a_training_file_that_is_not_there_is_named(tmp_path: Path) -> None:
