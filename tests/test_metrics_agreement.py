@@ -57,6 +57,26 @@ def test_rollouts_of_one_prompt_widen_the_interval() -> None:
     assert by_prompt[1] - by_prompt[0] > 2 * (alone[1] - alone[0])
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_ranks_that_agree_or_differ_entirely_have_no_interval(sign: float) -> None:
+    reward = np.arange(10.0)
+    found = agreement(reward, sign * reward, np.arange(10), reward_threshold=1, score_threshold=1)
+    assert found.rank_correlation == sign
+    assert found.rank_interval is None
+
+
+def test_the_rank_interval_is_as_wide_as_leaving_out_one_prompt_after_the_other_shows() -> None:
+    rng = np.random.default_rng(12)
+    prompts = np.repeat(np.arange(150), 2)
+    level = np.repeat(rng.gamma(1.0, 2.0, 150), 2)
+    reward, score = (np.round(level + rng.gamma(1.0, 1.0, 300)) for _ in range(2))  # skew, and with many ties
+    found = agreement(reward, score, prompts, reward_threshold=1, score_threshold=1).rank_interval
+    assert found is not None
+    without = np.array([stats.spearmanr(reward[prompts != p], score[prompts != p]).statistic for p in range(150)])
+    error = np.sqrt(149 / 150 * np.square(without - without.mean()).sum()) / (1 - without.mean() ** 2)
+    assert np.diff(np.arctanh(found)) == pytest.approx(2 * stats.t.ppf(0.975, 149) * error, rel=0.02)
+
+
 def test_the_rank_interval_covers_as_often_as_it_says() -> None:
     # Bivariate normal with correlation r has Spearman's 6 / pi * asin(r / 2); 400 draws of 60: 95% +- 3 standard errors.
     rng = np.random.default_rng(6)

@@ -10,6 +10,7 @@ from heldout.metrics.quantiles import quantile
 def test_the_median_of_a_few_rows_by_hand() -> None:
     assert quantile(np.array([5.0, 1.0, 3.0]), np.arange(3), 0.5).value == 3.0
     assert quantile(np.array([4.0, 1.0, 3.0, 2.0]), np.arange(4), 0.5).value == 2.0
+    assert [quantile(np.array([4.0, 1.0, 3.0, 2.0]), np.arange(4), share).value for share in (0.01, 0.99)] == [1.0, 4.0]
 
 
 def test_one_prompt_has_a_median_and_no_interval() -> None:
@@ -60,11 +61,16 @@ def test_the_interval_covers_as_often_as_it_says(share: float) -> None:
     assert hits / 300 > 0.912  # 0.95 less three standard errors
 
 
-def test_a_share_outside_0_and_1_is_refused() -> None:
-    with pytest.raises(MetricError, match=r"share is 50; it must lie between 0 and 1, such as 0\.5 for the median"):
-        quantile(np.array([1.0]), np.array([0]), 50)
+@pytest.mark.parametrize("share", [0, 1, 50])
+def test_a_share_outside_0_and_1_is_refused(share: float) -> None:
+    with pytest.raises(
+        MetricError, match=rf"share is {share}; it must lie between 0 and 1, such as 0\.5 for the median"
+    ):
+        quantile(np.array([1.0]), np.array([0]), share)
 
 
 def test_nothing_has_no_quantile() -> None:
     with pytest.raises(MetricError, match="a quantile needs numbers and their prompts"):
         quantile(np.array([]), np.array([], dtype=np.int64), 0.5)
+    with pytest.raises(MetricError, match=r"got \(1,\) values, \(2,\) prompts"):
+        quantile(np.array([1.0]), np.array([0, 1]), 0.5)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from heldout.errors import MetricError
+from heldout.metrics.sample import linearized
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.summary import Summary, summarize
 from heldout.metrics.table import FloatArray, RolloutTable, TurnTable
@@ -131,6 +132,11 @@ def test_a_failed_rollout_is_no_success_even_when_the_threshold_is_zero() -> Non
     assert summary.metrics["eval/reward/succeeded_rollouts"] == 3
 
 
+def test_a_mean_over_groups_of_unequal_size_is_a_ratio() -> None:
+    # 3 rollouts of 2.0 and one of 0.0: mean 6 / 4. Each prompt's value is 1.5 + (sum - 1.5 * size) / 2 (two rollouts a prompt).
+    assert linearized(np.array([6.0, 0.0]), np.array([3.0, 1.0])) == pytest.approx([1.5 + 1.5 / 2, 1.5 - 1.5 / 2])
+
+
 def test_one_prompt_has_values_and_no_interval() -> None:
     summary = summary_of([[1.0, 0.0, 1.0, 0.0]])
     assert summary.metrics["eval/reward/pass_at_2"] == pytest.approx(5 / 6)  # 1 - C(2,2) / C(4,2)
@@ -249,6 +255,8 @@ def test_missing_rollouts_are_known_only_when_the_plan_is() -> None:
 
 
 def test_columns_of_different_length_are_refused() -> None:
+    with pytest.raises(MetricError, match=r"columns of TurnTable differ in length: rollout_row 2, prompt_tokens 1"):
+        turn_table([0, 1], [5.0], [5.0, 5.0], [(), ()])
     with pytest.raises(MetricError, match=r"columns of RolloutTable differ in length: prompt_index 2, .* reward 1"):
         RolloutTable(np.array([0, 1]), np.array([0, 0]), np.array([True, True]), np.array([1.0]), np.array([1, 1]))
 
@@ -262,6 +270,11 @@ def test_columns_of_different_length_are_refused() -> None:
         ),
         ({"pass_k_values": (1,), "success_threshold": NAN}, "success_threshold is nan; it must be a finite number"),
         ({"pass_k_values": (1,), "success_threshold": 1.0, "confidence": 95}, "confidence is 95; it must lie between"),
+        ({"pass_k_values": (1,), "success_threshold": 1.0, "confidence": 0}, "confidence is 0; it must lie between"),
+        (
+            {"pass_k_values": (1,), "success_threshold": 1.0, "failed_rollouts": "none"},
+            "failed_rollouts is 'none'; it must be 'zero' or 'exclude'",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], message: str) -> None:

@@ -1,5 +1,6 @@
 """Quantiles over rollouts or turns, with intervals that respect prompts."""
 
+import math
 from bisect import bisect_left
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ def quantile(values: FloatArray, prompt_index: IntArray, share: float, confidenc
     if not 0 < share < 1:
         raise MetricError(f"share is {share!r}; it must lie between 0 and 1, such as 0.5 for the median")
     ordered = np.sort(values)
-    value = float(ordered[int(np.clip(np.ceil(share * len(ordered)) - 1, 0, len(ordered) - 1))])
+    value = float(ordered[math.ceil(share * len(ordered)) - 1])
     groups = Groups.of(prompt_index)
     if groups.num_prompts < 2:
         return Quantile(value, None, "one prompt: no interval, since nothing shows how prompts differ")
