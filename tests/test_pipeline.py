@@ -141,6 +141,11 @@ def test_expressions_read_what_earlier_steps_left() -> None:
     assert resolve({"Name": [value], "Id": {"Get": "Steps.A.B.C"}}, scope) == {"Name": ["abc-report"], "Id": None}
     with pytest.raises(InputError, match=r"nothing to get at 'Execution.PipelineExecutionID'.*Did you mean"):
         resolve({"Get": "Execution.PipelineExecutionID"}, scope)
+    with pytest.raises(InputError, match=r"nothing to get at 'Execution.PipelineExecutionId.Part': no 'Part' there"):
+        resolve({"Get": "Execution.PipelineExecutionId.Part"}, scope)
+    plain = {"Get": "Steps.A.B.C", "Name": "an object that has both"}
+    assert resolve(plain, scope) == plain
+    assert list(steps_read_by([value, plain, {"Id": {"Get": "Steps.A.B.C"}}])) == ["A"]
 
 
 def _without(definition: dict[str, Any], **changes: object) -> dict[str, Any]:
@@ -159,6 +164,11 @@ def _without(definition: dict[str, Any], **changes: object) -> dict[str, Any]:
         ),
         (lambda d: _without(d, Steps=[*d["Steps"], d["Steps"][0]]), "two steps have the same Name"),
         (lambda d: _without(d, Steps=d["Steps"][1:]), "depends on 'CreateEvaluationAction', which is no step"),
+        (lambda d: _without(d, Parameters={"Name": "p"}), "Parameters is {'Name': 'p'}; it must be a list of objects"),
+        (
+            lambda d: _without(d, Steps=[{"Name": "A", "DependsOn": "B"}]),
+            "step 'A': DependsOn is 'B'; it must be a list",
+        ),
         (
             lambda d: _without(d, Steps=[{**d["Steps"][0], "DependsOn": ["AssociateLineage"]}, *d["Steps"][1:]]),
             "steps depend on each other",
