@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 
+from evaluations import AROUND
 from heldout.errors import JobFailed, RunError, StorageError
 from heldout.job.document import OutputDataConfig
 from heldout.job.records import Attempt
+from heldout.pipeline.definition import EvaluationJobs, render
+from heldout.pipeline.evaluation import Evaluation
+from heldout.pipeline.state import ExecutionStatus
 from heldout.rollouts.journal import Journal, read, segments
 from heldout.rollouts.mirror import Mirror, folder_for, new_folder, open_run, remove_if_never_begun
 from heldout.rollouts.run import JobStatus, Run
@@ -355,3 +359,77 @@ async def test_a_run_that_is_completed_while_it_is_fetched_is_fetched_whole(
     assert not fetched.has_journal
     a.mirror.release()
     shutil.rmtree(folder_for(LOCATION))
+
+
+@pytest.fixture
+def evaluation(machine: Machine, tmp_path: Path) -> Evaluation:
+    """An evaluation in the bucket, begun on machine `a`."""
+    machine("a")
+    return _new_evaluation(tmp_path)
+
+
+def _new_evaluation(folder: Path) -> Evaluation:
+    jobs = EvaluationJobs(base=document(folder, "http://127.0.0.1:9/v1", "ab"), fine_tuned=None)
+    return Evaluation.create(f"{OUTPUT}/test", name="test", region="us-west-2", definition=render(jobs, AROUND))
+
+
+def test_an_evaluation_is_gone_on_with_from_where_another_machine_left_it(
+    evaluation: Evaluation, machine: Machine
+) -> None:
+    machine("b")
+    elsewhere = Evaluation.open(evaluation.location)
+    claim = elsewhere.claim(pytest.fail)
+    assert claim is not None
+    elsewhere.note("of b")
+    elsewhere.update(status=ExecutionStatus.SUCCEEDED)
+    claim.release()
+    machine("a")
+    assert Evaluation.open(evaluation.location).status is ExecutionStatus.SUCCEEDED
+    assert Evaluation.open(evaluation.location).state.notes == ("of b",)
+
+
+def test_an_evaluation_that_another_machine_works_on_is_left_as_it_is(evaluation: Evaluation, machine: Machine) -> None:
+    claim = evaluation.claim(pytest.fail)
+    assert claim is not None
+    machine("b")
+    elsewhere = Evaluation.open(evaluation.location)
+    elsewhere.begin()
+    with pytest.raises(RunError, match="is being worked on by machine"):
+        elsewhere.claim(lambda _: claim.check())
+    assert "is being worked on" in str(elsewhere.state.failure_reason)  # for who waits for it there
+    elsewhere.remove_if_never_begun()
+    evaluation.note("of a")
+    claim.release()
+    assert Evaluation.open(evaluation.location).state.notes == ("of a",)
+
+
+def test_a_place_that_refuses_for_a_while_does_not_end_an_evaluation(
+    evaluation: Evaluation, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> str:
+        raise StorageError("away")
+
+    with monkeypatch.context() as away:
+        away.setattr(Storage, "upload", refuse)
+        evaluation.note("1")
+        evaluation.update(status=ExecutionStatus.SUCCEEDED)
+        with pytest.raises(StorageError):
+            evaluation.publish()
+    assert "execution.json is not copied yet: away" in caplog.text
+    with monkeypatch.context() as away:
+        away.setattr(Storage, "read_version", refuse)
+        assert Evaluation.open(evaluation.location).state.notes == ("1",)
+    evaluation.publish()
+    machine("c")
+    assert Evaluation.open(evaluation.location).state.notes == ("1",)
+
+
+def test_of_two_machines_that_make_an_evaluation_at_the_same_moment_one_has_it(
+    evaluation: Evaluation, machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine("b")
+    monkeypatch.setattr(Evaluation, "is_at", lambda _: False)  # it is not there yet
+    with pytest.raises(RunError, match=r"there is an evaluation in s3://.* already"):
+        _new_evaluation(tmp_path)
+    machine("a")
+    assert Evaluation.open(evaluation.location).state.arn == evaluation.state.arn

@@ -16,10 +16,11 @@ from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.runner import Work, run_pipeline
 from heldout.pipeline.state import ExecutionStatus
 from heldout.rollouts.engine import Ending, StopSwitch
-from heldout.rollouts.mirror import Mirror
+from heldout.rollouts.mirror import Mirror, patiently
 from heldout.rollouts.progress import Progress
 from heldout.rollouts.run import JobStatus, Run
 from heldout.storage import is_remote
+from heldout.storage.claim import Claim
 from heldout.storage.lock import FolderLock
 
 _Result = TypeVar("_Result")
@@ -49,15 +50,33 @@ async def play_evaluation(
         switch = StopSwitch()
 
         def stopping(again: bool) -> None:
-            evaluation.update(status=ExecutionStatus.STOPPING)
+            evaluation.update_here(status=ExecutionStatus.STOPPING)  # no network while rollouts are timed
             on_stop(again)
 
         with stopped_by_signals(switch, stopping):
             lock.sign()
-            work = _LocalWork(evaluation, display, note, say, max_runtime_seconds)
-            return await run_pipeline(evaluation, work, switch)
+            claim = await asyncio.to_thread(evaluation.claim, say)
+            try:
+                work = _LocalWork(evaluation, display, note, say, max_runtime_seconds)
+                return await run_pipeline(evaluation, work, switch)
+            finally:
+                if claim is not None:
+                    await _concluded(evaluation, claim)
     finally:
         lock.release()
+
+
+async def _concluded(evaluation: Evaluation, claim: Claim) -> None:
+    """Has the remote place say how the evaluation ended, and lets other machines go on with it."""
+
+    def publish() -> None:
+        claim.check()
+        evaluation.publish()
+
+    try:
+        await patiently(publish, "how the evaluation ended")
+    finally:
+        await asyncio.to_thread(claim.release)
 
 
 async def play_run(

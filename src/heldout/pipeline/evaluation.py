@@ -12,10 +12,11 @@ One process at a time works on an evaluation: it holds the lock on `lock`. The l
 status says Executing and whose lock is free was interrupted.
 """
 
+import logging
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -23,15 +24,19 @@ from typing import Any, Self
 import orjson
 from pydantic import ValidationError
 
-from heldout.errors import ReferenceProblem, RunError, StorageError, did_you_mean, shown
+from heldout.errors import HeldoutError, ReferenceProblem, RunError, StorageError, did_you_mean, shown
 from heldout.job.registry import Registry
 from heldout.pipeline.definition import BASE_STEP, FINE_TUNED_STEP, PIPELINE_PREFIX
 from heldout.pipeline.state import ExecutionState, ExecutionStatus, StepState, StepStatus
 from heldout.pipeline.steps import Definition, parse_definition
+from heldout.rollouts.fetching import Seen, fetching, forget
 from heldout.rollouts.mirror import folder_for, has_run, open_run, remove_if_never_begun
 from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN, Run, write_whole
-from heldout.storage import Storage, is_remote, open_atomic, why_not_writable
+from heldout.storage import Storage, is_remote, why_not_writable
+from heldout.storage.claim import CLAIM_FILE, Claim
 from heldout.storage.lock import FolderLock, holder_of
+
+log = logging.getLogger(__name__)
 
 STATE_FILE = "execution.json"
 RUN_NAMES: Mapping[str, str] = {BASE_STEP: BASE_RUN, FINE_TUNED_STEP: FINE_TUNED_RUN}
@@ -86,7 +91,7 @@ class Evaluation:
             kms_key=kms_key,
         )
         evaluation = cls(folder_for(location), state)
-        evaluation.save(state)
+        evaluation._create()
         return evaluation
 
     @classmethod
@@ -94,7 +99,7 @@ class Evaluation:
         """The evaluation at a local path or an `s3://` URI. Raises RunError when there is none."""
         location = str(location)
         folder = folder_for(location)
-        if is_remote(location) and not (folder / STATE_FILE).exists():
+        if is_remote(location):
             _fetch(location, folder)
         return cls.open_folder(folder)
 
@@ -177,7 +182,7 @@ class Evaluation:
     def save(self, state: ExecutionState) -> None:
         """Replaces execution.json, in the remote place too where there is one."""
         self.state = state.model_copy(update={"changed_at": time.time()})
-        self.write(STATE_FILE, orjson.dumps(self.state.model_dump(mode="json"), option=orjson.OPT_INDENT_2))
+        self.write(STATE_FILE, _encoded(self.state))
 
     def update(self, **changes: object) -> None:
         """Replaces execution.json with these fields changed."""
@@ -194,17 +199,55 @@ class Evaluation:
         if note not in self.state.notes:
             self.update(notes=(*self.state.notes, note))
 
+    def update_here(self, **changes: object) -> None:
+        """`update`, but what is in a remote place stays as it is, and is not waited for."""
+        self.state = self.state.model_copy(update={**changes, "changed_at": time.time()})
+        write_whole(self.folder / STATE_FILE, _encoded(self.state))
+
     def begin(self) -> None:
-        """Marks the execution as going on; steps that did not succeed are to be begun again, those with a job go on with it."""
+        """Marks the execution as going on, on this machine; steps that did not succeed are to be begun again, those with a job go
+        on with it."""
         kept = (_begun_again(step) for step in self.state.steps)
         steps = tuple(step for step in kept if step is not None)
-        self.update(status=ExecutionStatus.EXECUTING, failure_reason=None, ended_at=None, steps=steps)
+        self.update_here(status=ExecutionStatus.EXECUTING, failure_reason=None, ended_at=None, steps=steps)
 
     def write(self, name: str, data: bytes) -> None:
-        """Replaces a file of the evaluation's, in the remote place too where there is one."""
+        """Replaces a file of the evaluation's, in the remote place too if there is one; what that refuses, `publish` does."""
         write_whole(self.folder / name, data)
         if is_remote(self.state.location):
-            Storage.at(self.state.location, kms_key=self.state.kms_key).write(name, data)
+            try:
+                self._copy(name)
+            except (StorageError, ReferenceProblem) as error:
+                log.warning("%s is not copied yet: %s", name, error)
+
+    def publish(self) -> None:
+        """Copies all of it to the remote place, where there is one. Raises StorageError or ReferenceProblem when that refuses."""
+        if is_remote(self.state.location):
+            for name in reversed(_FILES):  # the state, which says that the rest is there, last
+                if (self.folder / name).exists():
+                    self._copy(name)
+
+    def claim(self, note: Callable[[str], None]) -> Claim | None:
+        """Makes this the one machine that works on the evaluation, as the last one left it; None for one that is not remote. The
+        caller holds the folder's lock.
+
+        note: told what is waited for. Raises RunError when another machine works on it, StorageError or ReferenceProblem when
+        the remote place refuses.
+        """
+        if not is_remote(self.state.location):
+            return None
+        storage, seen = self._storage, Seen(self.folder)
+        try:
+            claim = Claim.take(storage, before=seen.get(CLAIM_FILE), note=note)
+            seen.note(CLAIM_FILE, claim.token)
+            with fetching(self.folder):
+                _fetch_newer(storage, self.folder)
+        except HeldoutError as error:
+            # For who waits for it here; elsewhere it may go on.
+            self.update_here(status=ExecutionStatus.FAILED, failure_reason=str(error), ended_at=time.time())
+            raise
+        self.refresh()
+        return claim
 
     def remove_if_never_begun(self) -> None:
         """Takes it away again, here and in its remote place, if no rollout was ever begun in it and no process is about to."""
@@ -219,14 +262,43 @@ class Evaluation:
         finally:
             lock.release()
 
+    def _create(self) -> None:
+        """Writes it for the first time: in a remote place before it is here, so that of two machines one has it."""
+        data = _encoded(self.state)
+        if is_remote(self.state.location):
+            version = self._storage.replace(STATE_FILE, data, None)
+            if version is None and not self._is_copied(data):
+                raise RunError(
+                    f"there is an evaluation in {self.state.location} already, begun at the same moment; choose another name"
+                )
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in (self.folder / name for name in _FILES):  # of one that was removed there since
+                path.unlink(missing_ok=True)
+            Seen(self.folder).note(STATE_FILE, version)
+        write_whole(self.folder / STATE_FILE, data)
+
+    def _is_copied(self, data: bytes) -> bool:
+        found = self._storage.read_version(STATE_FILE)
+        return found is not None and found.data == data
+
+    def _copy(self, name: str) -> None:
+        Seen(self.folder).note(name, self._storage.upload(name, self.folder / name))
+
+    @property
+    def _storage(self) -> Storage:
+        return Storage.at(self.state.location, kms_key=self.state.kms_key)
+
     def _remove_if_never_begun(self) -> None:
         for run in self.runs().values():
             remove_if_never_begun(run)
         if any(has_run(self.run_location(name)) for name in RUN_NAMES.values()):
             return
         if is_remote(self.state.location):
+            if self._storage.exists(CLAIM_FILE):
+                return  # another machine works on it
             for name in _FILES:
-                Storage.at(self.state.location).delete(name)
+                self._storage.delete(name)
+            forget(self.folder)
         for name in (*_FILES, "lock"):
             (self.folder / name).unlink(missing_ok=True)
         for folder in (self.folder, self.folder.parent):
@@ -234,6 +306,10 @@ class Evaluation:
                 folder.rmdir()
             except OSError:
                 return
+
+
+def _encoded(state: ExecutionState) -> bytes:
+    return orjson.dumps(state.model_dump(mode="json"), option=orjson.OPT_INDENT_2)
 
 
 def _begun_again(step: StepState) -> StepState | None:
@@ -269,14 +345,32 @@ def evaluations_below(folder: Path) -> list[Path]:
 
 
 def _fetch(location: str, folder: Path) -> None:
+    """Brings what other machines did of an evaluation here, unless it is worked on here."""
     storage = Storage.at(location)
-    if not storage.exists(STATE_FILE):
+    if not (folder / STATE_FILE).exists() and not storage.exists(STATE_FILE):
         raise RunError(f"no evaluation at {location!r}: it has no {STATE_FILE}")
+    with fetching(folder):
+        if holder_of(folder) is not None:
+            return
+        try:
+            _fetch_newer(storage, folder)
+        except (StorageError, ReferenceProblem) as error:
+            if not (folder / STATE_FILE).exists():
+                raise
+            log.warning("%s is shown as this machine knows it: %s", location, error)
+
+
+def _fetch_newer(storage: Storage, folder: Path) -> None:
+    found, seen = storage.read_version(STATE_FILE), Seen(folder)
+    if found is None or ((folder / STATE_FILE).exists() and seen.get(STATE_FILE) == found.version):
+        return
+    for name in _FILES[1:]:
+        if (file := storage.read_version(name)) is not None:
+            write_whole(folder / name, file.data)
+            seen.note(name, file.version)
     # The state last: a fetch that was cut short is no evaluation, and is made again.
-    for name in reversed(_FILES):
-        if storage.exists(name):
-            with open_atomic(folder / name) as file:
-                file.write(storage.read(name))
+    write_whole(folder / STATE_FILE, found.data)
+    seen.note(STATE_FILE, found.version)
 
 
 def _hint(folder: Path) -> str:

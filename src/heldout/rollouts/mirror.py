@@ -167,14 +167,8 @@ class Mirror:
         Raises StorageError when the place still refuses after some minutes, JobFailed when another machine has taken over;
         everything is still in the local folder then.
         """
-        for wait in _FINISH_WAITS_SECONDS:
-            try:
-                return await asyncio.to_thread(self._finish)
-            except (StorageError, ReferenceProblem) as error:
-                log.warning("the results are not copied yet, the next try is in %g s: %s", wait, error)
-                await asyncio.sleep(wait)
         try:
-            await asyncio.to_thread(self._finish)
+            await patiently(self._finish, "the results")
         except (StorageError, ReferenceProblem) as error:
             raise StorageError(
                 f"the results are not copied to {self._run.location}, they are in {self._run.folder} on this machine: {error}"
@@ -214,6 +208,19 @@ class Mirror:
 
     def _copy_state(self) -> None:
         self._seen.note("job.json", self._storage.upload("job.json", self._run.folder / "job.json"))
+
+
+async def patiently(copy: Callable[[], None], what: str) -> None:
+    """`copy`, again and again while the remote place refuses. Raises StorageError or ReferenceProblem when it still does after
+    some minutes."""
+    for wait in _FINISH_WAITS_SECONDS:
+        try:
+            await asyncio.to_thread(copy)
+            return
+        except (StorageError, ReferenceProblem) as error:
+            log.warning("not copied yet, the next try is in %g s: %s: %s", wait, what, error)
+            await asyncio.sleep(wait)
+    await asyncio.to_thread(copy)
 
 
 def _written(paths: list[Path]) -> list[Path]:
