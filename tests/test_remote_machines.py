@@ -293,6 +293,9 @@ def test_a_claim_whose_renewal_got_no_answer_is_still_held(
             return None  # tried again by the client, over what it had written
         raise StorageError("the connection was reset")
 
+    def refuse(*_: object) -> str:
+        raise StorageError("away")
+
     with monkeypatch.context() as lost:
         lost.setattr(Storage, "replace", unanswered)
         if is_heard:
@@ -300,6 +303,10 @@ def test_a_claim_whose_renewal_got_no_answer_is_still_held(
         else:
             with pytest.raises(StorageError):
                 claim.check()
+            with monkeypatch.context() as down:
+                down.setattr(Storage, "replace", refuse)
+                with pytest.raises(StorageError):
+                    claim.check()
     claim.check()
     claim.release()
 

@@ -41,7 +41,6 @@ class Claim:
         self._storage = storage
         self._count = 0
         self._version: str | None = None
-        self._written = b""
         self._lost: str | None = None
         self._released = threading.Event()
         self._turn = threading.Lock()
@@ -100,22 +99,21 @@ class Claim:
 
     def _write(self) -> bool:
         """Writes the next count over the version that was last seen; False, and `_lost`, when another has written."""
-        before, self._count = self._written, self._count + 1
-        self._written = orjson.dumps({"machine": socket.gethostname(), "token": self.token, "count": self._count})
+        self._count += 1
+        written = orjson.dumps({"machine": socket.gethostname(), "token": self.token, "count": self._count})
         for _ in range(2):
-            version = self._storage.replace(CLAIM_FILE, self._written, self._version)
+            version = self._storage.replace(CLAIM_FILE, written, self._version)
             if version is not None:
                 self._version = version
                 return True
             found = self._storage.read_version(CLAIM_FILE)
-            if found is not None and found.data == self._written:  # the answer was lost, not the write
-                self._version = found.version
-                return True
-            if found is not None and found.data != before:
+            if found is not None and _token(found) != self.token:
                 self._lost = _machine(found)
                 return False
-            # It is gone, removed by hand, or holds what was written before, whose answer was lost.
+            # It is gone, removed by hand; or this write or one before it succeeded, and its answer was lost.
             self._version = None if found is None else found.version
+            if found is not None and found.data == written:
+                return True
         self._lost = "another machine"
         return False
 
