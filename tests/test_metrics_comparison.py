@@ -128,14 +128,18 @@ def test_rewards_that_are_the_same_in_both_runs_bound_no_change() -> None:
 
 def test_metrics_of_the_agent_are_compared_where_both_runs_have_them() -> None:
     base = side("base", all_same(0.0, 9, 2), steps=[4.0, np.nan] * 8 + [np.nan] * 2, speed=[1.0] * 18)
-    tuned = side("tuned", all_same(0.0, 9, 2), steps=[1.0, 2.0] * 9, tries=[1.0] * 18)
+    tuned = side("tuned", all_same(0.0, 9, 2), steps=[np.nan] * 2 + [1.0, 2.0] * 8, tries=[1.0] * 18)
     found = compare(base, tuned, SETTINGS)
     assert list(found.metrics) == [
         *("eval/reward/pass_at_1", "eval/reward/pass_at_2", "eval/reward/pass_power_2"),
         *("eval/reward/mean", "eval/turns/mean", "agent/steps"),
     ]
     steps = found.metrics["agent/steps"]
-    assert (steps.base, steps.fine_tuned, steps.num_prompts) == (4.0, 1.5, 8)  # the last prompt has none in the base
+    assert (steps.base, steps.fine_tuned, steps.num_prompts) == (
+        4.0,
+        1.5,
+        7,
+    )  # the first and the last prompt have one side
     assert steps.verdict == "fine-tuned is lower: -2.50 [-2.50, -2.50]"  # whether that is better nobody said
 
 
@@ -244,6 +248,7 @@ def test_two_runs_are_equivalent_exactly_when_the_interval_lies_within_the_margi
     assert found.interval is not None
     assert found.equivalence is not None
     assert found.equivalence.is_not_worse == (found.interval[0] > -margin)
+    assert found.equivalence.is_equivalent == (found.equivalence.p_equivalent <= 0.025)
     assert found.equivalence.is_equivalent == (-margin < found.interval[0] and found.interval[1] < margin)
 
 

@@ -363,6 +363,24 @@ async def test_a_job_that_did_not_finish_ends_the_execution(
     assert reason in (evaluation.state.failure_reason or "")
 
 
+async def test_an_execution_that_is_cancelled_says_that_it_was_stopped(tmp_path: Path) -> None:
+    evaluation = new_evaluation(tmp_path, jobs(tmp_path, Shape.BASE_ONLY))
+    playing = asyncio.Event()
+
+    async def endless(run: Run) -> Ending:
+        playing.set()
+        await asyncio.Event().wait()
+        return Ending.FINISHED
+
+    executing = asyncio.create_task(run_pipeline(evaluation, _Interrupted(endless), StopSwitch()))
+    await playing.wait()
+    executing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await executing
+    assert evaluation.state.status is ExecutionStatus.STOPPED
+    assert evaluation.state.failure_reason == "stopped before it was done"
+
+
 async def test_one_process_at_a_time_executes_an_evaluation(tmp_path: Path) -> None:
     evaluation = new_evaluation(tmp_path, jobs(tmp_path, Shape.BASE_ONLY))
     lock = FolderLock.take(evaluation.folder)
