@@ -52,6 +52,7 @@ class Play:
     flags: tuple[str, ...] = ()
     output: str = ""
     tokens: int = 5
+    logprobs: tuple[float, ...] | None = None
 
     def attempt(self, prompt: str, prompt_index: int, rollout_index: int) -> Attempt:
         failed = self.failure or self.reward is None
@@ -85,7 +86,7 @@ class Play:
             finish_reason=self.finish if index == len(self.says) - 1 else "stop",
             prompt_tokens=10 * (index + 1),
             response_tokens=self.tokens,
-            logprobs=None,
+            logprobs=self.logprobs,
             started_at=1_700_000_000.0 + index,
             seconds=0.1,
             status=200,

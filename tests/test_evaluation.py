@@ -28,6 +28,7 @@ from heldout.rollouts.results import metrics_document, read_run_tables, summariz
 from heldout.rollouts.run import STATE_KEY, JobStatus, Run, SecondaryStatus
 from jobs import PLAYERS, new_run, played, played_with, rows
 from model_servers import hanging_server
+from report_runs import Play, written_run
 
 DEADLINE_SECONDS = 60.0
 
@@ -66,6 +67,23 @@ async def test_known_rewards_come_out_as_the_published_estimates(tmp_path: Path)
         assert metrics[f"eval/reward/pass_power_{k}"] == pytest.approx(power_k, abs=1e-12)
     assert "eval/reward/pass_at_8" not in metrics
     assert metrics["eval/reward/rollouts_per_prompt"] == 4
+
+
+def test_log_probabilities_are_described_token_by_token_as_they_were_recorded(tmp_path: Path) -> None:
+    unknown = float("nan")
+    plays = [[Play(logprobs=(-0.5, 0.0, -2.0)), Play()], [Play(logprobs=(0.0, unknown)), Play(logprobs=(-1.0,))]]
+    found = _metrics(written_run(tmp_path / "run", plays))["metrics"]
+    # Known tokens: -0.5, 0, -2, 0, -1.
+    expected = {
+        "zero_count": 2,
+        "zero_per_group": 2 / 2,
+        "zero_frac": 2 / 5,
+        "nz_mean": -3.5 / 3,
+        "nz_min": -2,
+        "nz_max": -0.5,
+        "nz_std": (5.25 / 3 - (3.5 / 3) ** 2) ** 0.5,
+    }
+    assert {name: found[f"eval/logprob/{name}"] for name in expected} == pytest.approx(expected)
 
 
 async def test_a_run_shows_the_same_numbers_from_its_parquet_files_alone(tmp_path: Path) -> None:
