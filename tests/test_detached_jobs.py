@@ -4,10 +4,16 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from evaluations import new_evaluation
 from heldout.backends.detached import is_concluded, start_detached_run, tell_to_stop
+from heldout.backends.known import find_evaluation, remember
+from heldout.errors import RunError
+from heldout.pipeline.definition import EvaluationJobs
 from heldout.policies.scripted import ScriptedServer
 from heldout.rollouts.run import JobStatus, Run
-from jobs import PLAYERS, new_run
+from jobs import PLAYERS, document, new_run
 
 DEADLINE_SECONDS = 60.0
 
@@ -31,3 +37,16 @@ async def test_a_job_that_was_interrupted_is_not_concluded_again_before_its_repo
             await until(lambda: not run.is_running())
             assert is_concluded(done)
     assert Run.open(run.folder).state.is_interrupted
+
+
+def test_an_evaluation_whose_folder_was_moved_is_found_where_it_is_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    job = document(tmp_path, "http://127.0.0.1:9/v1", ["1"])
+    evaluation = new_evaluation(tmp_path, EvaluationJobs(base=job, fine_tuned=None))
+    remember(evaluation)
+    moved = evaluation.folder.rename(tmp_path / "moved")
+    with pytest.raises(RunError, match=r"is no longer in .*evaluation; give the folder that it was moved to"):
+        find_evaluation(evaluation.state.arn)
+    assert find_evaluation(moved).location == str(moved)

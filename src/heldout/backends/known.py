@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from heldout.errors import HeldoutError, ReferenceProblem, did_you_mean
+from heldout.errors import HeldoutError, ReferenceProblem, RunError, did_you_mean
 from heldout.pipeline.evaluation import Evaluation
 from heldout.rollouts.mirror import state_folder
 
@@ -44,7 +44,7 @@ def is_known(arn: str) -> bool:
 def find_evaluation(arn_or_path: str | Path) -> Evaluation:
     """The evaluation with this execution ARN, or at this path or `s3://` URI.
 
-    Raises ReferenceProblem for an ARN that was not started on this machine, RunError when there is no evaluation.
+    Raises ReferenceProblem for an ARN that was not started on this machine, RunError when there is no evaluation, or no more.
     """
     given = str(arn_or_path)
     if not given:
@@ -56,7 +56,12 @@ def find_evaluation(arn_or_path: str | Path) -> Evaluation:
         raise ReferenceProblem(
             f"no evaluation {given!r} was started on this machine; give the folder it is in.{did_you_mean(given, locations)}"
         )
-    return Evaluation.open(locations[given])
+    try:
+        return Evaluation.open(locations[given])
+    except RunError as error:
+        raise RunError(
+            f"evaluation {given} is no longer in {locations[given]}; give the folder that it was moved to, if it was"
+        ) from error
 
 
 def _locations() -> dict[str, str]:

@@ -229,7 +229,7 @@ def open_tables(run: Run) -> Iterator[Path]:
         PromptReader(run.prompts_path).close()
     if run.state.status is JobStatus.COMPLETED or not run.has_journal:
         if run.state.status is not JobStatus.COMPLETED and not run.rollouts_path.exists():
-            raise RunError(f"run {run.folder} holds no finished rollout; go on with: heldout resume {run.folder}")
+            raise RunError(f"run {run.location} holds no finished rollout; go on with: heldout resume {run.location}")
         check_tables(run.folder)
         yield run.folder
         return
