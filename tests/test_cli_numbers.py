@@ -126,13 +126,11 @@ def test_runs_of_other_prompts_cannot_be_compared(heldout: Heldout, tmp_path: Pa
 def test_a_comparison_names_the_prompts_that_moved_most_and_a_run_that_is_partial(
     heldout: Heldout, tmp_path: Path, worse: Run
 ) -> None:
-    still_playing = _run(tmp_path / "playing", [[1.0] * 4, *WORSE[1:]], is_done=False)
+    rewards = [[1.0] * 4, *WORSE[1:]]
+    still_playing = _run(tmp_path / "playing", rewards, run_name="fine-tuned-model-eval", is_done=False)
     document = heldout("compare", worse.folder, still_playing.folder, "--json").document
     assert document["moved"][0] == {"prompt": "prompt 0", "base": 0.25, "fine_tuned": 1.0, "difference": 0.75}
-    assert len(document["moved"]) == 20
-    notes = [note for note in document["notes"] if "partial" in note]
-    assert len(notes) == 1
-    assert notes[0].startswith(still_playing.state.name)
+    assert document["notes"] == ["fine-tuned-model-eval is partial: its missing rollouts are not counted"]
 
 
 def test_what_only_one_run_has_is_named_and_left_out(heldout: Heldout, tmp_path: Path, worse: Run) -> None:

@@ -86,6 +86,11 @@ def test_log_probabilities_are_described_token_by_token_as_they_were_recorded(tm
     assert {name: found[f"eval/logprob/{name}"] for name in expected} == pytest.approx(expected)
 
 
+def test_how_long_an_evaluation_took_is_among_its_numbers(tmp_path: Path) -> None:
+    run = written_run(tmp_path / "run", [[Play()]])
+    assert _metrics(run)["metrics"]["timing_s/eval"] == run.state.evaluation_seconds == 12.0
+
+
 async def test_a_run_shows_the_same_numbers_from_its_parquet_files_alone(tmp_path: Path) -> None:
     run = await played(tmp_path, ["0.25", "1", "turns 3", "raise x"], eval_group_size=2, rollout_max_retries=0)
     written = _metrics(run)
