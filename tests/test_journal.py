@@ -336,3 +336,29 @@ async def test_tables_that_the_disk_has_no_room_for_are_an_error_in_one_line_and
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list((tmp_path / "tables").iterdir()) == []
+
+
+async def test_a_journal_that_is_always_being_written_to_is_sealed_all_the_same(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.open()
+    line = encode(_attempt(0))
+    first = asyncio.create_task(journal.append(_attempt(0)))
+    await asyncio.sleep(0)  # it is under way
+    second = asyncio.create_task(journal.append(_attempt(0)))
+    await asyncio.sleep(0)
+    assert journal.seal() is None
+    await asyncio.gather(first, second)
+    await journal.close()
+    sealed, *later = [segment.read_bytes() for segment in segments(tmp_path)]
+    assert sealed
+    assert later
+    assert sealed + b"".join(later) == 2 * line
+
+
+async def test_a_segment_of_another_writer_is_not_appended_to(tmp_path: Path) -> None:
+    for writer in ("a", "b"):
+        journal = Journal(tmp_path, writer=writer)
+        journal.open()
+        await journal.append(_attempt(0))
+        await journal.close()
+    assert [segment.name for segment in segments(tmp_path)] == ["000001-a.jsonl", "000002-b.jsonl"]
