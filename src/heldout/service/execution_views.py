@@ -18,8 +18,8 @@ from heldout.service.faults import not_found
 from heldout.service.job_views import Given, Job, Seen
 from heldout.service.operations import Reply
 from heldout.service.pipelines import Version, moment, version_key
-from heldout.service.store import Record
 from heldout.service.tags import forget_tags, tags_of
+from heldout.service.undertakings import Undertaking
 
 _GONE = "its folder is gone"
 _LONGEST_REASON = 1300
@@ -27,11 +27,10 @@ _LONGEST_STEP_REASON = 1024
 """Characters: the service's bounds."""
 
 
-class ExecutionRecord(Record):
+class ExecutionRecord(Undertaking):
     """An execution: what its folder does not say."""
 
     execution_id: str
-    arn: str
     pipeline: str
     version: int
     location: str
@@ -44,9 +43,6 @@ class ExecutionRecord(Record):
     role: str
     parallelism: int | None
     created_at: float
-    is_made: bool = False
-    """Whether its folder was there once."""
-    is_stopping: bool = False
 
     @property
     def key(self) -> str:

@@ -43,6 +43,7 @@ from heldout.service.pipelines import (
 )
 from heldout.service.supervisor import ExecutionWork
 from heldout.service.tags import forget_tags, set_tags, tags_of
+from heldout.service.undertakings import take
 
 ROOM = Room("sagemaker")
 
@@ -81,7 +82,7 @@ def start_pipeline_execution(context: Context, params: Params) -> Reply:
                 forget_tags(context.store, record.arn)
                 context.store.forget_token("StartPipelineExecution", token)
             raise invalid(f"pipeline {record.pipeline!r} cannot be executed: {error}") from error
-        _take(context, record)
+        take(context, record, ExecutionWork(record.folder))
     return reply
 
 
@@ -231,17 +232,9 @@ def _take_up(context: Context, key: str) -> None:
         if not record.is_made:
             _make(context, record)
         if opened(record) is not None:
-            _take(context, record)
+            take(context, record, ExecutionWork(record.folder))
     except (ServiceError, HeldoutError, OSError) as error:
         _log.warning("execution %s does not go on: %s", record.arn, error)
-
-
-def _take(context: Context, record: ExecutionRecord) -> None:
-    def is_stopping() -> bool:
-        now = context.store.find(ExecutionRecord, record.key)
-        return now is not None and now.is_stopping
-
-    context.supervisor.take(record.arn, ExecutionWork(record.folder), is_stopping)
 
 
 def _record(context: Context, pipeline: Pipeline, version: Version, params: Params) -> ExecutionRecord:

@@ -24,6 +24,7 @@ from heldout.service.paging import between, paged
 from heldout.service.store import Record
 from heldout.service.supervisor import JobWork
 from heldout.service.tags import forget_tags, set_tags, tags_of
+from heldout.service.undertakings import Undertaking, take
 
 ROOM = Room("sagemaker")
 _SORT_KEYS = {"CreationTime": "CreationTime", "Name": "JobName", "Status": "JobStatus", "": "JobArn"}
@@ -33,11 +34,10 @@ _LONGEST_NAME = 63
 _log = logging.getLogger(__name__)
 
 
-class JobRecord(Record):
+class JobRecord(Undertaking):
     """A job that is no pipeline's: what its run's folder does not say."""
 
     name: str
-    arn: str
     role: str
     document: str
     """As it was given, JSON."""
@@ -47,9 +47,6 @@ class JobRecord(Record):
     """The job's name, or one like it where an earlier job of that name left its run."""
     run_name: str
     created_at: float
-    is_made: bool = False
-    """Whether its run was there once: a server may end between telling of a job and making its folder."""
-    is_stopping: bool = False
 
     @property
     def key(self) -> str:
@@ -105,7 +102,7 @@ def create_job(context: Context, params: Params) -> Reply:
     except (HeldoutError, OSError) as error:
         _forget(context, record)
         raise invalid(f"JobConfigDocument: {error}") from error
-    _take(context, record)
+    take(context, record, _work(context, record))
     return {"JobArn": record.arn}
 
 
@@ -218,17 +215,9 @@ def _take_up(context: Context, name: str) -> None:
         if not record.is_made:
             _make(context, record)
         if (record.folder / "job.json").exists():
-            _take(context, record)
+            take(context, record, _work(context, record))
     except (ServiceError, HeldoutError, OSError) as error:
         _log.warning("job %s does not go on: %s", name, error)
-
-
-def _take(context: Context, record: JobRecord) -> None:
-    def is_stopping() -> bool:
-        now = context.store.find(JobRecord, record.name)
-        return now is not None and now.is_stopping
-
-    context.supervisor.take(record.arn, _work(context, record), is_stopping)
 
 
 def _summary(entry: Reply) -> Reply:
