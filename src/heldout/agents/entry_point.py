@@ -7,8 +7,9 @@ from collections.abc import Coroutine, Mapping
 from pathlib import Path
 
 from heldout.agents.base import Agent, Invocation, InvocationResult, Outcome
+from heldout.agents.fork_server import WorkerProblem, WorkerSettings, WorkerStarter
 from heldout.agents.lookup import check_entry_point, parse_entry_point
-from heldout.agents.process import WorkerGone, WorkerProblem, WorkerProcess, WorkerSettings
+from heldout.agents.process import WorkerGone, WorkerProcess
 from heldout.errors import ReferenceProblem
 from heldout.http.connections import Connections
 
@@ -44,6 +45,7 @@ class EntryPointAgent(Agent):
         parse_entry_point(entry_point)
         folder = (working_directory or Path.cwd()).resolve()
         self._settings = WorkerSettings(entry_point, {**os.environ, **environment}, folder)
+        self._starter = WorkerStarter(self._settings)
         self._num_workers = workers or os.cpu_count() or 1
         self._connections: Connections | None = None
         self._ready: list[WorkerProcess] = []
@@ -79,6 +81,7 @@ class EntryPointAgent(Agent):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(worker.close() for worker in list(self._processes)))
+        await self._starter.close()
         self._ready.clear()
         if self._connections is not None:
             self._connections.close()
@@ -157,7 +160,7 @@ class EntryPointAgent(Agent):
 
     def _new_worker(self) -> WorkerProcess:
         assert self._connections is not None  # `start` comes before `invoke`
-        worker = WorkerProcess(self._settings, self._connections)
+        worker = WorkerProcess(self._settings, self._starter, self._connections)
         self._processes.add(worker)
         worker.exited.add_done_callback(lambda _: self._processes.discard(worker))
         return worker

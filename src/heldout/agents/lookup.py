@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from heldout.errors import ReferenceProblem, did_you_mean, shown
@@ -83,29 +84,39 @@ def _find_file(entry_point: EntryPoint, folder: Path) -> Path:
 
 def _find_module(entry_point: EntryPoint, folder: Path) -> Path | None:
     """The module's source file; None for a module without one. Parents are searched, not imported."""
-    search: Sequence[str] = [str(folder), *sys.path]
     spec = None
-    for depth, part in enumerate(entry_point.source.split("."), 1):
-        # By its last name alone: with the full name, finders look the parents up among the imported modules.
-        spec = importlib.machinery.PathFinder.find_spec(part, search)
-        if spec is None and depth == 1:
-            spec = _installed(part)
+    for depth, spec in enumerate(module_specs(entry_point.source, [str(folder), *sys.path]), 1):
         if spec is None:
             name = ".".join(entry_point.source.split(".")[:depth])
             raise ReferenceProblem(
                 f"{entry_point.role} {entry_point.text!r} not found: there is no module {name} in {folder} or installed"
             )
-        search = list(spec.submodule_search_locations or ())
     origin = spec.origin if spec is not None else None
     return Path(origin) if origin is not None and origin.endswith(".py") else None
 
 
-def _installed(module: str) -> importlib.machinery.ModuleSpec | None:
+def module_specs(name: str, path: Sequence[str]) -> Iterator[ModuleSpec | None]:
+    """The specs of a module's packages, outermost first, and of the module itself; none of them is imported.
+
+    The last is None where there is no such package or module. path: as sys.path.
+    """
+    search = path
+    for depth, part in enumerate(name.split("."), 1):
+        # By its last name alone: with the full name, finders look the parents up among the imported modules.
+        spec = importlib.machinery.PathFinder.find_spec(part, search)
+        if spec is None and depth == 1:
+            spec = _installed(part)
+        yield spec
+        if spec is None:
+            return
+        search = list(spec.submodule_search_locations or ())
+
+
+def _installed(module: str) -> ModuleSpec | None:
     """By all finders: editable installs have their own."""
-    try:
-        return importlib.util.find_spec(module)
-    except ValueError:  # `__main__`: imported, but from nowhere that another process could import it from
+    if module == "__main__":  # imported, but from nowhere that another process could import it from
         return None
+    return importlib.util.find_spec(module)
 
 
 def _defined_names(nodes: Iterable[ast.AST]) -> Iterator[str]:

@@ -1,64 +1,52 @@
 """One worker process as the engine sees it: started, played on, cancelled on, ended; and what its attempts printed."""
 
 import asyncio
-import contextlib
 import json
 import os
 import secrets
-import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Coroutine, Iterable, Mapping
+from dataclasses import replace
 
 from heldout.agents.answers import one_line, read_answer, says_busy
 from heldout.agents.base import Invocation, InvocationResult, Outcome
+from heldout.agents.fork_server import (
+    START_SECONDS,
+    Child,
+    WorkerProblem,
+    WorkerSettings,
+    WorkerStarter,
+    died_while_starting,
+    shown_exit,
+    took_too_long,
+)
+from heldout.agents.pipes import Tail, read_pipe
 from heldout.agents.wire import CANCEL_SECONDS, KEY_HEADER, LOOP_ANSWER_SECONDS, SESSION_HEADER, FrameReader
 from heldout.http.connections import Connections, NotConnected, Site
 
-OUTPUT_BYTES = 64 * 1024
-"""How much of an attempt's output is kept: its last 64 KiB."""
-START_SECONDS = 300.0
-"""Importing an agent may load a model; an import that takes longer hangs."""
 CANCEL_ANSWER_SECONDS = LOOP_ANSWER_SECONDS + 2 * CANCEL_SECONDS + 1
 """A worker's own checks on a cancelled attempt take less; without an answer by then its loop is blocked."""
 _STOP_SECONDS = 2.0
 """How long a worker told to stop has for the agent's own clean-up (atexit, an application's lifespan)."""
-_PIPE_BYTES = 1 << 20
-"""What a pipe can hold at most, unless root says otherwise (pipe(7)); it is 64 KiB where nobody asked for more."""
-
-
-class WorkerProblem(Exception):
-    """A worker process could not start; the message is one line."""
 
 
 class WorkerGone(Exception):
     """The worker was gone before it got the attempt: another can play it."""
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerSettings:
-    """What every worker of an agent is started with."""
-
-    entry_point: str
-    environment: Mapping[str, str]
-    """All of it, not what to add."""
-    working_directory: Path
-
-
 class WorkerProcess:
     """One worker process. `start` it, `play` attempts on it concurrently, `close` it."""
 
-    def __init__(self, settings: WorkerSettings, connections: Connections) -> None:
+    def __init__(self, settings: WorkerSettings, starter: WorkerStarter, connections: Connections) -> None:
         self._settings = settings
+        self._starter = starter
         self._connections = connections
         self._key = secrets.token_hex(16)
         self._site: Site | None = None
+        self._child: Child | None = None
         self._playing: dict[str, Tail] = {}
         self._stuck: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._frames = FrameReader()
         self._words = b""
         self._stray = Tail()
         self._num_inside_at_exit = 0
@@ -80,11 +68,7 @@ class WorkerProcess:
 
     async def start(self) -> None:
         """Starts the process and waits until it serves. Raises WorkerProblem if it cannot."""
-        try:
-            self._spawn()
-        except OSError as error:
-            self.exited.set_result(1)
-            raise WorkerProblem(f"a worker process cannot be started: {error}") from error
+        await self._spawn()
         started: set[asyncio.Future[dict[str, object]] | asyncio.Future[int]] = {self._ready, self.exited}
         await asyncio.wait(started, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         word = self._ready.result() if self._ready.done() else {}
@@ -93,15 +77,11 @@ class WorkerProcess:
             return
         if not self.exited.done() and "problem" not in word:
             self.kill()
-            raise WorkerProblem(f"agent {self._settings.entry_point!r} took over {START_SECONDS:.0f} s to import")
+            raise WorkerProblem(took_too_long(self._settings))
         status = await self._exit_status()
-        last_line = (self._stray.text().strip().splitlines() or [""])[-1]
-        reason = f"its process {shown_exit(status)} while starting" + (f": {last_line}" if last_line else "")
-        raise WorkerProblem(
-            str(word["problem"])
-            if word
-            else f"agent {self._settings.entry_point!r} cannot be imported: {one_line(reason)}"
-        )
+        if self._child is not None and self._child.problem:
+            raise WorkerProblem(f"a worker process cannot be started: {self._child.problem}")
+        raise WorkerProblem(str(word["problem"]) if word else died_while_starting(self._settings, status, self._stray))
 
     async def play(self, invocation: Invocation) -> InvocationResult:
         """Plays one attempt, until it is over. Raises WorkerGone if the worker ended before it got the attempt.
@@ -136,64 +116,47 @@ class WorkerProcess:
     def kill(self) -> None:
         """Ends the process and its own children at once."""
         self.retired.set()
-        if not self.exited.done():
-            _kill_group(self._process.pid)
+        if self._child is not None and not self.exited.done():
+            self._child.kill()
 
     async def close(self) -> None:
         """Ends the process, giving the agent's clean-up a moment. Attempts in flight are lost."""
-        if not self.exited.done():
+        if self._child is not None and not self.exited.done():
             self._ended_because = self._ended_because or "the agent was stopped"
-            self._process.terminate()
+            self._child.terminate()
             await asyncio.wait({self.exited}, timeout=_STOP_SECONDS)
             self.kill()
             await self._exit_status()
         for task in list(self._tasks):
             await asyncio.wait({task})
 
-    def _spawn(self) -> None:
-        loop = asyncio.get_running_loop()
-        frames_fd, worker_fd = os.pipe()
-        line = {
-            "entry_point": self._settings.entry_point,
-            "key": self._key,
-            "frames_fd": worker_fd,
-            "engine_pid": os.getpid(),
-        }
+    async def _spawn(self) -> None:
+        theirs = self._open_pipes()
         try:
-            self._process = self._open_process(worker_fd)
-        except OSError:
-            os.close(frames_fd)
+            self._child = await self._starter.start(self._key, theirs, self._on_exit)
+        except BaseException:  # there is no process: that it was stopped while waiting for one is no other case
+            _close(self._ours)
+            self.exited.set_result(1)
             raise
         finally:
-            os.close(worker_fd)
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it died at once; its exit says so
-            self._process.stdin.write(json.dumps(line).encode() + b"\n")
-        self._frames_fd, self._raw_fd = frames_fd, self._process.stdout.fileno()
-        self._frames = FrameReader()
+            _close(theirs)
         for fd, read in ((self._frames_fd, self._read_frames), (self._raw_fd, self._read_raw)):
             os.set_blocking(fd, False)
-            loop.add_reader(fd, read)
-        threading.Thread(target=self._wait, args=(loop,), name="worker-exit", daemon=True).start()
+            asyncio.get_running_loop().add_reader(fd, read)
 
-    def _open_process(self, worker_fd: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-X", "faulthandler", "-m", "heldout.agents.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=self._settings.working_directory,
-            env=dict(self._settings.environment),
-            pass_fds=(worker_fd,),
-            start_new_session=True,  # Ctrl-C at the terminal is the engine's to handle, and its children end with it
-            bufsize=0,
-        )
-
-    def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
-        status = self._process.wait()
-        with contextlib.suppress(RuntimeError):  # the engine's loop is closed: nobody wants to know
-            loop.call_soon_threadsafe(self._on_exit, status)
+    def _open_pipes(self) -> list[int]:
+        """Opens the pipes between us and the worker; returns its ends: lifeline, output and frames."""
+        fds: list[int] = []
+        try:
+            for _ in range(3):
+                fds += os.pipe()
+        except OSError as error:
+            _close(fds)
+            self.exited.set_result(1)
+            raise WorkerProblem(f"a worker process cannot be started: {error}") from error
+        lifeline, lifeline_held, self._raw_fd, output, self._frames_fd, frames = fds
+        self._ours = [lifeline_held, self._raw_fd, self._frames_fd]
+        return [lifeline, output, frames]
 
     async def _exit_status(self) -> int:
         await asyncio.wait({self.exited})  # awaiting a future itself would cancel it with the task that awaits
@@ -201,15 +164,10 @@ class WorkerProcess:
 
     def _on_exit(self, status: int) -> None:
         self._num_inside_at_exit = len(self._playing) + len(self._stuck)
-        _kill_group(self._process.pid)  # children it left behind
         self._read_output()
         for fd in (self._frames_fd, self._raw_fd):
             asyncio.get_running_loop().remove_reader(fd)
-        os.close(self._frames_fd)
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
+        _close(self._ours)
         self.exited.set_result(status)
         self.retired.set()
 
@@ -326,14 +284,14 @@ class WorkerProcess:
             self._read_raw()
 
     def _read_frames(self) -> None:
-        for session, piece in self._frames.feed(_read(self._frames_fd)):
+        for session, piece in self._frames.feed(read_pipe(self._frames_fd)):
             if not session:
                 self._hear(piece)
             elif (output := self._playing.get(session)) is not None:
                 output.add(piece)
 
     def _read_raw(self) -> None:
-        data = _read(self._raw_fd)
+        data = read_pipe(self._raw_fd)
         for output in self._playing.values() or (self._stray,):
             output.add(data)
 
@@ -343,43 +301,6 @@ class WorkerProcess:
             self._ready.set_result(json.loads(self._words))
 
 
-class Tail:
-    """The last OUTPUT_BYTES of what was added."""
-
-    def __init__(self) -> None:
-        self._data = bytearray()
-
-    def add(self, data: bytes) -> None:
-        """Adds bytes, dropping the oldest."""
-        self._data += data
-        if len(self._data) > 2 * OUTPUT_BYTES:
-            del self._data[:-OUTPUT_BYTES]
-
-    def text(self) -> str:
-        """What is kept, as text."""
-        return self._data[-OUTPUT_BYTES:].decode("utf-8", "replace")
-
-
-def shown_exit(status: int) -> str:
-    """An exit status in words: `ended with exit status 3`, `was killed by SIGSEGV`."""
-    if status >= 0:
-        return f"ended with exit status {status}"
-    with contextlib.suppress(ValueError):
-        return f"was killed by {signal.Signals(-status).name}"
-    return f"was killed by signal {-status}"
-
-
-def _read(fd: int) -> bytes:
-    """What a pipe holds now. At its end (the agent closed its side) it is not watched any more."""
-    try:
-        data = os.read(fd, _PIPE_BYTES)
-    except BlockingIOError:
-        return b""
-    if not data:
-        asyncio.get_running_loop().remove_reader(fd)
-    return data
-
-
-def _kill_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS answers EPERM for a group of zombies
-        os.killpg(pid, signal.SIGKILL)
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from heldout.agents.lookup import check_entry_point, parse_entry_point
-from heldout.agents.worker.loading import LoadProblem, describe, load
+from heldout.agents.worker.loading import LoadProblem, describe, load, set_path
 from heldout.errors import ReferenceProblem, shown
 from heldout.rollouts.recorded import RecordedTrajectory
 
@@ -50,6 +50,7 @@ class Scorer:
         check_entry_point(entry_point, working_directory=folder, role="scorer")
         parsed = parse_entry_point(entry_point, role="scorer")
         try:
+            set_path(parsed, folder)
             loaded = load(parsed, folder)
         except LoadProblem as problem:
             raise ReferenceProblem(str(problem)) from problem

@@ -1,15 +1,14 @@
 """The worker process: `python -P -m heldout.agents.worker`, started by `heldout.agents.process` and by nobody else.
 
-stdin brings one line, the settings, and then stays open for as long as the engine lives. Nothing heavy is imported here: a
-worker is ready when the user's own imports are.
+Its arguments: the entry point, the engine's process ID, and the socket on which the engine asks for workers. Nothing heavy is
+imported here: a worker is ready when the user's own imports are.
 """
 
 import asyncio
-import ctypes
 import gc
-import json
 import os
 import signal
+import socket
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -18,33 +17,43 @@ from pathlib import Path
 from heldout.agents.lookup import parse_entry_point
 from heldout.agents.wire import write_word
 from heldout.agents.worker.applications import ApplicationHost
+from heldout.agents.worker.forking import ForkServer, die_with_parent, may_fork
 from heldout.agents.worker.functions import FunctionHost
 from heldout.agents.worker.http import serve
-from heldout.agents.worker.loading import LoadedAgent, LoadProblem, load
+from heldout.agents.worker.loading import LoadedAgent, LoadProblem, load, set_path
 from heldout.agents.worker.output import route_output
+from heldout.agents.worker.preloading import Preloading
 from heldout.agents.worker.service import Service
 from heldout.agents.worker.threads import MAX_THREADS
 
-_PR_SET_PDEATHSIG = 1
-"""From linux/prctl.h: have the kernel send a signal when the parent dies, even to a process stuck in C."""
-
 
 def main() -> None:
-    """Loads the agent and serves it until the engine says to stop, or is gone."""
-    settings = json.loads(_read_line(0))
-    _die_with_engine(settings["engine_pid"])
-    frames_fd = settings["frames_fd"]
-    os.set_inheritable(frames_fd, False)
+    """Becomes a worker when the engine asks for one, loads the agent and serves it until the engine says to stop, or is gone."""
+    text, engine_pid, channel_fd = sys.argv[1:]
+    del sys.argv[1:]
+    die_with_parent(int(engine_pid))
+    channel = socket.socket(fileno=int(channel_fd))
+    channel.set_inheritable(False)
+    frames_fd = os.open(os.devnull, os.O_WRONLY)  # what is imported ahead may hold on to the streams, so to this number
     route_output(frames_fd)
+    entry_point, folder = parse_entry_point(text), Path.cwd()
+    set_path(entry_point, folder)
     gc.disable()  # imports make much and drop little: looking for garbage meanwhile takes a tenth of their time
+    can_fork = may_fork() and Preloading().run(entry_point, folder)
+    work = ForkServer(channel).wait(can_fork=can_fork)
+    for fd, others in ((work.output_fd, (1, 2)), (work.frames_fd, (frames_fd,))):
+        for other in others:
+            os.dup2(fd, other, inheritable=other <= 2)
+        os.close(fd)
+    threading.Thread(target=_watch, args=(work.lifeline_fd,), name="engine-watch", daemon=True).start()
     try:
-        agent = load(parse_entry_point(settings["entry_point"]), Path.cwd())
+        agent = load(entry_point, folder)
     except LoadProblem as problem:
         write_word(frames_fd, {"problem": str(problem)})
         sys.exit(1)
     gc.enable()
     with asyncio.Runner(loop_factory=_new_loop) as runner:
-        runner.run(_serve(agent, settings["key"], frames_fd))
+        runner.run(_serve(agent, work.key, frames_fd))
 
 
 async def _serve(agent: LoadedAgent, key: str, frames_fd: int) -> None:
@@ -73,32 +82,8 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def _read_line(fd: int) -> bytes:
-    """One line from `fd`, and not a byte more: what follows is for the watcher."""
-    line = b""
-    while not line.endswith(b"\n"):
-        piece = os.read(fd, 1)
-        if not piece:
-            sys.exit(1)
-        line += piece
-    return line
-
-
-def _die_with_engine(engine_pid: int) -> None:
-    """Ends this process when the engine's does, however it dies and whatever this one is doing."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != engine_pid:
-            os._exit(1)  # it died before we asked
-    engine_fd = os.dup(0)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)  # the user's code must not read our line to the engine
-    os.close(null)
-    threading.Thread(target=_watch, args=(engine_fd,), name="engine-watch", daemon=True).start()
-
-
-def _watch(engine_fd: int) -> None:
-    while os.read(engine_fd, 1):
+def _watch(lifeline_fd: int) -> None:
+    while os.read(lifeline_fd, 1):
         pass
     os.killpg(0, signal.SIGKILL)  # the agent's own child processes too
 

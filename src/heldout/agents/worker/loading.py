@@ -42,14 +42,19 @@ class LoadedAgent:
         return parameters == ["scope", "receive", "send"]
 
 
+def set_path(entry_point: EntryPoint, working_directory: Path) -> None:
+    """Puts the folder of the agent's file first on sys.path, and the working directory next (for a module: that alone)."""
+    folder = _folder(entry_point, working_directory)
+    sys.path[:0] = [str(folder)] if folder == working_directory else [str(folder), str(working_directory)]
+
+
 def load(entry_point: EntryPoint, working_directory: Path) -> LoadedAgent:
-    """Imports the agent with its file's folder (for a module: the working directory) first on sys.path.
+    """Imports the agent, once sys.path is set for it.
 
     Raises LoadProblem with the last line of the traceback and the user's own line it came from.
     """
     path = working_directory / entry_point.source
-    folder = path.parent if entry_point.is_file else working_directory
-    sys.path[:0] = [str(folder)] if folder == working_directory else [str(folder), str(working_directory)]
+    folder = _folder(entry_point, working_directory)
     try:
         module = _run_file(path) if entry_point.is_file else importlib.import_module(entry_point.source)
     except (Exception, SystemExit) as error:  # the user's module-level code may raise anything
@@ -99,6 +104,10 @@ def print_error(error: BaseException, folder: Path) -> None:
     while start is not None and not _is_own(Path(start.tb_frame.f_code.co_filename), folder):
         start = start.tb_next
     traceback.print_exception(error if start is None else error.with_traceback(start))
+
+
+def _folder(entry_point: EntryPoint, working_directory: Path) -> Path:
+    return (working_directory / entry_point.source).parent if entry_point.is_file else working_directory
 
 
 def _is_own(path: Path, folder: Path) -> bool:
