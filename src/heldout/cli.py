@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 
+from heldout.agents.opening import open_ahead
+
 _EXIT_INTERRUPTED = 130
 
 
@@ -16,6 +18,7 @@ def main() -> None:
     if is_ours:
         # No exception: raised in the middle of an import, it shows as a traceback or as an import that failed.
         signal.signal(signal.SIGINT, lambda *_: os._exit(_EXIT_INTERRUPTED))
+    open_ahead(sys.argv[1:])
     gc.disable()  # there is next to no garbage yet, and looking for it takes a tenth of the time
     from heldout.cli_evaluate import run_command  # most of the time that it takes to start
 

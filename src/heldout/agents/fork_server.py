@@ -11,8 +11,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from heldout.agents.answers import one_line
+from heldout.agents.opening import Opened, open_process, taken
 from heldout.agents.pipes import Tail, read_pipe
+from heldout.agents.wire import ALL_VARIABLES
 
 START_SECONDS = 300.0
 """Importing an agent may load a model; an import that takes longer hangs."""
@@ -84,9 +84,13 @@ class WorkerStarter:
         Raises WorkerProblem when there is no process to become one.
         """
         if self._server is None or self._server.exited.done():
-            self._server = self._new_server()
+            self._server = self._new_server(taken(self._settings.entry_point, self._settings.working_directory))
         server = self._server
-        if not await server.can_fork():
+        can_fork = await server.can_fork()
+        if server.misread:
+            await self._replace(server)
+            return await self.start(key, fds, on_exit)
+        if not can_fork:
             if server.is_taken:
                 server = self._new_server()
             server.is_taken = True
@@ -96,11 +100,19 @@ class WorkerStarter:
         """Ends the processes that workers are made from, and with them every worker that still runs."""
         await asyncio.gather(*(server.close() for server in list(self._servers)))
 
-    def _new_server(self) -> "ForkServer":
-        try:
-            server = ForkServer(self._settings)
-        except OSError as error:
-            raise WorkerProblem(f"a worker process cannot be started: {error}") from error
+    async def _replace(self, server: "ForkServer") -> None:
+        if self._server is server:
+            self._server = self._new_server()
+        await server.close()
+
+    def _new_server(self, opened: Opened | None = None) -> "ForkServer":
+        if opened is None:
+            settings = self._settings
+            try:
+                opened = open_process(settings.entry_point, settings.environment, settings.working_directory)
+            except OSError as error:
+                raise WorkerProblem(f"a worker process cannot be started: {error}") from error
+        server = ForkServer(self._settings, opened)
         self._servers.add(server)
         server.exited.add_done_callback(lambda _: self._servers.discard(server))
         return server
@@ -109,8 +121,7 @@ class WorkerStarter:
 class ForkServer:
     """One process that imports ahead, and then forks workers or becomes one."""
 
-    def __init__(self, settings: WorkerSettings) -> None:
-        """Starts the process. Raises OSError if it cannot."""
+    def __init__(self, settings: WorkerSettings, opened: Opened) -> None:
         loop = asyncio.get_running_loop()
         self._settings = settings
         self._numbers = itertools.count()
@@ -122,13 +133,10 @@ class ForkServer:
         """Resolves to the exit status, negative for a signal."""
         self.is_taken = False
         """Whether it becomes, or became, a worker itself."""
-        self._channel, theirs = socket.socketpair()
-        with theirs:
-            try:
-                self._process = self._open_process(theirs.fileno())
-            except OSError:
-                self._channel.close()
-                raise
+        self.misread: set[str] = set()
+        """Variables that what it imported has read, and that workers will find otherwise."""
+        self._process, self._channel, environment = opened
+        self._changes = _changes(environment, settings.environment)
         assert self._process.stdout is not None
         self._channel.setblocking(False)
         os.set_blocking(self._process.stdout.fileno(), False)
@@ -157,7 +165,7 @@ class ForkServer:
         child = Child(self, on_exit)
         number = next(self._numbers)
         self._children[number] = child
-        request = json.dumps({"worker": number, "key": key}).encode()
+        request = json.dumps({"worker": number, "key": key, "environment": self._changes}).encode()
         try:
             socket.send_fds(self._channel, [request], fds)
         except OSError as error:  # it has just ended
@@ -174,20 +182,6 @@ class ForkServer:
         """Ends it, and waits until it has."""
         self.kill()
         await asyncio.wait({self.exited})
-
-    def _open_process(self, channel_fd: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-P", "-X", "faulthandler", "-m", "heldout.agents.worker"]
-        return subprocess.Popen(
-            [*command, self._settings.entry_point, str(os.getpid()), str(channel_fd)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=self._settings.working_directory,
-            env=dict(self._settings.environment),
-            pass_fds=(channel_fd,),
-            start_new_session=True,  # Ctrl-C at the terminal is the engine's to handle, and its children end with it
-            bufsize=0,
-        )
 
     def _wait(self, loop: asyncio.AbstractEventLoop) -> None:
         status = self._process.wait()
@@ -229,7 +223,8 @@ class ForkServer:
 
     def _hear(self, word: Mapping[str, Any]) -> None:
         match word:
-            case {"can_fork": can_fork}:
+            case {"can_fork": can_fork, "read": names}:
+                self.misread = set(self._changes) if ALL_VARIABLES in names else set(self._changes) & set(names)
                 self._imported.set_result(bool(can_fork))
             case {"worker": number, "pid": pid}:
                 self._children[number].pid = pid
@@ -244,6 +239,11 @@ class ForkServer:
     def _read_printed(self) -> None:
         assert self._process.stdout is not None
         self._printed.add(read_pipe(self._process.stdout.fileno()))
+
+
+def _changes(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, str | None]:
+    """What makes one environment of another; None: the variable goes."""
+    return {name: after.get(name) for name in {**before, **after} if before.get(name) != after.get(name)}
 
 
 def took_too_long(settings: WorkerSettings) -> str:

@@ -1,9 +1,10 @@
 """What the engine and its worker processes agree on: how one is asked for, headers, and frames on a pipe.
 
-Workers are asked for on a socket. The process at its other end says `{"can_fork": true}` once it has imported what it can. A
-request is `{"worker": 1, "key": "..."}` with three descriptors: the worker's lifeline, its output, its frames. It is answered
-with `{"worker": 1, "pid": 1234}`, the process's own when it cannot fork, or with `{"worker": 1, "problem": "..."}`; and, when a
-fork has ended, `{"worker": 1, "exit_status": -9}`. All are lines of JSON.
+Workers are asked for on a socket. The process at its other end says `{"can_fork": true, "read": ["HOME"]}` once it has imported
+what it can, with the environment variables that were read for it. A request is `{"worker": 1, "key": "...", "environment": {}}`,
+with what to change in the environment, and three descriptors: the worker's lifeline, its output, its frames. It is answered with
+`{"worker": 1, "pid": 1234}`, the process's own when it cannot fork, or with `{"worker": 1, "problem": "..."}`; and, when a fork
+has ended, `{"worker": 1, "exit_status": -9}`. All are lines of JSON.
 
 Output crosses in frames, the moment it is written, so that a crash loses nothing. A frame is
 `<session length: u16><data length: u16><session><data>`, little endian. Frames without a session hold the worker's own word: a
@@ -21,8 +22,10 @@ SESSION_HEADER = "X-Amzn-Bedrock-AgentCore-Runtime-Session-Id"
 KEY_HEADER = "Heldout-Worker-Key"
 """Proves that a request comes from the engine: any local user can reach a loopback port."""
 
-REQUEST_BYTES = 4096
+REQUEST_BYTES = 1 << 16
 """What a request for a worker takes at most."""
+ALL_VARIABLES = "*"
+"""Stands for the name of every environment variable."""
 REQUEST_DESCRIPTORS = 3
 
 CANCEL_SECONDS = 1.0

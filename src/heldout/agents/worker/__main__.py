@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from heldout.agents.worker.functions import FunctionHost
 from heldout.agents.worker.http import serve
 from heldout.agents.worker.loading import LoadedAgent, LoadProblem, load, set_path
 from heldout.agents.worker.output import route_output
-from heldout.agents.worker.preloading import Preloading
+from heldout.agents.worker.preloading import Preloading, variables_read
 from heldout.agents.worker.service import Service
 from heldout.agents.worker.threads import MAX_THREADS
 
@@ -39,8 +40,15 @@ def main() -> None:
     entry_point, folder = parse_entry_point(text), Path.cwd()
     set_path(entry_point, folder)
     gc.disable()  # imports make much and drop little: looking for garbage meanwhile takes a tenth of their time
-    can_fork = may_fork() and Preloading().run(entry_point, folder)
-    work = ForkServer(channel).wait(can_fork=can_fork)
+    new_loop = _fastest_loop()
+    with variables_read() as read:
+        can_fork = may_fork() and Preloading().run(entry_point, folder)
+    work = ForkServer(channel).wait(can_fork=can_fork, read=read)
+    for name, value in work.environment.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
     for fd, others in ((work.output_fd, (1, 2)), (work.frames_fd, (frames_fd,))):
         for other in others:
             os.dup2(fd, other, inheritable=other <= 2)
@@ -52,7 +60,7 @@ def main() -> None:
         write_word(frames_fd, {"problem": str(problem)})
         sys.exit(1)
     gc.enable()
-    with asyncio.Runner(loop_factory=_new_loop) as runner:
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(_serve(agent, work.key, frames_fd))
 
 
@@ -74,12 +82,12 @@ async def _serve(agent: LoadedAgent, key: str, frames_fd: int) -> None:
     await host.stop()
 
 
-def _new_loop() -> asyncio.AbstractEventLoop:
+def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop]:
     try:
         import uvloop  # not on every platform, and only faster
     except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
 
 
 def _watch(lifeline_fd: int) -> None:

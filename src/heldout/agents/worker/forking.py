@@ -25,6 +25,8 @@ class Work(NamedTuple):
     """What a worker is to be."""
 
     key: str
+    environment: dict[str, str | None]
+    """What to change in this process's; None: the variable goes."""
     lifeline_fd: int
     """Reads nothing, and ends with the engine."""
     output_fd: int
@@ -40,9 +42,12 @@ class ForkServer:
         self._children: dict[int, tuple[int, int]] = {}
         """Number of the worker and process ID, by a descriptor that is ready when the process has ended."""
 
-    def wait(self, *, can_fork: bool) -> Work:
-        """Returns in each process that is to be a worker: forks, or, when it cannot fork, this one. Ends with the engine."""
-        self._tell({"can_fork": can_fork})
+    def wait(self, *, can_fork: bool, read: Iterable[str]) -> Work:
+        """Returns in each process that is to be a worker: forks, or, when it cannot fork, this one. Ends with the engine.
+
+        read: the environment variables that what was imported so far has read.
+        """
+        self._tell({"can_fork": can_fork, "read": sorted(read)})
         if can_fork:
             gc.freeze()  # what all workers share stays shared: looking for garbage would write to it
         while True:
@@ -64,7 +69,7 @@ class ForkServer:
         if not message:
             os._exit(0)  # the engine closed its end; nobody's clean-up is due, no agent ran here
         request = json.loads(message)
-        work = Work(request["key"], *fds)
+        work = Work(request["key"], request["environment"], *fds)
         if can_fork:
             here = os.getpid()
             try:

@@ -7,19 +7,25 @@ itself is read, not run. It is followed into its own modules, and left where it 
 
 import ast
 import gc
+import importlib
 import importlib.util
 import os
 import random
 import sys
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from heldout.agents.lookup import EntryPoint, module_specs
+from heldout.agents.wire import ALL_VARIABLES
 
 _HELDOUT = Path(__file__).parents[2]
 _STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
 _INSTALLED = {"site-packages", "dist-packages"}
+_FURTHER = {"openai": "openai.resources.chat"}
+"""What an installed module imports when it is first used: a third of the openai client's imports wait for its first call."""
 
 
 class _Enough(Exception):
@@ -46,6 +52,10 @@ class Preloading:
                 self._import(entry_point.source, [])
         except _Enough:
             pass
+        for name, further in _FURTHER.items():
+            if name in sys.modules:
+                with suppress(ImportError):  # another version
+                    importlib.import_module(further)
         return self._is_alone() and not _has_random_numbers()
 
     def _follow(self, path: Path, package: str) -> None:
@@ -104,6 +114,27 @@ class Preloading:
         return len(os.listdir("/proc/self/task")) == 1 and _descriptors() == self._descriptors  # noqa: PTH208  # no pathlib
 
 
+@contextmanager
+def variables_read() -> Iterator[set[str]]:
+    """The names of the environment variables that Python code looks at inside, in a set that fills."""
+    names: set[str] = set()
+
+    class Recorder(os._Environ[str]):
+        def __getitem__(self, key: str) -> str:
+            names.add(key)
+            return super().__getitem__(key)
+
+        def __iter__(self) -> Iterator[str]:
+            names.add(ALL_VARIABLES)
+            return super().__iter__()
+
+    os.environ.__class__ = Recorder  # whoever holds on to it must hold the same one
+    try:
+        yield names
+    finally:
+        os.environ.__class__ = os._Environ
+
+
 def _descriptors() -> set[str]:
     """What this process has open, with the listing itself."""
     return set(os.listdir("/proc/self/fd"))  # noqa: PTH208
@@ -114,7 +145,7 @@ def _has_random_numbers() -> bool:
     if "numpy.random" in sys.modules:
         return True
     kinds = _with_narrower(random.Random) - _with_narrower(random.SystemRandom)
-    return any(type(thing) in kinds and thing is not random._inst for thing in gc.get_objects())
+    return any(type(thing) in kinds and thing is not random._inst for thing in gc.get_referrers(*kinds))
 
 
 def _with_narrower(kind: type[random.Random]) -> set[type[random.Random]]:
