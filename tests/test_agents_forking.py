@@ -86,6 +86,12 @@ async def test_what_an_agent_imports_first_is_imported_once_for_all_its_workers(
     assert len({one["value"] for one in played}) == 8  # of `random.random()`, which forks would share
 
 
+async def test_a_worker_holds_on_to_nothing_of_the_others(world: World) -> None:
+    world.write(AGENT, value="[os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd')[:-1]]")
+    held = [one["value"] for one in await world.played(is_isolated=True)]
+    assert not [place for places in held for place in places if "pidfd" in place]  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     "heavy",
     [
@@ -187,20 +193,24 @@ async def test_an_import_that_ends_its_process_says_so(world: World) -> None:
 async def test_what_imports_print_is_no_attempts_output_and_what_they_hold_on_to_writes_to_the_attempt(
     world: World,
 ) -> None:
-    agent = AGENT.replace("    time.sleep(0.2)\n", "    heavy.log.warning('played')\n")
+    agent = AGENT.replace("    time.sleep(0.2)\n", "    heavy.log.warning(payload['prompt'])\n    time.sleep(0.2)\n")
     heavy = "import logging\nprint('hello from heavy')\nlog = logging.Logger('heavy')\nlog.addHandler(logging.StreamHandler())"
     world.write(agent, heavy=heavy)
     async with hosted("agent.py:play", environment=world.environment, folder=world.folder) as agent_played:
-        result = await agent_played.invoke(attempt("hello"))
-    assert result.output == "played\n"
+        results = await asyncio.gather(*(agent_played.invoke(attempt(str(number))) for number in range(4)))
+    assert [result.output for result in results] == ["0\n", "1\n", "2\n", "3\n"]
 
 
 async def test_workers_end_with_the_process_they_are_forks_of_and_others_play_on(world: World) -> None:
-    world.write(AGENT.replace("0.2", "float(payload['prompt'])"))
+    begun = world.folder / "60"
+    world.write(
+        AGENT.replace("time.sleep(0.2)", "open(payload['prompt'], 'w').close(); time.sleep(float(payload['prompt']))")
+    )
     async with hosted("agent.py:play", workers=2, environment=world.environment, folder=world.folder) as agent:
         playing = asyncio.create_task(agent.invoke(attempt("60", timeout_seconds=90)))
         first = await agent.invoke(attempt("0"))
         assert isinstance(first.body, dict)
+        await until(begun.exists)
         os.kill(world.imports[0], signal.SIGKILL)
         assert (await playing).outcome in (Outcome.CRASHED, Outcome.LOST)
         await until(lambda: not is_alive(first.body["pid"]))  # type: ignore[index]
@@ -251,6 +261,7 @@ async def test_a_process_opened_ahead_makes_the_workers_and_they_have_the_enviro
         ("os.getenv('JOB')", "held-out"),
         ("'OUTSIDE' in os.environ", False),
         ("dict(os.environ).get('JOB')", "held-out"),
+        ("'JOB' in [*os.environ]", True),
     ],
 )
 async def test_what_reads_a_variable_of_the_job_when_it_is_imported_reads_that_of_the_job(
