@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 
-from heldout.agents.opening import open_ahead
+from heldout.agents.opening import close_ahead, open_ahead
 
 _EXIT_INTERRUPTED = 130
 
@@ -25,7 +25,10 @@ def main() -> None:
     gc.enable()
     if is_ours:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    run_command()
+    try:
+        run_command()
+    finally:
+        close_ahead()
 
 
 def _fill_closed_streams() -> None:

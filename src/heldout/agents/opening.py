@@ -59,6 +59,17 @@ def open_ahead(arguments: Sequence[str]) -> None:
         _ahead[entry_point, folder] = open_process(entry_point, dict(os.environ), folder)
 
 
+def close_ahead() -> None:
+    """Ends what was opened ahead and not taken: the command had no use for it."""
+    while _ahead:
+        _, opened = _ahead.popitem()
+        opened.process.kill()
+        opened.process.wait()
+        assert opened.process.stdout is not None
+        opened.process.stdout.close()
+        opened.channel.close()
+
+
 def taken(entry_point: str, working_directory: Path) -> Opened | None:
     """The process that was opened ahead for this agent, once."""
     return _ahead.pop((entry_point, working_directory), None)
