@@ -238,6 +238,42 @@ async def test_attempts_are_spread_evenly_from_the_first_on(tmp_path: Path) -> N
         assert sorted(pids.count(pid) for pid in set(pids)) == [10, 10]
 
 
+async def test_attempts_that_come_at_once_begin_one_after_the_other(tmp_path: Path) -> None:
+    source = """
+    import asyncio, time
+
+    begun = 0
+
+    async def play(payload):
+        global begun
+        begun += 1
+        before = begun
+        time.sleep(0.005)  # building a request, say
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return {"reward": 1, "meanwhile": begun - before}
+    """
+    (tmp_path / "agent.py").write_text(textwrap.dedent(source))
+    async with hosted("agent.py:play", folder=tmp_path) as agent:
+        results = await asyncio.gather(*(agent.invoke(attempt("hello")) for _ in range(40)))
+    begun_meanwhile = [body(result)["meanwhile"] for result in results]
+    assert max(map(int, map(str, begun_meanwhile))) <= 3  # one a round of the loop
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such choice")
+async def test_attempts_wait_for_a_processor_rather_than_interrupt_others(tmp_path: Path) -> None:
+    source = """
+    import os
+
+    def play(payload):
+        return {"reward": 1, "is_patient": os.sched_getscheduler(0) == os.SCHED_BATCH}
+    """
+    (tmp_path / "agent.py").write_text(textwrap.dedent(source))
+    async with hosted("agent.py:play", folder=tmp_path) as agent:
+        result = await agent.invoke(attempt("hello"))
+    assert body(result)["is_patient"] is True
+
+
 async def test_an_asgi_application_is_served_as_the_app_it_is() -> None:
     async with hosted("asgi_app.py:app") as agent:
         invocation = attempt("hello")

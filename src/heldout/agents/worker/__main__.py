@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from heldout.agents.lookup import parse_entry_point
+from heldout.agents.scheduling import run_on
 from heldout.agents.wire import write_word
 from heldout.agents.worker.applications import ApplicationHost
 from heldout.agents.worker.forking import ForkServer, die_with_parent, may_fork
@@ -33,6 +34,7 @@ def main() -> None:
     text, engine_pid, channel_fd = sys.argv[1:]
     del sys.argv[1:]
     die_with_parent(int(engine_pid))
+    run_on()
     channel = socket.socket(fileno=int(channel_fd))
     channel.set_inheritable(False)
     frames_fd = os.open(os.devnull, os.O_WRONLY)  # what is imported ahead may hold on to the streams, so to this number

@@ -24,7 +24,7 @@ from heldout.agents.wire import ALL_VARIABLES
 _HELDOUT = Path(__file__).parents[2]
 _STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
 _INSTALLED = {"site-packages", "dist-packages"}
-_FURTHER = {"openai": "openai.resources.chat"}
+_FURTHER = {"openai": "openai.resources.chat", "httpx": "httpcore", "anyio": "anyio._backends._asyncio"}
 """What an installed module imports when it is first used: a third of the openai client's imports wait for its first call."""
 
 

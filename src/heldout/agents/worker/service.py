@@ -29,6 +29,7 @@ class Service:
         self._host = host
         self._key = key.encode()
         self._playing: dict[str, _Playing] = {}
+        self._starting = asyncio.Lock()
 
     async def handle(self, request: Request, reply: Reply) -> None:
         """Answers one request."""
@@ -72,6 +73,9 @@ class Service:
         self, session: str, request: Request, reply: Reply, threads: list[Future[object]]
     ) -> None:
         try:
+            async with self._starting:
+                # One a round of the loop: of many that come at once, the first is at its model call while others begin.
+                await asyncio.sleep(0)
             await self._host.play(session, request, reply, threads)
         except Exception as error:  # noqa: BLE001  # an ASGI application may raise anything; a server answers 500 then
             traceback.print_exc()
