@@ -35,10 +35,17 @@ def attempt(
 
 @asynccontextmanager
 async def hosted(
-    entry_point: str, *, workers: int = 1, environment: Mapping[str, str] | None = None, folder: Path = AGENTS
+    entry_point: str,
+    *,
+    workers: int | None = 1,
+    concurrency: int = 1,
+    environment: Mapping[str, str] | None = None,
+    folder: Path = AGENTS,
 ) -> AsyncIterator[EntryPointAgent]:
     """An entry point below `folder`, started; stopped at the end."""
-    agent = EntryPointAgent(entry_point, environment=environment or {}, workers=workers, working_directory=folder)
+    agent = EntryPointAgent(
+        entry_point, environment=environment or {}, concurrency=concurrency, workers=workers, working_directory=folder
+    )
     await agent.start()
     try:
         yield agent

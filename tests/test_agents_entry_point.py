@@ -260,6 +260,28 @@ async def test_attempts_that_come_at_once_begin_one_after_the_other(tmp_path: Pa
     assert max(map(int, map(str, begun_meanwhile))) <= 3  # one a round of the loop
 
 
+@pytest.mark.parametrize("is_applied_late", [False, True])
+async def test_an_agent_may_run_a_loop_inside_the_running_one(tmp_path: Path, is_applied_late: bool) -> None:
+    source = """
+    import asyncio
+    import nest_asyncio
+    APPLIED_FIRST
+
+    async def ask():
+        await asyncio.sleep(0.01)
+        return 0.5
+
+    async def play(payload):
+        nest_asyncio.apply()
+        return {"reward": asyncio.run(ask())}
+    """
+    source = source.replace("APPLIED_FIRST", "" if is_applied_late else "nest_asyncio.apply()")
+    (tmp_path / "agent.py").write_text(textwrap.dedent(source))
+    async with hosted("agent.py:play", folder=tmp_path) as agent:
+        results = await asyncio.gather(*(agent.invoke(attempt("hello")) for _ in range(4)))
+    assert [body(result)["reward"] for result in results] == [0.5] * 4
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such choice")
 async def test_attempts_wait_for_a_processor_rather_than_interrupt_others(tmp_path: Path) -> None:
     source = """

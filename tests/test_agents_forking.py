@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from agents_support import attempt, hosted, is_alive, until
+from heldout.agents import entry_point
 from heldout.agents.base import Outcome
 from heldout.agents.entry_point import EntryPointAgent
 from heldout.agents.opening import open_ahead
@@ -84,6 +86,25 @@ async def test_what_an_agent_imports_first_is_imported_once_for_all_its_workers(
     assert len({one["pid"] for one in played}) == (8 if is_isolated else 2)
     assert [*{one["parent"] for one in played}] == world.imports
     assert len({one["value"] for one in played}) == 8  # of `random.random()`, which forks would share
+
+
+@pytest.mark.parametrize(
+    ("heavy", "workers"),
+    [("", 4), ("import threading\nthreading.Thread(target=time.sleep, args=[60], daemon=True).start()", 1)],
+)
+async def test_many_attempts_get_more_workers_than_cores_where_these_are_forks(
+    world: World, heavy: str, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(entry_point, "_FURTHER_AFTER_SECONDS", 0)
+    world.write(AGENT, heavy=f"import time\n{heavy}")
+    async with hosted(
+        "agent.py:play", workers=None, concurrency=50, environment=world.environment, folder=world.folder
+    ) as agent:
+        played = await asyncio.gather(*(agent.invoke(attempt("hello")) for _ in range(50)))
+    spread = Counter(result.body["pid"] for result in played if isinstance(result.body, dict))
+    assert len(spread) == workers
+    assert max(spread.values()) <= 50 / workers + 1  # all at once: none had more than its share
 
 
 async def test_a_worker_holds_on_to_nothing_of_the_others(world: World) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any
 import pytest
 
 from evaluations import AROUND
+from heldout.backends.started import LocalEvaluation
 from heldout.errors import JobFailed, RunError, StorageError
 from heldout.job.document import OutputDataConfig
 from heldout.job.records import Attempt
 from heldout.pipeline.definition import EvaluationJobs, render
 from heldout.pipeline.evaluation import Evaluation
+from heldout.pipeline.listing import Listed, listed
 from heldout.pipeline.state import ExecutionStatus
 from heldout.rollouts.journal import Journal, read, segments
 from heldout.rollouts.mirror import Mirror, folder_for, new_folder, open_run, remove_if_never_begun
@@ -408,6 +411,62 @@ def test_an_evaluation_that_another_machine_works_on_is_left_as_it_is(evaluation
     evaluation.note("of a")
     claim.release()
     assert Evaluation.open(evaluation.location).state.notes == ("of a",)
+
+
+def test_an_evaluation_that_another_machine_works_on_is_shown_as_going_on(
+    evaluation: Evaluation, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heldout.storage.claim._WATCH_SECONDS", 30.0)
+    evaluation.begin()
+    evaluation.publish()
+    claim = evaluation.claim(pytest.fail)
+    assert claim is not None
+    machine("b")
+    assert [one.status for one in listed(OUTPUT) if isinstance(one, Listed)] == ["Executing"]
+    started = LocalEvaluation(Evaluation.open(evaluation.location))
+    assert started.status.overall_status == "Executing"
+    assert [one.status for one in listed(OUTPUT) if isinstance(one, Listed)] == ["Executing"]
+    with pytest.raises(RunError, match=r"is being worked on by machine .*; stop it there"):
+        started.stop()
+    machine("a")
+    evaluation.update(status=ExecutionStatus.SUCCEEDED)
+    claim.release()
+    machine("b")
+    started.refresh()
+    assert started.status.overall_status == "Succeeded"
+
+
+def test_an_evaluation_whose_machine_is_dead_is_shown_as_stopped(
+    evaluation: Evaluation, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation.begin()
+    evaluation.publish()
+    claim = evaluation.claim(pytest.fail)
+    assert claim is not None
+    claim._released.set()  # a claim that nothing renews any more
+    monkeypatch.setattr("heldout.storage.claim._WATCH_SECONDS", 30.0)
+    assert evaluation.status is ExecutionStatus.STOPPED  # on the machine itself, where its process is known to be gone
+    assert [one.status for one in listed(OUTPUT) if isinstance(one, Listed)] == ["Stopped"]
+    machine("b")
+    monkeypatch.setattr("heldout.storage.claim._WATCH_SECONDS", 0.1)
+    time.sleep(1.2)  # S3 tells whole seconds
+    assert [one.status for one in listed(OUTPUT) if isinstance(one, Listed)] == ["Stopped"]
+    assert Evaluation.open(evaluation.location).status is ExecutionStatus.STOPPED
+
+
+async def test_a_run_is_listed_as_what_the_machine_that_plays_it_makes_of_it(
+    run: Run, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heldout.storage.claim._WATCH_SECONDS", 30.0)
+    run.update(status=JobStatus.IN_PROGRESS)
+    playing = await Playing(run, "a").begin()
+    await playing.copy()
+    machine("b")
+    assert [one.status for one in listed(OUTPUT) if isinstance(one, Listed)] == ["InProgress"]
+    await playing.die()
+    monkeypatch.setattr("heldout.storage.claim._WATCH_SECONDS", 0.1)
+    time.sleep(1.2)
+    assert [one.status for one in listed(OUTPUT) if isinstance(one, Listed)] == ["Interrupted"]
 
 
 def test_a_place_that_refuses_for_a_while_does_not_end_an_evaluation(

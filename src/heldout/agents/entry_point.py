@@ -22,6 +22,11 @@ _CONNECT_SECONDS = 30.0
 """A worker whose loop is busy takes a connection late; one that is gone refuses at once."""
 _SPREAD_SECONDS = 5.0
 """How long the first attempts are held back for workers that are still starting, so that the first does not get them all."""
+_ATTEMPTS_PER_WORKER = 16
+"""For each call httpx, and so the openai client, looks at every connection of its pool for every idle one: a rollout has one."""
+_MOST_PER_CORE = 4
+_FURTHER_AFTER_SECONDS = 0.5
+"""How long the first workers, one per core, have the processors to themselves, for the first attempts to get under way."""
 
 
 class EntryPointAgent(Agent):
@@ -35,10 +40,12 @@ class EntryPointAgent(Agent):
         entry_point: str,
         *,
         environment: Mapping[str, str],
+        concurrency: int = 1,
         workers: int | None = None,
         working_directory: Path | None = None,
     ) -> None:
-        """`environment` is set in the workers on top of this process's own. `workers`: default one per core.
+        """`environment` is set in the workers on top of this process's own. concurrency: attempts that may play at once.
+        workers: by default one per core, or, where they are forks, one for 16 of those attempts if that is more.
 
         Raises ReferenceProblem when `entry_point` is not one.
         """
@@ -47,11 +54,13 @@ class EntryPointAgent(Agent):
         self._settings = WorkerSettings(entry_point, {**os.environ, **environment}, folder)
         self._starter = WorkerStarter(self._settings)
         self._num_workers = workers or os.cpu_count() or 1
+        wanted = min(math.ceil(concurrency / _ATTEMPTS_PER_WORKER), _MOST_PER_CORE * self._num_workers)
+        self._num_further = 0 if workers else max(0, wanted - self._num_workers)
         self._connections: Connections | None = None
         self._ready: list[WorkerProcess] = []
         self._processes: set[WorkerProcess] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._room = asyncio.Semaphore(2 * self._num_workers)
+        self._room = asyncio.Semaphore(2 * (self._num_workers + self._num_further))
         """Retired workers play on beside their replacements, but not without bound."""
         self._isolated_room = asyncio.Semaphore(self._num_workers)
         self._changed = asyncio.Event()
@@ -67,6 +76,7 @@ class EntryPointAgent(Agent):
         self._num_starting = self._num_workers
         for _ in range(self._num_workers):
             self._in_background(self._keep_worker())
+        self._in_background(self._keep_further())
         while not self._ready and not self._problem:
             await self._changed.wait()
         if not self._ready:
@@ -157,6 +167,20 @@ class EntryPointAgent(Agent):
                     continue
                 self._note_failure("the agent's process ended before it was given anything to play")
             await asyncio.sleep(min(_FIRST_PAUSE_SECONDS * 2**self._num_failures, _LONGEST_PAUSE_SECONDS))
+
+    async def _keep_further(self) -> None:
+        """Keeps more workers than cores there, if they are forks: any other imports all that the agent needs once more."""
+        try:
+            if not self._num_further or not await self._starter.can_fork():
+                return
+        except WorkerProblem:
+            return  # who keeps the first workers says so
+        self._num_workers += self._num_further
+        self._num_starting += self._num_further
+        await asyncio.sleep(_FURTHER_AFTER_SECONDS)
+        for _ in range(self._num_further):
+            self._isolated_room.release()
+            self._in_background(self._keep_worker())
 
     def _new_worker(self) -> WorkerProcess:
         assert self._connections is not None  # `start` comes before `invoke`

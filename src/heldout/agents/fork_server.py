@@ -83,27 +83,34 @@ class WorkerStarter:
 
         Raises WorkerProblem when there is no process to become one.
         """
-        if self._server is None or self._server.exited.done():
-            self._server = self._new_server(taken(self._settings.entry_point, self._settings.working_directory))
-        server = self._server
-        can_fork = await server.can_fork()
-        if server.misread:
-            await self._replace(server)
-            return await self.start(key, fds, on_exit)
+        server, can_fork = await self._ready_server()
         if not can_fork:
             if server.is_taken:
                 server = self._new_server()
             server.is_taken = True
         return server.ask(key, fds, on_exit)
 
+    async def can_fork(self) -> bool:
+        """Whether workers are forks, of which each costs little. Raises WorkerProblem as `start` does."""
+        _, can_fork = await self._ready_server()
+        return can_fork
+
     async def close(self) -> None:
         """Ends the processes that workers are made from, and with them every worker that still runs."""
         await asyncio.gather(*(server.close() for server in list(self._servers)))
 
-    async def _replace(self, server: "ForkServer") -> None:
-        if self._server is server:
-            self._server = self._new_server()
-        await server.close()
+    async def _ready_server(self) -> "tuple[ForkServer, bool]":
+        """A process that has imported what it can, and whether it forks workers."""
+        while True:
+            if self._server is None or self._server.exited.done():
+                self._server = self._new_server(taken(self._settings.entry_point, self._settings.working_directory))
+            server = self._server
+            can_fork = await server.can_fork()
+            if not server.misread:
+                return server, can_fork
+            if self._server is server:
+                self._server = self._new_server()
+            await server.close()
 
     def _new_server(self, opened: Opened | None = None) -> "ForkServer":
         if opened is None:

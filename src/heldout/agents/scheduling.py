@@ -12,4 +12,5 @@ def run_on() -> None:
     """
     if hasattr(os, "SCHED_BATCH"):
         with contextlib.suppress(OSError):  # a sandbox may forbid it
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            if os.sched_getscheduler(0) == os.SCHED_OTHER:  # any other is the user's choice
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

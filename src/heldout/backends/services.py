@@ -147,7 +147,7 @@ def make_agent(document: JobConfigDocument, environment: Mapping[str, str]) -> A
     concurrency, timeout = parameters.rollout_max_concurrency, parameters.rollout_timeout
     match agent:
         case EntryPoint(entry_point):
-            return EntryPointAgent(entry_point, environment=environment)
+            return EntryPointAgent(entry_point, environment=environment, concurrency=concurrency)
         case AgentContainer(url):
             return HttpAgent(url)
         case AgentCoreRuntime():

@@ -12,6 +12,7 @@ from heldout.backends.base import JobProgress, LogLine, PipelineExecutionStatus,
 from heldout.backends.detached import PROGRESS_FILE, start_detached, stop_detached
 from heldout.backends.results import COMPARISON_FILE, evaluation_results, metrics_so_far
 from heldout.backends.runner_log import LOG_FILE, lines_of
+from heldout.errors import RunError
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.state import ExecutionStatus, StepState
 from heldout.rollouts.run import Run
@@ -68,8 +69,12 @@ class LocalEvaluation(StartedEvaluation):
         self._status = _status_of(self._evaluation)
 
     def stop(self) -> None:
-        """What is in flight is finished first, unless it is asked again. One that is not running stays as it is."""
-        stop_detached(self._evaluation)
+        """What is in flight is finished first, unless it is asked again. One that is not running stays as it is.
+
+        Raises RunError when another machine works on it.
+        """
+        if not stop_detached(self._evaluation) and (machine := self._evaluation.machine_elsewhere()) is not None:
+            raise RunError(f"{self.path} is being worked on by {machine}; stop it there")
         self.refresh()
 
     def resume(self) -> None:

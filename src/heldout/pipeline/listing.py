@@ -8,10 +8,13 @@ from pydantic import ValidationError
 
 from heldout.errors import HeldoutError, RunError
 from heldout.pipeline.evaluation import STATE_FILE, Evaluation, evaluations_below
-from heldout.pipeline.state import ExecutionState
+from heldout.pipeline.state import ExecutionState, ExecutionStatus
+from heldout.rollouts.fetching import Seen
 from heldout.rollouts.mirror import folder_for
 from heldout.rollouts.run import JobState, JobStatus, Run, runs_below
 from heldout.storage import Storage, is_remote
+from heldout.storage.claim import CLAIM_FILE, holder
+from heldout.storage.lock import holder_of
 
 _JOB_FILE = "job.json"
 
@@ -54,10 +57,12 @@ def listed(output: str) -> Iterator[Listed | Unreadable]:
 
 def _evaluation(location: str) -> Listed:
     state = ExecutionState.model_validate_json(Storage.at(location).read(STATE_FILE))
-    folder = folder_for(location)
-    if state.status.is_final or not (folder / STATE_FILE).is_file():
+    if state.status.is_final:
         return Listed(location, state, str(state.status))
-    evaluation = Evaluation.open_folder(folder)  # where it is worked on, or was
+    if not (folder_for(location) / STATE_FILE).is_file():  # nor is there a folder to bring it to
+        status = state.status if _is_held(location) else ExecutionStatus.STOPPED
+        return Listed(location, state, str(status))
+    evaluation = Evaluation.open(location)
     status = evaluation.status
     return Listed(location, evaluation.state, str(status))
 
@@ -65,11 +70,17 @@ def _evaluation(location: str) -> Listed:
 def _run(location: str) -> Listed:
     state = JobState.model_validate_json(Storage.at(location).read(_JOB_FILE))
     folder = folder_for(location)
-    if state.status is not JobStatus.IN_PROGRESS or not (folder / _JOB_FILE).is_file():
-        return Listed(location, state, str(state.status))
-    run = Run.open(folder)
-    is_interrupted = run.state.status is JobStatus.IN_PROGRESS and not run.is_running()
-    return Listed(location, run.state, "Interrupted" if is_interrupted else str(run.state.status))
+    if state.status is JobStatus.IN_PROGRESS and holder_of(folder) is not None:
+        state = Run.open(folder).state  # of which the place hears later
+    elif state.status is JobStatus.IN_PROGRESS and not _is_held(location):
+        return Listed(location, state, "Interrupted")
+    return Listed(location, state, str(state.status))
+
+
+def _is_held(location: str) -> bool:
+    """Whether another machine works on what is at `location`."""
+    last_here = Seen(folder_for(location)).get(CLAIM_FILE)
+    return is_remote(location) and holder(Storage.at(location), but=last_here) is not None
 
 
 def _evaluations(output: str) -> list[str]:

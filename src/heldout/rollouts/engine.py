@@ -24,7 +24,7 @@ ever scored or all of them failed for what is outside the agent."""
 _FIRST_DELAY_SECONDS = 0.5
 _LONGEST_DELAY_SECONDS = 10.0
 """Between attempts where something outside was not reachable; an agent that failed is tried again at once."""
-_NEARLY_DONE_SECONDS = 2.0
+_NEARLY_DONE_SECONDS = 10.0
 """What comes after the last rollout takes about this long to get ready."""
 
 

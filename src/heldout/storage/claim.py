@@ -118,6 +118,17 @@ class Claim:
         return False
 
 
+def holder(storage: Storage, *, but: str | None) -> str | None:
+    """The machine that works on a remote place, as far as one look tells; None when it seems to be none.
+
+    but: `token` of a claim whose holder is known to be dead.
+    """
+    found = storage.read_version(CLAIM_FILE)
+    if found is None or _token(found) == but or found.age_seconds > _WATCH_SECONDS:
+        return None
+    return _machine(found)
+
+
 def _watched(storage: Storage, found: Versioned, note: Callable[[str], None]) -> Versioned | None:
     """The claim as it stands when its holder is known to be gone. Raises RunError when it is not."""
     if found.age_seconds > _SURELY_OLD_SECONDS:

@@ -5,6 +5,8 @@ imported here: a worker is ready when the user's own imports are.
 """
 
 import asyncio
+import atexit
+import contextlib
 import gc
 import os
 import signal
@@ -14,6 +16,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NoReturn
 
 from heldout.agents.lookup import parse_entry_point
 from heldout.agents.scheduling import run_on
@@ -27,6 +30,9 @@ from heldout.agents.worker.output import route_output
 from heldout.agents.worker.preloading import Preloading, variables_read
 from heldout.agents.worker.service import Service
 from heldout.agents.worker.threads import MAX_THREADS
+
+_NESTING = {"nest_asyncio", "nest_asyncio2"}
+"""Libraries by which agents run a loop inside a running one; they can change none but Python's own."""
 
 
 def main() -> None:
@@ -62,8 +68,11 @@ def main() -> None:
         write_word(frames_fd, {"problem": str(problem)})
         sys.exit(1)
     gc.enable()
+    if not _NESTING.isdisjoint(sys.modules):
+        new_loop = asyncio.new_event_loop
     with asyncio.Runner(loop_factory=new_loop) as runner:
         runner.run(_serve(agent, work.key, frames_fd))
+    _exit()
 
 
 async def _serve(agent: LoadedAgent, key: str, frames_fd: int) -> None:
@@ -82,6 +91,18 @@ async def _serve(agent: LoadedAgent, key: str, frames_fd: int) -> None:
     await stopped.wait()
     server.close()
     await host.stop()
+
+
+def _exit() -> NoReturn:
+    """Ends the process when what is registered for its end is done, and before Python takes itself apart: that takes longer.
+
+    Threads that an attempt left behind are not waited for.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):  # an agent may have closed or replaced it
+            stream.flush()
+    os._exit(0)
 
 
 def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop]:
