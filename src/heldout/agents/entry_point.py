@@ -22,7 +22,7 @@ _CONNECT_SECONDS = 30.0
 """A worker whose loop is busy takes a connection late; one that is gone refuses at once."""
 _SPREAD_SECONDS = 5.0
 """How long the first attempts are held back for workers that are still starting, so that the first does not get them all."""
-_ATTEMPTS_PER_WORKER = 16
+_ATTEMPTS_PER_WORKER = 12
 """For each call httpx, and so the openai client, looks at every connection of its pool for every idle one: a rollout has one."""
 _MOST_PER_CORE = 4
 _FURTHER_AFTER_SECONDS = 0.5
@@ -45,7 +45,7 @@ class EntryPointAgent(Agent):
         working_directory: Path | None = None,
     ) -> None:
         """`environment` is set in the workers on top of this process's own. concurrency: attempts that may play at once.
-        workers: by default one per core, or, where they are forks, one for 16 of those attempts if that is more.
+        workers: by default one per core, or, where they are forks, one for 12 of those attempts if that is more.
 
         Raises ReferenceProblem when `entry_point` is not one.
         """
