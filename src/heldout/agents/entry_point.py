@@ -179,7 +179,6 @@ class EntryPointAgent(Agent):
         self._num_starting += self._num_further
         await asyncio.sleep(_FURTHER_AFTER_SECONDS)
         for _ in range(self._num_further):
-            self._isolated_room.release()
             self._in_background(self._keep_worker())
 
     def _new_worker(self) -> WorkerProcess:
