@@ -332,6 +332,23 @@ async def test_a_worker_gets_the_environment_and_the_users_folder() -> None:
         assert (answer["value"], answer["folder"]) == ("http://here", str(AGENTS))
 
 
+async def test_an_agents_own_clean_up_is_done_when_its_worker_ends(tmp_path: Path) -> None:
+    source = """
+    import atexit, pathlib, threading, time
+
+    atexit.register(pathlib.Path("cleaned-up").touch)
+
+    def play(payload):
+        threading.Thread(target=time.sleep, args=[60]).start()  # which is not waited for
+        return {"reward": 1}
+    """
+    (tmp_path / "agent.py").write_text(textwrap.dedent(source))
+    async with hosted("agent.py:play", folder=tmp_path) as agent:
+        await agent.invoke(attempt("hello"))
+        assert not (tmp_path / "cleaned-up").exists()
+    assert (tmp_path / "cleaned-up").exists()
+
+
 async def test_stopping_ends_workers_and_what_agents_started() -> None:
     async with hosted("troublesome.py:play") as agent:
         answer = body(await agent.invoke(attempt("child")))

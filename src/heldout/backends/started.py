@@ -15,6 +15,7 @@ from heldout.backends.runner_log import LOG_FILE, lines_of
 from heldout.errors import RunError
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.state import ExecutionStatus, StepState
+from heldout.rollouts.mirror import machine_elsewhere
 from heldout.rollouts.run import Run
 
 _LINES_A_LOOK = 5_000
@@ -73,7 +74,7 @@ class LocalEvaluation(StartedEvaluation):
 
         Raises RunError when another machine works on it.
         """
-        if not stop_detached(self._evaluation) and (machine := self._evaluation.machine_elsewhere()) is not None:
+        if not stop_detached(self._evaluation) and (machine := machine_elsewhere(self.path)) is not None:
             raise RunError(f"{self.path} is being worked on by {machine}; stop it there")
         self.refresh()
 

@@ -30,10 +30,10 @@ from heldout.pipeline.definition import BASE_STEP, FINE_TUNED_STEP, PIPELINE_PRE
 from heldout.pipeline.state import ExecutionState, ExecutionStatus, StepState, StepStatus
 from heldout.pipeline.steps import Definition, parse_definition
 from heldout.rollouts.fetching import Seen, fetching, forget
-from heldout.rollouts.mirror import folder_for, has_run, open_run, remove_if_never_begun
+from heldout.rollouts.mirror import folder_for, has_run, machine_elsewhere, open_run, remove_if_never_begun
 from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN, Run, write_whole
 from heldout.storage import Storage, is_remote, why_not_writable
-from heldout.storage.claim import CLAIM_FILE, Claim, holder
+from heldout.storage.claim import CLAIM_FILE, Claim
 from heldout.storage.lock import FolderLock, holder_of
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ class Evaluation:
         """The status; Stopped for one that says it is executing when no process works on it, here or elsewhere."""
         if not self.state.status.is_final and not self.is_running():
             self.refresh()  # it may have ended since the state was read
-            if not self.state.status.is_final and self.machine_elsewhere() is None:
+            if not self.state.status.is_final and machine_elsewhere(self.location) is None:
                 return ExecutionStatus.STOPPED
         return self.state.status
 
@@ -174,16 +174,6 @@ class Evaluation:
     def is_running(self) -> bool:
         """Whether a process of this machine works on this evaluation now."""
         return holder_of(self.folder) is not None
-
-    def machine_elsewhere(self) -> str | None:
-        """The other machine that works on a remote evaluation now; None when none seems to, or its place does not say."""
-        if not is_remote(self.state.location):
-            return None
-        try:
-            return holder(self._storage, but=Seen(self.folder).get(CLAIM_FILE))
-        except (StorageError, ReferenceProblem) as error:
-            log.warning("whether another machine works on %s cannot be told: %s", self.location, error)
-            return None
 
     def refresh(self) -> None:
         """Reads the state again, as another process or machine may have changed it."""

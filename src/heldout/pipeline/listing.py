@@ -9,11 +9,9 @@ from pydantic import ValidationError
 from heldout.errors import HeldoutError, RunError
 from heldout.pipeline.evaluation import STATE_FILE, Evaluation, evaluations_below
 from heldout.pipeline.state import ExecutionState, ExecutionStatus
-from heldout.rollouts.fetching import Seen
-from heldout.rollouts.mirror import folder_for
+from heldout.rollouts.mirror import folder_for, machine_elsewhere
 from heldout.rollouts.run import JobState, JobStatus, Run, runs_below
 from heldout.storage import Storage, is_remote
-from heldout.storage.claim import CLAIM_FILE, holder
 from heldout.storage.lock import holder_of
 
 _JOB_FILE = "job.json"
@@ -60,7 +58,7 @@ def _evaluation(location: str) -> Listed:
     if state.status.is_final:
         return Listed(location, state, str(state.status))
     if not (folder_for(location) / STATE_FILE).is_file():  # nor is there a folder to bring it to
-        status = state.status if _is_held(location) else ExecutionStatus.STOPPED
+        status = ExecutionStatus.STOPPED if machine_elsewhere(location) is None else state.status
         return Listed(location, state, str(status))
     evaluation = Evaluation.open(location)
     status = evaluation.status
@@ -69,18 +67,16 @@ def _evaluation(location: str) -> Listed:
 
 def _run(location: str) -> Listed:
     state = JobState.model_validate_json(Storage.at(location).read(_JOB_FILE))
+    if state.status is not JobStatus.IN_PROGRESS:
+        return Listed(location, state, str(state.status))
     folder = folder_for(location)
-    if state.status is JobStatus.IN_PROGRESS and holder_of(folder) is not None:
-        state = Run.open(folder).state  # of which the place hears later
-    elif state.status is JobStatus.IN_PROGRESS and not _is_held(location):
-        return Listed(location, state, "Interrupted")
-    return Listed(location, state, str(state.status))
-
-
-def _is_held(location: str) -> bool:
-    """Whether another machine works on what is at `location`."""
-    last_here = Seen(folder_for(location)).get(CLAIM_FILE)
-    return is_remote(location) and holder(Storage.at(location), but=last_here) is not None
+    is_played_here = holder_of(folder) is not None
+    if is_played_here or not is_remote(location):
+        state = Run.open(folder).state  # a remote place hears of it later, and one that is not played has ended by now
+    is_interrupted = (
+        state.status is JobStatus.IN_PROGRESS and not is_played_here and machine_elsewhere(location) is None
+    )
+    return Listed(location, state, "Interrupted" if is_interrupted else str(state.status))
 
 
 def _evaluations(output: str) -> list[str]:

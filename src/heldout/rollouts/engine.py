@@ -25,7 +25,7 @@ _FIRST_DELAY_SECONDS = 0.5
 _LONGEST_DELAY_SECONDS = 10.0
 """Between attempts where something outside was not reachable; an agent that failed is tried again at once."""
 _NEARLY_DONE_SECONDS = 10.0
-"""What comes after the last rollout takes about this long to get ready."""
+"""What comes after the last rollout takes this long to get ready where agents keep every processor busy, else a second or two."""
 
 
 class Ending(enum.Enum):

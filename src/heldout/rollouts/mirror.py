@@ -17,7 +17,7 @@ from heldout.rollouts.fetching import Seen, catch_up, fetching, forget
 from heldout.rollouts.journal import Journal, segments
 from heldout.rollouts.run import Run
 from heldout.storage import Storage, is_remote
-from heldout.storage.claim import CLAIM_FILE, Claim
+from heldout.storage.claim import CLAIM_FILE, Claim, holder
 from heldout.storage.lock import holder_of
 
 log = logging.getLogger(__name__)
@@ -86,6 +86,17 @@ def open_run(location: str) -> Run:
             if holder_of(folder) is None:
                 catch_up(storage, folder)
     return Run.open(folder)
+
+
+def machine_elsewhere(location: str) -> str | None:
+    """The other machine that works on what is at `location` now; None when none seems to, or the place does not say."""
+    if not is_remote(location):
+        return None
+    try:
+        return holder(Storage.at(location), but=Seen(folder_for(location)).get(CLAIM_FILE))
+    except (StorageError, ReferenceProblem) as error:
+        log.warning("whether another machine works on %s cannot be told: %s", location, error)
+        return None
 
 
 def remove_if_never_begun(run: Run) -> None:
