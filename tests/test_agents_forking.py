@@ -118,16 +118,48 @@ async def test_a_worker_holds_on_to_nothing_of_the_others(world: World) -> None:
     [
         "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()",
         "import socket\nCONNECTION = socket.socket()",
-        "import random\nGENERATOR = random.Random()",
-        "import random\nclass Generator(random.Random): pass\nGENERATORS = {'mine': Generator()}",
+        "import random, time\nGENERATOR = random.Random(time.time())",
+        "import random\nGENERATOR = random.Random()\nGENERATOR.seed(7)",
+        "import copy, random\nGENERATOR = copy.copy(random.Random(7))",
+        "import random\nclass Generator(random.Random):\n    def seed(self, *_): pass\nGENERATORS = {'mine': Generator()}",
+        "import random\nclass Generator(random.Random):\n    __hash__ = None\nGENERATOR = Generator()",
     ],
-    ids=["thread", "connection", "generator", "narrower-generator"],
+    ids=["thread", "connection", "seeded", "seeded-later", "copied", "with-a-seed-of-its-own", "unhashable"],
 )
 async def test_what_processes_cannot_share_is_imported_in_each_worker(world: World, heavy: str) -> None:
     world.write(AGENT, heavy=heavy)
     played = await world.played()
     assert len(world.imports) == 2
     assert set(world.imports) == {one["pid"] for one in played}
+
+
+@pytest.mark.parametrize(
+    "heavy",
+    [
+        "import random\nGENERATOR = random.Random()",
+        "import random\nGENERATOR = random.Random()\nGENERATOR.random()",
+        "import random\nclass Generator(random.Random): pass\nGENERATOR = Generator()",
+    ],
+    ids=["new", "used", "narrower"],
+)
+async def test_generators_that_an_import_makes_draw_other_numbers_in_each_worker(world: World, heavy: str) -> None:
+    world.write(AGENT, heavy=heavy, value="heavy.GENERATOR.random()")
+    played = await world.played(is_isolated=True)
+    assert [*{one["parent"] for one in played}] == world.imports
+    assert len({one["value"] for one in played}) == 8
+
+
+async def test_httpx_comes_without_its_own_command_which_can_still_be_imported(world: World) -> None:
+    command = "__import__('importlib').import_module('httpx._main').main.name"
+    world.write(AGENT, heavy="import httpx", value=f"['rich' in __import__('sys').modules, {command}]")
+    (value,) = {str(one["value"]) for one in await world.played(is_isolated=True)}
+    assert value == "[False, 'main']"
+
+
+async def test_an_agent_written_with_aiohttp_is_imported_once_for_all_its_workers(world: World) -> None:
+    world.write(AGENT, heavy="import aiohttp")
+    played = await world.played()
+    assert [*{one["parent"] for one in played}] == world.imports
 
 
 @pytest.mark.parametrize(

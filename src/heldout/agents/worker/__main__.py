@@ -24,6 +24,7 @@ from heldout.agents.wire import write_word
 from heldout.agents.worker.applications import ApplicationHost
 from heldout.agents.worker.forking import ForkServer, die_with_parent, may_fork
 from heldout.agents.worker.functions import FunctionHost
+from heldout.agents.worker.generators import Generators
 from heldout.agents.worker.http import serve
 from heldout.agents.worker.loading import LoadedAgent, LoadProblem, load, set_path
 from heldout.agents.worker.output import route_output
@@ -49,9 +50,12 @@ def main() -> None:
     set_path(entry_point, folder)
     gc.disable()  # imports make much and drop little: looking for garbage meanwhile takes a tenth of their time
     new_loop = _fastest_loop()
-    with variables_read() as read:
-        can_fork = may_fork() and Preloading().run(entry_point, folder)
+    generators = Generators()
+    with variables_read() as read, generators.watched():
+        can_fork = may_fork() and Preloading(generators).run(entry_point, folder)
     work = ForkServer(channel).wait(can_fork=can_fork, read=read)
+    if can_fork:
+        generators.seed_anew()
     for name, value in work.environment.items():
         if value is None:
             os.environ.pop(name, None)

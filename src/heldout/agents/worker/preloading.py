@@ -6,26 +6,28 @@ itself is read, not run. It is followed into its own modules, and left where it 
 """
 
 import ast
-import gc
 import importlib
 import importlib.util
 import os
-import random
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 from heldout.agents.lookup import EntryPoint, module_specs
 from heldout.agents.wire import ALL_VARIABLES
+from heldout.agents.worker.generators import Generators
 
 _HELDOUT = Path(__file__).parents[2]
 _STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))
 _INSTALLED = {"site-packages", "dist-packages"}
 _FURTHER = {"openai": "openai.resources.chat", "httpx": "httpcore", "anyio": "anyio._backends._asyncio"}
 """What an installed module imports when it is first used: a third of the openai client's imports wait for its first call."""
+_NEEDLESS = ("httpx._main",)
+"""What an installed module does without if it must: httpx's own command brings rich and pygments along, where they are there, and
+they take a twelfth of the openai client's imports."""
 
 
 class _Enough(Exception):
@@ -35,7 +37,9 @@ class _Enough(Exception):
 class Preloading:
     """Imports ahead, in a process that did nothing else before."""
 
-    def __init__(self) -> None:
+    def __init__(self, generators: Generators) -> None:
+        """generators: watches what imports make."""
+        self._generators = generators
         self._descriptors = _descriptors()
         self._seen: set[str] = set()
 
@@ -43,20 +47,21 @@ class Preloading:
         """Whether workers may be forked from this process now; sys.path must be as the agent will have it.
 
         Not when an import left what processes cannot share: a thread, an open file or connection, random numbers that would
-        be the same in all of them.
+        be the same in all of them even if its generators were seeded anew.
         """
-        try:
-            if entry_point.is_file:
-                self._follow(working_directory / entry_point.source, package="")
-            else:
-                self._import(entry_point.source, [])
-        except _Enough:
-            pass
-        for name, further in _FURTHER.items():
-            if name in sys.modules:
-                with suppress(ImportError):  # another version
-                    importlib.import_module(further)
-        return self._is_alone() and not _has_random_numbers()
+        with _without(_NEEDLESS):
+            try:
+                if entry_point.is_file:
+                    self._follow(working_directory / entry_point.source, package="")
+                else:
+                    self._import(entry_point.source, [])
+            except _Enough:
+                pass
+            for name, further in _FURTHER.items():
+                if name in sys.modules:
+                    with suppress(ImportError):  # another version
+                        importlib.import_module(further)
+        return self._is_alone() and self._generators.can_differ()
 
     def _follow(self, path: Path, package: str) -> None:
         """Imports what the user's own file at `path`, a module of `package`, imports first."""
@@ -135,21 +140,21 @@ def variables_read() -> Iterator[set[str]]:
         os.environ.__class__ = os._Environ
 
 
+@contextmanager
+def _without(modules: Iterable[str]) -> Iterator[None]:
+    """An import of these inside fails as if they were not installed; after it they can be imported."""
+    absent = dict.fromkeys(modules)  # None in sys.modules halts the import
+    sys.modules.update(absent)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in absent:
+            del sys.modules[name]
+
+
 def _descriptors() -> set[str]:
     """What this process has open, with the listing itself."""
     return set(os.listdir("/proc/self/fd"))  # noqa: PTH208
-
-
-def _has_random_numbers() -> bool:
-    """Whether there are generators that forks would share, beside the one of `random`, which starts anew in each of them."""
-    if "numpy.random" in sys.modules:
-        return True
-    kinds = _with_narrower(random.Random) - _with_narrower(random.SystemRandom)
-    return any(type(thing) in kinds and thing is not random._inst for thing in gc.get_referrers(*kinds))
-
-
-def _with_narrower(kind: type[random.Random]) -> set[type[random.Random]]:
-    return {kind}.union(*(_with_narrower(narrower) for narrower in kind.__subclasses__()))
 
 
 def _is_installed(spec: ModuleSpec) -> bool:
