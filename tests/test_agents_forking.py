@@ -90,9 +90,14 @@ async def test_what_an_agent_imports_first_is_imported_once_for_all_its_workers(
 
 @pytest.mark.parametrize(
     ("heavy", "workers"),
-    [("", 4), ("import threading\nthreading.Thread(target=time.sleep, args=[60], daemon=True).start()", 1)],
+    [
+        ("import httpx", 4),
+        ("import aiohttp", 1),
+        ("import httpx, threading\nthreading.Thread(target=time.sleep, args=[60], daemon=True).start()", 1),
+    ],
+    ids=["httpx", "aiohttp", "no-forks"],
 )
-async def test_many_attempts_get_more_workers_than_cores_where_these_are_forks(
+async def test_many_attempts_get_more_workers_than_cores_where_these_are_forks_with_httpx(
     world: World, heavy: str, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 1)

@@ -45,7 +45,7 @@ class EntryPointAgent(Agent):
         working_directory: Path | None = None,
     ) -> None:
         """`environment` is set in the workers on top of this process's own. concurrency: attempts that may play at once.
-        workers: by default one per core, or, where they are forks, one for 12 of those attempts if that is more.
+        workers: by default one per core, or, where they are forks with httpx, one for 12 of those attempts if that is more.
 
         Raises ReferenceProblem when `entry_point` is not one.
         """
@@ -169,12 +169,15 @@ class EntryPointAgent(Agent):
             await asyncio.sleep(min(_FIRST_PAUSE_SECONDS * 2**self._num_failures, _LONGEST_PAUSE_SECONDS))
 
     async def _keep_further(self) -> None:
-        """Keeps more workers than cores there, if they are forks: any other imports all that the agent needs once more."""
+        """Keeps more workers than cores, where that gains: any that is no fork imports all that the agent needs once more."""
+        if not self._num_further:
+            return
         try:
-            if not self._num_further or not await self._starter.can_fork():
-                return
+            imported = await self._starter.imported()
         except WorkerProblem:
             return  # who keeps the first workers says so
+        if not (imported.can_fork and imported.has_httpx):
+            return
         self._num_workers += self._num_further
         self._num_starting += self._num_further
         await asyncio.sleep(_FURTHER_AFTER_SECONDS)

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from heldout.agents.answers import one_line
 from heldout.agents.opening import Opened, open_process, taken
@@ -39,6 +39,15 @@ class WorkerSettings:
     environment: Mapping[str, str]
     """All of it, not what to add."""
     working_directory: Path
+
+
+class Imported(NamedTuple):
+    """What has come of importing ahead."""
+
+    can_fork: bool
+    """Whether workers are forks, of which each costs little."""
+    has_httpx: bool
+    """Whether that library is among what was imported."""
 
 
 @dataclass(slots=True, eq=False)
@@ -83,31 +92,31 @@ class WorkerStarter:
 
         Raises WorkerProblem when there is no process to become one.
         """
-        server, can_fork = await self._ready_server()
-        if not can_fork:
+        server, imported = await self._ready_server()
+        if not imported.can_fork:
             if server.is_taken:
                 server = self._new_server()
             server.is_taken = True
         return server.ask(key, fds, on_exit)
 
-    async def can_fork(self) -> bool:
-        """Whether workers are forks, of which each costs little. Raises WorkerProblem as `start` does."""
-        _, can_fork = await self._ready_server()
-        return can_fork
+    async def imported(self) -> Imported:
+        """What workers begin with. Raises WorkerProblem as `start` does."""
+        _, imported = await self._ready_server()
+        return imported
 
     async def close(self) -> None:
         """Ends the processes that workers are made from, and with them every worker that still runs."""
         await asyncio.gather(*(server.close() for server in list(self._servers)))
 
-    async def _ready_server(self) -> "tuple[ForkServer, bool]":
-        """A process that has imported what it can, and whether it forks workers."""
+    async def _ready_server(self) -> "tuple[ForkServer, Imported]":
+        """A process that has imported what it can."""
         while True:
             if self._server is None or self._server.exited.done():
                 self._server = self._new_server(taken(self._settings.entry_point, self._settings.working_directory))
             server = self._server
-            can_fork = await server.can_fork()
+            imported = await server.imported()
             if not server.misread:
-                return server, can_fork
+                return server, imported
             if self._server is server:
                 self._server = self._new_server()
             await server.close()
@@ -135,7 +144,7 @@ class ForkServer:
         self._children: dict[int, Child] = {}
         self._words = b""
         self._printed = Tail()
-        self._imported: asyncio.Future[bool] = loop.create_future()
+        self._imported: asyncio.Future[Imported] = loop.create_future()
         self.exited: asyncio.Future[int] = loop.create_future()
         """Resolves to the exit status, negative for a signal."""
         self.is_taken = False
@@ -156,9 +165,9 @@ class ForkServer:
         """Whether it has imported what it can, and answers."""
         return self._imported.done() and not self.exited.done()
 
-    async def can_fork(self) -> bool:
-        """Whether it forks workers, once it has imported what it can. Raises WorkerProblem if it ends before, or hangs."""
-        either: set[asyncio.Future[bool] | asyncio.Future[int]] = {self._imported, self.exited}
+    async def imported(self) -> Imported:
+        """Returns once it has imported what it can. Raises WorkerProblem if it ends before, or hangs."""
+        either: set[asyncio.Future[Imported] | asyncio.Future[int]] = {self._imported, self.exited}
         await asyncio.wait(either, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         if self._imported.done():
             return self._imported.result()
@@ -230,9 +239,9 @@ class ForkServer:
 
     def _hear(self, word: Mapping[str, Any]) -> None:
         match word:
-            case {"can_fork": can_fork, "read": names}:
+            case {"can_fork": can_fork, "has_httpx": has_httpx, "read": names}:
                 self.misread = set(self._changes) if ALL_VARIABLES in names else set(self._changes) & set(names)
-                self._imported.set_result(bool(can_fork))
+                self._imported.set_result(Imported(can_fork, has_httpx))
             case {"worker": number, "pid": pid}:
                 self._children[number].pid = pid
                 if self._children[number].is_unwanted:

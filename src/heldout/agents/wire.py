@@ -1,10 +1,10 @@
 """What the engine and its worker processes agree on: how one is asked for, headers, and frames on a pipe.
 
-Workers are asked for on a socket. The process at its other end says `{"can_fork": true, "read": ["HOME"]}` once it has imported
-what it can, with the environment variables that were read for it. A request is `{"worker": 1, "key": "...", "environment": {}}`,
-with what to change in the environment, and three descriptors: the worker's lifeline, its output, its frames. It is answered with
-`{"worker": 1, "pid": 1234}`, the process's own when it cannot fork, or with `{"worker": 1, "problem": "..."}`; and, when a fork
-has ended, `{"worker": 1, "exit_status": -9}`. All are lines of JSON.
+Workers are asked for on a socket. The process at its other end says `{"can_fork": true, "has_httpx": true, "read": ["HOME"]}`
+once it has imported what it can, with the environment variables that were read for it. A request is
+`{"worker": 1, "key": "...", "environment": {}}`, with what to change in the environment, and three descriptors: the worker's
+lifeline, its output, its frames. It is answered with `{"worker": 1, "pid": 1234}`, the process's own when it cannot fork, or
+with `{"worker": 1, "problem": "..."}`; and, when a fork has ended, `{"worker": 1, "exit_status": -9}`. All are lines of JSON.
 
 Output crosses in frames, the moment it is written, so that a crash loses nothing. A frame is
 `<session length: u16><data length: u16><session><data>`, little endian. Frames without a session hold the worker's own word: a

@@ -47,7 +47,7 @@ class ForkServer:
 
         read: the environment variables that what was imported so far has read.
         """
-        self._tell({"can_fork": can_fork, "read": sorted(read)})
+        self._tell({"can_fork": can_fork, "has_httpx": "httpx" in sys.modules, "read": sorted(read)})
         if can_fork:
             gc.freeze()  # what all workers share stays shared: looking for garbage would write to it
         while True:
