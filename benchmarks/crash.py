@@ -41,7 +41,6 @@ _WRITING_SECONDS = 0.3
 _SPARE = 1.15
 """Kills are spread as if there were to be more, so that the evaluation does not end before there are enough."""
 _POLL_SECONDS = 0.01
-_EXIT_REFUSED = 2
 _GIVE_UP_SECONDS = 120.0
 """Without a finished rollout for so long, something hangs."""
 
@@ -67,8 +66,6 @@ class Evaluation:
         self.kills: list[Kill] = []
         self.orphans = 0
         """Workers that outlived their engine."""
-        self.refusals = 0
-        """Starts that ended at once because the model server had just been killed; the run was resumed again."""
         self._least_kills = kills
         self._rng = rng
         self._folder = WORK / "crash"
@@ -85,12 +82,8 @@ class Evaluation:
         """Plays it to its end, killing all the while. Raises RuntimeError if it does not get there."""
         self._start()
         try:
-            while self._wait_for_moment() or self._was_refused():
-                if self._engine.poll() is None:
-                    self._kill(self._rng.choice(_TARGETS) if self._finished() < self.planned else "engine")
-                else:
-                    self.refusals += 1
-                    self._start()
+            while self._wait_for_moment():
+                self._kill(self._rng.choice(_TARGETS) if self._finished() < self.planned else "engine")
             if self._phase() != "Completed" or len(self.kills) < self._least_kills:
                 raise RuntimeError(
                     f"ended as {self._phase()} with status {self._engine.returncode} after {len(self.kills)} kills:"
@@ -124,10 +117,6 @@ class Evaluation:
                 raise RuntimeError(f"no rollout finished in {_GIVE_UP_SECONDS:.0f} s, at {finished} of {self.planned}")
             time.sleep(_POLL_SECONDS)
         return False
-
-    def _was_refused(self) -> bool:
-        """Whether the engine has ended because it began while there was no model server."""
-        return self._engine.poll() == _EXIT_REFUSED and self.kills[-1].target == "model server"
 
     def _draw(self, finished: int) -> tuple[float, int]:
         """When to kill next: after so many seconds, or so many more finished rollouts, whichever comes first."""
@@ -253,7 +242,6 @@ def judged(evaluation: Evaluation) -> dict[str, int]:
         "wrong_rewards": wrong,
         "turns_missing": max(0, missing),
         "orphaned_workers": evaluation.orphans,
-        "refused_starts": evaluation.refusals,
         "rollouts": len(finals),
         "attempts_started": starts,
     }

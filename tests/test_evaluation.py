@@ -201,6 +201,21 @@ async def test_the_first_stop_finishes_what_is_in_flight_and_resume_completes_th
     assert _metrics(run)["partial"] is False
 
 
+async def test_a_run_that_goes_on_waits_for_its_model_server(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    switch = StopSwitch()
+    async with ScriptedServer() as server:
+        run = new_run(tmp_path, server.url, ["1"] * 6, agent=f"{PLAYERS}:slow", rollout_max_concurrency=2)
+        playing = asyncio.create_task(played_with(run, switch))
+        await _until(lambda: server.num_calls >= 2)
+        switch.stop()
+        assert (await playing).ending is Ending.STOPPED
+    going_on = asyncio.create_task(played_with(run))
+    await _until(lambda: "waiting for it, since it answered before" in caplog.text or going_on.done())
+    async with ScriptedServer(port=server.port) as back:
+        assert (await going_on).summary.scored == 6
+        assert back.num_calls == 4
+
+
 async def test_a_stop_does_not_wait_for_a_model_that_never_gets_ready(tmp_path: Path) -> None:
     async with hanging_server() as (url, is_reached), asyncio.timeout(DEADLINE_SECONDS):
         run = new_run(tmp_path, url, ["1"] * 3)

@@ -352,6 +352,34 @@ async def test_nothing_listening_is_said_with_the_address_and_the_way_out() -> N
     )
 
 
+async def test_a_server_that_was_there_is_waited_for_when_it_is_down_at_the_start(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = ScriptedServer(port=_free_port())
+    waits = Waits()
+
+    async def starting(seconds: float) -> None:
+        await waits(seconds)
+        if len(waits) == 3:
+            await server.start()
+
+    policy = EndpointPolicy([server.url], "scripted", retries=Retries(sleep=starting), was_there=True)
+    await policy.start()
+    assert (await policy.call(_call())).status == 200
+    await policy.stop()
+    await server.stop()
+    assert len(waits) == 3
+    assert caplog.text.count(f"model server {server.url} refuses connections (nothing is listening); waiting") == 1
+
+
+async def test_a_server_that_was_there_is_not_waited_for_without_end() -> None:
+    url = f"http://127.0.0.1:{_free_port()}/v1"
+    retries = Retries(max_tries=4, sleep=(waits := Waits()))
+    with pytest.raises(ReferenceProblem, match=f"no model server at {url}: it refuses connections"):
+        await EndpointPolicy([url], "m", retries=retries, was_there=True).start()
+    assert len(waits) == 3
+
+
 async def test_a_start_with_one_replica_down_goes_on_with_the_others(caplog: pytest.LogCaptureFixture) -> None:
     down = f"http://127.0.0.1:{_free_port()}/v1"
     async with ScriptedServer() as server:

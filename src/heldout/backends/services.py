@@ -58,7 +58,7 @@ async def services_of(run: Run) -> AsyncIterator[Services]:
 
     Raises ReferenceProblem when the Job Runtime cannot be where it is to be, or when one of them is none.
     """
-    policy = make_policy(run.document.model)
+    policy = make_policy(run.document.model, was_there=run.has_journal)
     configured = _configured_credentials()
     own = Credentials(f"HELDOUT{secrets.token_hex(8).upper()}", secrets.token_urlsafe(30), None)
     runtime = await _started_runtime(run, policy, [own, *configured])
@@ -126,11 +126,14 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def make_policy(model: ModelReference) -> Policy:
-    """The way to reach `model`. Raises ReferenceProblem for one that is in AWS and that no registry mapped to this machine."""
+def make_policy(model: ModelReference, *, was_there: bool = False) -> Policy:
+    """The way to reach `model`. was_there: see EndpointPolicy.
+
+    Raises ReferenceProblem for one that is in AWS and that no registry mapped to this machine.
+    """
     match model:
         case EndpointModel(urls, name, variable):
-            return EndpointPolicy(urls, name, api_key_variable=variable)
+            return EndpointPolicy(urls, name, api_key_variable=variable, was_there=was_there)
         case EmbeddedModel(name, adapter):
             return EmbeddedPolicy(name, adapter=None if adapter is None else Path(adapter))
         case _:

@@ -5,6 +5,7 @@ and when to ask again. Requests and replies pass through as bytes.
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from heldout.http.connections import Connections, NotConnected, Origin, Response
 from heldout.policies.base import ModelCall, ModelReply, PolicyUnavailable
 from heldout.policies.replicas import Replica, Replicas
 from heldout.policies.retries import Budget, Retries, TryFailed
+
+_log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10.0
 """A server that does not take a connection within this is down. There is no limit on the reply: slow models are slow, and
@@ -41,7 +44,8 @@ class EndpointPolicy:
 
     urls: base URLs up to and including `/v1`, one a replica. model_name: the name it is served under; empty means the
     only one that the server lists. api_key_variable: environment variable whose value is sent as the Bearer token,
-    read at start. listing_seconds: how long a replica may take to list its models, after which it counts as down.
+    read at start. listing_seconds: how long a replica may take to list its models, after which it counts as down. was_there:
+    whether it answered before, so that one that is down at the start may be on its way back, and is waited for.
     Raises ReferenceProblem for URLs that cannot be used.
     """
 
@@ -54,6 +58,7 @@ class EndpointPolicy:
         max_connections: int = 1024,
         retries: Retries | None = None,
         listing_seconds: float = _LISTING_SECONDS,
+        was_there: bool = False,
     ) -> None:
         if not urls:
             raise ReferenceProblem("a policy needs at least one URL, such as http://127.0.0.1:8000/v1")
@@ -63,6 +68,7 @@ class EndpointPolicy:
         self._api_key_variable = api_key_variable
         self._max_connections = max_connections
         self._listing_seconds = listing_seconds
+        self._was_there = was_there
         self._key: str | None = None
         self._connections: Connections | None = None
         self._heads: dict[tuple[str, str], tuple[Origin, bytes]] = {}
@@ -179,14 +185,17 @@ class EndpointPolicy:
 
     async def _wait_for_any(self, failures: Mapping[Replica, TryFailed], budget: Budget) -> None:
         """Waits while a replica may still get ready. Raises ReferenceProblem when none is there, or it takes too long."""
-        busy = next((replica for replica, failure in failures.items() if not failure.is_down), None)
-        if busy is None:
+        likeliest = min(failures, key=lambda replica: failures[replica].is_down)
+        failure = failures[likeliest]
+        if failure.is_down and not self._was_there:
             raise _unreachable(failures)
+        if failure.is_down and not budget.num_tries:
+            _log.warning("model server %s %s; waiting for it, since it answered before", likeliest.address, failure)
         try:
-            budget.spend_try(busy.address, failures[busy])
-            await budget.wait(busy.address, failures[busy])
+            budget.spend_try(likeliest.address, failure)
+            await budget.wait(likeliest.address, failure)
         except PolicyUnavailable as problem:
-            raise ReferenceProblem(str(problem)) from problem
+            raise (_unreachable(failures) if failure.is_down else ReferenceProblem(str(problem))) from problem
 
     def _check_name(self, replica: Replica, served: list[str] | None) -> None:
         if not self._model_name:
