@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
+
 from benchmarks import workload
 from benchmarks.contenders.logging_agent import LOG_VARIABLE
 from benchmarks.crash_evidence import Rollout, Snapshot, judge, read_journal, read_log, read_results, rollout_of

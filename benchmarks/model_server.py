@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import orjson
 import uvloop
+
 from benchmarks.measuring import ROOT
 from benchmarks.workload import MODEL, REPLY
-
 from heldout.policies.scripted import ScriptedServer
 from heldout.policies.scripted_replies import Reply, ScriptedCall
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
+
 from benchmarks import peers, workload
 from benchmarks.measuring import ROOT, WORK, Spread, Usage, measured, verdict, write_results
 from benchmarks.model_server import Report, Server, model_server

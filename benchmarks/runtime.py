@@ -24,8 +24,7 @@ from pathlib import Path
 from benchmarks import peers, workload
 from benchmarks.measuring import ROOT, WORK, Spread, verdict, write_results
 from benchmarks.model_server import Server, model_server
-
-from heldout.rollouts import journal
+from heldout.runs import journal
 
 SEED = 7
 TRAJECTORIES = {"heldout": 2500, "gateway": 96, "relay": 2500, "direct": 5000}

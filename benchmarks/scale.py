@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
+
 from benchmarks import workload
 from benchmarks.measuring import ROOT, WORK, measured, memory_mib, verdict, write_results
 from benchmarks.model_server import Server, model_server

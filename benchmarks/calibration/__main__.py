@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import scipy
+
 from benchmarks.calibration.comparisons import Difference, Power, Size, difference_coverage, power_of_plan, size_of
 from benchmarks.calibration.coverage import Coverage, pass_k_coverage, rate_coverage, reward_coverage, true_pass_k
 from benchmarks.calibration.simulation import REWARDS, Cell, Difficulty
-
 from heldout.metrics.beta_binomial import Quantity
 
 NUM_PROMPTS = (10, 20, 30, 100)

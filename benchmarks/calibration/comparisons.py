@@ -4,9 +4,9 @@ often as the plan promised?"""
 from dataclasses import dataclass
 
 import numpy as np
+
 from benchmarks.calibration.coverage import NORMAL
 from benchmarks.calibration.simulation import Cell, rates_at
-
 from heldout.metrics.detection import least_moved
 from heldout.metrics.planning import plan, spread_from_rates
 from heldout.metrics.subset_means import SubsetMeans, subset_means

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from benchmarks.calibration.simulation import REWARDS, Cell, draw_rewards, draw_successes
 from scipy import special
 
+from benchmarks.calibration.simulation import REWARDS, Cell, draw_rewards, draw_successes
 from heldout.metrics.beta_binomial import SUCCESS_RATE, CountTables, Quantity
 from heldout.metrics.intervals import mean_limits, rate_limits, why_no_mean_interval
 from heldout.metrics.pass_k import pass_at_k_by_prompt, pass_power_k_by_prompt

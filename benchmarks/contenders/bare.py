@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import uvloop
+
 from benchmarks.workload import prompt
 
 

@@ -7,12 +7,13 @@ import argparse
 import json
 from pathlib import Path
 
-from benchmarks.workload import MODEL, SYSTEM, observation, prompt, reward, turns
 from inspect_ai import Task, eval
 from inspect_ai.dataset import Sample
 from inspect_ai.model import ChatMessageSystem, ChatMessageUser
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer
 from inspect_ai.solver import Generate, Solver, TaskState, solver
+
+from benchmarks.workload import MODEL, SYSTEM, observation, prompt, reward, turns
 
 
 @solver

@@ -12,11 +12,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import uvloop
-from benchmarks.workload import MODEL
 
+from benchmarks.workload import MODEL
 from heldout.job.records import Attempt
 from heldout.policies.endpoint import EndpointPolicy
-from heldout.rollouts.journal import Journal
+from heldout.runs.journal import Journal
 from heldout.runtime import CallRules, JobRuntime, Report, ReportKind, Trajectory
 
 JOB_ARN = "arn:aws:sagemaker:us-west-2:000000000000:job/AgentRFTEvaluation/bench"

@@ -6,6 +6,7 @@ from typing import Any
 
 import aiohttp
 import orjson
+
 from benchmarks.workload import MODEL, observation, opening, reward, turns
 
 _JSON = {"Content-Type": "application/json"}

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import orjson
 import uvloop
+
 from benchmarks.workload import MODEL, REPLY, observation, opening, prompt, turns
 
 _REPLY_TEXT = orjson.dumps(REPLY)

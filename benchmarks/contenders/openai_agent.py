@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from benchmarks.workload import MODEL, observation, opening, reward, turns
 from openai import AsyncOpenAI
+
+from benchmarks.workload import MODEL, observation, opening, reward, turns
 
 
 async def play(payload: Mapping[str, Any]) -> dict[str, float]:

@@ -7,11 +7,12 @@ import json
 import os
 from pathlib import Path
 
-from benchmarks.workload import MODEL
 from verifiers.v1.cli.eval.runner import run_eval
 from verifiers.v1.cli.output import create_attempt_log_dir, output_path
 from verifiers.v1.configs.cli.eval import EvalConfig
 from verifiers.v1.utils.logging import setup_logging
+
+from benchmarks.workload import MODEL
 
 
 def main() -> None:

@@ -14,8 +14,9 @@ from typing import Any
 
 import aiohttp
 import verifiers.v1 as vf
-from benchmarks.workload import MODEL, observation, opening, prompt, reward, turns
 from openai import AsyncOpenAI
+
+from benchmarks.workload import MODEL, observation, opening, prompt, reward, turns
 
 PROMPTS_VARIABLE = "BENCHMARK_PROMPTS"
 CLIENT_VARIABLE = "BENCHMARK_CLIENT"

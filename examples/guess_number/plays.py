@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from heldout.rollouts.recorded import Message, RecordedTrajectory, open_recordings
-from heldout.rollouts.run import Run
+from heldout.runs.recordings import Message, RecordedTrajectory, open_recordings
+from heldout.runs.run import Run
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

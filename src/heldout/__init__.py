@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from heldout.errors import HeldoutError, InputError
+from heldout.version import __version__
 
 if TYPE_CHECKING:
     from heldout.evaluator import MultiTurnRLEvaluator
@@ -23,8 +24,6 @@ __all__ = [
     "MultiTurnRLEvaluator",
     "__version__",
 ]
-
-__version__ = "0.1.0"
 
 _MODULES = {
     "Execution": "heldout.execution",

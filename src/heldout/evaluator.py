@@ -13,11 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from heldout.backends.base import Backend
-from heldout.backends.choosing import backend_to_ask, choose_backend
-from heldout.backends.detached import start_detached
-from heldout.backends.registries import read_registry
-from heldout.backends.started import LocalEvaluation
-from heldout.backends.starting import (
+from heldout.backends.local.creation import (
     create_evaluation,
     define_evaluation,
     free_name,
@@ -25,9 +21,12 @@ from heldout.backends.starting import (
     location_of,
     tracking_for,
 )
+from heldout.backends.local.detached import start_detached
+from heldout.backends.local.handle import LocalEvaluation
+from heldout.backends.registry_file import read_registry
+from heldout.backends.selection import backend_to_ask, choose_backend
 from heldout.errors import ReferenceProblem, shown
 from heldout.evaluator_fields import EMBEDDED_NAMES, EvaluatorFields, attribute
-from heldout.evaluator_summary import Said
 from heldout.execution import Execution
 from heldout.job.hyperparameters import Hyperparameters
 from heldout.job.locations import located
@@ -43,6 +42,7 @@ from heldout.pipeline.resolution import (
     read_trainer,
     resolve_policies,
 )
+from heldout.pipeline.summary import Said
 from heldout.storage.storage import expanded
 
 
@@ -164,7 +164,7 @@ class MultiTurnRLEvaluator(EvaluatorFields):
     def _evaluate_in_aws(self, request: EvaluationRequest, registry: Registry, *, dry_run: bool) -> Execution | str:
         # boto3 takes most of a second to load; an evaluation on this machine does without.
         from heldout.backends.sagemaker.account import Account
-        from heldout.backends.sagemaker.starting import CloudSettings, prepare, start
+        from heldout.backends.sagemaker.creation import CloudSettings, prepare, start
 
         account = Account(self.sagemaker_session, self.region)
         settings = CloudSettings(

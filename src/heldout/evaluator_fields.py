@@ -11,8 +11,8 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from heldout.backends.base import Backend
-from heldout.backends.exposure import check_runtime_url
-from heldout.backends.starting import NO_TRACKING
+from heldout.backends.local.creation import NO_TRACKING
+from heldout.backends.local.runtime_address import check_runtime_url
 from heldout.errors import InputError, ReferenceProblem, did_you_mean, shown
 from heldout.job.document import DEFAULT_RUNTIME_SECONDS, MAX_RUNTIME_SECONDS
 from heldout.job.hyperparameters import Hyperparameters

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from heldout.backends.base import Backend, PipelineExecutionStatus, StartedEvaluation, StepDetail
-from heldout.backends.choosing import backend_to_ask
-from heldout.backends.known import find_evaluation, is_known, known_evaluations
-from heldout.backends.registries import read_registry
-from heldout.backends.started import LocalEvaluation
+from heldout.backends.local.evaluation_index import find_evaluation, is_known, known_evaluations
+from heldout.backends.local.handle import LocalEvaluation
+from heldout.backends.registry_file import read_registry
+from heldout.backends.selection import backend_to_ask
+from heldout.backends.waiting import Watcher
 from heldout.errors import JobFailed, ReferenceProblem, RunError, WaitTimeout, shown
-from heldout.frames import Frame, FrameKind, table_of
 from heldout.pipeline.evaluation import LOCAL_ACCOUNT
 from heldout.pipeline.state import ExecutionStatus
-from heldout.report.plain import plain_console
-from heldout.rollouts.run import Run
-from heldout.watching import Watcher
+from heldout.report.console import plain_console
+from heldout.runs.frames import Frame, FrameKind, table_of
+from heldout.runs.run import Run
 
 __all__ = ["Execution", "PipelineExecutionStatus", "StepDetail"]
 
@@ -68,7 +68,7 @@ class Execution:
                     yield cls(LocalEvaluation(evaluation))
             return
         from heldout.backends.sagemaker.account import Account
-        from heldout.backends.sagemaker.evaluation import CloudEvaluation
+        from heldout.backends.sagemaker.handle import CloudEvaluation
         from heldout.backends.sagemaker.pipelines import evaluation_executions
 
         account, registry = Account(session, region), read_registry()
@@ -225,6 +225,6 @@ def _cloud_evaluation(arn: str, session: Any, region: str | None) -> StartedEval
         )
     # boto3 takes most of a second to load; an evaluation on this machine does without.
     from heldout.backends.sagemaker.account import Account
-    from heldout.backends.sagemaker.evaluation import CloudEvaluation
+    from heldout.backends.sagemaker.handle import CloudEvaluation
 
     return CloudEvaluation(Account(session, region or found["region"]), arn, read_registry())

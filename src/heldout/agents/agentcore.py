@@ -7,7 +7,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from heldout.agents.answers import read_answer
+from heldout.agents.agentcore_contract import read_answer
 from heldout.agents.aws import CallFailed, connect, in_thread, retried
 from heldout.agents.base import Agent, Invocation, InvocationResult, Outcome
 from heldout.job.references import AgentCoreRuntime

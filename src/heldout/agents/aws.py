@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from heldout.agents.answers import one_line
+from heldout.agents.agentcore_contract import one_line
 from heldout.agents.base import InvocationResult, Outcome
 from heldout.errors import ReferenceProblem
 from heldout.http.retry_after import retry_after_seconds

@@ -8,7 +8,7 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
-from heldout.agents.answers import one_line, read_answer
+from heldout.agents.agentcore_contract import one_line, read_answer
 from heldout.agents.aws import CallFailed, connect, retried
 from heldout.agents.base import Agent, Invocation, InvocationResult, Outcome
 from heldout.job.references import LambdaAgent

@@ -7,9 +7,9 @@ from collections.abc import Coroutine, Mapping
 from pathlib import Path
 
 from heldout.agents.base import Agent, Invocation, InvocationResult, Outcome
+from heldout.agents.entry_point_lookup import check_entry_point, parse_entry_point
 from heldout.agents.fork_server import WorkerProblem, WorkerSettings, WorkerStarter
-from heldout.agents.lookup import check_entry_point, parse_entry_point
-from heldout.agents.process import WorkerGone, WorkerProcess
+from heldout.agents.worker_process import WorkerGone, WorkerProcess
 from heldout.errors import ReferenceProblem
 from heldout.http.connections import Connections
 

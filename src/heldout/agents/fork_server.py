@@ -1,7 +1,7 @@
 """Where worker processes come from, as the engine sees it: forks of one process that has imported what the agent imports first.
 
 Where forking is not safe (`heldout.agents.worker.preloading` decides) such a process becomes a worker itself, and each worker
-needs one. The wire between them: `heldout.agents.wire`.
+needs one. The wire between them: `heldout.agents.worker_protocol`.
 """
 
 import asyncio
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from heldout.agents.answers import one_line
-from heldout.agents.opening import Opened, open_process, taken
+from heldout.agents.agentcore_contract import one_line
 from heldout.agents.pipes import Tail, read_pipe
-from heldout.agents.wire import ALL_VARIABLES
+from heldout.agents.prestart import Opened, open_process, taken
+from heldout.agents.worker_protocol import ALL_VARIABLES
 
 START_SECONDS = 300.0
 """Importing an agent may load a model; an import that takes longer hangs."""
@@ -88,7 +88,7 @@ class WorkerStarter:
         self._servers: set[ForkServer] = set()
 
     async def start(self, key: str, fds: Sequence[int], on_exit: Callable[[int], None]) -> Child:
-        """Has a process become a worker that engine's requests show `key` to. fds: see `heldout.agents.wire`; they stay ours.
+        """Has a process become a worker that engine's requests show `key` to. fds: see `worker_protocol`; they stay ours.
 
         Raises WorkerProblem when there is no process to become one.
         """

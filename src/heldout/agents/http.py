@@ -2,9 +2,9 @@
 
 import asyncio
 
-from heldout.agents.answers import one_line, read_answer, says_busy
+from heldout.agents.agentcore_contract import one_line, read_answer, says_busy
 from heldout.agents.base import Agent, Invocation, InvocationResult, Outcome
-from heldout.agents.wire import SESSION_HEADER
+from heldout.agents.worker_protocol import SESSION_HEADER
 from heldout.errors import ReferenceProblem, shown
 from heldout.http.connections import Connections, NotConnected, Site
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from rich.console import RenderableType
 
-from heldout.rollouts.run import Run
+from heldout.runs.run import Run
 
 Backend = Literal["local", "sagemaker"]
 """Where an evaluation runs: on this machine, or as a pipeline of managed jobs."""

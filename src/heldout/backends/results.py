@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from rich.console import Console, Group, RenderableType
 
-from heldout.backends.apart import apart
+from heldout.backends.results_process import apart
 from heldout.errors import HeldoutError, MetricError
 from heldout.job.document import JobConfigDocument, MlflowDetails, ServiceOutput
 from heldout.pipeline.evaluation import STATE_FILE, Evaluation
-from heldout.report.plain import plain_console
-from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN, JobStatus, Run
+from heldout.report.console import plain_console
+from heldout.runs.run import BASE_RUN, FINE_TUNED_RUN, JobStatus, Run
 
 if TYPE_CHECKING:
     from heldout.metrics.summary import Summary
@@ -32,28 +32,28 @@ Note = Callable[[str], None]
 
 def load(*, has_tracking: bool) -> None:
     """Loads what `finish_run` needs, so that a process apart has it when the last rollout is in."""
+    from heldout.datasets.arrow import leave_pandas_out
     from heldout.report.page import page_template
-    from heldout.rollouts.arrow import leave_pandas_out
 
     page_template()
     leave_pandas_out()
     # The last two are imported by libraries, in the middle of their first call.
-    for module in ("heldout.report.known", "heldout.report.terminal", "pyarrow.dataset", "scipy.special"):
+    for module in ("heldout.report.run_analysis", "heldout.report.terminal", "pyarrow.dataset", "scipy.special"):
         import_module(module)
     if has_tracking:
-        import_module("heldout.tracking.mlflow")
+        import_module("heldout.tracking.run_logging")
 
 
 def write_numbers(folder: Path, *, is_partial: bool) -> "Summary":
     """Writes the tables and `metrics.json` of the run in `folder` from its journal."""
-    from heldout.rollouts.results import write_results
+    from heldout.runs.results import write_results
 
     return write_results(Run.open(folder), is_partial=is_partial)
 
 
 def numbers_of(folder: Path) -> "Summary":
     """The numbers of the run in `folder`, computed again."""
-    from heldout.rollouts.results import summarize_run
+    from heldout.runs.results import summarize_run
 
     return summarize_run(Run.open(folder))
 
@@ -95,8 +95,8 @@ async def document_apart(place: Evaluation | Run) -> dict[str, Any]:
 
 def evaluation_results(evaluation: Evaluation) -> RenderableType:
     """Each run's numbers, the comparison where there are two, and what to know, for a terminal or a notebook."""
-    from heldout.report import judgements
-    from heldout.rollouts.comparing import compare_runs, prompt_texts
+    from heldout.report import comparison_tables
+    from heldout.runs.comparison import compare_runs, prompt_texts
 
     runs = {name: run for name, run in evaluation.runs().items() if run.has_rollouts}
     parts: list[RenderableType] = []
@@ -104,7 +104,7 @@ def evaluation_results(evaluation: Evaluation) -> RenderableType:
         parts += [run_results(run), ""]
     if (evaluation.folder / COMPARISON_FILE).exists() and len(runs) == 2:
         comparison = compare_runs(runs[BASE_RUN], runs[FINE_TUNED_RUN])
-        parts += [judgements.comparison(comparison, prompt_texts(comparison, runs[BASE_RUN])), ""]
+        parts += [comparison_tables.comparison(comparison, prompt_texts(comparison, runs[BASE_RUN])), ""]
     parts += [f"! {note}" for note in evaluation.state.notes]
     if evaluation.state.failure_reason:
         parts.append(f"! {evaluation.status}: {evaluation.state.failure_reason}")
@@ -113,7 +113,7 @@ def evaluation_results(evaluation: Evaluation) -> RenderableType:
 
 def run_results(run: Run, *, training: str | None = None) -> RenderableType:
     """One run's numbers and what to know of them. training: a dataset to look for held-out prompts in."""
-    from heldout.report.known import known_of
+    from heldout.report.run_analysis import known_of
     from heldout.report.terminal import results
 
     title = f"{run.state.name}/{run.state.run_name}"
@@ -122,8 +122,8 @@ def run_results(run: Run, *, training: str | None = None) -> RenderableType:
 
 def run_document(run: Run, *, training: str | None = None) -> dict[str, object]:
     """One run's numbers and findings as JSON. training: a dataset to look for held-out prompts in."""
-    from heldout.report.known import known_of
-    from heldout.rollouts.results import metrics_document
+    from heldout.report.run_analysis import known_of
+    from heldout.runs.results import metrics_document
 
     summary, findings = known_of(run, training=training)
     numbers = metrics_document(summary, is_partial=_is_partial(run))
@@ -133,7 +133,7 @@ def run_document(run: Run, *, training: str | None = None) -> dict[str, object]:
 
 def metrics_so_far(run: Run) -> dict[str, Any]:
     """What `metrics.json` holds, computed again, also while the run goes on."""
-    from heldout.rollouts.results import metrics_document, summarize_run
+    from heldout.runs.results import metrics_document, summarize_run
 
     return metrics_document(summarize_run(run), is_partial=_is_partial(run))
 
@@ -164,7 +164,7 @@ def _write_report(folder: Path) -> None:
 
 
 def _log(folder: Path, tags: Mapping[str, str]) -> MlflowDetails:
-    from heldout.tracking.mlflow import log_run
+    from heldout.tracking.run_logging import log_run
 
     run = Run.open(folder)
     config = run.document.output_data_config.mlflow_config
@@ -187,7 +187,7 @@ def _log(folder: Path, tags: Mapping[str, str]) -> MlflowDetails:
 def _compare(folder: Path) -> list[str]:
     """Writes comparison and report, and returns what a person must know."""
     from heldout.report.page import write_evaluation_report
-    from heldout.rollouts.comparing import compare_runs, comparison_document, prompt_texts
+    from heldout.runs.comparison import compare_runs, comparison_document, prompt_texts
 
     evaluation = Evaluation.open_folder(folder)
     runs = evaluation.runs()
@@ -208,7 +208,7 @@ def _log_comparison(evaluation: Evaluation, base: Run, fine_tuned: Run) -> list[
     is_logged = all(run.document.service_output is not None for run in (base, fine_tuned))
     if config is None or not is_logged:
         return []
-    from heldout.tracking.mlflow import log_comparison
+    from heldout.tracking.run_logging import log_comparison
 
     try:
         log_comparison(

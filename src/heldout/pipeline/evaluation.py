@@ -29,9 +29,9 @@ from heldout.job.registry import Registry
 from heldout.pipeline.definition import BASE_STEP, FINE_TUNED_STEP, PIPELINE_PREFIX
 from heldout.pipeline.state import ExecutionState, ExecutionStatus, StepState, StepStatus
 from heldout.pipeline.steps import Definition, parse_definition
-from heldout.rollouts.fetching import Seen, fetching, forget
-from heldout.rollouts.mirror import folder_for, has_run, machine_elsewhere, open_run, remove_if_never_begun
-from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN, Run, write_whole
+from heldout.runs.remote_mirror import folder_for, has_run, machine_elsewhere, open_run, remove_if_never_begun
+from heldout.runs.remote_sync import Seen, fetching, forget
+from heldout.runs.run import BASE_RUN, FINE_TUNED_RUN, Run, write_whole
 from heldout.storage import Storage, is_remote, why_not_writable
 from heldout.storage.claim import CLAIM_FILE, Claim
 from heldout.storage.lock import FolderLock, holder_of

@@ -16,7 +16,7 @@ from heldout.job.references import EmbeddedModel, EntryPoint, agent_uri, model_u
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.steps import LINEAGE_NAMES
 from heldout.policies.embedded import find_weights
-from heldout.rollouts.run import Run
+from heldout.runs.run import Run
 
 _LINEAGE_FILE = "lineage.json"
 _BLOCK_BYTES = 1024 * 1024

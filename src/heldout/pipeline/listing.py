@@ -9,8 +9,8 @@ from pydantic import ValidationError
 from heldout.errors import HeldoutError, RunError
 from heldout.pipeline.evaluation import STATE_FILE, Evaluation, evaluations_below
 from heldout.pipeline.state import ExecutionState, ExecutionStatus
-from heldout.rollouts.mirror import folder_for, machine_elsewhere
-from heldout.rollouts.run import JobState, JobStatus, Run, runs_below
+from heldout.runs.remote_mirror import folder_for, machine_elsewhere
+from heldout.runs.run import JobState, JobStatus, Run, runs_below
 from heldout.storage import Storage, is_remote
 from heldout.storage.lock import holder_of
 

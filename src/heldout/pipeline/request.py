@@ -21,7 +21,7 @@ from heldout.job.locations import located, located_agent, located_model
 from heldout.job.references import AgentReference, HubModel, ModelPackage, ModelReference, model_uri
 from heldout.pipeline.definition import EvaluationJobs, Shape, choose_shape
 from heldout.pipeline.resolution import Policies
-from heldout.rollouts.run import BASE_RUN, FINE_TUNED_RUN
+from heldout.runs.run import BASE_RUN, FINE_TUNED_RUN
 
 
 @dataclass(frozen=True, slots=True)

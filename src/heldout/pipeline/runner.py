@@ -17,8 +17,8 @@ from heldout.pipeline.expressions import resolve
 from heldout.pipeline.state import ExecutionStatus, StepState, StepStatus
 from heldout.pipeline.steps import JobStep, LineageStep, Step
 from heldout.rollouts.engine import Ending, StopSwitch
-from heldout.rollouts.mirror import has_run, new_folder, open_run
-from heldout.rollouts.run import JobStatus, Run
+from heldout.runs.remote_mirror import has_run, new_folder, open_run
+from heldout.runs.run import JobStatus, Run
 
 _OUT_OF_TIME = "the maximum runtime is over; what was finished is kept"
 _STOPPED = "stopped before it was done"

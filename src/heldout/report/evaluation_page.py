@@ -11,7 +11,7 @@ from heldout.report.numbers import number, signed, signed_interval
 from heldout.report.page_records import Chart, Page, Row, Tile
 from heldout.report.policy_view import PolicyView
 from heldout.report.run_page import charts, partial_notes, rescored_disagreements, section
-from heldout.report.visible import one_line, visible
+from heldout.report.sanitizing import one_line, visible
 
 _MOVED_PROMPTS = 12
 """Prompts shown each way: who moved most."""

@@ -1,7 +1,7 @@
 """Metrics in the words and units of the report."""
 
 from heldout.report.numbers import number, percent
-from heldout.report.visible import visible
+from heldout.report.sanitizing import visible
 
 _RATES = ("eval/reward/pass_", "eval/reward/zero_frac")
 _LABELS = {

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from heldout.report.numbers import interval_text, number
-from heldout.rollouts.progress import Progress
+from heldout.runs.progress import Progress
 
 _REDRAWS_PER_SECOND = 4
 _LINE_EVERY_SECONDS = 10.0

@@ -22,10 +22,10 @@ from heldout.metrics.comparison import Comparison
 from heldout.report.evaluation_page import evaluation_page
 from heldout.report.page_records import Page
 from heldout.report.policy_view import PolicyView
-from heldout.report.readable import readable
 from heldout.report.run_page import run_page
-from heldout.rollouts.recorded import RecordedTrajectory
-from heldout.rollouts.run import Run, write_whole
+from heldout.report.trajectory_html import readable
+from heldout.runs.recordings import RecordedTrajectory
+from heldout.runs.run import Run, write_whole
 
 REPORT = "report.html"
 _MOST_BYTES = 1_900_000

@@ -17,12 +17,12 @@ from heldout.job.references import EmbeddedModel, EndpointModel, ModelReference,
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.summary import Summary, summarize
 from heldout.report.charts import Curve
-from heldout.report.known import known_of
 from heldout.report.rollout_rows import RolloutRows
+from heldout.report.run_analysis import known_of
+from heldout.report.sanitizing import one_line
 from heldout.report.slices import Slice, columns_of, slices
-from heldout.report.visible import one_line
-from heldout.rollouts.recorded import RecordedTrajectory, Recordings, open_tables
-from heldout.rollouts.run import JobStatus, Run
+from heldout.runs.recordings import RecordedTrajectory, Recordings, open_tables
+from heldout.runs.run import JobStatus, Run
 
 _POINTS = 14
 """Of each curve, at most: evenly spread where doubling k is one step, as the chart has it."""

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from heldout.datasets.files import PromptDataset
 from heldout.report.finding import Finding, Weight, Wording, counted, finding
 from heldout.report.rollout_rows import BoolArray, IntArray, RolloutRows
-from heldout.rollouts.prompt_files import PromptDataset
 
 HashArray = npt.NDArray[np.uint64]
 _BATCH_PROMPTS = 1024

@@ -12,8 +12,8 @@ from heldout.report.labels import label, shown, shown_interval
 from heldout.report.numbers import interval_text, number, percent
 from heldout.report.page_records import Chart, FindingCard, Page, PolicySection, RescoringCard, Row, Tile
 from heldout.report.policy_view import PolicyView
+from heldout.report.sanitizing import one_line, visible
 from heldout.report.slices import Slice
-from heldout.report.visible import one_line, visible
 from heldout.report.worth_reading import choose
 
 _LABEL_CHARACTERS = 90

@@ -9,11 +9,11 @@ import numpy as np
 import orjson
 import pyarrow.parquet as pq
 
+from heldout.datasets.prompts import PromptReader
 from heldout.errors import InputError, did_you_mean, shown
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.summary import summarize
 from heldout.report.rollout_rows import FloatArray, IntArray, RolloutRows
-from heldout.rollouts.prompts import PromptReader
 
 _MOST_VALUES = 20
 """Slices shown at most; the rarest values beyond them are one slice together."""

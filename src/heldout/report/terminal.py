@@ -11,8 +11,8 @@ from heldout.metrics.summary import Summary
 from heldout.report.finding import Finding, Weight
 from heldout.report.labels import label
 from heldout.report.numbers import interval_text, number
+from heldout.report.sanitizing import visible
 from heldout.report.slices import Slice
-from heldout.report.visible import visible
 
 _MARKS = {Weight.DOUBT: ("!", "bold yellow"), Weight.PATTERN: ("-", "bold cyan"), Weight.NOTE: ("-", "cyan")}
 _SHOWN_PATTERNS = 4

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 
 from heldout.job.records import ANSWERED
 from heldout.report.finding import Finding, Weight, Wording, counted, finding
+from heldout.report.message_text import Reply, form, is_alike, stated_answer
 from heldout.report.rollout_rows import BoolArray, RolloutRows
-from heldout.report.said import Reply, form, is_alike, stated_answer
 
 _SAMPLE_BYTES = 96 * 1024 * 1024
 """Of the trajectories file, uncompressed: what can be read in a second or two."""

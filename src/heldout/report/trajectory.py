@@ -8,9 +8,9 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from heldout.report.said import reasoning, said, tool_calls
-from heldout.report.visible import one_line, visible
-from heldout.rollouts.recorded import Message, RecordedTrajectory, RecordedTurn
+from heldout.report.message_text import reasoning, said, tool_calls
+from heldout.report.sanitizing import one_line, visible
+from heldout.runs.recordings import Message, RecordedTrajectory, RecordedTurn
 
 _ROLE_STYLES = {"assistant": "bold green", "tool": "bold magenta", "system": "bold blue"}
 _TITLE_CHARACTERS = 200

@@ -17,7 +17,7 @@ import orjson
 
 from heldout.agents.base import Agent, Invocation, InvocationResult, Outcome
 from heldout.job.records import Attempt, Boundary, Failure, Prompt
-from heldout.rollouts.journal import Journal
+from heldout.runs.journal import Journal
 from heldout.runtime import JobRuntime, Report, ReportKind, ReportRefused, Trajectory
 from heldout.runtime.reports import finite_number
 from heldout.runtime.trajectories import CLOSED, HUNG_UP

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from heldout.errors import JobFailed
 from heldout.job.records import Attempt, Boundary, Prompt
 from heldout.rollouts.attempt import AttemptPlayer, Try
-from heldout.rollouts.progress import Progress
+from heldout.runs.progress import Progress
 
 if TYPE_CHECKING:
-    from heldout.rollouts.journal_index import JournalIndex
+    from heldout.runs.journal_index import JournalIndex
 
 _HOPELESS_FACTOR = 2
 _HOPELESS_LEAST = 50

@@ -5,10 +5,10 @@ numpy and pyarrow come in here, a quarter of a second's load: import it while so
 
 from dataclasses import dataclass
 
-from heldout.rollouts.journal_index import JournalIndex
-from heldout.rollouts.progress import Progress
-from heldout.rollouts.prompts import PromptReader, PromptSource, copy_prompts
-from heldout.rollouts.run import Run
+from heldout.datasets.prompts import PromptReader, PromptSource, copy_prompts
+from heldout.runs.journal_index import JournalIndex
+from heldout.runs.progress import Progress
+from heldout.runs.run import Run
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from heldout.job.registry import Registry
-from heldout.service.hosting import HostedAgents
-from heldout.service.mlflow_pages import MlflowPages
+from heldout.service.agents.hosting import HostedAgents
+from heldout.service.mlflow.pages import MlflowPages
 from heldout.service.store import Store
 from heldout.service.supervisor import Supervisor
 

@@ -8,8 +8,8 @@ import hashlib
 import json
 
 from heldout.service.context import Context
-from heldout.service.hub import SINCE
 from heldout.service.operations import Params, Reply, Room
+from heldout.service.sagemaker.hub import SINCE
 
 STS = Room("sts")
 IAM = Room("iam")

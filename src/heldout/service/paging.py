@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from heldout.service.faults import invalid
 from heldout.service.operations import Params, Reply
+from heldout.service.wire.faults import invalid
 
 DEFAULT_SIZE = 50
 _NO_TOKEN = "NextToken is not one that this operation gave out; begin again without one"

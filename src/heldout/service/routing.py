@@ -8,9 +8,9 @@ from botocore.model import OperationModel, ServiceModel
 
 from heldout.errors import did_you_mean
 from heldout.runtime.signing import SignedRequest
-from heldout.service.faults import ServiceError
 from heldout.service.operations import Function, Room
-from heldout.service.protocols import form_action, is_form, path_pattern
+from heldout.service.wire.faults import ServiceError
+from heldout.service.wire.protocols import form_action, is_form, path_pattern
 
 
 @lru_cache(maxsize=16)

@@ -13,27 +13,19 @@ from aiohttp import web
 
 from heldout.errors import HeldoutError
 from heldout.runtime.signing import SignedRequest
-from heldout.service import (
-    agents,
-    artifacts,
-    executions,
-    hub,
-    identity,
-    jobs,
-    logs,
-    mlflow_apps,
-    packages,
-    pipelines,
-    tagging,
-)
-from heldout.service.auth import Gate
-from heldout.service.checks import check_request
+from heldout.service import identity
+from heldout.service.agents import operations as agents
+from heldout.service.cloudwatch import logs
 from heldout.service.context import Context
-from heldout.service.faults import ServiceError
-from heldout.service.fronts import Front, signed_request
+from heldout.service.mlflow import apps as mlflow_apps
 from heldout.service.operations import Function, Params, Reply, Room
-from heldout.service.protocols import WireReply, is_form, parse_request, render_error, render_reply
 from heldout.service.routing import Router
+from heldout.service.sagemaker import artifacts, executions, hub, jobs, packages, pipelines, tagging
+from heldout.service.wire.authentication import Gate
+from heldout.service.wire.faults import ServiceError
+from heldout.service.wire.protocols import WireReply, is_form, parse_request, render_error, render_reply
+from heldout.service.wire.raw_handlers import Front, signed_request
+from heldout.service.wire.validation import check_request
 
 ROOMS: Sequence[Room] = (
     jobs.ROOM,

@@ -16,18 +16,18 @@ from heldout.errors import InputError, RunError
 from heldout.job.registry import Registry
 from heldout.pipeline.evaluation import LOCAL_ACCOUNT
 from heldout.runtime.signing import Credentials
-from heldout.service import executions, jobs
-from heldout.service.auth import Gate, KeySource, is_loopback, own_keys
+from heldout.service.agents.hosting import HostedAgents
+from heldout.service.agents.job_runtime import JobRuntimes
 from heldout.service.context import Context
-from heldout.service.hosting import HostedAgents
-from heldout.service.http_log import http_log
-from heldout.service.job_runtime import JobRuntimes
-from heldout.service.jobs import run_of
-from heldout.service.mlflow_pages import MlflowPages
-from heldout.service.objects import Objects
+from heldout.service.mlflow.pages import MlflowPages
+from heldout.service.s3.objects import Objects
+from heldout.service.sagemaker import executions, jobs
+from heldout.service.sagemaker.jobs import run_of
 from heldout.service.server import Service
 from heldout.service.store import Store
 from heldout.service.supervisor import Supervisor
+from heldout.service.wire.authentication import Gate, KeySource, is_loopback, own_keys
+from heldout.service.wire.http_log import http_log
 from heldout.storage.lock import FolderLock
 
 _STORE_FILE = "service.db"

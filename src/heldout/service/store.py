@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from heldout.errors import RunError, StorageError
-from heldout.service.faults import ServiceError
+from heldout.service.wire.faults import ServiceError
 
 _SCHEMA = """
 create table if not exists records (kind text, key text, body text not null, primary key (kind, key)) without rowid;

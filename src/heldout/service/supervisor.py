@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from heldout.backends.detached import is_concluded, start_detached, start_detached_run, tell_to_stop
-from heldout.backends.runner_log import LOG_FILE, STARTED, lines_of
+from heldout.backends.local.detached import is_concluded, start_detached, start_detached_run, tell_to_stop
+from heldout.backends.local.run_log import LOG_FILE, STARTED, lines_of
 from heldout.errors import HeldoutError, RunError
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.state import ExecutionStatus, StepStatus
-from heldout.rollouts.run import JobStatus, Run, SecondaryStatus
+from heldout.runs.run import JobStatus, Run, SecondaryStatus
 from heldout.storage.lock import FolderLock, holder_of
 
 _LOOK_EVERY_SECONDS = 1.0

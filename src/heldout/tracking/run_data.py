@@ -8,11 +8,11 @@ from typing import Any, Self
 
 import orjson
 
-from heldout import __version__
 from heldout.job.document import JobConfigDocument
 from heldout.job.references import agent_uri, model_uri
 from heldout.report.numbers import interval_text, number
-from heldout.rollouts.run import Run
+from heldout.runs.run import Run
+from heldout.version import __version__
 
 TABLES = ("prompts.parquet", "rollouts.parquet", "trajectories.parquet", "attempts.parquet")
 _ARTIFACTS = ("report.html", "metrics.json", "job.json", *TABLES)

@@ -31,9 +31,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 
 from heldout.job.records import Turn
-from heldout.report.said import said
-from heldout.rollouts.recorded import RecordedTrajectory, RecordedTurn, Recordings
-from heldout.rollouts.run import Run
+from heldout.report.message_text import said
+from heldout.runs.recordings import RecordedTrajectory, RecordedTurn, Recordings
+from heldout.runs.run import Run
 
 _READ_AT_ONCE = 20
 """Trajectories in memory together."""

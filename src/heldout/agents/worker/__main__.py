@@ -1,4 +1,4 @@
-"""The worker process: `python -P -m heldout.agents.worker`, started by `heldout.agents.process` and by nobody else.
+"""The worker process: `python -P -m heldout.agents.worker`, started by `heldout.agents.worker_process` and by nobody else.
 
 Its arguments: the entry point, the engine's process ID, and the socket on which the engine asks for workers. Nothing heavy is
 imported here: a worker is ready when the user's own imports are.
@@ -18,9 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
-from heldout.agents.lookup import parse_entry_point
+from heldout.agents.entry_point_lookup import parse_entry_point
 from heldout.agents.scheduling import run_on
-from heldout.agents.wire import write_word
 from heldout.agents.worker.applications import ApplicationHost
 from heldout.agents.worker.forking import ForkServer, die_with_parent, may_fork
 from heldout.agents.worker.functions import FunctionHost
@@ -31,6 +30,7 @@ from heldout.agents.worker.output import route_output
 from heldout.agents.worker.preloading import Preloading, variables_read
 from heldout.agents.worker.service import Service
 from heldout.agents.worker.threads import MAX_THREADS
+from heldout.agents.worker_protocol import write_word
 
 _NESTING = {"nest_asyncio", "nest_asyncio2"}
 """Libraries by which agents run a loop inside a running one; they can change none but Python's own."""

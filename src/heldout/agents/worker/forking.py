@@ -1,6 +1,6 @@
 """Waits until the engine wants a worker, and becomes it: a fork of this process where that is safe, else the process itself.
 
-The engine sends a line of JSON and three descriptors for each worker: `heldout.agents.wire`.
+The engine sends a line of JSON and three descriptors for each worker: `heldout.agents.worker_protocol`.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from heldout.agents.wire import REQUEST_BYTES, REQUEST_DESCRIPTORS
+from heldout.agents.worker_protocol import REQUEST_BYTES, REQUEST_DESCRIPTORS
 
 _PR_SET_PDEATHSIG = 1
 """From linux/prctl.h: have the kernel send a signal when the parent dies, even to a process stuck in C."""

@@ -112,7 +112,7 @@ class FunctionHost:
 
 
 def error_body(kind: str, text: str) -> bytes:
-    """The JSON of an error answer, as `heldout.agents.answers` reads it."""
+    """The JSON of an error answer, as `heldout.agents.agentcore_contract` reads it."""
     return json.dumps({"error": text, "error_type": kind}).encode()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-from heldout.agents.lookup import EntryPoint
+from heldout.agents.entry_point_lookup import EntryPoint
 from heldout.errors import did_you_mean
 
 _HELDOUT = Path(__file__).parents[2]

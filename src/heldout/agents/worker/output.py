@@ -5,7 +5,7 @@ import os
 import sys
 from contextvars import ContextVar
 
-from heldout.agents.wire import write_output
+from heldout.agents.worker_protocol import write_output
 
 current_session: ContextVar[bytes] = ContextVar("current_session", default=b"")
 """The attempt this code runs for; empty outside of one. Tasks and `asyncio.to_thread` inherit it, bare threads do not."""

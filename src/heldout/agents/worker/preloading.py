@@ -16,9 +16,9 @@ from contextlib import contextmanager, suppress
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-from heldout.agents.lookup import EntryPoint, module_specs
-from heldout.agents.wire import ALL_VARIABLES
+from heldout.agents.entry_point_lookup import EntryPoint, module_specs
 from heldout.agents.worker.generators import Generators
+from heldout.agents.worker_protocol import ALL_VARIABLES
 
 _HELDOUT = Path(__file__).parents[2]
 _STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib"))

@@ -9,11 +9,11 @@ import traceback
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
-from heldout.agents.wire import CANCEL_SECONDS, KEY_HEADER, LOOP_ANSWER_SECONDS, SESSION_HEADER
 from heldout.agents.worker.applications import ApplicationHost, blocked_loops
 from heldout.agents.worker.functions import FunctionHost, error_body
 from heldout.agents.worker.http import Reply, Request
 from heldout.agents.worker.output import current_session
+from heldout.agents.worker_protocol import CANCEL_SECONDS, KEY_HEADER, LOOP_ANSWER_SECONDS, SESSION_HEADER
 
 
 @dataclass(slots=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from heldout.backends.sagemaker.account import Account, told
 from heldout.job.registry import Registry
-from heldout.rollouts.mirror import state_folder
-from heldout.rollouts.run import JobStatus, Run, runs_below
+from heldout.runs.remote_mirror import state_folder
+from heldout.runs.run import JobStatus, Run, runs_below
 
 _STATE_FILE = "job.json"
 

@@ -1,0 +1,146 @@
+"""An evaluation that was started on this machine: everything about it is read from its folder."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+import orjson
+from rich.console import RenderableType
+
+from heldout.backends.base import JobProgress, LogLine, PipelineExecutionStatus, StartedEvaluation, StepDetail
+from heldout.backends.local.detached import PROGRESS_FILE, start_detached, stop_detached
+from heldout.backends.local.run_log import LOG_FILE, lines_of
+from heldout.backends.results import COMPARISON_FILE, evaluation_results, metrics_so_far
+from heldout.errors import RunError
+from heldout.pipeline.evaluation import Evaluation
+from heldout.pipeline.state import ExecutionStatus, StepState
+from heldout.runs.remote_mirror import machine_elsewhere
+from heldout.runs.run import Run
+
+_LINES_A_LOOK = 5_000
+
+
+class LocalEvaluation(StartedEvaluation):
+    """One evaluation folder. It holds no connection and no process."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
+        self._evaluation = evaluation
+        self._status = _status_of(evaluation)
+        self._seen_of_log = 0
+
+    @property
+    def name(self) -> str:
+        return self._evaluation.state.name
+
+    @property
+    def arn(self) -> str:
+        return self._evaluation.state.arn
+
+    @property
+    def path(self) -> str:
+        return self._evaluation.location
+
+    @property
+    def output(self) -> str:
+        return self.path.rpartition("/")[0]
+
+    @property
+    def status(self) -> PipelineExecutionStatus:
+        return self._status
+
+    @property
+    def poll_seconds(self) -> float:
+        return 1.0
+
+    @property
+    def changed_at(self) -> datetime:
+        return datetime.fromtimestamp(self._evaluation.state.changed_at, UTC)
+
+    @property
+    def definition(self) -> Mapping[str, Any]:
+        return self._evaluation.state.definition
+
+    @property
+    def planned_steps(self) -> Sequence[str]:
+        return [step.name for step in self._evaluation.definition.steps]
+
+    def refresh(self) -> None:
+        self._evaluation.refresh()
+        self._status = _status_of(self._evaluation)
+
+    def stop(self) -> None:
+        """What is in flight is finished first, unless it is asked again. One that is not running stays as it is.
+
+        Raises RunError when another machine works on it.
+        """
+        if not stop_detached(self._evaluation) and (machine := machine_elsewhere(self.path)) is not None:
+            raise RunError(f"{self.path} is being worked on by {machine}; stop it there")
+        self.refresh()
+
+    def resume(self) -> None:
+        """What is finished stays. Raises RunError when it is running."""
+        if self._evaluation.status is not ExecutionStatus.SUCCEEDED:
+            start_detached(self._evaluation)
+            self.refresh()
+
+    def progress(self) -> JobProgress | None:
+        evaluation = self._evaluation
+        path = evaluation.folder / PROGRESS_FILE
+        playing = {step.run_name for step in evaluation.state.steps if step.ended_at is None}
+        if not evaluation.is_running() or not path.exists():
+            return None
+        known: dict[str, Any] = orjson.loads(path.read_bytes())
+        if known["run"] not in playing:
+            return None
+        return JobProgress(known["planned"], known["finished"], known["line"])
+
+    def new_log_lines(self) -> Sequence[LogLine]:
+        """Of `runner.log`: warnings, failures, steps. An evaluation that a terminal plays itself says them there and has none."""
+        lines = list(islice(lines_of(self._evaluation.folder / LOG_FILE, self._seen_of_log), _LINES_A_LOOK))
+        if lines:
+            self._seen_of_log = lines[-1].end
+        return [LogLine(datetime.fromtimestamp(line.time_ms / 1000, UTC), line.run, line.text) for line in lines]
+
+    def where_to_look(self) -> str:
+        return str(self._evaluation.folder / LOG_FILE)
+
+    def runs(self) -> Mapping[str, Run]:
+        return self._evaluation.runs()
+
+    def metrics(self) -> Mapping[str, dict[str, Any]]:
+        """So far, while it goes on."""
+        return {name: metrics_so_far(run) for name, run in self.runs().items() if run.has_rollouts}
+
+    def comparison(self) -> dict[str, Any] | None:
+        path = self._evaluation.folder / COMPARISON_FILE
+        return dict(orjson.loads(path.read_bytes())) if path.exists() else None
+
+    def mlflow_url(self) -> str | None:
+        from heldout.tracking.run_logging import RECORD_FILE, run_url
+
+        logged = [run for run in self.runs().values() if (run.folder / RECORD_FILE).exists()]
+        return run_url(logged[-1].folder) if logged else None
+
+    def results(self) -> RenderableType:
+        return evaluation_results(self._evaluation)
+
+
+def _status_of(evaluation: Evaluation) -> PipelineExecutionStatus:
+    status = evaluation.status
+    state = evaluation.state
+    reason = state.failure_reason
+    if status is ExecutionStatus.STOPPED and not state.status.is_final:
+        reason = f"its process is gone; go on with: heldout resume {evaluation.location}"
+    return PipelineExecutionStatus(str(status), tuple(_detail(step) for step in state.steps), reason)
+
+
+def _detail(step: StepState) -> StepDetail:
+    return StepDetail(
+        name=step.name,
+        status=str(step.status),
+        start_time=datetime.fromtimestamp(step.started_at, UTC),
+        end_time=None if step.ended_at is None else datetime.fromtimestamp(step.ended_at, UTC),
+        job_arn=step.job_arn,
+        failure_reason=step.failure_reason,
+    )

@@ -1,0 +1,225 @@
+"""What a job needs while it plays: its policy, its Job Runtime and its agent, started and stopped together."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from heldout.agents.agentcore import AgentCoreAgent
+from heldout.agents.aws_lambda import LambdaForwarder
+from heldout.agents.base import Agent
+from heldout.agents.entry_point import EntryPointAgent
+from heldout.agents.entry_point_lookup import check_entry_point
+from heldout.agents.http import HttpAgent
+from heldout.backends.local.runtime_address import LISTEN_VARIABLE, exposure_of
+from heldout.datasets.files import PromptDataset
+from heldout.errors import ReferenceProblem, did_you_mean
+from heldout.job.document import JobConfigDocument
+from heldout.job.references import (
+    AgentContainer,
+    AgentCoreRuntime,
+    EmbeddedModel,
+    EndpointModel,
+    EntryPoint,
+    LambdaAgent,
+    ModelReference,
+    model_uri,
+)
+from heldout.policies.base import Policy
+from heldout.policies.embedded import EMBEDDED_MODELS, EmbeddedPolicy
+from heldout.policies.endpoint import EndpointPolicy
+from heldout.runs.run import Run, write_whole
+from heldout.runtime import CallRules, Credentials, JobRuntime
+
+_ADDRESS_FILE = "runtime-address"
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    runtime: JobRuntime
+    agent: Agent
+    starting: asyncio.Task[None]
+    """Of the policy and the agent."""
+
+    async def ready(self) -> None:
+        """Returns when the policy and the agent are there. Raises what kept the first of them from it."""
+        try:
+            await self.starting
+        except BaseExceptionGroup as group:
+            raise _cause(group) from group
+
+
+@contextlib.asynccontextmanager
+async def services_of(run: Run) -> AsyncIterator[Services]:
+    """The Job Runtime, started, and the policy and the agent, starting; and stopped, whatever happens.
+
+    Raises ReferenceProblem when the Job Runtime cannot be where it is to be, or when one of them is none.
+    """
+    policy = make_policy(run.document.model, was_there=run.has_journal)
+    configured = _configured_credentials()
+    own = Credentials(f"HELDOUT{secrets.token_hex(8).upper()}", secrets.token_urlsafe(30), None)
+    runtime = await _started_runtime(run, policy, [own, *configured])
+    address = run.folder / _ADDRESS_FILE
+    agent = make_agent(run.document, _agent_environment(runtime, run, None if configured else own))
+    write_whole(address, runtime.local_url.encode())
+    starting = asyncio.create_task(_start(policy, agent))
+    try:
+        yield Services(runtime, agent, starting)
+    finally:
+        address.unlink(missing_ok=True)
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        await asyncio.gather(agent.stop(), runtime.stop(), policy.stop())
+
+
+async def _started_runtime(run: Run, policy: Policy, credentials: list[Credentials]) -> JobRuntime:
+    parameters = run.document.hyperparameters
+    exposure = exposure_of(run.document.agent_config)
+    runtime = JobRuntime(
+        job_arn=run.state.arn,
+        region=region_of(run),
+        policy=policy,
+        rules=CallRules(
+            temperature=parameters.sampling_temperature,
+            top_p=parameters.top_p,
+            max_tokens=parameters.max_tokens,
+            enforce_sampling=parameters.enforce_sampling,
+            wants_logprobs=parameters.logprobs,
+        ),
+        credentials=credentials,
+        host=exposure.host,
+        port=exposure.port,
+        public_url=exposure.public_url,
+    )
+    try:
+        await runtime.start()
+    except OSError as error:
+        raise ReferenceProblem(
+            f"the Job Runtime cannot listen on {exposure.host}:{exposure.port}: {error.strerror or error}; another "
+            f"evaluation may be using it: wait for that, or give this one another address ({LISTEN_VARIABLE}=host:port)"
+        ) from error
+    return runtime
+
+
+async def _start(policy: Policy, agent: Agent) -> None:
+    async with asyncio.TaskGroup() as starting:
+        starting.create_task(policy.start())
+        starting.create_task(agent.start())
+
+
+def runtime_address(run: Run) -> str | None:
+    """Where the Job Runtime of a run that plays now listens on this machine; None when it has none."""
+    if not run.is_running():
+        return None  # a process that was killed leaves the file, and the port may be another's by now
+    try:
+        return (run.folder / _ADDRESS_FILE).read_text()
+    except FileNotFoundError:
+        return None
+
+
+def _cause(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def make_policy(model: ModelReference, *, was_there: bool = False) -> Policy:
+    """The way to reach `model`. was_there: see EndpointPolicy.
+
+    Raises ReferenceProblem for one that is in AWS and that no registry mapped to this machine.
+    """
+    match model:
+        case EndpointModel(urls, name, variable):
+            return EndpointPolicy(urls, name, api_key_variable=variable, was_there=was_there)
+        case EmbeddedModel(name, adapter):
+            return EmbeddedPolicy(name, adapter=None if adapter is None else Path(adapter))
+        case _:
+            raise ReferenceProblem(
+                f"model {model_uri(model)!r} is not on this machine; give an endpoint (http://host:port/v1#served-name) or an "
+                "embedded model, or map it in a registry (--registry FILE or HELDOUT_REGISTRY)."
+                f"{did_you_mean(model_uri(model), EMBEDDED_MODELS)}"
+            )
+
+
+def make_agent(document: JobConfigDocument, environment: Mapping[str, str]) -> Agent:
+    """The way to invoke a job's agent. environment: what a worker process on this machine gets on top of our own."""
+    agent, parameters = document.agent_config.agent, document.hyperparameters
+    concurrency, timeout = parameters.rollout_max_concurrency, parameters.rollout_timeout
+    match agent:
+        case EntryPoint(entry_point):
+            return EntryPointAgent(entry_point, environment=environment, concurrency=concurrency)
+        case AgentContainer(url):
+            return HttpAgent(url)
+        case AgentCoreRuntime():
+            return AgentCoreAgent(agent, concurrency=concurrency, timeout_seconds=timeout)
+        case LambdaAgent():
+            return LambdaForwarder(agent, concurrency=concurrency, timeout_seconds=timeout)
+
+
+def check_document(document: JobConfigDocument) -> None:
+    """Whether the job can be played here, as far as can be told without starting anything.
+
+    Raises InputError: the model is in AWS; the agent is, and cannot reach the Job Runtime here; the agent's file or function
+    is not there, nor the dataset's first prompt.
+    """
+    make_policy(document.model)
+    agent = document.agent_config.agent
+    exposure_of(document.agent_config)
+    make_agent(document, {})
+    if isinstance(agent, EntryPoint):
+        check_entry_point(agent.entry_point)
+    source = document.prompts.data_source
+    if source.dataset_source is not None:
+        raise ReferenceProblem(
+            f"dataset {source.dataset!r} is in AWS; give a local path or an s3:// URI, or map it in a registry "
+            "(--registry FILE or HELDOUT_REGISTRY)"
+        )
+    if source.file_data_source is not None:
+        next(iter(PromptDataset(source.dataset, is_prefix=source.is_prefix)))
+
+
+def _agent_environment(runtime: JobRuntime, run: Run, own: Credentials | None) -> dict[str, str]:
+    environment = {"RFT_RUNTIME_ENDPOINT": runtime.endpoint}
+    if own is not None:
+        environment |= {"AWS_ACCESS_KEY_ID": own.access_key, "AWS_SECRET_ACCESS_KEY": own.secret_key}
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        environment.setdefault(name, os.environ.get(name) or region_of(run))
+    return environment
+
+
+def region_of(run: Run) -> str:
+    return run.state.arn.split(":")[3]
+
+
+def _configured_credentials() -> list[Credentials]:
+    """The AWS credentials that agents on this machine would find by themselves; none where the configuration cannot be used."""
+    if not _may_have_credentials():
+        return []
+    import boto3  # slow to import, and only needed here
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        found = boto3.Session().get_credentials()
+        frozen = None if found is None else found.get_frozen_credentials()
+    except (BotoCoreError, ClientError):
+        # A profile that is not there, a sign-in that has expired: an agent here may need no AWS; one that does says so itself.
+        return []
+    if frozen is None or frozen.access_key is None or frozen.secret_key is None:
+        return []
+    return [Credentials(frozen.access_key, frozen.secret_key, frozen.token)]
+
+
+def _may_have_credentials() -> bool:
+    """Whether any of the places that AWS SDKs look at could hold credentials: cheap, and never wrongly False."""
+    names = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_SHARED_CREDENTIALS_FILE")
+    containers = ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONFIG_FILE")
+    if any(os.environ.get(name) for name in (*names, *containers)):
+        return True
+    if any((Path.home() / ".aws" / name).exists() for name in ("credentials", "config")):
+        return True
+    # On an EC2 instance, whose role they may be: the older kinds, on Xen, are told by their firmware's version alone.
+    machine = (Path("/sys/class/dmi/id") / name for name in ("sys_vendor", "bios_version"))
+    return any("amazon" in path.read_text(errors="replace").lower() for path in machine if path.exists())

@@ -1,0 +1,254 @@
+"""An evaluation that runs as a pipeline of managed jobs: asked of the service, and read from its output and MLflow.
+
+What the service does not tell is not made up: without tables of rollouts in the output there are no intervals, no comparison
+and no trajectories, and the numbers are those that the jobs logged to MLflow.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Group, RenderableType
+
+from heldout.backends.base import JobProgress, LogLine, PipelineExecutionStatus, StartedEvaluation, StepDetail
+from heldout.backends.results import metrics_so_far, run_results
+from heldout.backends.sagemaker.account import Account, pages, told
+from heldout.backends.sagemaker.job_logs import JobLogs, JobToLookAt
+from heldout.backends.sagemaker.job_steps import JobStep, job_steps, service_output
+from heldout.backends.sagemaker.mlflow_apps import run_link
+from heldout.backends.sagemaker.outputs import run_of
+from heldout.backends.sagemaker.rendering import logged_results, nothing_to_show
+from heldout.errors import CloudError, HeldoutError, MetricError, RunError
+from heldout.job.registry import Registry
+from heldout.metrics.comparison import Comparison
+from heldout.pipeline.definition import JOB_CATEGORY
+from heldout.report import comparison_tables
+from heldout.runs.comparison import compare_runs, comparison_document, prompt_texts
+from heldout.runs.run import BASE_RUN, FINE_TUNED_RUN, Run
+from heldout.tracking.logged_metrics import logged_metrics
+
+
+class CloudEvaluation(StartedEvaluation):
+    """One pipeline execution."""
+
+    def __init__(self, account: Account, arn: str, registry: Registry | None = None) -> None:
+        """Asks for it. Raises ReferenceProblem when there is none, CloudError when AWS does not say."""
+        self._account = account
+        self._arn = arn
+        self._registry = registry or Registry()
+        self._definition: Mapping[str, Any] | None = None
+        self._logs = JobLogs(account)
+        self.refresh()
+
+    @property
+    def name(self) -> str:
+        return str(self._described.get("PipelineExecutionDisplayName") or self._arn.rpartition("/")[2])
+
+    @property
+    def arn(self) -> str:
+        return self._arn
+
+    @property
+    def path(self) -> str:
+        """The service chooses where in the output its jobs write, so this is the output."""
+        return self.output
+
+    @property
+    def output(self) -> str:
+        steps = self._job_steps()
+        return steps[-1].output if steps else ""
+
+    @property
+    def status(self) -> PipelineExecutionStatus:
+        return self._status
+
+    @property
+    def poll_seconds(self) -> float:
+        return 5.0
+
+    @property
+    def changed_at(self) -> datetime:
+        return _aware(self._described["LastModifiedTime"])
+
+    @property
+    def definition(self) -> Mapping[str, Any]:
+        if self._definition is None:
+            with told(f"the definition of {self._arn}"):
+                described = self._account.sagemaker.describe_pipeline_definition_for_execution(
+                    PipelineExecutionArn=self._arn
+                )
+            self._definition = dict(json.loads(described["PipelineDefinition"]))
+        return self._definition
+
+    @property
+    def planned_steps(self) -> Sequence[str]:
+        return [step["Name"] for step in self.definition["Steps"]]
+
+    def refresh(self) -> None:
+        client = self._account.sagemaker
+        absent = (
+            f"evaluation {self._arn!r} does not exist in {self._account.region}, nor was it started on this machine"
+        )
+        with told(f"evaluation {self._arn}", absent=absent):
+            self._described: Mapping[str, Any] = client.describe_pipeline_execution(PipelineExecutionArn=self._arn)
+            listed = pages(client.list_pipeline_execution_steps, PipelineExecutionArn=self._arn, SortOrder="Ascending")
+            steps = tuple(_detail(step) for page in listed for step in page["PipelineExecutionSteps"])
+        status = self._described["PipelineExecutionStatus"]
+        reason = self._described.get("FailureReason") or next(
+            (s.failure_reason for s in steps if s.failure_reason), None
+        )
+        # A newer word of the service's for an execution some of whose branches failed; ours have one branch.
+        self._status = PipelineExecutionStatus("Failed" if status == "CompletedWithFailures" else status, steps, reason)
+
+    def stop(self) -> None:
+        """One that is not running stays as it is."""
+        self.refresh()
+        if self.status.overall_status == "Executing":
+            with told(f"evaluation {self._arn}"):
+                self._account.sagemaker.stop_pipeline_execution(PipelineExecutionArn=self._arn)
+            self.refresh()
+
+    def resume(self) -> None:
+        """Raises RunError: the service does not go on with an execution's jobs, it only begins again."""
+        raise RunError(
+            f"evaluation {self.name} runs as managed jobs, which cannot be gone on with; start another with evaluate()"
+        )
+
+    def progress(self) -> JobProgress | None:
+        playing = next((step for step in self.status.step_details if step.job_arn and step.end_time is None), None)
+        if playing is None:
+            return None
+        try:
+            job = self._job(playing.job_arn or "")
+        except CloudError as error:
+            return JobProgress(0, 0, str(error))  # who waits is told, and goes on waiting
+        steps = service_output(job).get("ProgressInfo") or {}
+        planned, finished = int(steps.get("MaxSteps") or 0), int(steps.get("CurrentStep") or 0)
+        words = [str(job.get("SecondaryStatus") or job.get("JobStatus"))]
+        if planned:
+            words.append(f"{finished} of {planned} rollouts")
+        if message := next((t["StatusMessage"] for t in _latest_first(job) if t.get("StatusMessage")), None):
+            words.append(" ".join(message.split()))
+        return JobProgress(planned, finished, ", ".join(words))
+
+    def new_log_lines(self) -> Sequence[LogLine]:
+        """Of every job that has begun, from CloudWatch Logs."""
+        ended_at = {step.name: step.end_time for step in self.status.step_details}
+        return self._logs.new_lines(
+            [JobToLookAt(step.run_name, arn, ended_at[step.name]) for step, arn in self._begun_jobs()]
+        )
+
+    def where_to_look(self) -> str:
+        return f"the failed job in the SageMaker console: {self._arn}"
+
+    def runs(self) -> Mapping[str, Run]:
+        found = {
+            step.run_name: run_of(
+                self._account, job_arn=arn, output=step.output, likely=self.name, registry=self._registry
+            )
+            for step, arn in self._begun_jobs()
+        }
+        return {name: run for name, run in found.items() if run is not None}
+
+    def metrics(self) -> Mapping[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        runs = self._played()
+        for step, arn in self._begun_jobs():
+            if (run := runs.get(step.run_name)) is not None:
+                found[step.run_name] = metrics_so_far(run)
+            elif logged := self._logged(step, arn):
+                found[step.run_name] = logged
+        return found
+
+    def comparison(self) -> dict[str, Any] | None:
+        runs = self._played()
+        compared = self._compared(runs)
+        return None if compared is None else comparison_document(compared, prompt_texts(compared, runs[BASE_RUN]))
+
+    def mlflow_url(self) -> str | None:
+        for step, arn in reversed(self._begun_jobs()):
+            if step.mlflow_arn is not None:
+                details = service_output(self._job(arn)).get("MlflowDetails") or {}
+                return run_link(self._account, step.mlflow_arn, details)
+        return None
+
+    def results(self) -> RenderableType:
+        runs, parts, unread = dict[str, Run](), list[RenderableType](), None
+        try:
+            runs.update(self._played())
+        except CloudError as error:  # who may not read the output is shown what is in MLflow, and told
+            unread = str(error)
+        for step, arn in self._begun_jobs():
+            run = runs.get(step.run_name)
+            parts += [self._logged_results(step, arn, unread) if run is None else run_results(run), ""]
+        if (compared := self._compared(runs)) is not None:
+            parts += [comparison_tables.comparison(compared, prompt_texts(compared, runs[BASE_RUN])), ""]
+        if self.status.failure_reason:
+            parts.append(f"! {self.status.overall_status}: {self.status.failure_reason}")
+        return Group(*(parts or [f"{self.name}: {self.status.overall_status}; no job has begun"]))
+
+    def _played(self) -> Mapping[str, Run]:
+        """The runs that there are rollouts of: a job that failed at its start may have left a folder and nothing in it."""
+        return {name: run for name, run in self.runs().items() if run.has_rollouts}
+
+    def _compared(self, runs: Mapping[str, Run]) -> Comparison | None:
+        """None for an evaluation of one model, that is not done, or whose runs share no prompt."""
+        if self.status.overall_status != "Succeeded" or not {BASE_RUN, FINE_TUNED_RUN} <= runs.keys():
+            return None
+        try:
+            return compare_runs(runs[BASE_RUN], runs[FINE_TUNED_RUN])
+        except MetricError:
+            return None
+
+    def _logged_results(self, step: JobStep, arn: str, unread: str | None) -> RenderableType:
+        try:
+            logged = self._logged(step, arn)
+        except HeldoutError as error:
+            return nothing_to_show(step, unread, str(error))
+        return nothing_to_show(step, unread, None) if logged is None else logged_results(step, unread, logged)
+
+    def _logged(self, step: JobStep, arn: str) -> dict[str, Any] | None:
+        """What a job logged to MLflow, in the form of `metrics.json`; None when it logged nothing.
+
+        Raises MissingExtra without the plugin for SageMaker ARNs, StorageError when MLflow refuses.
+        """
+        run_id = (service_output(self._job(arn)).get("MlflowDetails") or {}).get("RunId")
+        if step.mlflow_arn is None or not run_id:
+            return None
+        metrics = logged_metrics(step.mlflow_arn, run_id)
+        return {"metrics": metrics, "intervals": {}, "partial": self.status.overall_status != "Succeeded"}
+
+    def _job_steps(self) -> list[JobStep]:
+        return job_steps(self.definition)
+
+    def _begun_jobs(self) -> list[tuple[JobStep, str]]:
+        """Job steps that have a job, and its ARN."""
+        arns = {step.name: step.job_arn for step in self.status.step_details}
+        return [(step, arn) for step in self._job_steps() if (arn := arns.get(step.name))]
+
+    def _job(self, arn: str) -> Mapping[str, Any]:
+        with told(f"job {arn}"):
+            described: Mapping[str, Any] = self._account.sagemaker.describe_job(
+                JobName=arn.rpartition("/")[2], JobCategory=JOB_CATEGORY
+            )
+        return described
+
+
+def _detail(step: Mapping[str, Any]) -> StepDetail:
+    return StepDetail(
+        name=step["StepName"],
+        status=step["StepStatus"],
+        start_time=_aware(step["StartTime"]) if "StartTime" in step else None,
+        end_time=_aware(step["EndTime"]) if "EndTime" in step else None,
+        job_arn=step.get("Metadata", {}).get("Job", {}).get("Arn"),
+        failure_reason=step.get("FailureReason"),
+    )
+
+
+def _latest_first(job: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return list(reversed(job.get("SecondaryStatusTransitions", ())))
+
+
+def _aware(time: datetime) -> datetime:
+    return time.astimezone(UTC)

@@ -1,0 +1,170 @@
+"""A prompt dataset: which files it is made of, which column holds the prompts, and every row checked."""
+
+import datetime
+import json
+from base64 import b64encode
+from collections.abc import Iterator
+
+import orjson
+
+from heldout.datasets.formats import FORMATS, FormatRow, Malformed, kind
+from heldout.errors import DatasetError, StorageError, did_you_mean, shown
+from heldout.job.records import Prompt
+from heldout.storage import Storage, is_remote, split_location
+
+_COMPRESSED = (".bz2", ".gz", ".lz4", ".xz", ".zip", ".zst")
+
+
+class PromptDataset:
+    """The prompts of a file, or of all files below a folder or prefix, in name order, read as a stream.
+
+    What is no file and no folder in S3 is the beginning of keys, as in AWS. In a folder, files that are not .csv,
+    .json, .jsonl or .parquet are passed over, and so is what is hidden: a file or folder whose name begins with `.` or
+    `_` (`_delta_log`, `_SUCCESS`). The prompt is the column `prompt` if there is one, else the first; it must be the
+    same column in every row. An empty prompt is refused.
+    Source: the wire contract for prompt datasets (AWS developer guide, multi-turn RL, assets).
+    """
+
+    def __init__(self, location: str, *, is_prefix: bool = False) -> None:
+        """is_prefix: a local path that is no file and no folder may be the beginning of some, as in S3."""
+        self.location = location
+        self._is_prefix = is_prefix
+        self.column: str | None = None
+        """Name of the column that holds the prompts; None before the first row was read."""
+
+    def __iter__(self) -> Iterator[Prompt]:
+        """Every prompt; raises DatasetError, naming file and line, at the first thing wrong, or when there is none."""
+        num_prompts = 0
+        try:
+            storage, names = _find_files(self.location, is_prefix=self._is_prefix)
+            for name in names:
+                for text, columns in self._prompts_of(storage, name):
+                    yield Prompt(num_prompts, text, columns)
+                    num_prompts += 1
+        except StorageError as error:
+            raise DatasetError(f"dataset {self.location!r} cannot be read: {error}") from error
+        if not num_prompts:
+            raise DatasetError(f"dataset {self.location!r} holds no prompts; it needs at least one row")
+
+    def _prompts_of(self, storage: Storage, name: str) -> Iterator[tuple[str, str]]:
+        file_format = FORMATS[_suffix(name)]
+        shown_name = _joined(storage.location, name)
+        with storage.open(name) as file:
+            try:
+                for row in file_format.read(file):
+                    yield self._prompt_of(row, f"{file_format.unit} {row.number}")
+            except Malformed as error:
+                raise DatasetError(f"dataset file {shown_name!r}, {error}") from error
+
+    def _prompt_of(self, row: FormatRow, place: str) -> tuple[str, str]:
+        columns = row.columns
+        column = self._column_of(columns, place)
+        prompt = columns.pop(column)
+        if not isinstance(prompt, str):
+            what = kind(prompt) if prompt is None else f"{kind(prompt)} ({shown(prompt, 40)})"
+            raise Malformed(f"{place}: the prompt (column {column!r}) is {what}; it must be a string")
+        if not prompt:
+            raise Malformed(f"{place}: the prompt (column {column!r}) is empty")
+        try:
+            prompt.encode()
+            return prompt, _json_object(columns)
+        except UnicodeEncodeError as error:
+            raise Malformed(f"{place}: a string has half of a surrogate pair, which UTF-8 cannot carry") from error
+
+    def _column_of(self, columns: dict[str, object], place: str) -> str:
+        if not columns:
+            raise Malformed(f"{place}: the row has no columns")
+        column = "prompt" if "prompt" in columns else next(iter(columns))
+        if self.column is None:
+            self.column = column
+        elif column != self.column:
+            raise Malformed(
+                f"{place}: the prompt would be column {column!r}, but it is {self.column!r} in the rows before; "
+                "name the prompt's column 'prompt' in every row"
+            )
+        return column
+
+
+def _find_files(location: str, *, is_prefix: bool) -> tuple[Storage, list[str]]:
+    """The root and the names below it that make up a dataset, at least one."""
+    folder, name = split_location(location)
+    if name:
+        parent = Storage.at(folder)
+        if parent.exists(name):
+            _refuse_compressed(location)
+            if _suffix(name) not in FORMATS:
+                raise DatasetError(f"dataset {location!r} is none of {_suffixes()}; name it by its format")
+            return parent, [name]
+    storage = Storage.at(location)
+    names = [file.name for file in storage.list()]
+    if not names and name and (is_remote(location) or is_prefix):
+        storage = Storage.at(folder)
+        names = list(_beginning_with(storage, name))
+    visible = [name for name in names if not _is_hidden(name)]
+    for name in visible:
+        # To pass these over would be to evaluate on some of the prompts without a word.
+        _refuse_compressed(_joined(storage.location, name))
+    chosen = [name for name in visible if _suffix(name) in FORMATS]
+    if chosen:
+        return storage, chosen
+    if names:
+        raise DatasetError(
+            f"dataset {location!r} holds no {_suffixes()} file (it holds {names[0]!r}, which is none or hidden)"
+        )
+    # An empty folder is among its parent's children, and is not what was meant.
+    hint = did_you_mean(name, (other for other in Storage.at(folder).children() if other != name)) if name else ""
+    raise DatasetError(f"dataset {location!r} not found: there is no such file, and no folder with files.{hint}")
+
+
+def _beginning_with(storage: Storage, prefix: str) -> Iterator[str]:
+    """The files whose names below the root begin so."""
+    for child in storage.children():
+        if child.startswith(prefix):
+            yield from [child] if storage.exists(child) else (file.name for file in storage.list(child))
+
+
+def _refuse_compressed(location: str) -> None:
+    bare = location[: -len(_suffix(location))] if _suffix(location) in _COMPRESSED else ""
+    if _suffix(bare) in FORMATS:
+        raise DatasetError(
+            f"dataset file {location!r} is compressed; decompress it, or keep the prompts as Parquet, which is"
+        )
+
+
+def _suffix(name: str) -> str:
+    _, dot, ending = name.rpartition("/")[2].rpartition(".")
+    return (dot + ending).lower()
+
+
+def _suffixes() -> str:
+    *most, last = sorted(FORMATS)
+    return f"{', '.join(most)} or {last}"
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith((".", "_")) for part in name.split("/"))
+
+
+def _joined(folder: str, name: str) -> str:
+    return name if folder == "." else f"{folder.rstrip('/')}/{name}"
+
+
+def _json_object(columns: dict[str, object]) -> str:
+    """The columns as JSON: NaN becomes null, times ISO 8601, bytes Base64, what else JSON has no word for its `str()`."""
+    if not columns:
+        return "{}"
+    try:
+        return orjson.dumps(columns, default=_plain).decode()
+    except orjson.JSONEncodeError:
+        # An integer of more than 64 bits, or half of a surrogate pair.
+        text = json.dumps(columns, ensure_ascii=False, separators=(",", ":"))
+        text.encode()
+        return text
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, bytes):
+        return b64encode(value).decode()
+    if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
+        return value.isoformat()
+    return str(value)

@@ -1,0 +1,239 @@
+"""A run whose output is remote: played in a folder of this machine, copied out as it goes.
+
+What is finished reaches the remote place within seconds, as whole journal segments, so that the run can be resumed on
+another machine when this one is gone. When the job is done the journal's copies are removed and the results are there.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from heldout.errors import ReferenceProblem, RunError, StorageError
+from heldout.runs.journal import Journal, segments
+from heldout.runs.remote_sync import Seen, catch_up, fetching, forget
+from heldout.runs.run import Run
+from heldout.storage import Storage, is_remote
+from heldout.storage.claim import CLAIM_FILE, Claim, holder
+from heldout.storage.lock import holder_of
+
+log = logging.getLogger(__name__)
+
+_SEAL_EVERY_SECONDS = 10.0
+"""The most that is lost with the machine: rollouts finished in this time."""
+_FINISH_WAITS_SECONDS = (1.0, 5.0, 15.0, 60.0, 120.0)
+"""A night's results are not given up because a place is away for a minute."""
+_BEGINNING = ("prompts.parquet", "job.json")
+"""What a resume elsewhere needs from the first moment on."""
+_RESULTS = (
+    "prompts.parquet",
+    "rollouts.parquet",
+    "trajectories.parquet",
+    "attempts.parquet",
+    "metrics.json",
+    "report.html",
+)
+
+
+def folder_for(location: str) -> Path:
+    """Where the run at `location` is worked on: the place itself, or for a remote one a folder of this machine."""
+    if not is_remote(location):
+        return Path(location)
+    return state_folder() / hashlib.sha256(location.rstrip("/").encode()).hexdigest()[:24]
+
+
+def state_folder() -> Path:
+    """Where this machine keeps what belongs to no output: $XDG_STATE_HOME/heldout, by default ~/.local/state/heldout."""
+    state = os.environ.get("XDG_STATE_HOME")
+    return (Path(state) if state else Path.home() / ".local" / "state") / "heldout"
+
+
+def has_run(location: str) -> bool:
+    """Whether there is a run at a local path or an `s3://` URI."""
+    return Storage.at(location).exists("job.json")
+
+
+def new_folder(location: str) -> Path:
+    """The folder to work in for a new run at `location`. Raises RunError when there is a run at a remote one already.
+
+    Also the first touch of a remote place: StorageError or ReferenceProblem when it refuses.
+    """
+    folder = folder_for(location)
+    if is_remote(location):
+        if has_run(location):
+            raise RunError(
+                f"there is a run at {location} already; resume it (heldout resume {location}) or choose another --name"
+            )
+        # What this machine may still hold of a run that was removed there since.
+        shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def open_run(location: str) -> Run:
+    """The run at a local path or an `s3://` URI, with all that is known of it there, unless it is played on this machine now.
+
+    Raises RunError when there is none.
+    """
+    folder = folder_for(location)
+    if is_remote(location):
+        storage = Storage.at(location)
+        if not (folder / "job.json").exists() and not any(map(storage.exists, ("job.json", "rollouts.parquet"))):
+            raise RunError(f"no run at {location!r}: it has no job.json")
+        with fetching(folder):
+            if holder_of(folder) is None:
+                catch_up(storage, folder)
+    return Run.open(folder)
+
+
+def machine_elsewhere(location: str) -> str | None:
+    """The other machine that works on what is at `location` now; None when none seems to, or the place does not say."""
+    if not is_remote(location):
+        return None
+    try:
+        return holder(Storage.at(location), but=Seen(folder_for(location)).get(CLAIM_FILE))
+    except (StorageError, ReferenceProblem) as error:
+        log.warning("whether another machine works on %s cannot be told: %s", location, error)
+        return None
+
+
+def remove_if_never_begun(run: Run) -> None:
+    """Takes a run away again, here and in its remote place, if no rollout was ever begun in it.
+
+    Raises StorageError or ReferenceProblem when the remote place refuses; then it is still in both.
+    """
+    if run.is_begun:
+        return
+    if is_remote(run.location):
+        storage = Storage.at(run.location)
+        if storage.exists(CLAIM_FILE) or any(storage.list("journal")):
+            return  # another machine plays it
+        for name in _BEGINNING:
+            storage.delete(name)
+        forget(run.folder)
+    run.remove()
+
+
+class Mirror:
+    """Copies one run to its remote place while it is played. Whoever does holds a claim on the place: see `claim`."""
+
+    def __init__(self, run: Run, *, note: Callable[[str], None] = lambda _: None) -> None:
+        """note: told what is waited for."""
+        self._run = run
+        self._storage = Storage.at(run.location, kms_key=run.kms_key)
+        self._seen = Seen(run.folder)
+        self._note = note
+        self._copied: set[str] = set()
+        self._claim: Claim | None = None
+
+    @property
+    def writer(self) -> str:
+        """What this start's journal segments are named by."""
+        assert self._claim is not None
+        return self._claim.token
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether `claim` has succeeded."""
+        return self._claim is not None
+
+    def claim(self) -> None:
+        """Makes this the one machine that plays the run, with all that others have finished. The caller holds the run's lock.
+
+        Raises RunError when another machine plays it, StorageError or ReferenceProblem when the place refuses.
+        """
+        # Who holds the lock knows that the last claim from this folder is a dead process's.
+        self._claim = Claim.take(self._storage, before=self._seen.get(CLAIM_FILE), note=self._note)
+        self._seen.note(CLAIM_FILE, self._claim.token)
+        with fetching(self._run.folder):
+            catch_up(self._storage, self._run.folder)
+        self._copied = {file.name for file in self._storage.list("journal")}
+        self._run.state = Run.open(self._run.folder).state
+
+    def release(self) -> None:
+        """Lets other machines go on with the run."""
+        if self._claim is not None:
+            self._claim.release()
+
+    async def begin(self) -> None:
+        """Copies what is needed to resume elsewhere. Raises StorageError or ReferenceProblem when the place refuses."""
+        await asyncio.to_thread(self._begin)
+
+    async def keep_up(self, journal: Journal) -> None:
+        """Copies every few seconds what was finished meanwhile; runs until cancelled. Raises JobFailed when another machine has
+        taken over."""
+        while True:
+            await asyncio.sleep(_SEAL_EVERY_SECONDS)
+            journal.seal()
+            try:
+                await asyncio.to_thread(self._copy_sealed)
+            except (StorageError, ReferenceProblem) as error:
+                log.warning("not copied yet, the next try is in %g s: %s", _SEAL_EVERY_SECONDS, error)
+
+    async def finish(self) -> None:
+        """Copies the results; of a run that is not done also the journal, of one that is done removes it there.
+
+        Raises StorageError when the place still refuses after some minutes, JobFailed when another machine has taken over;
+        everything is still in the local folder then.
+        """
+        try:
+            await patiently(self._finish, "the results")
+        except (StorageError, ReferenceProblem) as error:
+            raise StorageError(
+                f"the results are not copied to {self._run.location}, they are in {self._run.folder} on this machine: {error}"
+            ) from error
+
+    def _begin(self) -> None:
+        if not self._storage.exists("prompts.parquet"):  # written once
+            self._copy([self._run.prompts_path])
+        self._copy(_written(segments(self._run.journal_folder)))
+        self._copy_state()
+
+    def _finish(self) -> None:
+        if self._claim is None:  # done before, and to be copied again
+            self._claim = Claim.take(self._storage, before=self._seen.get(CLAIM_FILE), note=self._note)
+            self._seen.note(CLAIM_FILE, self._claim.token)
+        self._claim.check()
+        self._copy(_written(segments(self._run.journal_folder)))
+        for name in _RESULTS:
+            if (path := self._run.folder / name).exists():
+                self._storage.upload(name, path)
+        self._copy_state()
+        if not self._run.has_journal:
+            for file in list(self._storage.list("journal")):
+                self._storage.delete(file.name)
+
+    def _copy_sealed(self) -> None:
+        assert self._claim is not None
+        self._claim.check()
+        self._copy(_written(segments(self._run.journal_folder)[:-1]))
+
+    def _copy(self, paths: list[Path]) -> None:
+        for path in paths:
+            name = path.relative_to(self._run.folder).as_posix()
+            if name not in self._copied:
+                self._storage.upload(name, path)
+                self._copied.add(name)
+
+    def _copy_state(self) -> None:
+        self._seen.note("job.json", self._storage.upload("job.json", self._run.folder / "job.json"))
+
+
+async def patiently(copy: Callable[[], None], what: str) -> None:
+    """`copy`, again and again while the remote place refuses. Raises StorageError or ReferenceProblem when it still does after
+    some minutes."""
+    for wait in _FINISH_WAITS_SECONDS:
+        try:
+            await asyncio.to_thread(copy)
+            return
+        except (StorageError, ReferenceProblem) as error:
+            log.warning("not copied yet, the next try is in %g s: %s: %s", wait, what, error)
+            await asyncio.sleep(wait)
+    await asyncio.to_thread(copy)
+
+
+def _written(paths: list[Path]) -> list[Path]:
+    """Those that hold anything."""
+    return [path for path in paths if path.stat().st_size]

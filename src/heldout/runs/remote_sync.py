@@ -1,0 +1,188 @@
+"""What a remote run's place has and this machine's folder lacks, brought together so that nothing finished is lost.
+
+A journal segment is written by one start of the job on one machine, has a name that no other gives, and never changes once it
+is in the remote place. So the run is the union of all segments, wherever they were written, and no machine overwrites what
+another has finished. Where two machines played the same rollout, because one died before it had copied it or was cut off, it
+counts as the first of the segments has it, in the order of their names; what only this machine has comes last.
+
+    remote.json     in the folder: the versions of the remote files that the local ones are copies of, and the last claim
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import orjson
+from pydantic import ValidationError
+
+from heldout.errors import RunError, StorageError
+from heldout.runs.journal import drop_torn_tail, segments
+from heldout.runs.run import JobState, JobStatus, Run, write_whole
+from heldout.storage import Storage, open_atomic
+from heldout.storage.claim import CLAIM_FILE
+
+log = logging.getLogger(__name__)
+
+SEEN_FILE = "remote.json"
+_FETCHING_FILE = "fetching"
+_JOB = "job.json"
+_TRIES = 5
+"""Of a fetch during which the run was completed: its journal goes then, and its tables come."""
+
+
+class Seen:
+    """What this machine knows of a remote place, by name: the version of a file that it last read or wrote there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / SEEN_FILE
+
+    def get(self, name: str) -> str | None:
+        return self._read().get(name)
+
+    def note(self, name: str, version: str | None) -> None:
+        if version is not None:
+            write_whole(self._path, orjson.dumps({**self._read(), name: version}))
+
+    def _read(self) -> dict[str, str]:
+        try:
+            known = orjson.loads(self._path.read_bytes())
+        except (FileNotFoundError, orjson.JSONDecodeError):
+            return {}
+        return known if isinstance(known, dict) else {}
+
+
+@contextmanager
+def fetching(folder: Path) -> Iterator[None]:
+    """One process at a time brings a folder up to date; the others wait for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / _FETCHING_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def forget(folder: Path) -> None:
+    """Removes what only the fetching of a remote place left in its folder."""
+    for name in (SEEN_FILE, _FETCHING_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def catch_up(storage: Storage, folder: Path) -> None:
+    """Brings what other machines did of a run into its folder here. No process may work on it, unless it is the caller.
+
+    Raises RunError when there is no such run, StorageError when the place refuses.
+    """
+    for _ in range(_TRIES):
+        before = storage.read_version(_JOB)
+        try:
+            return _catch_up(storage, folder)
+        except StorageError:
+            # What was listed is gone, or was replaced while it was read, when the run ended meanwhile.
+            if storage.read_version(_JOB) == before:
+                raise
+    raise StorageError(f"{storage.location} changes all the time while it is read; try again")
+
+
+def _catch_up(storage: Storage, folder: Path) -> None:
+    names = {file.name for file in storage.list()} - {CLAIM_FILE}
+    here = Run.open(folder).state if (folder / _JOB).exists() else None
+    found = storage.read_version(_JOB)
+    if found is None:
+        if here is not None:
+            return  # it never got there, or was removed there: what is here is all there is
+        if "rollouts.parquet" not in names:
+            raise RunError(f"no run at {storage.location!r}: it has no {_JOB}")
+        _fetch(storage, sorted(names), folder)
+        return
+    try:
+        there = JobState.model_validate_json(found.data)
+    except ValidationError as error:
+        raise RunError(f"{storage.location}/{_JOB} is not a job's state: {error.errors()[0]['msg']}") from error
+    if here is not None and (here.arn, here.created_at) != (there.arn, there.created_at):
+        _empty(folder)  # of a run that was removed there, and another begun
+        here = None
+    seen = Seen(folder)
+    is_newer = here is None or seen.get(_JOB) != found.version
+    copied = {name for name in names if name.startswith("journal/")}
+    if there.status is JobStatus.COMPLETED:
+        if is_newer:
+            _fetch(storage, sorted(names - copied - {_JOB}), folder)
+    elif here is not None and here.status is JobStatus.COMPLETED:
+        return  # all there is to know, and to be copied still
+    else:
+        _join_journals(storage, copied, folder)
+        others = names - copied - {_JOB} if not copied else {"prompts.parquet"} & names
+        _fetch(storage, sorted(name for name in others if here is None or not (folder / name).exists()), folder)
+    if is_newer:
+        # Last: a fetch that was cut short is no run, or one that is behind still, and is made again.
+        write_whole(folder / _JOB, found.data)
+        seen.note(_JOB, found.version)
+    if there.status is JobStatus.COMPLETED:
+        shutil.rmtree(folder / "journal", ignore_errors=True)  # every rollout is in the tables
+
+
+def _fetch(storage: Storage, names: list[str], folder: Path) -> None:
+    for name in names:
+        with storage.open(name) as source, open_atomic(folder / name) as copy:
+            shutil.copyfileobj(source, copy, 1024 * 1024)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name not in {"lock", _FETCHING_FILE}:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _join_journals(storage: Storage, copied: set[str], folder: Path) -> None:
+    """Makes the journal here the union of what is here and what is there, each rollout finished once."""
+    journal, seen = folder / "journal", Seen(folder)
+    ours = [path for path in segments(journal) if f"journal/{path.name}" not in copied]
+    for path in ours:
+        drop_torn_tail(path)
+        if path.stat().st_size == 0:
+            path.unlink()
+    known = hashlib.sha256("\n".join(sorted(copied)).encode()).hexdigest()
+    if seen.get("journal") == known:
+        return
+    _fetch(storage, sorted(name for name in copied if not (folder / name).exists()), folder)
+    number = max((int(Path(name).name[:6]) for name in copied), default=0)
+    for path in ours:
+        if path.exists() and int(path.name[:6]) <= number:  # after all that is there
+            number += 1
+            path.rename(journal / f"{number:06d}{path.name[6:]}")
+    if repeated := _drop_repeated(journal):
+        log.warning("%s: %d rollouts were played on two machines; each counts once", storage.location, repeated)
+    seen.note("journal", known)
+
+
+def _drop_repeated(journal: Path) -> int:
+    """Takes out of later segments what they have of rollouts that an earlier one has finished; how many were finished twice."""
+    files = segments(journal)
+    if len({path.name[6:] for path in files}) < 2:  # all of one writer
+        return 0
+    finals: dict[int, int] = {}  # number of the rollout -> hash of the id of its final attempt: a million fit
+    repeated = 0
+    for path in files:
+        kept: list[bytes] = []
+        is_changed = False
+        with path.open("rb") as file:
+            for line in file:
+                record = orjson.loads(line)
+                rollout, attempt = record["prompt"] << 32 | record["rollout"], hash(record["id"])
+                if finals.get(rollout, attempt) != attempt:
+                    is_changed = True
+                    repeated += record["final"] and not record["amends"]
+                    continue
+                if record["final"]:
+                    finals[rollout] = attempt
+                kept.append(line)
+        if is_changed:
+            write_whole(path, b"".join(kept))
+    return repeated

@@ -1,0 +1,293 @@
+"""The run: the folder a job leaves behind, and the only state there is.
+
+    job.json              the document, status and times            (replaced whole)
+    prompts.parquet       the prompts as read, a row a prompt       (written once, before anything else starts)
+    journal/              ended attempts while the job is not done  (append only)
+    rollouts.parquet      a row a rollout                           (written when the job ends, or stops)
+    trajectories.parquet  a row a turn
+    attempts.parquet      a row an attempt
+    metrics.json          the numbers
+
+One process at a time works on a run: it holds the lock on `lock`. The lock goes with the process, so a run whose status
+says InProgress and whose lock is free was interrupted.
+"""
+
+import enum
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from heldout.errors import RunError, did_you_mean, shown
+from heldout.job.document import JobConfigDocument
+from heldout.metrics.settings import MetricSettings
+from heldout.runs.journal import segments
+from heldout.storage import discard_partial_files, is_remote, open_atomic
+from heldout.storage.lock import FolderLock, holder_of
+
+BASE_RUN = "base-model-eval"
+FINE_TUNED_RUN = "fine-tuned-model-eval"
+STATE_KEY = "heldout.job"
+"""In the schema metadata of `rollouts.parquet`: job.json as it was when the table was written."""
+_JOB_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
+
+
+class JobStatus(enum.StrEnum):
+    """The job's status, in the service's words."""
+
+    IN_PROGRESS = "InProgress"
+    COMPLETED = "Completed"
+    FAILED = "Failed"
+    STOPPED = "Stopped"
+
+
+class SecondaryStatus(enum.StrEnum):
+    """What the job is doing, or how it ended, in the service's words."""
+
+    STARTING = "Starting"
+    DOWNLOADING = "Downloading"
+    EVALUATING = "Evaluating"
+    UPLOADING = "Uploading"
+    COMPLETED = "Completed"
+    FAILED = "Failed"
+    STOPPED = "Stopped"
+    INTERRUPTED = "Interrupted"
+    MAX_RUNTIME_EXCEEDED = "MaxRuntimeExceeded"
+
+
+class JobState(BaseModel):
+    """What `job.json` holds. Times are Unix seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    run_name: str
+    arn: str
+    document: dict[str, Any]
+    status: JobStatus = JobStatus.IN_PROGRESS
+    secondary_status: SecondaryStatus = SecondaryStatus.STARTING
+    failure_reason: str | None = None
+    created_at: float = Field(default_factory=time.time)
+    started_at: float | None = None
+    ended_at: float | None = None
+    evaluation_seconds: float = 0.0
+    """Time spent playing rollouts, over all starts."""
+    num_prompts: int | None = None
+    dataset_hash: str | None = None
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether it was told to stop before it was done, by whomever."""
+        return self.status is JobStatus.STOPPED and self.secondary_status is SecondaryStatus.INTERRUPTED
+
+
+class Run:
+    """A run folder that is there."""
+
+    def __init__(self, folder: Path, state: JobState) -> None:
+        self.folder = folder
+        self.state = state
+        self.document = JobConfigDocument.model_validate(state.document)
+
+    @classmethod
+    def create(
+        cls,
+        folder: Path,
+        *,
+        name: str,
+        run_name: str,
+        region: str,
+        document: JobConfigDocument,
+        job_name: str | None = None,
+    ) -> Self:
+        """A new run in `folder`, which must not hold one. `job_name` names the job where `name` is an evaluation of several.
+
+        Raises RunError if there is a run already, or if the name is not a job's.
+        """
+        if not _JOB_NAME.fullmatch(name):
+            raise RunError(
+                f"name {shown(name)} is not a job name: up to 63 letters, digits and hyphens, first and last no hyphen"
+            )
+        if (folder / "job.json").exists():
+            raise RunError(
+                f"there is a run in {folder} already; resume it (heldout resume {folder}) or choose another --name"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        arn = f"arn:aws:sagemaker:{region}:000000000000:job/AgentRFTEvaluation/{job_name or name}"
+        wire = orjson.loads(document.to_json())
+        run = cls(folder, JobState(name=name, run_name=run_name, arn=arn, document=wire))
+        run.save(run.state)
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """The run in `folder`, from its tables where it has no job.json. Raises RunError when there is none, naming the runs
+        that are near."""
+        path = folder / "job.json"
+        if not path.is_file():
+            if (state := _state_in_tables(folder / "rollouts.parquet")) is not None:
+                return cls(folder, state)
+            raise RunError(f"no run in {shown(str(folder))}: it has no job.json.{_hint(folder)}")
+        try:
+            return cls(folder, JobState.model_validate_json(path.read_bytes()))
+        except ValidationError as error:
+            raise RunError(f"{path} is not a job's state: {error.errors()[0]['msg']}") from error
+
+    @property
+    def location(self) -> str:
+        """Where the user wanted the run; `folder` itself unless that is remote."""
+        output = self.document.output_data_config.location.rstrip("/")
+        return f"{output}/{self.state.name}/{self.state.run_name}" if is_remote(output) else str(self.folder)
+
+    @property
+    def kms_key(self) -> str | None:
+        """The key that a remote output is encrypted with; None: the bucket decides."""
+        return self.document.output_data_config.kms_key_arn
+
+    @property
+    def prompts_path(self) -> Path:
+        return self.folder / "prompts.parquet"
+
+    @property
+    def journal_folder(self) -> Path:
+        return self.folder / "journal"
+
+    @property
+    def rollouts_path(self) -> Path:
+        return self.folder / "rollouts.parquet"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.folder / "metrics.json"
+
+    @property
+    def metric_settings(self) -> MetricSettings:
+        """What the job's hyperparameters decide about its metrics."""
+        parameters = self.document.hyperparameters
+        return MetricSettings(
+            pass_k_values=parameters.pass_k_values,
+            success_threshold=parameters.success_threshold,
+            failed_rollouts="exclude" if parameters.failed_rollouts == "exclude" else "zero",
+            seed=parameters.seed,
+        )
+
+    @property
+    def has_journal(self) -> bool:
+        """Whether attempts are still in the journal: the job is not done, or is being written up."""
+        return bool(segments(self.journal_folder))
+
+    @property
+    def has_rollouts(self) -> bool:
+        """Whether there is anything to make numbers from, in the journal or in the tables."""
+        return self.has_journal or self.rollouts_path.exists()
+
+    def save(self, state: JobState) -> None:
+        """Replaces job.json."""
+        self.state = state
+        write_whole(self.folder / "job.json", orjson.dumps(state.model_dump(mode="json"), option=orjson.OPT_INDENT_2))
+
+    def update(self, **changes: object) -> None:
+        """Replaces job.json with these fields changed."""
+        self.save(self.state.model_copy(update=changes))
+
+    def complete(self) -> None:
+        """Marks the run done, its results being all written; from then on its journal is not needed, and it goes."""
+        self.update(
+            status=JobStatus.COMPLETED,
+            secondary_status=SecondaryStatus.COMPLETED,
+            failure_reason=None,
+            ended_at=time.time(),
+        )
+        self.drop_journal()
+
+    def drop_journal(self) -> None:
+        """Removes the journal of a run that is done."""
+        shutil.rmtree(self.journal_folder, ignore_errors=True)
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether a rollout was ever begun."""
+        return self.journal_folder.exists() or self.rollouts_path.exists()
+
+    def remove(self) -> None:
+        """Takes the folder of a run that was never begun away again, and the folders above that are empty then."""
+        for path in (self.folder / "job.json", self.folder / "lock", self.prompts_path):
+            path.unlink(missing_ok=True)
+        for folder in (self.folder, *self.folder.parents[:2]):
+            try:
+                folder.rmdir()
+            except OSError:
+                return
+
+    @contextmanager
+    def locked(self, lock: FolderLock | None = None) -> Iterator[None]:
+        """Holds the run's lock (`lock`, if it is held already), with `state` as whoever held it before left it.
+
+        Raises RunError when another process has it.
+        """
+        lock = lock or FolderLock.take(self.folder)
+        try:
+            lock.sign()
+            discard_partial_files(self.folder)
+            self.state = type(self).open(self.folder).state
+            yield
+        finally:
+            lock.release()
+
+    def is_running(self) -> bool:
+        """Whether a process works on this run now."""
+        return holder_of(self.folder) is not None
+
+
+def _state_in_tables(path: Path) -> JobState | None:
+    """The job's state from the table of its rollouts alone: done if they are all there, else stopped. None if it has none."""
+    if not path.is_file():
+        return None
+    import pyarrow as pa  # slow to import, and only needed here
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            rows, metadata = file.metadata.num_rows, file.schema_arrow.metadata or {}
+    except (pa.ArrowException, OSError) as error:
+        raise RunError(f"{path} cannot be read ({str(error).splitlines()[0]}); copy the whole folder again") from error
+    if (written := metadata.get(STATE_KEY.encode())) is None:
+        return None
+    try:
+        state = JobState.model_validate_json(written)
+        group_size = JobConfigDocument.model_validate(state.document).hyperparameters.eval_group_size
+    except ValidationError as error:
+        raise RunError(f"{path} holds no job's state that can be read: {error.errors()[0]['msg']}") from error
+    is_done = state.num_prompts is not None and rows == state.num_prompts * group_size
+    return state.model_copy(
+        update={
+            "status": JobStatus.COMPLETED if is_done else JobStatus.STOPPED,
+            "secondary_status": SecondaryStatus.COMPLETED if is_done else SecondaryStatus.STOPPED,
+        }
+    )
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file so that a reader, also after a crash, sees the old content or the new, never a part."""
+    with open_atomic(path) as file:
+        file.write(data)
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The run folders in `folder` and two levels below (output / name / run), in name order."""
+    found = {path.parent for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}job.json")}
+    return sorted(found)
+
+
+def _hint(folder: Path) -> str:
+    if folder.is_dir():
+        inside = runs_below(folder)
+        return f" Did you mean {str(inside[0])!r}?" if inside else ""
+    parent = folder.parent
+    return did_you_mean(folder.name, [p.name for p in parent.iterdir() if p.is_dir()]) if parent.is_dir() else ""

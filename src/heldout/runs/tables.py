@@ -1,0 +1,389 @@
+"""From the journal to the run's Parquet files, and from those to the tables that metrics are functions of.
+
+Both ways are streamed: what is in memory does not grow with the number of rollouts, but for some 30 bytes each.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from heldout.datasets.arrow import leave_pandas_out
+from heldout.errors import RunError
+from heldout.job.records import Attempt, Turn
+from heldout.metrics.table import FloatArray, IntArray, RolloutTable, TurnTable
+from heldout.runs.journal import read
+from heldout.runs.journal_index import JournalIndex
+from heldout.runs.run import STATE_KEY, Run
+from heldout.storage import open_atomic
+
+_BATCH_BYTES = 512 * 1024
+"""Of attempts turned into columns at once. As rows of Python objects they take thirty times that."""
+_TURN_BYTES = 400
+"""What a turn counts beside its texts: its numbers, and the row it becomes."""
+_ROW_GROUP_BYTES = 8 * 1024 * 1024
+
+ROLLOUT_COLUMNS: "list[pa.Field[Any]]" = [
+    pa.field("prompt_index", pa.int64()),
+    pa.field("rollout_index", pa.int32()),
+    pa.field("trajectory_id", pa.string()),
+    pa.field("status", pa.string()),
+    pa.field("reward", pa.float64()),
+    pa.field("rewards", pa.list_(pa.float64())),
+    pa.field("success", pa.bool_()),
+    pa.field("turns", pa.int32()),
+    pa.field("prompt_tokens", pa.int64()),
+    pa.field("response_tokens", pa.int64()),
+    pa.field("attempts", pa.int32()),
+    pa.field("started_at", pa.timestamp("us", tz="UTC")),
+    pa.field("seconds", pa.float64()),
+    pa.field("error", pa.string()),
+    pa.field("error_boundary", pa.string()),
+    pa.field("error_kind", pa.string()),
+    pa.field("flags", pa.list_(pa.string())),
+]
+_TRAJECTORY_COLUMNS: "list[pa.Field[Any]]" = [
+    pa.field("prompt_index", pa.int64()),
+    pa.field("rollout_index", pa.int32()),
+    pa.field("attempt", pa.int32()),
+    pa.field("is_final", pa.bool_()),
+    pa.field("trajectory_id", pa.string()),
+    pa.field("turn", pa.int32()),
+    pa.field("parent", pa.int32()),
+    pa.field("shared_messages", pa.int32()),
+    pa.field("messages", pa.string()),
+    pa.field("request", pa.string()),
+    pa.field("reply", pa.string()),
+    pa.field("finish_reason", pa.string()),
+    pa.field("prompt_tokens", pa.int64()),
+    pa.field("response_tokens", pa.int64()),
+    pa.field("logprobs", pa.list_(pa.float32())),
+    pa.field("started_at", pa.timestamp("us", tz="UTC")),
+    pa.field("seconds", pa.float64()),
+    pa.field("status", pa.int32()),
+    pa.field("error", pa.string()),
+]
+_ATTEMPT_COLUMNS: "list[pa.Field[Any]]" = [
+    pa.field("prompt_index", pa.int64()),
+    pa.field("rollout_index", pa.int32()),
+    pa.field("attempt", pa.int32()),
+    pa.field("is_final", pa.bool_()),
+    pa.field("trajectory_id", pa.string()),
+    pa.field("error_boundary", pa.string()),
+    pa.field("error_kind", pa.string()),
+    pa.field("error", pa.string()),
+    pa.field("started_at", pa.timestamp("us", tz="UTC")),
+    pa.field("seconds", pa.float64()),
+    pa.field("output", pa.string()),
+]
+_COLUMNS = {"rollouts": ROLLOUT_COLUMNS, "trajectories": _TRAJECTORY_COLUMNS, "attempts": _ATTEMPT_COLUMNS}
+
+
+def write_tables(run: Run, index: JournalIndex, folder: Path) -> None:
+    """Writes the three Parquet files from the run's journal into `folder`; each appears whole or not at all.
+
+    The schema of `rollouts.parquet` holds job.json as it is now: whoever has the tables alone has the run.
+    """
+    threshold = run.document.hyperparameters.success_threshold
+    leave_pandas_out()
+    rollout_schema = _rollout_schema(index.metric_names).with_metadata({STATE_KEY: run.state.model_dump_json()})
+    with ExitStack() as stack:
+        rollouts = stack.enter_context(_Table(folder / "rollouts.parquet", rollout_schema))
+        trajectories = stack.enter_context(_Table(folder / "trajectories.parquet", pa.schema(_TRAJECTORY_COLUMNS)))
+        attempts = stack.enter_context(_Table(folder / "attempts.parquet", pa.schema(_ATTEMPT_COLUMNS)))
+        for batch in _batches(_amended(run.journal_folder, index)):
+            rollouts.write(
+                [rollout_row(a, _attempts(a, index), threshold, index.metric_names) for a in batch if a.is_final]
+            )
+            trajectories.write([turn_row(a, turn) for a in batch for turn in a.turns])
+            attempts.write([_attempt_row(a) for a in batch])
+
+
+def _attempts(final: Attempt, index: JournalIndex) -> int:
+    return max(final.number, index.attempts(final.prompt_index, final.rollout_index))
+
+
+def _amended(journal: Path, index: JournalIndex) -> Iterator[Attempt]:
+    for line in read(journal):
+        attempt = line.attempt
+        if line.is_amendment:
+            continue
+        latest = index.amendment(attempt.prompt_index, attempt.rollout_index) if attempt.is_final else None
+        yield attempt if latest is None else _with_end_of(attempt, latest)
+
+
+def _with_end_of(attempt: Attempt, latest: Attempt) -> Attempt:
+    return Attempt(
+        prompt_index=attempt.prompt_index,
+        rollout_index=attempt.rollout_index,
+        number=attempt.number,
+        trajectory_id=attempt.trajectory_id,
+        is_final=True,
+        failure=latest.failure,
+        rewards=latest.rewards,
+        metrics=latest.metrics,
+        flags=latest.flags,
+        turns=attempt.turns,
+        output=latest.output,
+        started_at=attempt.started_at,
+        seconds=latest.seconds,
+    )
+
+
+def _batches(attempts: Iterable[Attempt]) -> Iterator[list[Attempt]]:
+    batch: list[Attempt] = []
+    size = 0
+    for attempt in attempts:
+        batch.append(attempt)
+        size += len(attempt.output) + sum(
+            _TURN_BYTES + len(turn.messages) + len(turn.request) + len(turn.reply) for turn in attempt.turns
+        )
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class _Table:
+    """One Parquet file in the writing; leaving the context without an error publishes it."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._path = path
+        self._schema = schema
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_bytes = 0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        file = self._stack.enter_context(open_atomic(self._path))
+        self._writer = self._stack.enter_context(pq.ParquetWriter(file, self._schema, compression="zstd"))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self._stack.__exit__(kind, error, trace)
+            return
+        with self._stack:  # what goes wrong with the last rows is this file's problem too
+            self._write_row_group()
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        if not rows:
+            return
+        batch = pa.RecordBatch.from_pylist(rows, schema=self._schema)
+        self._pending.append(batch)
+        self._pending_bytes += batch.nbytes
+        if self._pending_bytes >= _ROW_GROUP_BYTES:
+            self._write_row_group()
+
+    def _write_row_group(self) -> None:
+        if self._pending:
+            self._writer.write_table(pa.Table.from_batches(self._pending))
+        self._pending, self._pending_bytes = [], 0
+
+
+def _rollout_schema(metric_names: tuple[str, ...]) -> pa.Schema:
+    if not metric_names:
+        return pa.schema(ROLLOUT_COLUMNS)
+    fields: list[pa.Field[Any]] = [pa.field(name, pa.float64()) for name in metric_names]
+    return pa.schema([*ROLLOUT_COLUMNS, pa.field("metrics", pa.struct(fields))])
+
+
+def rollout_row(attempt: Attempt, attempts: int, threshold: float, metric_names: tuple[str, ...]) -> dict[str, Any]:
+    """A finished rollout as a row of `rollouts.parquet`."""
+    reward, failure = attempt.reward, attempt.failure
+    row: dict[str, Any] = {
+        "prompt_index": attempt.prompt_index,
+        "rollout_index": attempt.rollout_index,
+        "trajectory_id": attempt.trajectory_id,
+        "status": "scored" if failure is None else "failed",
+        "reward": reward,
+        "rewards": None if attempt.rewards is None else list(attempt.rewards),
+        "success": reward is not None and reward >= threshold,
+        "turns": attempt.num_turns,
+        "prompt_tokens": _total(turn.prompt_tokens for turn in attempt.turns),
+        "response_tokens": _total(turn.response_tokens for turn in attempt.turns),
+        "attempts": attempts,
+        "started_at": _microseconds(attempt.started_at),
+        "seconds": attempt.seconds,
+        "error": None if failure is None else failure.message,
+        "error_boundary": None if failure is None else str(failure.boundary),
+        "error_kind": None if failure is None else failure.kind,
+        "flags": list(attempt.flags),
+    }
+    if metric_names:
+        given = dict(attempt.metrics)
+        row["metrics"] = {name: given.get(name) for name in metric_names}
+    return row
+
+
+def turn_row(attempt: Attempt, turn: Turn) -> dict[str, Any]:
+    """A turn as a row of `trajectories.parquet`."""
+    return {
+        "prompt_index": attempt.prompt_index,
+        "rollout_index": attempt.rollout_index,
+        "attempt": attempt.number,
+        "is_final": attempt.is_final,
+        "trajectory_id": attempt.trajectory_id,
+        "turn": turn.index,
+        "parent": turn.parent,
+        "shared_messages": turn.shared_messages,
+        "messages": turn.messages.decode(),
+        "request": turn.request.decode() or None,
+        "reply": turn.reply.decode() or None,
+        "finish_reason": turn.finish_reason,
+        "prompt_tokens": turn.prompt_tokens,
+        "response_tokens": turn.response_tokens,
+        "logprobs": turn.logprobs,
+        "started_at": _microseconds(turn.started_at),
+        "seconds": turn.seconds,
+        "status": turn.status,
+        "error": turn.error,
+    }
+
+
+def _attempt_row(attempt: Attempt) -> dict[str, Any]:
+    failure = attempt.failure
+    return {
+        "prompt_index": attempt.prompt_index,
+        "rollout_index": attempt.rollout_index,
+        "attempt": attempt.number,
+        "is_final": attempt.is_final,
+        "trajectory_id": attempt.trajectory_id,
+        "error_boundary": None if failure is None else str(failure.boundary),
+        "error_kind": None if failure is None else failure.kind,
+        "error": None if failure is None else failure.message,
+        "started_at": _microseconds(attempt.started_at),
+        "seconds": attempt.seconds,
+        "output": attempt.output,
+    }
+
+
+def _total(counts: Iterable[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
+def _microseconds(seconds: float) -> int:
+    return round(seconds * 1_000_000)
+
+
+@dataclass(frozen=True, slots=True)
+class RunTables:
+    """The tables of a run that metrics are functions of."""
+
+    rollouts: RolloutTable
+    turns: TurnTable
+    agent_metrics: dict[str, FloatArray]
+    """Each of the agents' own metrics, shape (num_rollouts,); NaN where a rollout did not give it."""
+
+
+def read_tables(folder: Path, group_size: int) -> RunTables:
+    """The tables of a run from its Parquet files in `folder` alone. Raises RunError when one is missing or damaged."""
+    leave_pandas_out()
+    check_tables(folder)
+    try:
+        return _read_tables(folder, group_size)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(folder, str(error).splitlines()[0]) from error
+
+
+def check_tables(folder: Path, names: Sequence[str] = ("rollouts", "trajectories")) -> None:
+    """Raises RunError when one of these tables of a run is missing, cut short, or not what is written here."""
+    for name in names:
+        path = folder / f"{name}.parquet"
+        try:
+            with pq.ParquetFile(path) as file:
+                there = set(file.schema_arrow.names)
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(folder, f"{path.name}: {str(error).splitlines()[0]}") from error
+        lacking = next((field.name for field in _COLUMNS[name] if field.name not in there), None)
+        if lacking is not None:
+            raise _unreadable(folder, f"{path.name} has no column {lacking!r}")
+
+
+def _unreadable(folder: Path, reason: str) -> RunError:
+    return RunError(f"the tables of the run in {str(folder)!r} cannot be read ({reason}); copy the whole folder again")
+
+
+def _read_tables(folder: Path, group_size: int) -> RunTables:
+    table = pq.read_table(folder / "rollouts.parquet")
+    prompt_index = table["prompt_index"].to_numpy()
+    rollout_index = table["rollout_index"].to_numpy().astype(np.int64)
+    rollouts = RolloutTable(
+        prompt_index=prompt_index,
+        rollout_index=rollout_index,
+        is_scored=np.asarray(table["status"].combine_chunks().to_numpy(zero_copy_only=False) == "scored"),
+        reward=_floats(table["reward"]),
+        turns=table["turns"].to_numpy().astype(np.int64),
+    )
+    agent_metrics = {}
+    if "metrics" in table.column_names:
+        column: Any = table["metrics"].combine_chunks()
+        agent_metrics = {
+            field.name: _floats(column.field(number)) for number, field in enumerate(table.schema.field("metrics").type)
+        }
+    turns = _read_turns(folder / "trajectories.parquet", prompt_index * group_size + rollout_index, group_size)
+    return RunTables(rollouts, turns, agent_metrics)
+
+
+def _floats(column: Any) -> FloatArray:
+    values = column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+def _read_turns(path: Path, keys: IntArray, group_size: int) -> TurnTable:
+    order = np.argsort(keys, kind="stable")
+    columns = ["prompt_index", "rollout_index", "is_final", "prompt_tokens", "response_tokens", "logprobs"]
+    with pq.ParquetFile(path) as file:
+        whole = _empty_turns(file.metadata.num_rows)
+        filled = 0
+        for batch in file.iter_batches(columns=columns, batch_size=8_192):
+            final = batch.filter(batch["is_final"])
+            turn_keys = final["prompt_index"].to_numpy() * group_size + final["rollout_index"].to_numpy()
+            rows = order[np.searchsorted(keys, turn_keys, sorter=order)]
+            part = _turn_table(rows.astype(np.int64), final)
+            for name, values in whole.items():
+                values[filled : filled + len(rows)] = getattr(part, name)
+            filled += len(rows)
+    return TurnTable(**{name: values[:filled] for name, values in whole.items()})
+
+
+def _empty_turns(size: int) -> dict[str, Any]:
+    """Room for the columns of a TurnTable: filled in place, they are never in memory twice."""
+    integers = ("rollout_row", "logprob_zero_count", "logprob_nz_count")
+    names = [column.name for column in fields(TurnTable)]
+    return {name: np.empty(size, np.int64 if name in integers else np.float64) for name in names}
+
+
+def _turn_table(rows: IntArray, batch: pa.RecordBatch) -> TurnTable:
+    logprobs: Any = batch["logprobs"]
+    lengths = np.diff(logprobs.offsets.to_numpy()) if len(logprobs) else np.empty(0, np.int64)
+    lengths = np.where(logprobs.is_valid().to_numpy(zero_copy_only=False), lengths, 0).astype(np.int64)
+    tokens = _floats(logprobs.flatten())
+    turn_of_token = np.repeat(np.arange(len(rows)), lengths)
+    is_known = np.isfinite(tokens)
+    is_nonzero = is_known & (tokens != 0)
+    n, of, values = len(rows), turn_of_token[is_nonzero], tokens[is_nonzero]
+    low, high = np.full(n, np.inf), np.full(n, -np.inf)
+    np.minimum.at(low, of, values)
+    np.maximum.at(high, of, values)
+    return TurnTable(
+        rollout_row=rows,
+        prompt_tokens=_floats(batch["prompt_tokens"]),
+        response_tokens=_floats(batch["response_tokens"]),
+        logprob_zero_count=np.bincount(turn_of_token[is_known & (tokens == 0)], minlength=n).astype(np.int64),
+        logprob_nz_count=np.bincount(of, minlength=n).astype(np.int64),
+        logprob_nz_sum=np.bincount(of, weights=values, minlength=n).astype(np.float64),
+        logprob_nz_squares=np.bincount(of, weights=values * values, minlength=n).astype(np.float64),
+        logprob_nz_min=np.where(np.isinf(low), np.nan, low),
+        logprob_nz_max=np.where(np.isinf(high), np.nan, high),
+    )

@@ -1,0 +1,324 @@
+"""Executions of pipelines: each an evaluation folder that a process of its own works on."""
+
+import functools
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from heldout.errors import HeldoutError
+from heldout.pipeline.evaluation import Evaluation
+from heldout.pipeline.state import ExecutionStatus
+from heldout.pipeline.steps import Definition, JobStep, parse_definition
+from heldout.service.context import Context
+from heldout.service.mlflow.apps import registry_with_apps
+from heldout.service.operations import Params, Reply, Room
+from heldout.service.paging import between, paged
+from heldout.service.sagemaker.documents import playable
+from heldout.service.sagemaker.execution_views import (
+    ExecutionRecord,
+    execution_of_job,
+    executions_of,
+    forget_execution,
+    opened,
+    reason_of,
+    status_of,
+    step_view,
+    summary,
+    version_of,
+)
+from heldout.service.sagemaker.pipelines import (
+    LastExecution,
+    Pipeline,
+    Version,
+    find_pipeline,
+    find_version,
+    forget_pipeline,
+    moment,
+    parallelism,
+    wire_parallelism,
+)
+from heldout.service.sagemaker.supervised_jobs import take
+from heldout.service.sagemaker.tags import forget_tags, set_tags, tags_of
+from heldout.service.supervisor import ExecutionWork
+from heldout.service.wire.faults import ServiceError, invalid, not_found
+
+ROOM = Room("sagemaker")
+
+_NAME_WITHOUT_ID = 50
+"""Of the 63 characters that an evaluation's name may have, an id takes 12 and a hyphen."""
+_log = logging.getLogger(__name__)
+
+
+@ROOM.operation("StartPipelineExecution")
+def start_pipeline_execution(context: Context, params: Params) -> Reply:
+    """Executes a version of a pipeline, by default the last, in a process of its own."""
+    for name in ("SelectiveExecutionConfig", "MlflowExperimentName"):
+        if name in params:
+            raise invalid(f"{name} is not served here; leave it out")
+    made: list[ExecutionRecord] = []
+
+    def make() -> Reply:
+        pipeline = find_pipeline(context, params["PipelineName"])
+        version = find_version(context, pipeline, params)
+        record = _record(context, pipeline, version, params)
+        context.store.put(record)
+        for of in (pipeline.name, version.key):
+            context.store.put(LastExecution(of=of, arn=record.arn, at=record.created_at))
+        set_tags(context.store, record.arn, None)
+        made.append(record)
+        return {"PipelineExecutionArn": record.arn}
+
+    token = params["ClientRequestToken"]
+    reply = context.store.once("StartPipelineExecution", token, params, make)
+    for record in made:
+        try:
+            _make(context, record)
+        except (HeldoutError, OSError) as error:
+            with context.store.transaction():
+                context.store.remove(ExecutionRecord, record.key)
+                forget_tags(context.store, record.arn)
+                context.store.forget_token("StartPipelineExecution", token)
+            raise invalid(f"pipeline {record.pipeline!r} cannot be executed: {error}") from error
+        take(context, record, ExecutionWork(record.folder))
+    return reply
+
+
+@ROOM.operation("DescribePipelineExecution")
+def describe_pipeline_execution(context: Context, params: Params) -> Reply:
+    """An execution, and how far it is."""
+    record = _asked(context, params)
+    evaluation = opened(record)
+    changed_at = record.created_at if evaluation is None else evaluation.state.changed_at
+    return {
+        **summary(record, evaluation),
+        "PipelineArn": context.arn(f"pipeline/{record.pipeline}"),
+        "FailureReason": reason_of(record, evaluation),
+        "CreationTime": moment(record.created_at),
+        "LastModifiedTime": moment(changed_at),
+        "ParallelismConfiguration": wire_parallelism(record.parallelism),
+        "PipelineVersionId": record.version,
+        "RoleArn": record.role,
+    }
+
+
+@ROOM.operation("ListPipelineExecutions")
+def list_pipeline_executions(context: Context, params: Params) -> Reply:
+    """A pipeline's executions that the request's filters leave, the last started first."""
+    pipeline = find_pipeline(context, params["PipelineName"])
+    records = executions_of(context, pipeline.name)
+    if "PipelineVersionAlias" in params:
+        version = find_version(context, pipeline, params)
+        records = [record for record in records if record.version == version.number]
+    found: list[Reply] = [
+        {"PipelineExecutionArn": record.arn, "StartTime": moment(record.created_at), "Record": record}
+        for record in records
+    ]
+    found = between(found, params, "StartTime", "CreatedAfter", "CreatedBefore")
+    keys = {"CreationTime": "StartTime", "PipelineExecutionArn": "PipelineExecutionArn"}
+    return paged("PipelineExecutionSummaries", found, params, keys, is_descending=True, view=_summary)
+
+
+@ROOM.operation("ListPipelineExecutionSteps")
+def list_pipeline_execution_steps(context: Context, params: Params) -> Reply:
+    """The steps that were begun, the last one first."""
+    if "PipelineExecutionArn" not in params:
+        raise invalid("1 validation error detected: Value null at 'pipelineExecutionArn': Member must not be null")
+    record = _asked(context, params)
+    evaluation = opened(record)
+    found = [] if evaluation is None else [step_view(record, evaluation, step) for step in evaluation.state.steps]
+    keys = {"": "StartTime", "Name": "StepName"}
+    return paged("PipelineExecutionSteps", found, params, keys, is_descending=True)
+
+
+@ROOM.operation("StopPipelineExecution")
+def stop_pipeline_execution(context: Context, params: Params) -> Reply:
+    """Has an execution stop: what is in flight may finish for two minutes."""
+    stopping: list[ExecutionRecord] = []
+
+    def ask() -> Reply:
+        record = _asked(context, params)
+        status = status_of(record, opened(record))
+        if status.is_final:
+            raise invalid(
+                f"Pipeline execution with ARN {record.arn} status '{status}'. Only pipelines with 'Executing' status can be "
+                "stopped."
+            )
+        context.store.change(ExecutionRecord, record.key, is_stopping=True)
+        stopping.append(record)
+        return {"PipelineExecutionArn": record.arn}
+
+    reply = context.store.once("StopPipelineExecution", params["ClientRequestToken"], params, ask)
+    for record in stopping:
+        context.supervisor.stop(record.arn)
+    return reply
+
+
+@ROOM.operation("RetryPipelineExecution")
+def retry_pipeline_execution(context: Context, params: Params) -> Reply:
+    """Goes on with an execution that failed or was stopped; what is finished stays."""
+    retried: list[ExecutionRecord] = []
+
+    def ask() -> Reply:
+        record = _asked(context, params)
+        status = status_of(record, opened(record))
+        if not status.is_final:
+            raise ServiceError("ConflictException", f"Pipeline execution with ARN {record.arn} is {status}")
+        if status is ExecutionStatus.SUCCEEDED:
+            raise invalid(f"Pipeline execution with ARN {record.arn} has succeeded; there is nothing to retry")
+        context.store.change(ExecutionRecord, record.key, is_stopping=False)
+        retried.append(record)
+        return {"PipelineExecutionArn": record.arn}
+
+    token = params["ClientRequestToken"]
+    reply = context.store.once("RetryPipelineExecution", token, params, ask)
+    for record in retried:
+        try:
+            context.supervisor.resume(record.arn, ExecutionWork(record.folder))
+        except HeldoutError as error:
+            context.store.forget_token("RetryPipelineExecution", token)
+            raise ServiceError("ConflictException", str(error)) from error
+    return reply
+
+
+@ROOM.operation("DescribePipelineDefinitionForExecution")
+def describe_pipeline_definition_for_execution(context: Context, params: Params) -> Reply:
+    """The definition that is executed."""
+    record = _asked(context, params)
+    version = version_of(context, record)
+    return {"PipelineDefinition": version.definition, "CreationTime": moment(version.created_at)}
+
+
+@ROOM.operation("DeletePipeline")
+def delete_pipeline(context: Context, params: Params) -> Reply:
+    """Forgets a pipeline and its executions; their evaluations stay where their output was wanted."""
+
+    def make() -> Reply:
+        pipeline = find_pipeline(context, params["PipelineName"])
+        records = executions_of(context, pipeline.name)
+        for record in records:
+            if not (status := status_of(record, opened(record))).is_final:
+                raise ServiceError(
+                    "ConflictException",
+                    f"Pipeline '{pipeline.name}' cannot be deleted: execution {record.arn} is {status}; stop it first",
+                )
+        for record in records:
+            forget_execution(context, record)
+        forget_pipeline(context, pipeline)
+        return {"PipelineArn": pipeline.arn}
+
+    return context.store.once("DeletePipeline", params["ClientRequestToken"], params, make)
+
+
+def left_behind(context: Context) -> list[Callable[[], None]]:
+    """Of each execution that there is, what goes on with it if it has not ended and nobody works on it."""
+    return [functools.partial(_take_up, context, record.key) for record in context.store.all(ExecutionRecord)]
+
+
+def stop_execution_of(context: Context, job_arn: str) -> None:
+    """Stops the execution that a job is of; one that is over stays as it is."""
+    record = execution_of_job(context, job_arn.rpartition("/")[2])
+    if record is not None:
+        _stop(context, record)
+
+
+def _take_up(context: Context, key: str) -> None:
+    record = context.store.find(ExecutionRecord, key)
+    if record is None:
+        return  # deleted since
+    try:
+        if not record.is_made:
+            _make(context, record)
+        if opened(record) is not None:
+            take(context, record, ExecutionWork(record.folder))
+    except (ServiceError, HeldoutError, OSError) as error:
+        _log.warning("execution %s does not go on: %s", record.arn, error)
+
+
+def _record(context: Context, pipeline: Pipeline, version: Version, params: Params) -> ExecutionRecord:
+    """Raises ServiceError (ValidationException) when the definition cannot be executed with these parameters."""
+    definition = parse_definition(version.definition)
+    outputs = [
+        playable(context, step.document, where=f"step {step.name!r}").output
+        for step in definition.steps
+        if isinstance(step, JobStep)
+    ]
+    execution_id = secrets.token_hex(6)
+    display_name = params.get("PipelineExecutionDisplayName")
+    name = f"{(display_name or pipeline.name)[:_NAME_WITHOUT_ID].rstrip('-')}-{execution_id}"
+    output = outputs[0] if outputs else str(context.state / "executions")
+    return ExecutionRecord(
+        execution_id=execution_id,
+        arn=f"{pipeline.arn}/execution/{execution_id}",
+        pipeline=pipeline.name,
+        version=version.number,
+        location=f"{output}/{name}",
+        name=name,
+        parameters=_parameters(definition, params),
+        display_name=display_name,
+        description=params.get("PipelineExecutionDescription"),
+        role=params.get("RoleArn", pipeline.role),
+        parallelism=parallelism(params) or pipeline.parallelism,
+        created_at=time.time(),
+    )
+
+
+def _parameters(definition: Definition, params: Params) -> dict[str, str]:
+    given = {parameter["Name"]: parameter["Value"] for parameter in params.get("PipelineParameters", ())}
+    for name in given:
+        if name not in definition.parameters:
+            raise invalid(f"Invalid request provided: Unknown Pipeline parameter {name!r}")
+    for name, default in definition.parameters.items():
+        if default is None and name not in given:
+            raise invalid(f"Parameter {name!r} has no default and was not given")
+    return given
+
+
+def _make(context: Context, record: ExecutionRecord) -> None:
+    definition = json.loads(version_of(context, record).definition)
+    if not (record.folder / "execution.json").exists():
+        Evaluation.create(
+            record.location,
+            name=record.name,
+            region=context.region,
+            definition=definition,
+            registry=registry_with_apps(context),
+            parameters=record.parameters,
+            tags=_tags(context, record, definition),
+            pipeline_name=record.pipeline,
+            kms_key=_kms_key(definition),
+            execution_id=record.execution_id,
+        )
+    context.store.change(ExecutionRecord, record.key, is_made=True)
+
+
+def _tags(context: Context, record: ExecutionRecord, definition: Mapping[str, Any]) -> dict[str, str]:
+    """What an execution's MLflow runs are tagged with: the pipeline's tags, and those of its jobs."""
+    steps = [step for step in parse_definition(definition).steps if isinstance(step, JobStep)]
+    own = {key: value for step in steps for key, value in step.tags}
+    return tags_of(context.store, context.arn(f"pipeline/{record.pipeline}")) | own
+
+
+def _kms_key(definition: Mapping[str, Any]) -> str | None:
+    steps = [step for step in parse_definition(definition).steps if isinstance(step, JobStep)]
+    return next((key for step in steps if (key := step.document.output_data_config.kms_key_arn)), None)
+
+
+def _summary(entry: Reply) -> Reply:
+    record: ExecutionRecord = entry["Record"]
+    return summary(record, opened(record))
+
+
+def _stop(context: Context, record: ExecutionRecord) -> None:
+    context.store.change(ExecutionRecord, record.key, is_stopping=True)
+    context.supervisor.stop(record.arn)
+
+
+def _asked(context: Context, params: Params) -> ExecutionRecord:
+    arn = params["PipelineExecutionArn"]
+    record = context.store.find(ExecutionRecord, arn.rpartition("/")[2])
+    if record is None or record.arn != arn:
+        raise not_found(f"Pipeline execution with ARN {arn} does not exist.")
+    return record

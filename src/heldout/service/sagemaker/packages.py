@@ -1,0 +1,204 @@
+"""Model packages and their groups: the registry's packages, described as fine-tuned models are; and groups that are made."""
+
+import re
+import time
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from heldout.errors import did_you_mean
+from heldout.job.registry import hub_content_name
+from heldout.service.context import Context
+from heldout.service.operations import Params, Reply, Room
+from heldout.service.paging import between, paged
+from heldout.service.sagemaker.hub import SINCE, VERSION, model_names
+from heldout.service.sagemaker.tags import forget_tags, set_tags
+from heldout.service.store import Record
+from heldout.service.wire.faults import ServiceError, invalid
+
+ROOM = Room("sagemaker")
+
+_PACKAGE_KEYS = {"CreationTime": "CreationTime", "Name": "ModelPackageName", "": "ModelPackageArn"}
+_GROUP_KEYS = {"CreationTime": "CreationTime", "Name": "ModelPackageGroupName"}
+_ARN = re.compile(r"arn:[^:]+:sagemaker:[^:]*:\d{12}:model-package/(?P<name>[^/]+)(?:/(?P<version>\d{1,9}))?")
+
+
+class _Package(NamedTuple):
+    arn: str
+    group: str | None
+    """None for a package without versions."""
+    version: int | None
+    name: str
+
+
+class _Group(Record):
+    name: str
+    description: str | None
+    created_at: float
+
+    @property
+    def key(self) -> str:
+        return self.name
+
+
+@ROOM.operation("DescribeModelPackage")
+async def describe_model_package(context: Context, params: Params) -> Reply:
+    """A package of the registry, by its ARN, or by its name and version; its base model as fine-tuning leaves it there."""
+    package = _find(context, params["ModelPackageName"])
+    entry = context.registry.model_packages[package.arn]
+    base = hub_content_name(entry.base_model or "")
+    reply = _package_summary(package) | {
+        "ModelPackageStatusDetails": {"ValidationStatuses": []},
+        "LastModifiedTime": SINCE,
+    }
+    if base in model_names(context):
+        model = {"HubContentName": base, "HubContentVersion": VERSION}
+        reply["InferenceSpecification"] = {
+            "Containers": [{"BaseModel": model}],
+            "SupportedContentTypes": ["application/json"],
+            "SupportedResponseMIMETypes": ["application/json"],
+        }
+    return reply
+
+
+@ROOM.operation("ListModelPackages")
+async def list_model_packages(context: Context, params: Params) -> Reply:
+    """The registry's packages; those with versions where a group is named, else those that `ModelPackageType` asks for."""
+    group = _name_of(params["ModelPackageGroupName"]) if "ModelPackageGroupName" in params else None
+    kind = params.get("ModelPackageType", "Versioned" if group else "Unversioned")
+    found = [
+        package
+        for package in _packages(context)
+        if kind in ("Both", "Unversioned" if package.group is None else "Versioned") and group in (None, package.group)
+    ]
+    if params.get("ModelApprovalStatus", "Approved") != "Approved":
+        found = []
+    summaries = _matching([_package_summary(package) for package in found], "ModelPackageName", params)
+    return paged("ModelPackageSummaryList", summaries, params, _PACKAGE_KEYS)
+
+
+@ROOM.operation("CreateModelPackageGroup")
+def create_model_package_group(context: Context, params: Params) -> Reply:
+    """A group without packages: those come from the registry."""
+    name = params["ModelPackageGroupName"]
+    with context.store.transaction():
+        if name in _groups(context):
+            raise invalid(f"model package group {name!r} already exists")
+        description = params.get("ModelPackageGroupDescription")
+        context.store.put(_Group(name=name, description=description, created_at=time.time()))
+        arn = context.arn(f"model-package-group/{name}")
+        set_tags(context.store, arn, params.get("Tags"))
+    return {"ModelPackageGroupArn": arn}
+
+
+@ROOM.operation("DescribeModelPackageGroup")
+def describe_model_package_group(context: Context, params: Params) -> Reply:
+    """A group, by its name or ARN."""
+    name = _name_of(params["ModelPackageGroupName"])
+    groups = _groups(context)
+    if name not in groups:
+        raise _no_group(name, groups)
+    return _group_summary(context, groups[name]) | {"CreatedBy": {}}
+
+
+@ROOM.operation("ListModelPackageGroups")
+def list_model_package_groups(context: Context, params: Params) -> Reply:
+    """The registry's packages' groups, and those that were made."""
+    groups = [_group_summary(context, group) for group in _groups(context).values()]
+    groups = _matching(groups, "ModelPackageGroupName", params)
+    return paged("ModelPackageGroupSummaryList", groups, params, _GROUP_KEYS)
+
+
+@ROOM.operation("DeleteModelPackageGroup")
+def delete_model_package_group(context: Context, params: Params) -> Reply:
+    """Forgets a group that was made; one that has packages stays."""
+    name = _name_of(params["ModelPackageGroupName"])
+    if name not in (groups := _groups(context)):
+        raise _no_group(name, groups)
+    if any(package.group == name for package in _packages(context)):
+        raise ServiceError("ConflictException", f"model package group {name!r} has packages, which the registry maps")
+    with context.store.transaction():
+        context.store.remove(_Group, name)
+        forget_tags(context.store, context.arn(f"model-package-group/{name}"))
+    return {}
+
+
+def package_arns(context: Context) -> set[str]:
+    """Of the registry's packages, and of all groups."""
+    return {package.arn for package in _packages(context)} | {_group_arn(context, name) for name in _groups(context)}
+
+
+def _matching(items: list[Reply], name: str, params: Params) -> list[Reply]:
+    """Those that the filters which both lists have leave."""
+    named = [item for item in items if params.get("NameContains", "") in item[name]]
+    return between(named, params, "CreationTime", "CreationTimeAfter", "CreationTimeBefore")
+
+
+def _packages(context: Context) -> list[_Package]:
+    parsed = (_parsed(arn) for arn in context.registry.model_packages)
+    return [package for package in parsed if package is not None]
+
+
+def _parsed(arn: str) -> _Package | None:
+    if (found := _ARN.fullmatch(arn)) is None:
+        return None
+    name, version = found["name"], found["version"]
+    return _Package(arn, name if version else None, int(version) if version else None, name)
+
+
+def _find(context: Context, given: str) -> _Package:
+    packages = _packages(context)
+    for package in packages:
+        named = package.name if package.version is None else f"{package.name}/{package.version}"
+        if given in (package.arn, named):
+            return package
+    arns = [package.arn for package in packages]
+    raise invalid(
+        f"ModelPackage {given} does not exist; the registry maps {', '.join(arns) or 'none'}.{did_you_mean(given, arns)}"
+    )
+
+
+def _package_summary(package: _Package) -> Reply:
+    return {
+        "ModelPackageName": package.name,
+        "ModelPackageGroupName": package.group,
+        "ModelPackageVersion": package.version,
+        "ModelPackageArn": package.arn,
+        "CreationTime": SINCE,
+        "ModelPackageStatus": "Completed",
+        "ModelApprovalStatus": "Approved",
+    }
+
+
+def _groups(context: Context) -> dict[str, _Group]:
+    mapped = {
+        package.group: _Group(name=package.group, description=None, created_at=SINCE.timestamp())
+        for package in _packages(context)
+        if package.group is not None
+    }
+    return mapped | {group.name: group for group in context.store.all(_Group)}
+
+
+def _group_summary(context: Context, group: _Group) -> Reply:
+    return {
+        "ModelPackageGroupName": group.name,
+        "ModelPackageGroupArn": _group_arn(context, group.name),
+        "ModelPackageGroupDescription": group.description,
+        "CreationTime": datetime.fromtimestamp(group.created_at, UTC),
+        "ModelPackageGroupStatus": "Completed",
+    }
+
+
+def _group_arn(context: Context, name: str) -> str:
+    """In the account that the registry's packages are of, where it has one of this group."""
+    for package in _packages(context):
+        if package.group == name:
+            return package.arn.rpartition("/")[0].replace(":model-package/", ":model-package-group/")
+    return context.arn(f"model-package-group/{name}")
+
+
+def _name_of(name_or_arn: str) -> str:
+    return name_or_arn.rpartition("/")[2]
+
+
+def _no_group(name: str, groups: dict[str, _Group]) -> ServiceError:
+    return invalid(f"ModelPackageGroup {name} does not exist.{did_you_mean(name, groups)}")

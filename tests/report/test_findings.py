@@ -1,0 +1,236 @@
+"""Diagnosis: each pattern is found where it is, told with its count and its trajectories, and not where it is not."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from heldout.errors import DatasetError, InputError
+from heldout.report import text_findings
+from heldout.report.findings import Finding, Weight, find
+from heldout.report.rollout_rows import RolloutRows
+from heldout.report.slices import ABSENT, OTHERS, columns_of, slices
+from heldout.runs.run import Run
+from tests.support.report_runs import Play, call, written_run
+
+GOOD = Play(1.0, ("the first step", "and the second"))
+BAD = Play(0.0, ("one way", "another way"))
+MIXED = [GOOD, BAD]
+
+
+def found(run: Run, training: str | None = None) -> dict[str, Finding]:
+    return {f.kind: f for f in find(run.folder, run.document.hyperparameters, training=training)}
+
+
+def only(tmp_path: Path, odd: Play) -> dict[str, Finding]:
+    """Findings of a run that is sound but for one rollout in sixteen."""
+    groups: list[list[Play]] = [[GOOD, BAD] for _ in range(8)]
+    groups[3][1] = odd
+    return found(written_run(tmp_path / "run", groups))
+
+
+def test_a_sound_run_has_no_finding(tmp_path: Path) -> None:
+    assert found(written_run(tmp_path / "run", [MIXED] * 8)) == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "odd"),
+    [
+        ("looping", Play(0.0, ("look at the map",) * 3)),
+        (
+            "looping",
+            Play(0.0, tuple(f"I will now open the left door and look behind it again, try {n}" for n in range(3))),
+        ),
+        ("looping", Play(0.0, (call("search", {"q": "x"}),) * 3)),
+        ("empty_replies", Play(0.0, ("first", "  "))),
+        ("inconsistent_turns", Play(0.0, (call("go", {}), "I think I shall go", call("stop", {})))),
+        ("inconsistent_turns", Play(0.0, ("The answer is 4.", "Wait, the answer is 5."))),
+        ("confident_and_wrong", Play(0.0, ("let me see", "The answer is definitely 7."))),
+        ("malformed_tool_calls", Play(1.0, (call("go", "{north"),))),
+        ("token_limit", Play(0.0, ("a long", "story that"), finish="length")),
+        ("format_failures", Play(0.0, BAD.says, metrics={"invalid_actions": 2})),
+        ("format_failures", Play(0.0, BAD.says, metrics={"well_formed": 0})),
+        ("format_failures", Play(None, failure="JSONDecodeError: Expecting value")),
+        ("no_model_call", Play(1.0, (), flags=("no_model_call",))),
+        ("failures", Play(None, failure="KeyError: 'x'")),
+        ("completed_not_correct", Play(0.0, BAD.says, metrics={"completed": 1})),
+        ("correct_not_completed", Play(1.0, GOOD.says, metrics={"is_done": 0})),
+    ],
+)
+def test_one_odd_rollout_is_found_counted_and_named(tmp_path: Path, kind: str, odd: Play) -> None:
+    finding = only(tmp_path, odd)[kind]
+    assert finding.num_rollouts == 1
+    assert finding.trajectory_ids == ("3-1-1-abcdefabcdefabcdefabcdefabcdef",)
+    assert finding.seen.startswith("1 of 1")
+    assert finding.advice
+
+
+@pytest.mark.parametrize(
+    ("kind", "harmless"),
+    [
+        ("looping", Play(0.0, ("5", "6", "7", "8"))),
+        ("looping", Play(1.0, ("look at the map",) * 3)),
+        ("looping", Play(0.0, ("look", "look", "go on"))),
+        ("inconsistent_turns", Play(0.0, (call("go", {}), call("go", {"to": 1}), "I am there"))),
+        ("inconsistent_turns", Play(1.0, ("The answer is 4.", "Wait, the answer is 5."))),
+        ("confident_and_wrong", Play(0.0, ("I might be wrong, but the answer is 7.",))),
+        ("confident_and_wrong", Play(1.0, ("let me see", "The answer is definitely 7."))),
+        ("empty_replies", Play(0.0, (call("stop", ""),))),
+        ("malformed_tool_calls", Play(0.0, (call("stop", ""),))),
+        ("format_failures", Play(0.0, BAD.says, metrics={"invalid_actions": 0})),
+        ("format_failures", Play(0.0, BAD.says, metrics={"well_formed": 1})),
+        ("format_failures", Play(None, failure="OSError: no information on the sparse matrix")),
+        ("completed_not_correct", Play(0.0, BAD.says, metrics={"completed": 0})),
+    ],
+)
+def test_what_only_looks_like_a_pattern_is_not_told(tmp_path: Path, kind: str, harmless: Play) -> None:
+    assert kind not in only(tmp_path, harmless)
+
+
+def test_what_one_rollout_in_a_hundred_does_is_not_told(tmp_path: Path) -> None:
+    groups: list[list[Play]] = [[GOOD, BAD] for _ in range(60)]
+    groups[1][1] = Play(0.0, ("look at the map",) * 3, metrics={"completed": 1, "invalid_actions": 2})
+    groups[2][1] = Play(None, failure="KeyError: 'x'")
+    groups[3][0] = BAD
+    assert found(written_run(tmp_path / "run", groups)) == {}
+
+
+def test_of_a_large_run_a_sample_of_the_replies_is_read_and_the_finding_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looping = Play(0.0, ("look at the map",) * 3)
+    run = written_run(tmp_path / "run", [[looping, GOOD, looping, looping]] * 4)
+    assert found(run)["looping"].seen.startswith("12 of 16 rollouts ")
+    assert "sample" not in found(run)["looping"].seen
+    monkeypatch.setattr(text_findings, "_SAMPLE_TURNS", 22)  # half of the turns: every other rollout
+    sampled = found(run)["looping"]
+    assert sampled.seen.startswith("8 of 8 rollouts ")
+    assert sampled.seen.endswith("(in a sample of 8 of 16)")
+
+
+def test_prompts_that_never_succeed_are_told_with_one_rollout_each(tmp_path: Path) -> None:
+    finding = found(written_run(tmp_path / "run", [MIXED] * 6 + [[BAD, BAD]] * 2))["complete_failure"]
+    assert finding.seen == "2 of 8 prompts failed completely: no rollout of the prompt succeeded"
+    assert finding.num_rollouts == 4
+    assert [i[:3] for i in finding.trajectory_ids] == ["6-0", "7-0"]
+    assert finding.weight is Weight.PATTERN
+
+
+def test_a_run_without_any_success_is_to_be_doubted(tmp_path: Path) -> None:
+    kinds = found(written_run(tmp_path / "run", [[BAD, BAD]] * 4))
+    assert kinds["complete_failure"].weight is Weight.DOUBT
+    assert kinds["no_variance"].seen == "all 8 scored rollouts have the reward 0"
+
+
+def test_groups_with_one_reward_are_named_as_without_learning_signal(tmp_path: Path) -> None:
+    finding = found(written_run(tmp_path / "run", [MIXED] * 4 + [[GOOD, GOOD]] * 3 + [[BAD, BAD]]))["flat_groups"]
+    assert finding.seen.startswith("4 of 8 prompts have the same reward in every rollout (3 always succeed, 1 do not)")
+    assert finding.num_rollouts == 8
+
+
+def test_a_reward_that_pays_for_length_is_told(tmp_path: Path) -> None:
+    groups = [[Play(p / 20 + r, tokens=10 * p + 40 * r) for r in range(2)] for p in range(20)]
+    finding = found(written_run(tmp_path / "run", groups))["reward_and_length"]
+    assert finding.seen.startswith("reward rises with response tokens: rank correlation +")
+    assert finding.trajectory_ids[0].startswith("19-1-")
+
+
+def test_a_pile_at_the_highest_number_of_turns_is_told_as_a_limit(tmp_path: Path) -> None:
+    short = Play(1.0, ("a", "b"))
+    cut = Play(0.0, tuple("abcdefgh"))
+    finding = found(written_run(tmp_path / "run", [[short, short, cut]] * 8))["turn_limit"]
+    assert finding.seen.startswith(
+        "8 of 24 rollouts have 8 turns, the most there are: it looks like a limit. 0% of them"
+    )
+
+
+def test_a_game_of_one_length_has_no_turn_limit(tmp_path: Path) -> None:
+    assert "turn_limit" not in found(written_run(tmp_path / "run", [MIXED] * 8))
+
+
+def test_turns_that_end_without_a_pile_are_no_limit(tmp_path: Path) -> None:
+    plays = [Play(float(n == 2), tuple("abcdefgh"[:n])) for n in (2, 7, 8)]
+    assert "turn_limit" not in found(written_run(tmp_path / "run", [plays] * 8))
+
+
+def test_prompts_played_once_are_no_groups(tmp_path: Path) -> None:
+    kinds = found(written_run(tmp_path / "run", [[GOOD], [BAD]] * 4, sampling_temperature=0))
+    assert not kinds.keys() & {"flat_groups", "greedy_group"}
+
+
+def test_greedy_groups_are_told(tmp_path: Path) -> None:
+    assert "greedy_group" in found(written_run(tmp_path / "run", [MIXED] * 4, sampling_temperature=0))
+
+
+def test_a_prompt_that_is_there_twice_is_told(tmp_path: Path) -> None:
+    finding = found(written_run(tmp_path / "run", [MIXED] * 4, prompts=["a", "b", "a", "c"]))["duplicate_prompts"]
+    assert finding.seen == "1 of 4 prompts repeat one that is in the dataset already"
+    assert finding.num_rollouts == 4
+
+
+def test_held_out_prompts_among_the_training_prompts_are_told(tmp_path: Path) -> None:
+    training = tmp_path / "training.jsonl"
+    training.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in ("WHAT  is 2+2?", "something else")))
+    run = written_run(
+        tmp_path / "run", [[GOOD, GOOD], MIXED, MIXED], prompts=["What is 2+2?", "What is 3+3?", "What is 4+4?"]
+    )
+    finding = found(run, str(training))["training_prompts"]
+    assert finding.seen == (
+        "1 of 3 held-out prompts are among the 2 training prompts; success 100% on them, 50% on the rest"
+    )
+    assert finding.num_rollouts == 2
+    training.write_text("".join(json.dumps({"prompt": f"What is {n}+{n}?"}) + "\n" for n in (2, 3, 4)))
+    everything = found(run, str(training))["training_prompts"]
+    assert everything.seen == "3 of 3 held-out prompts are among the 3 training prompts"
+
+
+def test_a_training_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    run = written_run(tmp_path / "run", [MIXED])
+    with pytest.raises(DatasetError, match=r"nowhere\.jsonl"):
+        found(run, str(tmp_path / "nowhere.jsonl"))
+
+
+def test_what_casts_doubt_on_the_numbers_comes_first(tmp_path: Path) -> None:
+    groups = [[Play(0.0, ("a", "a", "a"), flags=("sampling_differs",)), GOOD]] * 8
+    run = written_run(tmp_path / "run", groups)
+    weights = [f.weight for f in find(run.folder, run.document.hyperparameters)]
+    assert weights == sorted(weights)
+    assert len(set(weights)) > 1
+
+
+def _slices(run: Run, column: str) -> dict[str, tuple[int, float | None]]:
+    settings = run.metric_settings
+    rows = RolloutRows.read(run.folder)
+    return {s.value: (s.num_prompts, s.success) for s in slices(run.prompts_path, rows, column, settings)}
+
+
+def test_results_are_cut_by_any_column_of_the_dataset(tmp_path: Path) -> None:
+    columns: Sequence[dict[str, object]] = [{"level": "easy"}, {"level": "hard"}, {"level": "hard"}, {"topic": 1}]
+    run = written_run(tmp_path / "run", [[GOOD, GOOD], MIXED, [BAD, BAD], MIXED], columns=columns)
+    assert columns_of(run.prompts_path) == ["level", "topic"]
+    assert _slices(run, "level") == {"hard": (2, 0.25), "easy": (1, 1.0), ABSENT: (1, 0.5)}
+
+
+def test_a_column_of_many_numbers_is_cut_into_quarters(tmp_path: Path) -> None:
+    columns = [{"size": p} for p in range(12)]
+    run = written_run(tmp_path / "run", [MIXED] * 12, columns=columns)
+    assert _slices(run, "size") == dict.fromkeys(("0 to 2.75", "2.75 to 5.5", "5.5 to 8.25", "8.25 to 11"), (3, 0.5))
+
+
+def test_the_rarest_of_many_values_share_a_slice(tmp_path: Path) -> None:
+    run = written_run(tmp_path / "run", [MIXED] * 23, columns=[{"id": f"{p:02}"} for p in range(23)])
+    assert _slices(run, "id")[OTHERS] == (3, 0.5)
+
+
+def test_a_column_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> None:
+    run = written_run(tmp_path / "run", [MIXED], columns=[{"level": 1}])
+    with pytest.raises(InputError, match=r"no column 'levle' in the dataset\. Did you mean 'level'\?"):
+        _slices(run, "levle")
+
+
+def test_a_reward_that_has_nothing_to_do_with_length_is_not_told(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    groups = [[Play(float(rng.random()), tokens=int(rng.integers(1, 99))) for _ in range(3)] for _ in range(12)]
+    assert "reward_and_length" not in found(written_run(tmp_path / "run", groups))
