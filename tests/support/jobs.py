@@ -27,11 +27,11 @@ from heldout.runs.run import Run
 PLAYERS = Path(__file__).parent / "scripted_agents.py"
 
 
-def write_prompts(folder: Path, prompts: Sequence[str]) -> Path:
-    """A dataset of these prompts."""
+def write_prompts(folder: Path, prompts: Sequence[str], **columns: object) -> Path:
+    """A dataset of these prompts. columns: the same values in each row."""
     folder.mkdir(parents=True, exist_ok=True)
     dataset = folder / "prompts.jsonl"
-    dataset.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    dataset.write_text("".join(json.dumps({"prompt": prompt, **columns}) + "\n" for prompt in prompts))
     return dataset
 
 

@@ -310,7 +310,7 @@ def test_a_sagemaker_arn_without_its_plugin_says_what_to_install(
 
 def test_without_mlflow_the_error_says_what_to_install(evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch) -> None:
     _hide(monkeypatch, "mlflow")
-    with pytest.raises(MissingExtra, match=r"MLflow tracking needs mlflow: pip install 'heldout\[mlflow\]'"):
+    with pytest.raises(MissingExtra, match=r"MLflow tracking needs mlflow: pip install '.\[mlflow\]'"):
         _log(evaluated.base)
 
 

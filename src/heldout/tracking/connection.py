@@ -86,7 +86,7 @@ def require_packages(uri: str) -> None:
     """Raises MissingExtra, with the command that helps, when what the store at `uri` needs is not installed."""
     missing = [name for name in ("mlflow", "sqlalchemy", "alembic") if importlib.util.find_spec(name) is None]
     if missing:
-        raise MissingExtra(f"MLflow tracking needs {', '.join(missing)}: pip install 'heldout[mlflow]'")
+        raise MissingExtra(f"MLflow tracking needs {', '.join(missing)}: pip install '.[mlflow]' (in Heldout's clone)")
     if uri.startswith("arn:") and importlib.util.find_spec("sagemaker_mlflow") is None:
         raise MissingExtra(f"MLflow at {shown(uri)} needs the package sagemaker-mlflow: pip install sagemaker-mlflow")
 
