@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from rich.console import Console, Group, RenderableType
 
-from heldout.backends.results_process import apart
+from heldout.backends.results_process import in_results_process
 from heldout.errors import HeldoutError, MetricError
 from heldout.job.document import JobConfigDocument, MlflowDetails, ServiceOutput
 from heldout.pipeline.evaluation import STATE_FILE, Evaluation
@@ -60,12 +60,12 @@ def numbers_of(folder: Path) -> "Summary":
 
 async def finish_run(run: Run, tags: Mapping[str, str], note: Note, say: Callable[[str], None]) -> None:
     """Writes the report of a run that is done, and logs it to MLflow, with these tags, where its job says so."""
-    await apart(_write_report, run.folder)
+    await in_results_process(_write_report, run.folder)
     if run.document.output_data_config.mlflow_config is None:
         return
     say(f"logging {run.state.run_name} to MLflow")
     try:
-        details = await apart(_log, run.folder, tags)
+        details = await in_results_process(_log, run.folder, tags)
     except HeldoutError as error:
         # The results are there and whole; what is lost is a copy of them.
         note(f"not logged to MLflow: {error}")
@@ -79,18 +79,20 @@ async def finish_run(run: Run, tags: Mapping[str, str], note: Note, say: Callabl
 async def compare_evaluation(evaluation: Evaluation, note: Note) -> None:
     """Writes comparison and report of an evaluation that has two runs; notes why not, where they cannot be compared."""
     if evaluation.runs().keys() >= {BASE_RUN, FINE_TUNED_RUN}:
-        for told in await apart(_compare, evaluation.folder):
+        for told in await in_results_process(_compare, evaluation.folder):
             note(told)
 
 
-async def shown_apart(place: Evaluation | Run, console: Console) -> str:
-    """What `evaluation_results` or `run_results` shows, as text for `console`; worked out apart."""
-    return await apart(_rendered, place.folder, console.width, console.color_system if console.is_terminal else None)
+async def rendered_results(place: Evaluation | Run, console: Console) -> str:
+    """Render the results of an evaluation or a run as text for `console`, in the results process."""
+    return await in_results_process(
+        _rendered, place.folder, console.width, console.color_system if console.is_terminal else None
+    )
 
 
-async def document_apart(place: Evaluation | Run) -> dict[str, Any]:
-    """What `evaluation_document` or `run_document` returns; worked out apart."""
-    return await apart(_document, place.folder)
+async def results_document(place: Evaluation | Run) -> dict[str, Any]:
+    """Collect the results of an evaluation or a run as a JSON object, in the results process."""
+    return await in_results_process(_document, place.folder)
 
 
 def evaluation_results(evaluation: Evaluation) -> RenderableType:

@@ -1,29 +1,28 @@
-"""Work on results, in a process beside this one.
+"""The results process: tables, statistics, reports and MLflow run in one process of their own.
 
-Tables, statistics, reports and MLflow take time to load and memory that depends on what was played. Here they cost neither the
-engine's first model call nor its memory, and if the system kills them for theirs, the engine is there to say so.
+They take time to load, and memory that grows with the run. In their own process they delay no model call and do not grow the
+engine; if the system kills that process for its memory, the engine lives on and says so.
 
-    python -m heldout.backends.results_process
+The process starts with the first call, serves the later ones too, and ends with the process that started it, also when that one
+is killed. A call runs in the working folder, the environment and the module path that its caller has at that moment.
 
-It is started when the first work is given, kept for the next, and ends with its parent.
-
-A piece of work is a function of a module and its arguments, pickled; it is done in the environment and folder of who asks.
+It is a `multiprocessing.Process` and a pipe. A `ProcessPoolExecutor` would be shorter, but at exit Python waits for its running
+call: Ctrl-C while a report is written took as long as the report. A daemon process ends at once.
 """
 
 import asyncio
-import atexit
 import contextlib
+import multiprocessing
 import os
-import pickle
-import queue
-import subprocess
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from multiprocessing import connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import IO, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from heldout.errors import HeldoutError, JobFailed
 
@@ -31,30 +30,32 @@ _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
 
 
-async def apart(
-    work: Callable[_Arguments, _Result], *arguments: _Arguments.args, **options: _Arguments.kwargs
+async def in_results_process(
+    function: Callable[_Arguments, _Result], *arguments: _Arguments.args, **options: _Arguments.kwargs
 ) -> _Result:
-    """What `work` returns, done by the process beside this one; one piece at a time, in the order they are asked.
+    """Call `function` in the results process and return its result. Calls run one at a time, in the order they are made.
 
-    Raises the HeldoutError that it raised, JobFailed when the process was killed meanwhile.
+    function, arguments and result must pickle.
+    Raises whatever `function` raises, JobFailed when the process is killed during the call.
     """
-    return await asyncio.to_thread(lambda: _beside.do(work, *arguments, **options))
+    return await asyncio.to_thread(lambda: _call(function, *arguments, **options))
 
 
-def prepare(work: Callable[_Arguments, object], *arguments: _Arguments.args, **options: _Arguments.kwargs) -> None:
-    """Has `work` done without waiting for it: what it imports is there when it is needed. What goes wrong shows then."""
+def warm_up(function: Callable[_Arguments, object], *arguments: _Arguments.args, **options: _Arguments.kwargs) -> None:
+    """Call `function` in the results process in the background, to load its imports. Errors surface on the next call."""
 
-    def quietly() -> None:
-        with contextlib.suppress(HeldoutError, RuntimeError):
-            _beside.do(work, *arguments, **options)
+    def call() -> None:
+        with contextlib.suppress(HeldoutError):
+            _call(function, *arguments, **options)
 
-    threading.Thread(target=quietly, daemon=True).start()
+    threading.Thread(target=call, daemon=True).start()
 
 
 @dataclass(frozen=True, slots=True)
-class _Request:
-    work: bytes
-    """The function, its arguments and its options, pickled on their own: what is wrong with them is this request's error."""
+class _Call:
+    function: Callable[..., Any]
+    arguments: tuple[object, ...]
+    options: Mapping[str, object]
     environment: Mapping[str, str]
     folder: str
     path: list[str]
@@ -63,110 +64,95 @@ class _Request:
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    result: object = None
-    error: HeldoutError | None = None
-    bug: str | None = None
-    """The traceback of anything but a HeldoutError."""
+    result: Any = None
+    error: Exception | None = None
+    traceback: str = ""
+    """Of the error, in the results process."""
 
 
-class _Beside:
-    """The process, as its parent sees it."""
+class _ResultsProcess:
+    """The process as its parent sees it. It is started again after it was killed."""
 
     def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
         self._turn = threading.Lock()
+        self._process: SpawnProcess | None = None
+        self._pipe: connection.Connection | None = None
 
-    def do(self, work: Callable[..., _Result], *arguments: object, **options: object) -> _Result:
-        pickled = pickle.dumps((work, arguments, options))
-        request = pickle.dumps(_Request(pickled, dict(os.environ), str(Path.cwd()), sys.path))
+    def call(self, call: _Call) -> _Reply:
         with self._turn:
-            reply = self._ask(request)
-        if reply.error is not None:
-            raise reply.error
-        if reply.bug is not None:
-            raise RuntimeError(f"{work.__name__} failed:\n{reply.bug}")
-        return reply.result  # type: ignore[return-value]
-
-    def _ask(self, request: bytes) -> _Reply:
-        if self._process is not None and self._process.poll() is not None:
-            self.end()
-        process = self._process = self._process or _start()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write(request)
-            process.stdin.flush()
-            reply = pickle.load(process.stdout)
-        except (OSError, EOFError, pickle.UnpicklingError) as error:  # the last: it ended in the middle of its reply
-            status = self.end()
-            raise JobFailed(
-                f"the process that writes the results ended with status {status}; what was played is kept: resume to write them"
-            ) from error
+            try:
+                if self._pipe is None:
+                    self._pipe = self._start()
+                self._pipe.send(call)
+                reply = self._pipe.recv()
+            except (OSError, EOFError) as error:
+                raise JobFailed(
+                    f"the process that writes the results ended with status {self._end()}; what was played is kept: resume to"
+                    " write them"
+                ) from error
         assert isinstance(reply, _Reply)
         return reply
 
-    def end(self) -> int:
-        """Ends it if it has not ended; returns its exit status, 0 if there is none."""
-        process, self._process = self._process, None
+    def _start(self) -> connection.Connection:
+        # Not a fork: it would copy the engine's memory, and its locks in whatever state its threads left them.
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process.start()
+        theirs.close()
+        return ours
+
+    def _end(self) -> int | None:
+        """Forget the process once it has ended. Returns its exit status."""
+        process, pipe, self._process, self._pipe = self._process, self._pipe, None, None
+        if pipe is not None:
+            pipe.close()
         if process is None:
-            return 0
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
-        process.stdout.close()
-        return process.wait()
+            return None
+        process.join()
+        return process.exitcode
 
 
-def _start() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", "heldout.backends.results_process"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C at the terminal is its parent's to handle
-    )
+_process = _ResultsProcess()
 
 
-_beside = _Beside()
-atexit.register(_beside.end)
+def _call(
+    function: Callable[_Arguments, _Result], *arguments: _Arguments.args, **options: _Arguments.kwargs
+) -> _Result:
+    call = _Call(function, arguments, options, dict(os.environ), str(Path.cwd()), sys.path)
+    reply = _process.call(call)
+    if reply.error is None:
+        result: _Result = reply.result
+        return result
+    if not isinstance(reply.error, HeldoutError):
+        reply.error.add_note(reply.traceback)
+    raise reply.error
 
 
-def main() -> None:
-    """Does the work that comes on standard input until that ends, which it does with the parent."""
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever prints must not get between the replies
-    requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(sys.stdin.buffer, requests), daemon=True).start()
+def _serve(calls: connection.Connection) -> None:
+    """Run what the parent asks for, in the new process, until the parent ends."""
+    if sys.platform != "win32":
+        os.setsid()  # Ctrl-C at the terminal is the parent's to handle
+    os.dup2(2, 1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
-        pickle.dump(_answer(requests.get()), replies)
-        replies.flush()
+        calls.send(_reply_to(calls.recv()))
 
 
-def _listen(stream: IO[bytes], requests: "queue.SimpleQueue[_Request]") -> None:
-    while True:
-        try:
-            requests.put(pickle.load(stream))
-        except EOFError:
-            # At once, also from the middle of work: nobody wants it, and every file appears whole or not at all.
-            os._exit(0)
-
-
-def _answer(request: _Request) -> _Reply:
-    os.environ.clear()
-    os.environ.update(request.environment)
-    sys.path[:] = request.path
+def _reply_to(call: _Call) -> _Reply:
     try:
-        os.chdir(request.folder)
-        work, arguments, options = pickle.loads(request.work)
-        return _Reply(result=work(*arguments, **options))
-    except HeldoutError as error:
-        return _Reply(error=error)
-    except Exception:  # noqa: BLE001  # the boundary: the parent raises it
-        return _Reply(bug=traceback.format_exc())
+        os.environ.clear()
+        os.environ.update(call.environment)
+        os.chdir(call.folder)
+        sys.path[:] = call.path
+        return _Reply(result=call.function(*call.arguments, **call.options))
+    except Exception as error:  # noqa: BLE001  # the boundary: the parent raises it
+        return _Reply(error=error, traceback=traceback.format_exc())
 
 
-if __name__ == "__main__":
-    # Under its own name, so that the classes of requests and replies are the same on both sides.
-    from heldout.backends.results_process import main as serve
-
-    serve()
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    # At once, even in the middle of a call: each file appears whole or not at all, so a half-done call leaves nothing.
+    os._exit(0)

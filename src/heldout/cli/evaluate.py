@@ -25,7 +25,7 @@ from heldout.backends.local.creation import (
 from heldout.backends.local.evaluation import play_evaluation, play_run, run_to_end, stopped_by_signals
 from heldout.backends.local.evaluation_index import find_evaluation, is_known
 from heldout.backends.registry_file import read_registry
-from heldout.backends.results import document_apart, shown_apart
+from heldout.backends.results import results_document, rendered_results
 from heldout.backends.selection import choose_backend
 from heldout.cli.output import (
     EXIT_BAD_INPUT,
@@ -350,9 +350,9 @@ def _told_how_to_go_on(location: str) -> Iterator[None]:
 
 def _print_results(place: Evaluation | Run, *, as_json: bool) -> None:
     if as_json:
-        print_json(asyncio.run(document_apart(place)))
+        print_json(asyncio.run(results_document(place)))
     else:
-        sys.stdout.write(asyncio.run(shown_apart(place, output_console())))
+        sys.stdout.write(asyncio.run(rendered_results(place, output_console())))
 
 
 def _display(console: Console) -> Callable[[Run, Progress], AbstractAsyncContextManager[None]]:

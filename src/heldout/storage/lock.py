@@ -1,4 +1,9 @@
-"""The lock of a folder: one process at a time works on it. It goes with the process, however that ends."""
+"""The lock of a folder: one process at a time works on it.
+
+It is an `flock` on the file `lock`, so the system releases it with the process, however that ends. The package filelock offers
+`flock` too, but not what a detached evaluation needs: a parent that takes the lock and hands it to its child (there is no moment
+at which neither holds it), and a way to ask who holds it without taking it.
+"""
 
 import fcntl
 import os
@@ -10,19 +15,19 @@ from heldout.errors import RunError
 
 _TRIES = 5
 _PAUSE_SECONDS = 0.01
-"""Whoever asks `holder_of` holds the lock for an instant, so one refusal proves nothing."""
+"""`holder_of` takes the lock for an instant, so one refusal does not prove that a process works on the folder."""
 
 
 class FolderLock:
-    """A lock that is held, until `release` or the end of the process."""
+    """A lock that this process holds until `release` or its end."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        """Of the locked file; a child process that inherits it holds the lock too."""
+        """Of the locked file. A child process that inherits it holds the lock too."""
 
     @classmethod
     def take(cls, folder: Path) -> Self:
-        """Raises RunError when another process has it."""
+        """Take the lock of `folder`. Raises RunError when another process holds it."""
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         if not _taken(descriptor):
             pid = _pid(descriptor)
@@ -33,27 +38,27 @@ class FolderLock:
 
     @classmethod
     def inherited(cls, descriptor: int) -> Self:
-        """The lock that the parent process took for this one. Children of this process do not inherit it further."""
+        """Adopt the lock that the parent process took for this one. This process's children do not inherit it."""
         os.set_inheritable(descriptor, False)
         return cls(descriptor)
 
     def sign(self) -> None:
-        """Puts down this process as the one to be told to stop. Only for one that hears it."""
+        """Record this process as the one that a stop is sent to. Call it once its signal handlers are set."""
         os.pwrite(self.descriptor, str(os.getpid()).encode(), 0)
 
     def release(self) -> None:
-        """Lets go in this process; one that inherited the lock keeps it."""
+        """Release the lock in this process. A process that inherited it keeps it."""
         os.close(self.descriptor)
 
 
 def holder_of(folder: Path) -> int | None:
-    """The process that works on the folder; 0 for one that has not signed yet, None when none does."""
+    """Return the id of the process that works on `folder`: 0 if it has not signed yet, None if there is none."""
     try:
         descriptor = os.open(folder / "lock", os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:
-        # Shared, so that those who ask refuse nothing to each other: a refusal is the holder's, and is believed at once.
+        # A shared lock: processes that ask at the same moment do not refuse each other, so a refusal comes from the holder.
         return None if _lock(descriptor, fcntl.LOCK_SH) else _pid(descriptor)
     finally:
         os.close(descriptor)

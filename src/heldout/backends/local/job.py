@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from heldout.agents.scheduling import run_on
 from heldout.backends.local.services import Services, region_of, services_of
 from heldout.backends.results import load, numbers_of, write_numbers
-from heldout.backends.results_process import apart, prepare
+from heldout.backends.results_process import in_results_process, warm_up
 from heldout.errors import HeldoutError, JobFailed, RunError
 from heldout.job.references import AgentContainer, EntryPoint
 from heldout.rollouts.attempt import AttemptPlayer, PlayRules
@@ -60,7 +60,7 @@ async def run_job(
         if mirror is not None:
             await asyncio.to_thread(mirror.claim)
         if run.state.status is JobStatus.COMPLETED:  # its journal is gone: played on, it would begin from nothing
-            return Played(Ending.FINISHED, await apart(numbers_of, run.folder))
+            return Played(Ending.FINISHED, await in_results_process(numbers_of, run.folder))
         if run.rollouts_path.exists() and not run.has_journal:  # so would this, over what was played
             raise RunError(
                 f"the run in {run.folder} is not complete and its journal is not there: it can be shown, not gone on with; copy "
@@ -168,7 +168,7 @@ async def _play(
             ),
             progress=plan.progress,
             switch=switch,
-            on_nearly_done=lambda: prepare(load, has_tracking=_is_tracked(run)),
+            on_nearly_done=lambda: warm_up(load, has_tracking=_is_tracked(run)),
         )
         async with _timed(run), _mirrored(mirror, journal, switch):
             return await engine.play(max_runtime_seconds or run.document.stopping_condition.max_runtime_in_seconds)
@@ -244,7 +244,7 @@ async def _mirrored(mirror: Mirror | None, journal: Journal, switch: StopSwitch)
 
 async def _write_up(run: Run, ending: Ending) -> "Summary":
     run.update(secondary_status=SecondaryStatus.UPLOADING)
-    return await apart(write_numbers, run.folder, is_partial=ending is not Ending.FINISHED)
+    return await in_results_process(write_numbers, run.folder, is_partial=ending is not Ending.FINISHED)
 
 
 def _conclude(run: Run, ending: Ending) -> None:
