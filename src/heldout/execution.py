@@ -13,6 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from rich.console import RenderableType
+
 from heldout.backends.base import Backend, PipelineExecutionStatus, StartedEvaluation, StepDetail
 from heldout.backends.local.evaluation_index import find_evaluation, is_known, known_evaluations
 from heldout.backends.local.handle import LocalEvaluation
@@ -172,8 +174,16 @@ class Execution:
         self._started.resume()
 
     def show_results(self) -> None:
-        """Shows each run's numbers, and the comparison, in a terminal or a notebook."""
-        plain_console().print(self._started.results())
+        """Prints each run's numbers and the comparison, in a terminal or a notebook."""
+        plain_console().print(self)
+
+    def to_dict(self) -> dict[str, object]:
+        """Returns what `heldout show --json` prints: status, each run's numbers and findings, and the comparison."""
+        return self._started.document()
+
+    def runs(self) -> Mapping[str, Run]:
+        """Returns the runs whose files can be read, by run name, the base model's first."""
+        return self._started.runs()
 
     def rollouts(self, frame: FrameKind = "pandas") -> Frame:
         """A row a rollout of every run, `run` telling which; as a `"pandas"` or `"polars"` frame.
@@ -181,17 +191,21 @@ class Execution:
         Columns: those of `rollouts.parquet`. Raises MissingExtra when the library is not installed, RunError when no rollout has
         ended, or the output holds no tables of them.
         """
-        return table_of(self._runs(), "rollouts", frame)
+        return table_of(self._played_runs(), "rollouts", frame)
 
     def trajectories(self, frame: FrameKind = "pandas") -> Frame:
         """A row a turn (model call) of every run; see `rollouts`. Columns: those of `trajectories.parquet`."""
-        return table_of(self._runs(), "trajectories", frame)
+        return table_of(self._played_runs(), "trajectories", frame)
 
     def __repr__(self) -> str:
         return f"Execution(name={self.name!r}, status={self.status.overall_status!r}, path={self.path!r})"
 
-    def _runs(self) -> Mapping[str, Run]:
-        runs = self._started.runs()
+    def __rich__(self) -> RenderableType:
+        """Returns the tables that `show_results` prints."""
+        return self._started.results()
+
+    def _played_runs(self) -> Mapping[str, Run]:
+        runs = self.runs()
         if not runs and self.status.overall_status == "Succeeded":
             raise RunError(
                 f"evaluation {self.name} left no run folder in {self.path}, so there are no tables of its rollouts; its metrics "

@@ -142,3 +142,7 @@ class StartedEvaluation(Protocol):
     def results(self) -> RenderableType:
         """Each run's numbers, the comparison, and what to know."""
         ...
+
+    def document(self) -> dict[str, object]:
+        """The same as JSON: `evaluation`, `arn`, `status`, `failure_reason`, `runs` by name, `comparison` and `notes`."""
+        ...

@@ -25,7 +25,7 @@ def evaluate(evaluator: MultiTurnRLEvaluator, *, as_json: bool) -> None:
             )
             raise typer.Exit(EXIT_INTERRUPTED) from None
     if as_json:
-        print_json(_document(execution))
+        print_json(execution.to_dict())
     else:
         execution.show_results()
 
@@ -33,18 +33,7 @@ def evaluate(evaluator: MultiTurnRLEvaluator, *, as_json: bool) -> None:
 def show(execution: Execution, *, as_json: bool) -> None:
     """Shows how far it is, and its numbers."""
     if as_json:
-        print_json(_document(execution))
+        print_json(execution.to_dict())
     else:
         print(f"{execution.name}: {execution.status.overall_status}")
         execution.show_results()
-
-
-def _document(execution: Execution) -> dict[str, object]:
-    return {
-        "evaluation": execution.path,
-        "arn": execution.arn,
-        "status": execution.status.overall_status,
-        "failure_reason": execution.status.failure_reason,
-        "runs": execution.metrics,
-        "comparison": execution.comparison,
-    }

@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from heldout.backends.base import JobProgress, LogLine, PipelineExecutionStatus, StartedEvaluation, StepDetail
 from heldout.backends.local.detached import PROGRESS_FILE, start_detached, stop_detached
 from heldout.backends.local.run_log import LOG_FILE, lines_of
-from heldout.backends.results import COMPARISON_FILE, evaluation_results, metrics_so_far
+from heldout.backends.results import COMPARISON_FILE, evaluation_document, evaluation_results, metrics_so_far
 from heldout.errors import RunError
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.state import ExecutionStatus, StepState
@@ -124,6 +124,9 @@ class LocalEvaluation(StartedEvaluation):
 
     def results(self) -> RenderableType:
         return evaluation_results(self._evaluation)
+
+    def document(self) -> dict[str, object]:
+        return evaluation_document(self._evaluation)
 
 
 def _status_of(evaluation: Evaluation) -> PipelineExecutionStatus:

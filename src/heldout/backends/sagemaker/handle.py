@@ -188,6 +188,17 @@ class CloudEvaluation(StartedEvaluation):
             parts.append(f"! {self.status.overall_status}: {self.status.failure_reason}")
         return Group(*(parts or [f"{self.name}: {self.status.overall_status}; no job has begun"]))
 
+    def document(self) -> dict[str, object]:
+        return {
+            "evaluation": self.path,
+            "arn": self.arn,
+            "status": self.status.overall_status,
+            "failure_reason": self.status.failure_reason,
+            "runs": dict(self.metrics()),
+            "comparison": self.comparison(),
+            "notes": [],
+        }
+
     def _played(self) -> Mapping[str, Run]:
         """The runs that there are rollouts of: a job that failed at its start may have left a folder and nothing in it."""
         return {name: run for name, run in self.runs().items() if run.has_rollouts}
