@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heldout.http import server as server_module
-from heldout.http.server import Answer, BodyTooLong, Handler, Request, Server
+from heldout.http.exchange import Answer, BodyTooLong, Handler, Request
+from heldout.http.server import Server
 
 Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 POST = b"POST /echo?a=1 HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
@@ -265,8 +265,7 @@ async def test_a_silent_connection_is_closed() -> None:
         assert await said(port) == b""
 
 
-async def test_stopping_lets_the_request_under_way_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "_LINGER_SECONDS", 0.1)
+async def test_stopping_lets_the_request_under_way_end() -> None:
     is_begun, may_end = asyncio.Event(), asyncio.Event()
 
     async def slow(_: Request) -> Answer:
@@ -274,7 +273,7 @@ async def test_stopping_lets_the_request_under_way_end(monkeypatch: pytest.Monke
         await may_end.wait()
         return Answer(200, {}, b"done")
 
-    server = Server(slow, idle_seconds=60)
+    server = Server(slow, idle_seconds=60, linger_seconds=0.1)
     port = await server.start("127.0.0.1", 0)
     asking = asyncio.create_task(said(port, POST))
     await is_begun.wait()

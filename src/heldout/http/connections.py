@@ -1,6 +1,6 @@
-"""Kept-alive HTTP/1.1 connections to models and agents, asked with small JSON bodies thousands of times a second.
+"""An HTTP/1.1 client with a pool of kept-alive connections, for small JSON requests thousands of times a second.
 
-Parsing is httptools' (llhttp); what is here is the pool and the life of a connection. A general client spends more on each
+httptools (llhttp) parses; this module holds the pool and the life of a connection. A general client spends more on each
 call than the Job Runtime spends on recording it (benchmarks/runtime.py).
 """
 
@@ -15,11 +15,11 @@ import httptools
 from yarl import URL
 
 _PAUSE_BYTES = 1024 * 1024
-"""A streamed reply that nobody reads stops being read from the network here."""
+"""Reading from the network pauses when a reply has this many unread bytes."""
 
 
 class Origin(NamedTuple):
-    """Where a server is."""
+    """The address of a server."""
 
     host: str
     port: int
@@ -27,9 +27,9 @@ class Origin(NamedTuple):
 
 
 class Site:
-    """A server, and the path that everything asked of it begins with.
+    """A base URL: a server, and the path that begins every request to it.
 
-    url: `http(s)://host[:port][/path]`. Raises ValueError, with what was expected, for another.
+    url: `http(s)://host[:port][/path]`. Raises ValueError, naming what was expected, for any other text.
     """
 
     def __init__(self, url: str) -> None:
@@ -43,7 +43,7 @@ class Site:
         self._path = site.raw_path.rstrip("/")
 
     def request(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> bytes:
-        """A whole request, for `Connections.request`. Names and values of headers must be printable ASCII."""
+        """Returns the bytes of a request, for `Connections.request`. Header names and values must be printable ASCII."""
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         length = f"Content-Length: {len(body)}\r\n" if body or method != "GET" else ""
         head = f"{method} {self._path}{path} HTTP/1.1\r\nHost: {self._host}\r\n{lines}{length}\r\n"
@@ -59,9 +59,9 @@ class Dropped(OSError):
 
 
 class Connections:
-    """A pool: idle connections are kept for `keep_alive_seconds` and used again, the latest first.
+    """A connection pool. It reuses the connection that became idle last, and drops those idle for `keep_alive_seconds`.
 
-    max_connections: how many calls may be under way at once; further ones wait. connect_seconds: how long a connection may take.
+    max_connections: requests at one time; further ones wait. connect_seconds: how long opening a connection may take.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class Connections:
         self._tls: ssl.SSLContext | None = None
 
     async def request(self, origin: Origin, request: bytes) -> "Response":
-        """Sends one whole request; returns when the reply's head is here.
+        """Sends one request and returns when the head of its reply has arrived.
 
-        The response must be read to its end or closed. Raises NotConnected or Dropped.
+        The caller reads the response to its end or closes it. Raises NotConnected or Dropped.
         """
         await self._places.acquire()
         try:
@@ -88,7 +88,7 @@ class Connections:
             raise
 
     def close(self) -> None:
-        """Drops every connection, also those under way."""
+        """Drops every connection, including those in use."""
         for connection in list(self._all):
             connection.abort()
         self._idle.clear()
@@ -127,7 +127,7 @@ class Connections:
         self._all.add(connection)
 
     def done(self, connection: "_Connection", *, is_reusable: bool) -> None:
-        """The call on this connection is over."""
+        """Takes a connection back after its request."""
         self._places.release()
         if is_reusable:
             self._idle.setdefault(connection.origin, deque()).append(connection)
@@ -142,7 +142,7 @@ class Connections:
 
 
 class Response:
-    """One reply: its head is here, its body comes."""
+    """One reply. Its head has arrived; `read` and `read_some` wait for its body."""
 
     def __init__(self, connection: "_Connection", status: int, headers: Mapping[str, str]) -> None:
         self._connection = connection
@@ -151,20 +151,20 @@ class Response:
         """Names in lower case."""
 
     async def read(self) -> bytes:
-        """The whole body. Raises Dropped."""
+        """Returns the whole body. Raises Dropped."""
         return await self._connection.read_all()
 
     async def read_some(self) -> bytes:
-        """What has come of the body since the last time, waiting for something; empty at its end. Raises Dropped."""
+        """Waits for more of the body and returns it; empty at the end. Raises Dropped."""
         return await self._connection.read_some()
 
     def close(self) -> None:
-        """Gives the rest up; the server sees a closed connection. Nothing happens after the end."""
+        """Abandons the rest: the server sees a closed connection. Has no effect after the end."""
         self._connection.give_up()
 
 
 class _Connection(asyncio.Protocol):
-    """One connection, with at most one call under way."""
+    """One connection, with at most one request at a time."""
 
     def __init__(self, pool: Connections, origin: Origin) -> None:
         self.origin = origin
@@ -194,7 +194,7 @@ class _Connection(asyncio.Protocol):
             while not self._has_head:
                 await self._wait()
         except BaseException:
-            # Who asked gives the place back: a request without a response never reaches `done`.
+            # `Connections.request` frees the place: a request without a response never reaches `done`.
             self._is_busy = False
             self.abort()
             raise
@@ -204,7 +204,7 @@ class _Connection(asyncio.Protocol):
         parts = []
         is_last = False
         while not is_last:
-            # What is taken makes room: reading is paused while much is held, and a long body would wait for itself.
+            # Taking makes room: reading pauses while much is held, so a long body taken only at its end would never end.
             await self._read_until(lambda: self._is_complete or self._is_paused)
             is_last = self._is_complete
             parts.append(self._taken())
@@ -248,7 +248,7 @@ class _Connection(asyncio.Protocol):
         self._pool.done(self, is_reusable=is_reusable)
 
     async def _wait(self) -> None:
-        """Until something has come. Raises what went wrong, once all that came before it is taken."""
+        """Waits for data. Raises the connection's problem after everything that arrived before it was taken."""
         if self._problem is None:
             self._waiter = self._loop.create_future()
             try:
@@ -262,7 +262,7 @@ class _Connection(asyncio.Protocol):
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    # What the transport calls.
+    # Callbacks of the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -271,7 +271,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if not self._is_busy:
-            # A server that speaks unasked is about to close, or out of step.
+            # A server that sends without a request is about to close, or out of step.
             self.abort()
             return
         try:
@@ -299,7 +299,7 @@ class _Connection(asyncio.Protocol):
         elif self._problem is None:
             self._problem = Dropped(str(problem) if problem else "the server closed the connection")
 
-    # What the parser calls.
+    # Callbacks of httptools.
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")
@@ -307,7 +307,7 @@ class _Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         if self._parser.get_status_code() >= 200:
             self._has_head = True
-            # Asked now: the parser forgets it when the message is complete.
+            # Read now: the parser forgets it when the message is complete.
             self._may_stay_open = self._parser.should_keep_alive()
         else:
             self._headers = {}

@@ -1,14 +1,14 @@
-"""The header by which a server says when to ask again."""
+"""The `Retry-After` header."""
 
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
 
 def retry_after_seconds(header: str | None, now: float) -> float | None:
-    """Seconds a Retry-After header asks to wait, at least 0; None without one that can be read.
+    """Returns the seconds that a Retry-After header asks to wait, at least 0; None without a readable header.
 
     now: Unix time, seconds. Source: RFC 9110, section 10.2.3 (seconds, or an HTTP date); fractions of seconds, which
-    some servers send, are taken too.
+    some servers send, are accepted too.
     """
     if header is None:
         return None

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import orjson
 
 from heldout.errors import shown
-from heldout.http.server import Answer, BodyTooLong, BodyTooSlow, Request
+from heldout.http.exchange import Answer, BodyTooLong, BodyTooSlow, Request
 from heldout.policies.base import Policy
 from heldout.runtime.access import Access
 from heldout.runtime.model_calls import CHAT_PATH, COMPLETION_PATH, ModelCalls

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import orjson
 
 from heldout.errors import shown
-from heldout.http.server import Answer, Request, Stream
+from heldout.http.exchange import Answer, Request, Stream
 from heldout.policies.base import ModelCall, ModelReply, Policy, PolicyUnavailable
 from heldout.runtime.edits import CallEditor, CallRules, EditedCall, without_logprobs
 from heldout.runtime.refusals import Refusal, internal, invalid, relayed
