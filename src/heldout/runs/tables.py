@@ -18,6 +18,7 @@ from heldout.datasets.arrow import leave_pandas_out
 from heldout.errors import RunError
 from heldout.job.records import Attempt, Turn
 from heldout.metrics.table import FloatArray, IntArray, RolloutTable, TurnTable
+from heldout.runs.columns import ATTEMPT_COLUMNS, COLUMNS, ROLLOUT_COLUMNS, TRAJECTORY_COLUMNS
 from heldout.runs.journal import read
 from heldout.runs.journal_index import JournalIndex
 from heldout.runs.run import STATE_KEY, Run
@@ -28,61 +29,6 @@ _BATCH_BYTES = 512 * 1024
 _TURN_BYTES = 400
 """What a turn counts beside its texts: its numbers, and the row it becomes."""
 _ROW_GROUP_BYTES = 8 * 1024 * 1024
-
-ROLLOUT_COLUMNS: "list[pa.Field[Any]]" = [
-    pa.field("prompt_index", pa.int64()),
-    pa.field("rollout_index", pa.int32()),
-    pa.field("trajectory_id", pa.string()),
-    pa.field("status", pa.string()),
-    pa.field("reward", pa.float64()),
-    pa.field("rewards", pa.list_(pa.float64())),
-    pa.field("success", pa.bool_()),
-    pa.field("turns", pa.int32()),
-    pa.field("prompt_tokens", pa.int64()),
-    pa.field("response_tokens", pa.int64()),
-    pa.field("attempts", pa.int32()),
-    pa.field("started_at", pa.timestamp("us", tz="UTC")),
-    pa.field("seconds", pa.float64()),
-    pa.field("error", pa.string()),
-    pa.field("error_boundary", pa.string()),
-    pa.field("error_kind", pa.string()),
-    pa.field("flags", pa.list_(pa.string())),
-]
-_TRAJECTORY_COLUMNS: "list[pa.Field[Any]]" = [
-    pa.field("prompt_index", pa.int64()),
-    pa.field("rollout_index", pa.int32()),
-    pa.field("attempt", pa.int32()),
-    pa.field("is_final", pa.bool_()),
-    pa.field("trajectory_id", pa.string()),
-    pa.field("turn", pa.int32()),
-    pa.field("parent", pa.int32()),
-    pa.field("shared_messages", pa.int32()),
-    pa.field("messages", pa.string()),
-    pa.field("request", pa.string()),
-    pa.field("reply", pa.string()),
-    pa.field("finish_reason", pa.string()),
-    pa.field("prompt_tokens", pa.int64()),
-    pa.field("response_tokens", pa.int64()),
-    pa.field("logprobs", pa.list_(pa.float32())),
-    pa.field("started_at", pa.timestamp("us", tz="UTC")),
-    pa.field("seconds", pa.float64()),
-    pa.field("status", pa.int32()),
-    pa.field("error", pa.string()),
-]
-_ATTEMPT_COLUMNS: "list[pa.Field[Any]]" = [
-    pa.field("prompt_index", pa.int64()),
-    pa.field("rollout_index", pa.int32()),
-    pa.field("attempt", pa.int32()),
-    pa.field("is_final", pa.bool_()),
-    pa.field("trajectory_id", pa.string()),
-    pa.field("error_boundary", pa.string()),
-    pa.field("error_kind", pa.string()),
-    pa.field("error", pa.string()),
-    pa.field("started_at", pa.timestamp("us", tz="UTC")),
-    pa.field("seconds", pa.float64()),
-    pa.field("output", pa.string()),
-]
-_COLUMNS = {"rollouts": ROLLOUT_COLUMNS, "trajectories": _TRAJECTORY_COLUMNS, "attempts": _ATTEMPT_COLUMNS}
 
 
 def write_tables(run: Run, index: JournalIndex, folder: Path) -> None:
@@ -95,8 +41,8 @@ def write_tables(run: Run, index: JournalIndex, folder: Path) -> None:
     rollout_schema = _rollout_schema(index.metric_names).with_metadata({STATE_KEY: run.state.model_dump_json()})
     with ExitStack() as stack:
         rollouts = stack.enter_context(_Table(folder / "rollouts.parquet", rollout_schema))
-        trajectories = stack.enter_context(_Table(folder / "trajectories.parquet", pa.schema(_TRAJECTORY_COLUMNS)))
-        attempts = stack.enter_context(_Table(folder / "attempts.parquet", pa.schema(_ATTEMPT_COLUMNS)))
+        trajectories = stack.enter_context(_Table(folder / "trajectories.parquet", pa.schema(TRAJECTORY_COLUMNS)))
+        attempts = stack.enter_context(_Table(folder / "attempts.parquet", pa.schema(ATTEMPT_COLUMNS)))
         for batch in _batches(_amended(run.journal_folder, index)):
             rollouts.write(
                 [rollout_row(a, _attempts(a, index), threshold, index.metric_names) for a in batch if a.is_final]
@@ -305,7 +251,7 @@ def check_tables(folder: Path, names: Sequence[str] = ("rollouts", "trajectories
                 there = set(file.schema_arrow.names)
         except (pa.ArrowException, OSError) as error:
             raise _unreadable(folder, f"{path.name}: {str(error).splitlines()[0]}") from error
-        lacking = next((field.name for field in _COLUMNS[name] if field.name not in there), None)
+        lacking = next((field.name for field in COLUMNS[name] if field.name not in there), None)
         if lacking is not None:
             raise _unreadable(folder, f"{path.name} has no column {lacking!r}")
 
