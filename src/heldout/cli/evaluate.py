@@ -25,7 +25,7 @@ from heldout.backends.local.creation import (
 from heldout.backends.local.evaluation import play_evaluation, play_run, run_to_end, stopped_by_signals
 from heldout.backends.local.evaluation_index import find_evaluation, is_known
 from heldout.backends.registry_file import read_registry
-from heldout.backends.results import results_document, rendered_results
+from heldout.backends.results import rendered_results, results_document
 from heldout.backends.selection import choose_backend
 from heldout.cli.output import (
     EXIT_BAD_INPUT,
