@@ -1,8 +1,8 @@
-"""Puts more rows into random order than memory holds: a sample sort through a temporary file.
+"""Shuffles more rows than memory holds: a sample sort through a temporary file.
 
-Each row draws a 64-bit key, and rows are sorted by key. Rows are gathered up to a run's size, and a run goes to the
-file sorted and cut into buckets by the key's first bits; in the end bucket after bucket is read from all runs. Memory is
-one run, or one bucket (a 256th of the dataset), whatever the number of rows.
+Each row draws a 64-bit key, and rows are sorted by key. Rows are gathered into chunks. Each chunk is sorted, cut into buckets by
+the first bits of the key, and written to the file. At the end each bucket is read from all chunks. Memory is one chunk or one
+bucket (a 256th of the dataset), for any number of rows.
 """
 
 import tempfile
@@ -23,15 +23,15 @@ _KEY = "shuffle_key"
 
 
 class Shuffle:
-    """Rows in, in any number of tables of one schema; the same rows out in an order that depends on `seed` and their order alone.
+    """Takes rows in tables of one schema and returns them in an order that depends only on `seed` and their order.
 
-    With `limit` only that many come out, a uniformly random subset: the first `limit` rows of the whole shuffle. Rows that
-    can no longer be among them are dropped as they come.
+    With `limit` it returns a uniformly random subset: the first `limit` rows of the whole shuffle. Rows that can no longer be
+    among them are dropped on the way.
     Source of the keys: Philox 4x64 (Salmon et al. 2011), whose stream numpy keeps the same on every machine and version.
     """
 
     def __init__(self, seed: int, limit: int | None, folder: Path) -> None:
-        """seed: 0 to 2**128 - 1. folder: where a temporary file may lie; it has no name there and leaves nothing."""
+        """seed: 0 to 2**128 - 1. folder: of the temporary file, which has no name and leaves nothing behind."""
         self._keys = np.random.Philox(key=seed)
         self._limit = limit
         self._folder = folder
@@ -48,7 +48,7 @@ class Shuffle:
             self._runs.close()
 
     def add(self, table: pa.Table) -> None:
-        """table: the next rows, in order."""
+        """Add the next rows."""
         keys = self._keys.random_raw(table.num_rows)
         buckets = (keys >> np.uint64(64 - _BUCKET_BITS)).astype(np.int64)
         table = table.append_column(_KEY, integers(keys))
@@ -64,7 +64,7 @@ class Shuffle:
             self._spill()
 
     def tables(self) -> Iterator[pa.Table]:
-        """The rows, shuffled; to be called once, after the last `add`."""
+        """Yield the shuffled rows. Call it once, after the last `add`."""
         left = self._limit
         for table in self._sorted_tables():
             part = table.drop_columns([_KEY])

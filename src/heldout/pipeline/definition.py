@@ -17,7 +17,7 @@ from heldout.job.references import model_uri
 VERSION = "2020-12-01"
 JOB_CATEGORY = "AgentRFTEvaluation"
 JOB_LOG_GROUP = f"/aws/sagemaker/Job/{JOB_CATEGORY}"
-"""In CloudWatch Logs, of the jobs' logs. Source: sagemaker-train 1.27, `common_utils/log_streamer.py`."""
+"""The CloudWatch Logs group of the jobs' logs. Source: sagemaker-train 1.27, `common_utils/log_streamer.py`."""
 JOB_SCHEMA_VERSION = "1.0.0"
 PIPELINE_PREFIX = "SagemakerEvaluation-MTRLEvaluation"
 
@@ -32,7 +32,7 @@ _REPORTS = {BASE_STEP: "base-eval-report", FINE_TUNED_STEP: "fine-tuned-eval-rep
 
 
 class Shape(enum.StrEnum):
-    """Which policies an evaluation plays; the value is how the summary says it."""
+    """The policies that an evaluation plays. The value is the shape's name in the start summary."""
 
     BASE_ONLY = "Base model only"
     FINE_TUNED_ONLY = "Fine-tuned model only"
@@ -40,7 +40,7 @@ class Shape(enum.StrEnum):
 
 
 def choose_shape(*, has_fine_tuned: bool, evaluate_base_model: bool) -> Shape:
-    """The shape: without a fine-tuned model it is the base's evaluation, whatever was asked for."""
+    """Choose the shape. Without a fine-tuned model it is always the base model's evaluation."""
     if not has_fine_tuned:
         return Shape.BASE_ONLY
     return Shape.COMPARISON if evaluate_base_model else Shape.FINE_TUNED_ONLY
@@ -59,7 +59,7 @@ class EvaluationJobs:
 
     @property
     def shape(self) -> Shape:
-        """Which of the jobs there are."""
+        """The shape that these jobs have."""
         if self.fine_tuned is None:
             return Shape.BASE_ONLY
         return Shape.FINE_TUNED_ONLY if self.base is None else Shape.COMPARISON
@@ -71,13 +71,13 @@ class EvaluationJobs:
 
     @property
     def evaluated(self) -> JobConfigDocument:
-        """The job of the model that the evaluation is about."""
+        """The job of the evaluated model: the fine-tuned one if there is one."""
         return self.fine_tuned or self.all[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What a definition says beside the job documents."""
+    """What a definition needs besides the job documents: account, region, role, tags, network."""
 
     region: str
     account: str
@@ -91,7 +91,7 @@ class Surroundings:
 
 
 def render(jobs: EvaluationJobs, surroundings: Surroundings) -> dict[str, Any]:
-    """The definition of an evaluation: a JSON object, its job documents JSON strings within it."""
+    """Render the pipeline definition of an evaluation: a JSON object that holds the job documents as JSON strings."""
     steps = [_create_action(jobs.evaluated, surroundings)]
     documents = {
         name: document
@@ -162,7 +162,7 @@ def _associate(documents: Mapping[str, JobConfigDocument], surroundings: Surroun
 def _report_artifact(step: str, document: JobConfigDocument) -> dict[str, Any]:
     named = {"ArtifactName": _joined("-", _EXECUTION_ID, _REPORTS[step]), "ArtifactType": "EvaluationReport"}
     if document.output_data_config.mlflow_config is None:
-        # Its job tells of no run in MLflow, and a step fails that gets what is not there.
+        # Without tracking the job names no MLflow run, and a step that reads a missing value fails.
         return {**named, "Source": {"SourceUri": document.output_data_config.location}}
     details = f"Steps.{step}.JobConfigDocument.ServiceOutput.MlflowDetails"
     return {

@@ -1,15 +1,15 @@
-"""The evaluation: the folder that one or two jobs and their comparison leave behind. It is the only state there is.
+"""The evaluation: the folder that holds one or two runs and their comparison. It is the only state.
 
     execution.json        the pipeline definition, steps, status and times  (replaced whole)
-    lineage.json          what came of what, with content hashes
+    lineage.json          which artifact was made from which, with content hashes
     base-model-eval/      the base model's run
     fine-tuned-model-eval/
     comparison.json       for each metric: base, fine-tuned, difference, interval, p-value
     report.html
-    runner.log            what the detached process said
+    runner.log            the log of the detached process
 
-One process at a time works on an evaluation: it holds the lock on `lock`. The lock goes with the process, so one whose
-status says Executing and whose lock is free was interrupted.
+One process at a time works on an evaluation and holds the lock on its file `lock`. The lock ends with the process. So an
+evaluation with status Executing and a free lock was interrupted.
 """
 
 import logging
@@ -46,7 +46,7 @@ LOCAL_ACCOUNT = "000000000000"
 
 
 class Evaluation:
-    """An evaluation folder that is there."""
+    """An evaluation folder that exists."""
 
     def __init__(self, folder: Path, state: ExecutionState) -> None:
         self.folder = folder
@@ -67,7 +67,9 @@ class Evaluation:
         kms_key: str | None = None,
         execution_id: str | None = None,
     ) -> Self:
-        """A new evaluation at `location`, a local path or an `s3://` URI. execution_id: of its ARN; by default a new one.
+        """Create an evaluation at `location`, a local path or an `s3://` URI.
+
+        execution_id: the last part of its ARN; a new one by default.
 
         Raises RunError when there is one already or the name is not one, ReferenceProblem when nothing can be written there,
         InputError when the definition cannot be executed.
@@ -96,7 +98,7 @@ class Evaluation:
 
     @classmethod
     def open(cls, location: str | Path) -> Self:
-        """The evaluation at a local path or an `s3://` URI. Raises RunError when there is none."""
+        """Open the evaluation at a local path or an `s3://` URI. Raises RunError when there is none."""
         location = str(location)
         folder = folder_for(location)
         if is_remote(location):
@@ -105,7 +107,7 @@ class Evaluation:
 
     @classmethod
     def open_folder(cls, folder: Path) -> Self:
-        """The evaluation that is worked on in this folder of this machine. Raises RunError when there is none."""
+        """Open the evaluation in a folder of this machine. Raises RunError when there is none."""
         path = folder / STATE_FILE
         if not path.is_file():
             raise RunError(f"no evaluation in {shown(str(folder))}: it has no {STATE_FILE}.{_hint(folder)}")
@@ -140,34 +142,34 @@ class Evaluation:
 
     @property
     def definition(self) -> Definition:
-        """The pipeline definition, taken apart."""
+        """The parsed pipeline definition."""
         return parse_definition(self.state.definition)
 
     @property
     def registry(self) -> Registry:
-        """What the definition's AWS names stand for."""
+        """The registry that maps the definition's AWS names."""
         return Registry.model_validate(self.state.registry)
 
     @property
     def location(self) -> str:
-        """Where the user wanted it; `folder` itself unless that is remote. A folder that was moved is where it is."""
+        """Where the evaluation lies: an `s3://` URI, or `folder`, also after the folder was moved."""
         return self.state.location if is_remote(self.state.location) else str(self.folder)
 
     @property
     def status(self) -> ExecutionStatus:
-        """The status; Stopped for one that says it is executing when no process works on it, here or elsewhere."""
+        """The status. An evaluation that says Executing while no process works on it, here or on another machine, is Stopped."""
         if not self.state.status.is_final and not self.is_running():
-            self.refresh()  # it may have ended since the state was read
+            self.refresh()  # it may have ended after the state was read
             if not self.state.status.is_final and machine_elsewhere(self.location) is None:
                 return ExecutionStatus.STOPPED
         return self.state.status
 
     def run_location(self, run_name: str) -> str:
-        """Where the run of this name is, or will be."""
+        """The location of the run of this name, whether it exists yet or not."""
         return f"{self.location}/{run_name}"
 
     def runs(self) -> dict[str, Run]:
-        """The runs that were begun, by name, the base model's first."""
+        """The runs that have begun, by name; the base model's comes first."""
         names = [step.run_name for step in self.state.steps if step.run_name is not None]
         return {name: open_run(where) for name in names if has_run(where := self.run_location(name))}
 
@@ -176,43 +178,43 @@ class Evaluation:
         return holder_of(self.folder) is not None
 
     def refresh(self) -> None:
-        """Reads the state again, as another process or machine may have changed it."""
+        """Read the state again: another process or machine may have changed it."""
         self.state = type(self).open(self.location).state
 
     def save(self, state: ExecutionState) -> None:
-        """Replaces execution.json, in the remote place too where there is one."""
+        """Replace execution.json, here and in the remote place if there is one."""
         self.state = state.model_copy(update={"changed_at": time.time()})
         self.write(STATE_FILE, _encoded(self.state))
 
     def update(self, **changes: object) -> None:
-        """Replaces execution.json with these fields changed."""
+        """Change these fields and replace execution.json."""
         self.save(self.state.model_copy(update=changes))
 
     def update_step(self, step: StepState, **changes: object) -> StepState:
-        """Replaces execution.json with a step begun or changed."""
+        """Add or change a step and replace execution.json."""
         changed = step.model_copy(update=changes)
         self.save(self.state.with_step(changed))
         return changed
 
     def note(self, note: str) -> None:
-        """Keeps what a reader must know and no step failed for, once."""
+        """Keep a note for the reader about something that failed no step. The same note is kept once."""
         if note not in self.state.notes:
             self.update(notes=(*self.state.notes, note))
 
     def update_here(self, **changes: object) -> None:
-        """`update`, but what is in a remote place stays as it is, and is not waited for."""
+        """Do as `update`, in the local folder only: no call to the remote place."""
         self.state = self.state.model_copy(update={**changes, "changed_at": time.time()})
         write_whole(self.folder / STATE_FILE, _encoded(self.state))
 
     def begin(self) -> None:
-        """Marks the execution as going on, on this machine; steps that did not succeed are to be begun again, those with a job go
-        on with it."""
+        """Mark the evaluation as executing on this machine. Steps that have not succeeded begin again; those with a job resume
+        it."""
         kept = (_begun_again(step) for step in self.state.steps)
         steps = tuple(step for step in kept if step is not None)
         self.update_here(status=ExecutionStatus.EXECUTING, failure_reason=None, ended_at=None, steps=steps)
 
     def write(self, name: str, data: bytes) -> None:
-        """Replaces a file of the evaluation's, in the remote place too if there is one; what that refuses, `publish` does."""
+        """Replace a file of the evaluation, here and in the remote place. If that refuses, `publish` copies it later."""
         write_whole(self.folder / name, data)
         if is_remote(self.state.location):
             try:
@@ -221,17 +223,17 @@ class Evaluation:
                 log.warning("%s is not copied yet: %s", name, error)
 
     def publish(self) -> None:
-        """Copies all of it to the remote place, where there is one. Raises StorageError or ReferenceProblem when that refuses."""
+        """Copy the whole folder to the remote place, if there is one. Raises StorageError or ReferenceProblem when it refuses."""
         if is_remote(self.state.location):
-            for name in reversed(_FILES):  # the state, which says that the rest is there, last
+            for name in reversed(_FILES):  # the state comes last: it promises that the rest is there
                 if (self.folder / name).exists():
                     self._copy(name)
 
     def claim(self, note: Callable[[str], None]) -> Claim | None:
-        """Makes this the one machine that works on the evaluation, as the last one left it; None for one that is not remote. The
-        caller holds the folder's lock.
+        """Claim a remote evaluation for this machine and fetch what the last machine left. Returns None for a local one. The caller
+        holds the folder's lock.
 
-        note: told what is waited for. Raises RunError when another machine works on it, StorageError or ReferenceProblem when
+        note: receives a line for each wait. Raises RunError when another machine works on it, StorageError or ReferenceProblem when
         the remote place refuses.
         """
         if not is_remote(self.state.location):
@@ -243,27 +245,27 @@ class Evaluation:
             with fetching(self.folder):
                 _fetch_newer(storage, self.folder)
         except HeldoutError as error:
-            # For who waits for it here; elsewhere it may go on.
+            # Processes that wait on this machine must see it end; another machine may still play it.
             self.update_here(status=ExecutionStatus.FAILED, failure_reason=str(error), ended_at=time.time())
             raise
         self.refresh()
         return claim
 
     def remove_if_never_begun(self) -> None:
-        """Takes it away again, here and in its remote place, if no rollout was ever begun in it and no process is about to."""
+        """Remove the evaluation, here and in its remote place, if none of its rollouts has begun and no process works on it."""
         try:
             lock = FolderLock.take(self.folder)
         except RunError:
             return
         try:
-            # What a remote place does not let go of stays here too: an evaluation that can be gone on with.
+            # If the remote place keeps it, the local folder keeps it too: it can still be resumed.
             with suppress(StorageError, ReferenceProblem):
                 self._remove_if_never_begun()
         finally:
             lock.release()
 
     def _create(self) -> None:
-        """Writes it for the first time: in a remote place before it is here, so that of two machines one has it."""
+        """Write the state for the first time. The remote place comes first, so only one of two machines succeeds."""
         data = _encoded(self.state)
         if is_remote(self.state.location):
             version = self._storage.replace(STATE_FILE, data, None)
@@ -272,7 +274,9 @@ class Evaluation:
                     f"there is an evaluation in {self.state.location} already, begun at the same moment; choose another name"
                 )
             self.folder.mkdir(parents=True, exist_ok=True)
-            for path in (self.folder / name for name in _FILES):  # of one that was removed there since
+            for path in (
+                self.folder / name for name in _FILES
+            ):  # left by an evaluation that was removed in the remote place
                 path.unlink(missing_ok=True)
             Seen(self.folder).note(STATE_FILE, version)
         write_whole(self.folder / STATE_FILE, data)
@@ -313,7 +317,7 @@ def _encoded(state: ExecutionState) -> bytes:
 
 
 def _begun_again(step: StepState) -> StepState | None:
-    """A step as it stands when the execution goes on; None for one of which there is nothing to go on with."""
+    """The step as a resumed execution starts it; None if it must begin anew."""
     if step.status is StepStatus.SUCCEEDED:
         return step
     if step.job_arn is None:
@@ -322,7 +326,7 @@ def _begun_again(step: StepState) -> StepState | None:
 
 
 def open_only_run(location: str) -> Run:
-    """The run at a local path or an `s3://` URI, or in the evaluation there, if it has no other.
+    """Open the run at a local path or an `s3://` URI, or the only run of the evaluation there.
 
     Raises RunError when there is none, or several to choose from.
     """
@@ -340,12 +344,12 @@ def open_only_run(location: str) -> Run:
 
 
 def evaluations_below(folder: Path) -> list[Path]:
-    """The evaluation folders in `folder` and one level below, in name order."""
+    """Find the evaluation folders in `folder` and one level below, sorted by name."""
     return sorted({path.parent for depth in ("", "*/") for path in folder.glob(f"{depth}{STATE_FILE}")})
 
 
 def _fetch(location: str, folder: Path) -> None:
-    """Brings what other machines did of an evaluation here, unless it is worked on here."""
+    """Fetch what other machines did for an evaluation, unless a process of this machine works on it."""
     storage = Storage.at(location)
     if not (folder / STATE_FILE).exists() and not storage.exists(STATE_FILE):
         raise RunError(f"no evaluation at {location!r}: it has no {STATE_FILE}")
@@ -368,7 +372,7 @@ def _fetch_newer(storage: Storage, folder: Path) -> None:
         if (file := storage.read_version(name)) is not None:
             write_whole(folder / name, file.data)
             seen.note(name, file.version)
-    # The state last: a fetch that was cut short is no evaluation, and is made again.
+    # The state comes last: an interrupted fetch is not yet an evaluation and is repeated.
     write_whole(folder / STATE_FILE, found.data)
     seen.note(STATE_FILE, found.version)
 

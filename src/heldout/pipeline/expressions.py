@@ -7,10 +7,10 @@ from heldout.errors import InputError, did_you_mean
 
 
 def resolve(value: Any, scope: Mapping[str, Any]) -> Any:
-    """`value` with every expression in it replaced by what it stands for.
+    """Replace every expression in `value` by its value.
 
-    scope: what `Get` reads: nested objects by their names, such as {"Execution": {...}, "Steps": {...}}. A value that is there
-    but null reads as None. Raises InputError for a path that leads nowhere.
+    scope: the nested objects that `Get` reads from, such as {"Execution": {...}, "Steps": {...}}. A null
+    reads as None. Raises InputError for a path that does not exist.
     """
     match value:
         case {"Get": str(path)} if len(value) == 1:
@@ -26,7 +26,7 @@ def resolve(value: Any, scope: Mapping[str, Any]) -> Any:
 
 
 def steps_read_by(value: Any) -> Iterator[str]:
-    """Names of the steps whose outcome an expression somewhere in `value` reads."""
+    """Find the steps whose outcome an expression in `value` reads."""
     match value:
         case {"Get": str(path)} if len(value) == 1:
             if path.startswith("Steps."):

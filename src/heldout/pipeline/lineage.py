@@ -1,7 +1,7 @@
-"""Lineage: what came of what, in `lineage.json`, as actions, contexts, artifacts and associations, SageMaker's words for it.
+"""Lineage: which artifact was made from which, in `lineage.json`, as SageMaker's actions, contexts, artifacts and associations.
 
-What a definition's lineage steps say is kept as they say it. What only this machine can tell is added: each dataset,
-agent, model, job and report as an artifact, with a hash of its content where it is a local file.
+The entries of a definition's lineage steps are kept as they are. The engine adds each dataset, agent, model, job and report as
+an artifact, with a content hash where it is a local file.
 """
 
 import hashlib
@@ -23,17 +23,17 @@ _BLOCK_BYTES = 1024 * 1024
 
 
 class Artifact(NamedTuple):
-    """One thing that took part."""
+    """A dataset, agent, model, job or report."""
 
     name: str
     kind: str
     """`DataSet`, `Agent`, `Model`, `Job` or `Report`."""
     uri: str
     sha256: str | None = None
-    """Of the content; None where it is not on this machine."""
+    """SHA-256 of the content; None where it is not on this machine."""
 
     def entry(self) -> dict[str, Any]:
-        """As `lineage.json` has it."""
+        """Render the entry of `lineage.json`."""
         properties = {} if self.sha256 is None else {"Sha256": self.sha256}
         return {
             "ArtifactName": self.name,
@@ -44,7 +44,7 @@ class Artifact(NamedTuple):
 
 
 def record(evaluation: Evaluation, arguments: Mapping[str, Any]) -> None:
-    """Adds what a lineage step says, its expressions resolved; what is there already stays once."""
+    """Add the entries of a lineage step with its expressions resolved. Existing entries are kept once."""
     lineage = read(evaluation.folder)
     for section, entries in arguments.items():
         known = lineage.setdefault(section, [])
@@ -59,7 +59,7 @@ def record(evaluation: Evaluation, arguments: Mapping[str, Any]) -> None:
 
 
 def record_flow(evaluation: Evaluation, inputs: list[Artifact], outputs: list[Artifact]) -> None:
-    """Adds artifacts, and that each input contributed to each output."""
+    """Add artifacts, and an association from each input to each output."""
     associations = [
         {
             "Source": {"Name": one.name, "Type": "Artifact"},
@@ -76,13 +76,13 @@ def record_flow(evaluation: Evaluation, inputs: list[Artifact], outputs: list[Ar
 
 
 def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """The lineage of the evaluation in `folder`; empty when there is none yet."""
+    """Read the lineage of the evaluation in `folder`; empty when there is none yet."""
     path = folder / _LINEAGE_FILE
     return dict(orjson.loads(path.read_bytes())) if path.exists() else {}
 
 
 def agent_of(document: JobConfigDocument) -> Artifact:
-    """The agent of a job, hashed as it is now."""
+    """Describe the agent of a job with its current hash."""
     agent = document.agent_config.agent
     uri = agent_uri(agent)
     file = Path(uri.rpartition(":")[0])
@@ -90,13 +90,13 @@ def agent_of(document: JobConfigDocument) -> Artifact:
 
 
 def dataset_of(run: Run) -> Artifact:
-    """The prompts of a job as they were read: the dataset itself may be remote, or change."""
+    """Describe the prompts of a job as they were read: the dataset itself may be remote, or change."""
     dataset = run.document.prompts.data_source.dataset
     return Artifact(dataset, "DataSet", dataset, run.state.dataset_hash)
 
 
 def models_of(document: JobConfigDocument) -> list[Artifact]:
-    """The model of a job and its adapter, hashed as they are now: large weights take a second a gigabyte."""
+    """Describe the model of a job and its adapter with their current hashes. Hashing takes about a second per gigabyte."""
     model = document.model
     if not isinstance(model, EmbeddedModel):
         return [Artifact(model_uri(model), "Model", model_uri(model))]
@@ -108,13 +108,13 @@ def models_of(document: JobConfigDocument) -> list[Artifact]:
 
 
 def job_of(run: Run) -> Artifact:
-    """The job, by the hash of its document."""
+    """Describe the job, identified by the hash of its document."""
     digest = hashlib.sha256(orjson.dumps(run.state.document, option=orjson.OPT_SORT_KEYS)).hexdigest()
     return Artifact(run.state.arn, "Job", run.location, digest)
 
 
 def reports_of(folder: Path, location: str) -> list[Artifact]:
-    """What a run or an evaluation ended in: numbers and report, as far as they are there."""
+    """Describe the numbers and the report of a run or an evaluation, as far as they exist."""
     return [
         Artifact(f"{location}/{name}", "Report", f"{location}/{name}", _hash(path))
         for name in ("metrics.json", "comparison.json", "report.html")

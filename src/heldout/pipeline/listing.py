@@ -1,4 +1,4 @@
-"""What evaluations and runs there are in an output, on this machine or remote; of a remote one only their states are read."""
+"""Lists the evaluations and runs in an output, local or remote. Of remote ones only the states are read."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,15 +28,15 @@ class Listed:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """One whose state cannot be read."""
+    """An evaluation or a run whose state cannot be read."""
 
     location: str
     problem: str
-    """Why, in one line."""
+    """The reason, in one line."""
 
 
 def listed(output: str) -> Iterator[Listed | Unreadable]:
-    """The evaluations in `output`, a local path or an `s3://` URI, then the runs, each in the order of their names.
+    """List the evaluations in `output`, a local path or an `s3://` URI, then the runs, each sorted by name.
 
     Raises RunError when there is no such folder, StorageError when a remote place refuses.
     """
@@ -57,7 +57,7 @@ def _evaluation(location: str) -> Listed:
     state = ExecutionState.model_validate_json(Storage.at(location).read(STATE_FILE))
     if state.status.is_final:
         return Listed(location, state, str(state.status))
-    if not (folder_for(location) / STATE_FILE).is_file():  # nor is there a folder to bring it to
+    if not (folder_for(location) / STATE_FILE).is_file():  # nor is there a local folder to fetch it into
         status = ExecutionStatus.STOPPED if machine_elsewhere(location) is None else state.status
         return Listed(location, state, str(status))
     evaluation = Evaluation.open(location)
@@ -72,7 +72,7 @@ def _run(location: str) -> Listed:
     folder = folder_for(location)
     is_played_here = holder_of(folder) is not None
     if is_played_here or not is_remote(location):
-        state = Run.open(folder).state  # a remote place hears of it later, and one that is not played has ended by now
+        state = Run.open(folder).state  # The remote state lags behind; a run that no process plays has ended.
     is_interrupted = (
         state.status is JobStatus.IN_PROGRESS and not is_played_here and machine_elsewhere(location) is None
     )
@@ -95,7 +95,7 @@ def _folder(output: str) -> Path:
 
 
 def _places(output: str, file: str, depth: int) -> list[str]:
-    """The folders that hold `file`, at most `depth` below a remote output."""
+    """Find the folders that hold `file`, at most `depth` levels below a remote output."""
     names = (info.name.split("/") for info in Storage.at(output).list())
     return sorted("/".join([output, *parts[:-1]]) for parts in names if parts[-1] == file and len(parts) - 1 <= depth)
 

@@ -1,7 +1,7 @@
-"""Executes a pipeline definition on this machine, step by step, keeping `execution.json` true all the while.
+"""Executes a pipeline definition on this machine, step by step, and keeps `execution.json` up to date.
 
-Steps go one after the other: a job fills the machine by itself. A runner that was stopped or killed is followed by
-another, which keeps the steps that succeeded and goes on with the runs of those that did not.
+Steps run one after the other: one job fills the machine. When a runner was stopped or killed, the next one keeps the steps that
+have succeeded and resumes the runs of the others.
 """
 
 import asyncio
@@ -25,22 +25,22 @@ _STOPPED = "stopped before it was done"
 
 
 class Work(Protocol):
-    """What the runner has others do."""
+    """The work that the runner delegates."""
 
     async def play(self, run: Run, switch: StopSwitch) -> Ending:
-        """Plays the job to its end, or from where it stands, and shows its results. Raises HeldoutError when it cannot."""
+        """Play the job, or the rest of it, and show its results. Raises HeldoutError when it cannot."""
         ...
 
     async def conclude(self, evaluation: Evaluation) -> None:
-        """Called when every step has succeeded: what is to be said of the runs together."""
+        """Compare the runs. Called once every step has succeeded."""
         ...
 
 
 async def run_pipeline(evaluation: Evaluation, work: Work, switch: StopSwitch) -> Ending:
-    """Executes what is left of `evaluation`, whose lock the caller holds.
+    """Execute the remaining steps of `evaluation`. The caller holds its lock.
 
-    Returns FINISHED when every step has succeeded, else how the last job ended. Raises what a step raises: HeldoutError for
-    what a person can act on. Either way execution.json says so.
+    Returns FINISHED when every step has succeeded, else the ending of the last job. Raises what a step raises: HeldoutError for
+    an error that a person can act on. execution.json records either.
     """
     evaluation.begin()
     try:
@@ -49,7 +49,7 @@ async def run_pipeline(evaluation: Evaluation, work: Work, switch: StopSwitch) -
         _end(evaluation, ExecutionStatus.STOPPED, _STOPPED)
         raise
     except Exception as error:
-        # Whatever it was, someone who looks at the evaluation later must find it there.
+        # The reason must be on record for those who open the evaluation later.
         reason = str(error) if isinstance(error, HeldoutError | OSError) else f"unexpected: {error!r}"
         _end(evaluation, ExecutionStatus.FAILED, reason)
         raise
@@ -64,13 +64,13 @@ async def run_pipeline(evaluation: Evaluation, work: Work, switch: StopSwitch) -
 
 
 def _job_name(execution_id: str, step: str) -> str:
-    """A new one, of the letters, digits and hyphens that a job's name may have, whatever the step's has."""
+    """Make a new job name from a step's name, with letters, digits and hyphens only."""
     parts = ("pipelines", execution_id, re.sub("[^a-zA-Z0-9]+", "-", step)[:24].strip("-"), secrets.token_hex(5))
     return "-".join(part for part in parts if part)
 
 
 def _end(evaluation: Evaluation, status: ExecutionStatus, reason: str) -> None:
-    """Marks the execution, and the step it was at, as ended without success."""
+    """Mark the execution and its current step as ended without success."""
     failed = status is ExecutionStatus.FAILED
     ended = StepStatus.FAILED if failed else StepStatus.STOPPED
     for step in evaluation.state.steps:
@@ -113,7 +113,7 @@ class _Runner:
             kind="Job" if isinstance(step, JobStep) else "Lineage",
             status=StepStatus.STARTING,
             started_at=time.time(),
-            job_arn=None if before is None else before.job_arn,  # whoever asks for the job finds it all the while
+            job_arn=None if before is None else before.job_arn,  # a client that looks the job up finds it at any time
         )
         if isinstance(step, LineageStep):
             lineage.record(self._evaluation, resolve(step.arguments, self._scope()))
@@ -161,7 +161,7 @@ class _Runner:
         return [lineage.job_of(run) for run in self._evaluation.runs().values()]
 
     def _keep_outcome(self, step: str, run: Run) -> None:
-        """What later steps can `Get` of a job: as DescribeJob has it."""
+        """Keep what later steps can `Get` of a job, in the form of DescribeJob."""
         details: dict[str, Any] = dict.fromkeys(("ExperimentName", "ExperimentId", "RunName", "RunId"))
         output = run.state.document.get("ServiceOutput") or {}
         output = {**output, "MlflowDetails": details | (output.get("MlflowDetails") or {})}

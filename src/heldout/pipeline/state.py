@@ -1,4 +1,4 @@
-"""How far a pipeline execution has come: what `execution.json` holds. Data only."""
+"""The state of a pipeline execution, stored in `execution.json`. Data only."""
 
 import enum
 import time
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class ExecutionStatus(enum.StrEnum):
-    """Of a pipeline execution, in the service's words (PipelineExecutionStatus)."""
+    """The status of a pipeline execution, named as in the service (PipelineExecutionStatus)."""
 
     EXECUTING = "Executing"
     STOPPING = "Stopping"
@@ -18,12 +18,12 @@ class ExecutionStatus(enum.StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing more happens by itself."""
+        """Whether the execution has ended."""
         return self not in (ExecutionStatus.EXECUTING, ExecutionStatus.STOPPING)
 
 
 class StepStatus(enum.StrEnum):
-    """Of a step, in the service's words (StepStatus)."""
+    """The status of a step, named as in the service (StepStatus)."""
 
     STARTING = "Starting"
     EXECUTING = "Executing"
@@ -34,7 +34,7 @@ class StepStatus(enum.StrEnum):
 
 
 class StepState(BaseModel):
-    """A step that was begun. Times are Unix seconds."""
+    """A step that has begun. Times are Unix seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -46,12 +46,12 @@ class StepState(BaseModel):
     ended_at: float | None = None
     job_arn: str | None = None
     run_name: str | None = None
-    """The run's folder in the evaluation's."""
+    """The name of the run's folder in the evaluation."""
     failure_reason: str | None = None
 
 
 class ExecutionState(BaseModel):
-    """What `execution.json` holds. Times are Unix seconds."""
+    """The content of `execution.json`. Times are Unix seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -61,7 +61,7 @@ class ExecutionState(BaseModel):
     arn: str
     region: str
     location: str
-    """Where the user wanted the evaluation: a local path or an `s3://` URI."""
+    """The location that the user gave: a local path or an `s3://` URI."""
     definition: dict[str, Any]
     registry: dict[str, Any] = Field(default_factory=dict)
     """The registry that maps the definition's AWS names, as it was at the start."""
@@ -74,15 +74,15 @@ class ExecutionState(BaseModel):
     changed_at: float = Field(default_factory=time.time)
     ended_at: float | None = None
     steps: tuple[StepState, ...] = ()
-    """Those begun, in the order they were."""
+    """The steps that have begun, in order."""
     notes: tuple[str, ...] = ()
-    """What a reader must know and no step failed for."""
+    """Notes for the reader about things that failed no step."""
 
     def step(self, name: str) -> StepState | None:
-        """The step of this name; None: not begun."""
+        """Find the step of this name; None if it has not begun."""
         return next((step for step in self.steps if step.name == name), None)
 
     def with_step(self, step: StepState) -> "ExecutionState":
-        """With this step in the place of the one of its name, or as the last."""
+        """Replace the step of the same name, or append this one."""
         kept = [step if other.name == step.name else other for other in self.steps]
         return self.model_copy(update={"steps": tuple(kept if self.step(step.name) else [*kept, step])})

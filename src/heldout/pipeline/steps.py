@@ -1,4 +1,4 @@
-"""A pipeline definition, taken apart and checked: which steps there are, and in what order they can go."""
+"""Parses and checks a pipeline definition: its steps, in an order in which they can run."""
 
 import json
 import re
@@ -13,24 +13,24 @@ from heldout.pipeline.definition import JOB_CATEGORY, VERSION
 from heldout.pipeline.expressions import steps_read_by
 
 _STEP_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-"""As the service has it; a step's run is in a folder of this name."""
+"""The service's rule. A step's run is stored in a folder of this name."""
 
 LINEAGE_NAMES = {"Actions": "ActionName", "Contexts": "ContextName", "Artifacts": "ArtifactName"}
-"""Where the entries of a lineage step's sections have their names; associations have none."""
+"""The field that names an entry, by section of a lineage step. Associations have no names."""
 
 
 @dataclass(frozen=True, slots=True)
 class LineageStep:
-    """Records what came of what."""
+    """A step that records lineage."""
 
     name: str
     arguments: dict[str, Any]
-    """Actions, Contexts, Artifacts and Associations, with expressions in them."""
+    """Actions, Contexts, Artifacts and Associations, with unresolved expressions."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobStep:
-    """Plays one job."""
+    """A step that plays one job."""
 
     name: str
     document: JobConfigDocument
@@ -42,7 +42,7 @@ Step = LineageStep | JobStep
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """A pipeline: its steps in an order in which each comes after all it depends on."""
+    """A pipeline. Each step comes after the steps that it depends on."""
 
     steps: tuple[Step, ...]
     parameters: dict[str, Any]
@@ -50,10 +50,10 @@ class Definition:
 
 
 def parse_definition(definition: str | Mapping[str, Any]) -> Definition:
-    """A definition from its JSON text or object.
+    """Parse a definition from its JSON text or object.
 
-    Raises InputError for what is no definition, a step type other than Job and Lineage, a job of another category, a
-    document that is not one, and steps that depend on each other or on one that is not there.
+    Raises InputError for an invalid definition, a step type other than Job and Lineage, another job category, an invalid job
+    document, and steps that depend on each other or on a missing step.
     """
     value = _loaded(definition)
     if value.get("Version") != VERSION:
@@ -96,7 +96,7 @@ def _name(step: object) -> str:
 
 
 def _ordered(steps: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """As written, but for a step that needs a later one."""
+    """Order the names as written, except that a step follows the steps it needs."""
     order: TopologicalSorter[str] = TopologicalSorter()
     for name, step in steps.items():
         after = step.get("DependsOn", [])

@@ -1,7 +1,7 @@
-"""One attempt, from its opened trajectory to its durable end.
+"""Plays one attempt, from its opened trajectory to its durable end.
 
-An attempt ends once, whatever comes: a reward reported to the Job Runtime, a reward in the invocation's answer, a
-reported failure, an exception, a crash, a timeout. The first of them decides; what comes later is refused or flagged.
+An attempt ends once: by a reward reported to the Job Runtime, a reward in the invocation's answer, a reported failure, an
+exception, a crash, or a timeout. The first of them decides. Later ones are refused or flagged.
 """
 
 import asyncio
@@ -23,9 +23,9 @@ from heldout.runtime.reports import finite_number
 from heldout.runtime.trajectories import CLOSED, HUNG_UP
 
 _GRACE_SECONDS = 30.0
-"""How long an agent may go on after its end was decided, so that what it prints and returns is still kept."""
+"""How long an agent may still run after the attempt was decided, so that its output and return value are kept."""
 _NO_REWARD_SECONDS = 2.0
-"""How long a reward may still come after an answer that holds none and an agent that says it is idle."""
+"""How long to wait for a reward after an answer without one, when the agent reports that it is idle."""
 _POLL_SECONDS = 0.5
 _ACCEPTED = frozenset({"accepted", "processing", "started", "running", "in_progress", "pending", "queued"})
 
@@ -40,7 +40,7 @@ _FAILURES: Mapping[Outcome, tuple[Boundary, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class PlayRules:
-    """What the job decides about every attempt."""
+    """The job's settings for every attempt."""
 
     job_arn: str
     region: str
@@ -61,12 +61,12 @@ class Try:
     rollout_index: int
     number: int
     is_last: bool
-    """Whether the rollout has failed for good if this attempt fails."""
+    """Whether the rollout fails for good when this attempt fails."""
     is_isolated: bool
 
 
 class AttemptPlayer:
-    """Plays attempts of one job; any number at once."""
+    """Plays the attempts of one job, many at once."""
 
     def __init__(self, *, rules: PlayRules, runtime: JobRuntime, agent: Agent, journal: Journal) -> None:
         self._rules = rules
@@ -77,9 +77,9 @@ class AttemptPlayer:
         self._serial = itertools.count(1)
 
     async def play(self, this: Try) -> Attempt:
-        """Plays one attempt. When this returns, the attempt is in the journal.
+        """Play one attempt. On return the attempt is in the journal.
 
-        Cancelled, it leaves nothing behind, unless the attempt's end was already decided.
+        A cancelled attempt leaves nothing behind unless its end was already decided.
         """
         play = _Play(this, self._rules, self._agent, self._journal)
         name = f"{this.prompt.index}-{this.rollout_index}-{this.number}-{self._start}{next(self._serial):x}"
@@ -114,7 +114,7 @@ class AttemptPlayer:
 
 
 class _Play:
-    """The state of one attempt: who decided it, and what is to be written down."""
+    """The state of one attempt: what decided it, and its record."""
 
     def __init__(self, this: Try, rules: PlayRules, agent: Agent, journal: Journal) -> None:
         self._this = this
@@ -147,7 +147,7 @@ class _Play:
         if result is not None:
             self._output = result.output
             if result.outcome is not Outcome.RETURNED:
-                trajectory.close()  # a call that is under way is a turn from here on
+                trajectory.close()  # a call in flight counts as a turn from here on
                 self._take_failure(result)
             elif not self._is_answered:
                 await self._take_answer(result)
@@ -158,8 +158,8 @@ class _Play:
         return await self._amended()
 
     async def take_report(self, report: Report) -> None:
-        """Takes what the agent reports to the Job Runtime. Returns when a reward is durable; raises ReportRefused for what
-        comes after the end."""
+        """Handle a report of the agent to the Job Runtime. Returns once a reward is durable. Raises ReportRefused after the
+        attempt's end."""
         if self._is_decided.is_set():
             raise ReportRefused(f"trajectory {self._trajectory.id} is not in valid status: it has ended")
         if self._is_out_of_time():
@@ -208,13 +208,13 @@ class _Play:
             self._flag_if_scored("failed_after_reward")
 
     def _said_of_waiting(self) -> str:
-        """Whether an attempt ran out of time over a model call: then the model may be what hangs, and not the agent."""
+        """Describe a model call that was in flight at the timeout: the model may hang, not the agent."""
         turns = self._trajectory.turns
         is_waiting = bool(turns) and turns[-1].status in (CLOSED, HUNG_UP)
         return "; its last model call was still waiting for the model" if is_waiting else ""
 
     async def _take_answer(self, result: InvocationResult) -> None:
-        """Takes what the agent answered; returns when the attempt is decided."""
+        """Handle the agent's answer. Returns once the attempt is decided."""
         self._is_answered = True
         body = result.body
         if isinstance(body, Mapping):
@@ -249,7 +249,7 @@ class _Play:
                 self._flags.add("reward_mismatch")
 
     async def _wait_for_report(self, body: object) -> None:
-        """The agent answered without a reward: it may have moved to the background and report later."""
+        """Wait for the reward of an agent that answered without one: it may work in the background and report later."""
         idle_seconds = 0.0
         is_accepted = _is_accepted(body)
         while (left := self._rules.timeout_seconds - (time.monotonic() - self._started)) > 0:
@@ -345,12 +345,12 @@ class _Play:
 
 
 def _encodable(text: str) -> str:
-    """`text` without the lone surrogates that no UTF-8 file can hold."""
+    """Replace the lone surrogates of `text`: UTF-8 cannot encode them."""
     return text.encode("utf-8", "replace").decode()
 
 
 def parsed_rewards(reward: object) -> tuple[float, ...] | None:
-    """A returned reward as one or several finite numbers with a finite sum; None when it is anything else."""
+    """Parse a returned reward: one or several finite numbers with a finite sum. None for anything else."""
     values = reward if isinstance(reward, list) else [reward]
     rewards = [_finite(value) for value in values]
     finite = tuple(value for value in rewards if value is not None)
@@ -358,12 +358,12 @@ def parsed_rewards(reward: object) -> tuple[float, ...] | None:
 
 
 def _finite(value: object) -> float | None:
-    """As a report's numbers are read, but for true and false: an agent in Python returns what a comparison gave it."""
+    """Parse a number as in a report, and true and false too: a Python agent may return the result of a comparison."""
     return float(value) if isinstance(value, bool) else finite_number(value)
 
 
 def _reported_error(body: object) -> str | None:
-    """What an answer says went wrong: the published handler's `status: error`, a Lambda's `errorType`."""
+    """Find the error in an answer: the published handler's `status: error`, or a Lambda's `errorType`."""
     if not isinstance(body, Mapping):
         return None
     if body.get("status") == "error":
@@ -374,11 +374,11 @@ def _reported_error(body: object) -> str | None:
 
 
 def _is_accepted(body: object) -> bool:
-    """Whether an answer says that the agent goes on: `{}` is what a Lambda forwarder answers. A forgotten `return` is not."""
+    """Whether an answer means "accepted, the reward follows". A Lambda forwarder answers `{}`; a forgotten `return` is not that."""
     return isinstance(body, Mapping) and (not body or str(body.get("status", "")).lower() in _ACCEPTED)
 
 
 def _seed(job_seed: int, this: Try) -> int:
-    """A sampling seed of its own for each attempt, the same on every machine: 31 bits."""
+    """Derive the sampling seed of an attempt: 31 bits, the same on every machine."""
     text = f"{job_seed}/{this.prompt.index}/{this.rollout_index}/{this.number}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "big") >> 1
