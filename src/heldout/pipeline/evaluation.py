@@ -230,10 +230,11 @@ class Evaluation:
                     self._copy(name)
 
     def claim(self, note: Callable[[str], None]) -> Claim | None:
-        """Claim a remote evaluation for this machine and fetch what the last machine left. Returns None for a local one. The caller
-        holds the folder's lock.
+        """Claim a remote evaluation for this machine and fetch what the last machine left. Returns None for a local one.
+        The caller holds the folder's lock.
 
-        note: receives a line for each wait. Raises RunError when another machine works on it, StorageError or ReferenceProblem when
+        note: receives a line for each wait.
+        Raises RunError when another machine works on it, StorageError or ReferenceProblem when
         the remote place refuses.
         """
         if not is_remote(self.state.location):

@@ -1,6 +1,6 @@
-"""The charts of the report, as SVG made here: no script, no style of their own, colours from the page's classes.
+"""Draws the report's charts as SVG, without scripts or styles. The page's CSS classes give the colours.
 
-Classes: `base` and `tuned` are the two policies, `up` and `down` a change for better or worse, `failed` what failed.
+Classes: `base` and `tuned` are the two policies, `up` and `down` a change for better or worse, `failed` the failed rollouts.
 """
 
 import math
@@ -17,13 +17,13 @@ _WIDTH, _HEIGHT = 560.0, 260.0
 _WIDE = 1160.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46.0, 14.0, 24.0, 40.0
 _MOST_CATEGORIES = 14
-"""Different values up to which each gets a bar of its own."""
+"""With at most this many different values, each value has its own bar."""
 _BINS = 20
 _TOPS = (0.04, 0.08, 0.2, 0.4, 0.6, 0.8, 1.0)
-"""Ends of a scale of shares whose quarters are whole percentages."""
+"""Upper ends of a scale of shares whose quarters are whole percentages."""
 _WIDEST_BAR = 64.0
 _MOST_BARS = 240
-"""Beyond it a bar is thinner than two pixels."""
+"""With more bars, each is thinner than two pixels."""
 _CELL_WIDTH, _CELL_HEIGHT = 220.0, 20.0
 
 
@@ -136,7 +136,7 @@ def _highest_first(values: FloatArray) -> list[int]:
 
 
 def dumbbell(base: float, tuned: float, low: float, high: float) -> Markup:
-    """A prompt's two values on one line, for a table's cell; low and high: the table's common scale."""
+    """Draw a prompt's two values on one line, for a table cell. low, high: the common scale of the table."""
     scale = _cell_scale(low, high)
     one, other = scale(base), scale(tuned)
     direction = "up" if tuned > base else "down" if tuned < base else "even"
@@ -151,7 +151,7 @@ def dumbbell(base: float, tuned: float, low: float, high: float) -> Markup:
 
 
 def interval_bar(value: float, interval: tuple[float, float] | None, low: float, high: float, style: str) -> Markup:
-    """A value and its interval on one line, for a table's cell; a mark at 0 when the scale holds it."""
+    """Draw a value and its interval on one line, for a table cell, with a mark at 0 if the scale contains 0."""
     scale = _cell_scale(low, high)
     middle = _CELL_HEIGHT / 2
     parts = [f'<line class="track" x1="{scale(low):.1f}" x2="{scale(high):.1f}" y1="{middle}" y2="{middle}"/>']
@@ -168,7 +168,7 @@ def interval_bar(value: float, interval: tuple[float, float] | None, low: float,
 
 
 def share_bar(share: float, style: str) -> Markup:
-    """A share of the whole as a bar, for a table's cell."""
+    """Draw a share as a bar, for a table cell."""
     width = max(1.0, share * _CELL_WIDTH)
     return _cell(
         percent(share),
@@ -200,7 +200,7 @@ def _described(series: Sequence[Series]) -> str:
 
 
 def _nice_top(value: float) -> float:
-    """A round number from `value` up, at most 1."""
+    """Round `value` up to a round number, at most 1."""
     for top in _TOPS:
         if value <= top:
             return top
@@ -210,7 +210,7 @@ def _nice_top(value: float) -> float:
 @dataclass(frozen=True, slots=True)
 class _Bins:
     edges: FloatArray
-    """The values themselves where every value has its bar; else the n + 1 edges."""
+    """Return the values where each has its own bar, else the n + 1 edges."""
     is_categorical: bool
 
     @property
@@ -232,7 +232,7 @@ class _Bins:
         return np.histogram(values, self.edges)[0].astype(np.float64)
 
     def position(self, value: float) -> float | None:
-        """Where a value from which something begins stands, in bars; None outside the bars."""
+        """Locate a threshold among the bars; None outside of them."""
         if self.is_categorical:
             place = float(np.searchsorted(self.edges, value))
             return place if 0 < place < len(self.edges) else None
@@ -253,7 +253,7 @@ def _bins(values: FloatArray) -> _Bins:
 
 
 class _Plot:
-    """A pair of axes and what is drawn on them."""
+    """A pair of axes and the shapes drawn on them."""
 
     def __init__(
         self,
@@ -314,7 +314,7 @@ class _Plot:
         )
 
     def wide_bar(self, place: int, value: float, style: str, said: str) -> None:
-        """A bar that fills its step but for a gap, where there is room for one."""
+        """Draw a bar that fills its step, with a gap where there is room."""
         gap = 0.18 if self.step_x > 4 else 0.0
         self.bar(self.x(place) + self.step_x * gap / 2, self.step_x * (1 - gap), value, style, said)
 
@@ -352,7 +352,7 @@ class _Plot:
         self._ends.append((points[-1][0] + 8, points[-1][1] + 4, curve.name))
 
     def name_curves(self) -> None:
-        """Writes each curve's name at its end, pushed apart where two ends are close."""
+        """Write each curve's name at its end; names of close ends are moved apart."""
         last = -math.inf
         for x, y, name in sorted(self._ends, key=lambda end: end[1]):
             last = max(y, last + 13)

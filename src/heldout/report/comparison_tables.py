@@ -1,4 +1,4 @@
-"""Comparisons, rankings and plans as a person reads them in a terminal."""
+"""Renders comparisons, rankings and plans for a terminal."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ _PROMPT_CHARACTERS = 60
 
 
 def comparison(compared: Comparison, prompts: Mapping[str, str]) -> RenderableType:
-    """The verdict, a row a metric, and the prompts that moved most. prompts: their text by key."""
+    """Render the verdict, one row per metric, and the prompts that moved most. prompts: text by prompt key."""
     table = Table(title=compared.verdict, title_justify="left", title_style="bold")
     table.add_column("metric", no_wrap=True)
     for name in ("base", "fine-tuned", "difference", f"{compared.confidence:.0%} interval", "p", "p corrected"):
@@ -57,7 +57,7 @@ def _p_value(p_value: float) -> str:
 
 
 def ranking(ranked: Ranking) -> RenderableType:
-    """Runs in order, with those that cannot be told apart named."""
+    """Render the runs in order and name those whose difference is not shown."""
     table = Table(title=f"{label(ranked.metric)} on {ranked.num_prompts} shared prompts", title_justify="left")
     table.add_column("rank", justify="right")
     table.add_column("run", overflow="fold")
@@ -69,7 +69,7 @@ def ranking(ranked: Ranking) -> RenderableType:
 
 
 def plan(planned: Plan, seen: float | None, following: NextRollouts | None) -> RenderableType:
-    """What an evaluation needs. seen: the smallest difference the pilot itself could have shown."""
+    """Render a plan. seen: the smallest difference that the pilot itself could have shown."""
     title = f"to show a difference of {planned.difference:g} with power {planned.power:.0%}"
     table = Table(title=title, title_justify="left", title_style="bold")
     for name in ("rollouts a prompt", "prompts", "rollouts a run", "power"):

@@ -1,7 +1,7 @@
-"""The console that everything is printed to: text is printed as it is.
+"""Makes the console for all output, with rich's markup switched off.
 
-By itself rich takes `[x]` for a style and `:x:` for an emoji. Here they are parts of paths, errors and names that agents and
-datasets gave, where one that looks like a style would be lost, and one like the end of a style an exception.
+By default rich reads `[x]` as a style and `:x:` as an emoji. Paths, errors and names from agents and datasets contain both: text
+that looks like a style would vanish, and text that looks like the end of a style would raise.
 """
 
 from functools import partial
@@ -9,4 +9,4 @@ from functools import partial
 from rich.console import Console
 
 plain_console = partial(Console, markup=False, emoji=False)
-"""`rich.console.Console` with its options, without markup."""
+"""Make a `rich.console.Console` with these options and without markup."""

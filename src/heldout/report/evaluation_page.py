@@ -14,7 +14,7 @@ from heldout.report.run_page import charts, partial_notes, rescored_disagreement
 from heldout.report.sanitizing import one_line, visible
 
 _MOVED_PROMPTS = 12
-"""Prompts shown each way: who moved most."""
+"""How many of the prompts that moved most are shown, in each direction."""
 _PROMPT_CHARACTERS = 90
 _TILES = 6
 
@@ -68,7 +68,7 @@ def _change_tiles(comparison: Comparison) -> list[Tile]:
 
 
 def _change_rows(comparison: Comparison) -> list[Row]:
-    """Differences, each on a scale of its own kind: rates share one, what has other units is measured by itself."""
+    """Draw the differences. Rates share one scale; each other unit has its own."""
     widest = max(
         (
             abs(end)
@@ -113,7 +113,7 @@ def _moves_chart(comparison: Comparison) -> Chart:
 
 
 def _moved_rows(base: PolicyView, comparison: Comparison) -> tuple[list[Row], list[Row]]:
-    """The prompts that gained most and those that lost most, on one scale."""
+    """Draw the prompts that gained most and those that lost most, on one scale."""
     gained = [move for move in comparison.moves if move.difference > 0][:_MOVED_PROMPTS]
     lost = [move for move in comparison.moves if move.difference < 0][:_MOVED_PROMPTS]
     moves = [*gained, *lost]
@@ -135,7 +135,7 @@ def _moved_row(move: PromptMove, text: str, scale: tuple[float, float]) -> Row:
 
 
 def _compared_disagreements(views: Sequence[PolicyView], comparison: Comparison) -> list[list[tuple[str, str]]]:
-    """Of the prompt that gained most and of the one that lost most, each policy's most ordinary rollout."""
+    """Choose each policy's most typical rollout of the prompt that gained most and of the one that lost most."""
     gained = next((move for move in comparison.moves if move.difference > 0), None)
     lost = next((move for move in comparison.moves if move.difference < 0), None)
     named = [(m, why) for m, why in ((gained, "gained most from"), (lost, "lost most by")) if m is not None]

@@ -1,4 +1,4 @@
-"""What a finding is: data that the terminal, the report and scripts show alike."""
+"""The record of a finding, shown by the terminal, the report and scripts."""
 
 import enum
 from dataclasses import dataclass
@@ -7,38 +7,38 @@ from typing import NamedTuple
 from heldout.report.rollout_rows import BoolArray, RolloutRows
 
 _NAMED_TRAJECTORIES = 5
-"""Enough to see whether a pattern is one thing or several, few enough for one line."""
+"""Trajectories named per finding: enough to recognise a pattern, few enough for one line."""
 
 
 class Weight(enum.IntEnum):
-    """How much a finding matters, the most first."""
+    """How much a finding matters, most important first."""
 
     DOUBT = 1
-    """The numbers may not mean what they seem to."""
+    """The numbers may be misleading."""
     PATTERN = 2
-    """A way in which the policy goes wrong."""
+    """A failure pattern of the policy."""
     NOTE = 3
-    """Good to know for training or for the next evaluation."""
+    """Useful for training or for the next evaluation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was seen."""
+    """One observation about a run."""
 
     kind: str
-    """A short stable word to look for."""
+    """A short, stable name, to filter by."""
     seen: str
-    """What was seen, on how many rollouts."""
+    """The observation and the number of rollouts that show it."""
     advice: str
-    """What to try."""
+    """Advice: what to try."""
     num_rollouts: int
     trajectory_ids: tuple[str, ...]
-    """Which ones to open; a few of them when there are many."""
+    """Ids of trajectories to open; a few when there are many."""
     weight: Weight = Weight.DOUBT
 
 
 class Wording(NamedTuple):
-    """What is the same in every finding of a kind."""
+    """The fields that all findings of a kind share."""
 
     kind: str
     advice: str
@@ -46,11 +46,11 @@ class Wording(NamedTuple):
 
 
 def finding(wording: Wording, seen: str, rows: RolloutRows, mask: BoolArray) -> Finding:
-    """A finding about the rollouts where `mask`, shape (num_rollouts,), holds."""
+    """Make a finding about the rollouts where `mask`, shape (num_rollouts,), is true."""
     ids = rows.ids(mask, _NAMED_TRAJECTORIES)
     return Finding(wording.kind, seen, wording.advice, int(mask.sum()), ids, wording.weight)
 
 
 def counted(number: int, total: int, what: str = "rollouts") -> str:
-    """`3 of 96 rollouts`, with thousands set apart."""
+    """Format a count: `3 of 96 rollouts`, with thousands separators."""
     return f"{number:,} of {total:,} {what}"

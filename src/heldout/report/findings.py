@@ -1,4 +1,4 @@
-"""What a person should know before trusting a run's numbers, read off its Parquet files. Data; nothing is printed here."""
+"""Finds what a person should know before trusting a run's numbers, from its Parquet files. Prints nothing."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +19,13 @@ from heldout.report.text_findings import text_findings
 __all__ = ["Finding", "Weight", "find"]
 
 
-@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # of rewards near 1e308
+@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # rewards near 1e308 overflow
 def find(
     folder: Path, parameters: Hyperparameters, *, prompts: Path | None = None, training: str | None = None
 ) -> list[Finding]:
-    """The findings of the run whose Parquet files lie in `folder`, the most serious first.
+    """Find everything in the run whose Parquet files are in `folder`, most serious first.
 
-    prompts: the run's prompts.parquet, when it lies elsewhere. training: a dataset the policy was trained on, whose prompts
+    prompts: the run's prompts.parquet, if it lies elsewhere. training: a dataset the policy was trained on, whose prompts
     should not be among the held-out ones. Raises DatasetError when that cannot be read.
     """
     rows = RolloutRows.read(folder)

@@ -1,4 +1,4 @@
-"""A job while it plays: one live panel on a terminal, plain lines elsewhere."""
+"""Shows a job while it plays: a live panel on a terminal, plain lines elsewhere."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ _LINE_EVERY_SECONDS = 10.0
 
 @contextlib.asynccontextmanager
 async def shown(progress: Progress, console: Console, title: str) -> AsyncIterator[None]:
-    """Shows `progress` on `console` while inside."""
+    """Show `progress` on `console` inside the context."""
     task = asyncio.create_task(
         _live(progress, console, title) if console.is_terminal else _lines(progress, console, title)
     )
@@ -44,7 +44,7 @@ async def _lines(progress: Progress, console: Console, title: str) -> None:
 
 
 def line(progress: Progress) -> str:
-    """Where the job stands, on one line."""
+    """Describe the job's progress in one line."""
     left = progress.seconds_left
     parts = [
         f"{progress.finished}/{progress.planned} rollouts",
@@ -60,14 +60,14 @@ def line(progress: Progress) -> str:
 
 
 def panel(progress: Progress, title: str) -> RenderableType:
-    """Where the job stands, as a few lines with a bar."""
+    """Render the job's progress as a few lines with a bar."""
     grid = Table.grid(padding=(0, 2))
     left = progress.seconds_left
     grid.add_row("rollouts", f"{progress.finished}/{progress.planned}, {progress.in_flight} playing")
     grid.add_row(
         "rate", f"{_rate(progress):.2f} rollouts/s, {progress.turns / max(progress.seconds, 1e-9):.1f} turns/s"
     )
-    # Short rollouts finish first, so this leans their way until the last are in.
+    # Short rollouts finish first, so this number is biased towards them until all have ended.
     grid.add_row("of the finished", ", ".join(_estimates(progress)) or "-")
     grid.add_row("tokens", f"{progress.prompt_tokens:,} prompt, {progress.response_tokens:,} response")
     if progress.failures:

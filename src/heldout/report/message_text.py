@@ -1,4 +1,4 @@
-"""What a model's message says, whatever parts it comes in."""
+"""Extracts the text, reasoning and tool calls of a message in any of the forms that servers use."""
 
 import re
 from typing import Any, NamedTuple, Self
@@ -7,9 +7,9 @@ import orjson
 
 _SHINGLE_WORDS = 3
 _ALIKE = 0.8
-"""Shared word triples, of all that either reply has, from which two replies say the same."""
+"""Two replies are alike from this share of common word triples on."""
 _LONG_WORDS = 8
-"""Replies with fewer words are alike only when equal: one word more or less is a different action then."""
+"""Replies with fewer words are alike only when equal: there, one word more or less is another action."""
 _WORD = re.compile(r"\w+")
 _NUMBER = re.compile(r"[-+]?\$?\d[\d,]*\.?\d*%?")
 _ANSWER = re.compile(r"answer\s*(?:is|:|=)\s*[*$\"'`]*(?:\\boxed\{)?([-+]?\w[\w.,/:-]*)", re.IGNORECASE)
@@ -27,13 +27,13 @@ class Reply(NamedTuple):
 
     @classmethod
     def of(cls, turn: int, parent: int | None, status: int, messages: list[Any]) -> Self:
-        """The first of a reply's messages, as it was recorded."""
+        """Extract the first message of a recorded reply."""
         message = messages[0] if messages and isinstance(messages[0], dict) else {}
         return cls(turn, parent, status, said(message), tool_calls(message))
 
     @property
     def is_empty(self) -> bool:
-        """Whether it has neither text nor a tool call; reasoning alone is not a reply."""
+        """Whether the reply has neither text nor a tool call. Reasoning alone is not a reply."""
         return not self.text.strip() and not self.calls
 
     @property
@@ -43,9 +43,9 @@ class Reply(NamedTuple):
 
 
 def said(message: dict[str, Any]) -> str:
-    """The text of a message: its content, the text of its parts, or its refusal. Parts that are no text are named."""
+    """Extract the text of a message: its content, the text of its parts, or its refusal. Other parts are named."""
     content = message.get("content")
-    if isinstance(content, list) and not all(isinstance(part, int) for part in content):  # those are the ids of tokens
+    if isinstance(content, list) and not all(isinstance(part, int) for part in content):  # token ids
         content = "\n".join(_part(part) for part in content)
     elif content is not None and not isinstance(content, str):
         content = orjson.dumps(content).decode()
@@ -53,7 +53,7 @@ def said(message: dict[str, Any]) -> str:
 
 
 def reasoning(message: dict[str, Any]) -> str:
-    """What the model thought before it spoke, under the names that servers give it; empty when there is none."""
+    """Extract the reasoning of a message, under any of the names that servers use; empty when there is none."""
     for name in ("reasoning_content", "reasoning"):
         if isinstance(thought := message.get(name), str) and thought.strip():
             return thought
@@ -61,7 +61,7 @@ def reasoning(message: dict[str, Any]) -> str:
 
 
 def tool_calls(message: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Name and arguments (JSON text, as the model gave it) of each tool call in a message."""
+    """Extract the name and the arguments (JSON text as the model wrote it) of each tool call in a message."""
     given = message.get("tool_calls")
     calls = [call.get("function") for call in given if isinstance(call, dict)] if isinstance(given, list) else []
     calls.append(message.get("function_call"))
@@ -71,7 +71,7 @@ def tool_calls(message: dict[str, Any]) -> tuple[tuple[str, str], ...]:
 
 
 def form(reply: Reply) -> str:
-    """The form a reply has, in one word; empty for an empty reply."""
+    """Classify the form of a reply in one word; empty for an empty reply."""
     text = reply.text.strip()
     if reply.calls:
         return "call"
@@ -85,13 +85,13 @@ def form(reply: Reply) -> str:
 
 
 def stated_answer(text: str) -> str:
-    """What follows `the answer is` or `answer:`, in lower case; empty when nothing does."""
+    """Extract the text after `the answer is` or `answer:`, in lower case; empty when there is none."""
     found = _ANSWER.search(text)
     return found[1].rstrip(".,:").lower() if found else ""
 
 
 def is_alike(one: Reply, other: Reply) -> bool:
-    """Whether two replies do and say the same but for a few words."""
+    """Whether two replies have the same tool calls and nearly the same words."""
     if one.calls != other.calls:
         return False
     words, other_words = _words(one.text), _words(other.text)
@@ -124,7 +124,7 @@ def _text(arguments: object) -> str:
 
 def _is_object(arguments: str) -> bool:
     if not arguments.strip():
-        return True  # what servers send for a tool without parameters
+        return True  # servers send this for a tool without parameters
     try:
         return isinstance(orjson.loads(arguments), dict)
     except orjson.JSONDecodeError:

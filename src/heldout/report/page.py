@@ -1,8 +1,7 @@
-"""The report: one HTML file that opens offline, holds no script, and lets nothing run that a model wrote.
+"""Writes the report: one HTML file that opens offline, has no scripts, and runs nothing that a model wrote.
 
-Every text from a run is escaped by the template engine, and the page's own policy (a Content-Security-Policy that allows
-nothing but its one style sheet, by its hash) forbids scripts, event handlers, links to anywhere, images and requests, should
-anything slip through.
+The template engine escapes every text from a run. As a second defence, the page's Content-Security-Policy allows only its one
+style sheet, by hash: no scripts, event handlers, external links, images or requests.
 """
 
 import base64
@@ -29,17 +28,17 @@ from heldout.runs.run import Run, write_whole
 
 REPORT = "report.html"
 _MOST_BYTES = 1_900_000
-"""Of a page: it should open at once and go through a mail."""
+"""The largest page: it should open at once and fit into an e-mail."""
 _MOST_CHARACTERS = 4_000
-"""Of a message, to begin with; halved until the page fits."""
+"""Characters shown of a message at first; halved until the page fits."""
 _LEAST_CHARACTERS = 60
 
 
-@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # of rewards near 1e308
+@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # rewards near 1e308 overflow
 def write_report(run: Run, *, training: str | None = None, path: Path | None = None) -> Path:
-    """Writes the report of one run to `path`, by default `report.html` in its folder; it appears whole or not at all.
+    """Write the report of one run to `path`, by default `report.html` in its folder. The file appears whole or not at all.
 
-    training: a dataset the policy was trained on, to look for held-out prompts in. Raises RunError when the run holds no
+    training: a dataset that the policy was trained on, to search for held-out prompts. Raises RunError when the run holds no
     finished rollout, DatasetError when the training prompts cannot be read, StorageError when it cannot be written.
     """
     with PolicyView(run, "policy", "tuned", training) as view:
@@ -47,11 +46,11 @@ def write_report(run: Run, *, training: str | None = None, path: Path | None = N
     return _written(path or run.folder / REPORT, html)
 
 
-@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # of rewards near 1e308
+@np.errstate(over="ignore", divide="ignore", invalid="ignore")  # rewards near 1e308 overflow
 def write_evaluation_report(
     base: Run, fine_tuned: Run, comparison: Comparison, path: Path, *, training: str | None = None
 ) -> Path:
-    """Writes the report of two runs and their comparison to `path`. Errors: see `write_report`."""
+    """Write the report of two runs and their comparison to `path`. Raises the errors of `write_report`."""
     with ExitStack() as stack:
         views = [
             stack.enter_context(PolicyView(run, name, style, training))
@@ -69,7 +68,7 @@ def _written(path: Path, html: str) -> Path:
 
 
 def _fitted(page: Page, views: Sequence[PolicyView]) -> str:
-    """The page, with its messages cut shorter and shorter until it is small enough."""
+    """Render the page, and cut its messages shorter until it is small enough."""
     played = [
         view.trajectories([one.trajectory_id for one in section.reading])
         for view, section in zip(views, page.policies, strict=True)
@@ -105,7 +104,7 @@ def _rendered(page: Page, played: Sequence[Sequence[RecordedTrajectory]], most: 
 
 @cache
 def page_template() -> Template:
-    """The page's template, compiled: a tenth of a second, once."""
+    """Compile the page's template once; it takes a tenth of a second."""
     environment = Environment(
         loader=PackageLoader("heldout.report"),
         autoescape=True,

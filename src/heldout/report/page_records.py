@@ -1,4 +1,4 @@
-"""What a report says, as plain records for its template."""
+"""The content of a report, as plain records for its template."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from heldout.report.worth_reading import WorthReading
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One number at the head of the page."""
+    """A number at the top of the page."""
 
     label: str
     value: str
     interval: str
     before: str = ""
-    """The base's value, where there are two."""
+    """The base policy's value, where there are two policies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a table with a picture in it."""
+    """A table row with a picture."""
 
     cells: tuple[str, ...]
     picture: Markup
@@ -46,7 +46,7 @@ class FindingCard:
 
 @dataclass(frozen=True, slots=True)
 class PolicySection:
-    """What is shown for each policy alone."""
+    """The part of the page that is about one policy."""
 
     name: str
     style: str

@@ -1,4 +1,4 @@
-"""One run as the report sees it: its rows, numbers, findings and what it was, gathered once."""
+"""One run as the report needs it: rows, numbers, findings and settings, collected once."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -25,35 +25,35 @@ from heldout.runs.recordings import RecordedTrajectory, Recordings, open_tables
 from heldout.runs.run import JobStatus, Run
 
 _POINTS = 14
-"""Of each curve, at most: evenly spread where doubling k is one step, as the chart has it."""
+"""The most points of a curve, evenly spread on the chart's logarithmic scale of k."""
 _MOST_SLICE_COLUMNS = 4
 _MOST_SLICE_VALUES = 12
 _TEXT_CHARACTERS = 160
 _NAME_CHARACTERS = 40
 _HASH_DIGITS = 16
-"""Of the hash of a prompt that prompts.parquet keeps."""
+"""Length of the prompt hash in prompts.parquet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rescoring:
-    """What `agreement-<scorer>.json` says."""
+    """The content of `agreement-<scorer>.json`."""
 
     scorer: str
     document: dict[str, Any]
 
 
 class KeyedPrompt(NamedTuple):
-    """A prompt, and the rows of the dataset that hold it."""
+    """A prompt and the dataset rows that contain it."""
 
     text: str
     indices: tuple[int, ...]
 
 
 class PolicyView:
-    """A run, open for reading; leaving the context closes it."""
+    """A run that is open for reading. Leaving the context closes it."""
 
     def __init__(self, run: Run, name: str, style: str, training: str | None = None) -> None:
-        """name: what the page calls it. style: `base` or `tuned`, its class in the charts."""
+        """name: the policy's name on the page. style: `base` or `tuned`, its class in the charts."""
         self.run = run
         self.name = name
         self.style = style
@@ -83,11 +83,11 @@ class PolicyView:
         return f"{self.run.state.name}/{self.run.state.run_name}"
 
     def trajectories(self, ids: list[str]) -> list[RecordedTrajectory]:
-        """These trajectories, read back."""
+        """Read these trajectories."""
         return self._recordings.read(ids)
 
     def facts(self) -> list[tuple[str, str]]:
-        """What was evaluated, and how."""
+        """Describe the model, the agent, the dataset and the settings."""
         document, state = self.run.document, self.run.state
         parameters = document.hyperparameters
         group = parameters.eval_group_size
@@ -110,7 +110,7 @@ class PolicyView:
 
     @cached_property
     def curves(self) -> tuple[Curve, Curve]:
-        """pass@k and pass^k for k from 1 to the size of the largest group."""
+        """Compute pass@k and pass^k for k from 1 to the size of the largest group."""
         counts = np.unique(self.rows.prompt_index, return_counts=True)[1]
         largest = int(counts.max()) if len(counts) else 1
         ks = tuple(int(k) for k in np.unique(np.round(np.geomspace(1, largest, _POINTS))))
@@ -121,13 +121,13 @@ class PolicyView:
         )
 
     def failures(self) -> list[tuple[str, int]]:
-        """Reasons of rollouts that failed for good, the commonest first."""
+        """Count the reasons of failed rollouts, the commonest first."""
         failed = self.rows.table.filter(self.rows.is_failed)
         reasons = zip(failed["error_boundary"].to_pylist(), failed["error_kind"].to_pylist(), strict=True)
         return [(f"{boundary}: {kind}", count) for (boundary, kind), count in Counter(reasons).most_common()]
 
     def slices(self) -> list[tuple[str, list[Slice]]]:
-        """Results by the first columns of the dataset that cut it into a few parts."""
+        """Compute results by those dataset columns that divide the prompts into a few slices."""
         if not self.run.prompts_path.exists():
             return []
         found: list[tuple[str, list[Slice]]] = []
@@ -140,12 +140,12 @@ class PolicyView:
         return found
 
     def rescorings(self) -> list[Rescoring]:
-        """Independent scores of this run's trajectories."""
+        """Read the independent scores of this run's trajectories."""
         documents = [orjson.loads(path.read_bytes()) for path in sorted(self.run.folder.glob("agreement-*.json"))]
         return [Rescoring(str(document["scorer"]), document) for document in documents]
 
     def prompts(self, keys: Iterable[str]) -> dict[str, KeyedPrompt]:
-        """The run's prompts by the keys that a comparison gives them: a SHA-256 of the text, whole or its beginning."""
+        """Map a comparison's prompt keys (the SHA-256 of the text, or its beginning) to the run's prompts."""
         wanted = {key[:_HASH_DIGITS]: key for key in keys}
         found: dict[str, KeyedPrompt] = {}
         with pq.ParquetFile(self.run.prompts_path) as file:

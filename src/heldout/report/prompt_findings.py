@@ -1,4 +1,4 @@
-"""Findings about the prompts themselves: the same one twice, and ones the policy may have been trained on."""
+"""Findings about the prompts: duplicates, and prompts that the policy may have been trained on."""
 
 import hashlib
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _BATCH_PROMPTS = 1024
 
 
 def duplicate_prompts(prompts: Path, rows: RolloutRows) -> Iterator[Finding]:
-    """Whether the dataset (`prompts`: the run's prompts.parquet) holds a prompt more than once."""
+    """Find prompts that the dataset (`prompts`: the run's prompts.parquet) contains more than once."""
     indices, hashes = _hashes(prompts, is_exact=True)
     _, of_row, counts = np.unique(hashes, return_inverse=True, return_counts=True)
     repeats = len(hashes) - len(counts)
@@ -34,10 +34,10 @@ def duplicate_prompts(prompts: Path, rows: RolloutRows) -> Iterator[Finding]:
 
 
 def training_prompts(prompts: Path, training: str, rows: RolloutRows) -> Iterator[Finding]:
-    """Whether held-out prompts are among those of the dataset `training` (a path or `s3://` URI, as for evaluate).
+    """Find held-out prompts in the dataset `training` (a path or `s3://` URI, as for evaluate).
 
-    Prompts are the same when their words are, whatever their case and white space. Takes 16 bytes a held-out prompt; the
-    training file is read as a stream. Raises DatasetError when it cannot be read.
+    Prompts are equal when their words are, regardless of case and white space. Memory is 16 bytes per held-out prompt; the
+    training file is streamed. Raises DatasetError when it cannot be read.
     """
     indices, hashes = _hashes(prompts, is_exact=False)
     order = np.argsort(hashes, kind="stable")
@@ -81,7 +81,7 @@ def _mark(is_trained: BoolArray, order: IntArray, ordered: HashArray, batch: lis
 
 
 def _hashes(prompts: Path, *, is_exact: bool) -> tuple[IntArray, HashArray]:
-    """Row number in the dataset and 64-bit hash of every prompt, in the file's order."""
+    """Yield the row number in the dataset and a 64-bit hash of every prompt, in file order."""
     column = "prompt_hash" if is_exact else "prompt"
     indices: list[IntArray] = []
     hashes: list[int] = []

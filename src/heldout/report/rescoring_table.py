@@ -1,4 +1,4 @@
-"""What a rescoring came to, as a person reads it in a terminal."""
+"""Renders the results of a rescoring for a terminal."""
 
 import math
 
@@ -16,7 +16,7 @@ _ERROR_CHARACTERS = 160
 
 
 def rescored(result: Rescored) -> RenderableType:
-    """The score, how it goes with the reward, where they disagree most, what went wrong, and where it is kept."""
+    """Render the score, its agreement with the reward, the largest disagreements, the errors, and the files."""
     parts: list[RenderableType] = [_summary(result)]
     if result.disagreements:
         parts.append(_disagreements(result))

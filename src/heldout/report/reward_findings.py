@@ -1,4 +1,4 @@
-"""Findings that need only the table of rollouts: failures, rewards, turns and the agent's own metrics."""
+"""Findings from the rollout table alone: failures, rewards, turns and the agent's metrics."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,7 +14,7 @@ from heldout.report.finding import Finding, Weight, Wording, counted, finding
 from heldout.report.rollout_rows import BoolArray, FloatArray, RolloutRows
 
 _MANY_FAILURES = 0.05
-"""Share of failed rollouts from which they are worth a warning: beyond it they can move a rate by as much as its interval."""
+"""Warn from this share of failed rollouts on: more can move a rate by as much as its interval."""
 _MANY_FLAT_GROUPS = 0.25
 """Share of groups without a learning signal from which training on such prompts would waste a good part of its rollouts."""
 _CLEAR_CORRELATION = 0.2
@@ -22,12 +22,12 @@ _SURE = 0.99
 """Confidence of the interval that must leave out 0: two correlations are looked at in every run, and one false finding in
 fifty runs is few enough."""
 _LEAST_PROMPTS = 10
-"""Fewer say too little about how prompts differ for an interval to be trusted."""
+"""With fewer prompts, too little is known about how they differ to trust an interval."""
 _LIMIT_PILE = 2.0
 """A limit on turns shows as a pile at the highest number: so many times as many rollouts as at the number below."""
 _MANY_AT_LIMIT = 0.05
 _WORTH_TELLING = 0.02
-"""Share of rollouts from which a pattern is told."""
+"""Report a pattern from this share of rollouts on."""
 
 _FLAGS = {
     "sampling_differs": (
@@ -69,16 +69,16 @@ _COMPLETION_METRICS = (
     "done",
     "is_done",
 )
-"""Names under which agents tell whether a rollout came to its own end; above 0 is yes."""
+"""Names of agent metrics that say whether the agent finished; above 0 means yes."""
 _FAULT_WORDS = ("invalid", "malformed", "parse_error", "parse_failure", "format_error", "format_failure", "bad_format")
-"""In the name of a metric that counts replies the agent could not read; above 0 is a format failure."""
+"""Parts of the names of agent metrics that count unreadable replies; above 0 is a format failure."""
 _FORM_METRICS = ("format", "format_ok", "format_reward", "correct_format", "well_formed", "valid", "is_valid", "parsed")
-"""Names of metrics that say a rollout kept the form; below 1 is a format failure."""
+"""Names of agent metrics that say whether replies had the right format; below 1 is a format failure."""
 _FORMAT_ERRORS = r"JSONDecodeError|ValidationError|\bpars(e|ing)|\bmalformed|\b(bad|wrong|invalid) format"
 
 
 def reward_findings(rows: RolloutRows, errors: Any, parameters: Hyperparameters) -> Iterator[Finding]:
-    """Everything the rollouts' own columns tell. errors: the `error` column, a message or null each."""
+    """Find everything that the rollout columns show. errors: the `error` column, a message or null each."""
     yield from _failures(rows)
     yield from _flagged(rows)
     yield from _greedy(rows, parameters)
@@ -141,7 +141,7 @@ def _no_variance(rows: RolloutRows) -> Iterator[Finding]:
 
 
 def _flat_groups(rows: RolloutRows) -> Iterator[Finding]:
-    """Groups whose rollouts all have one reward teach a group-relative method nothing."""
+    """Find groups with equal rewards: group-relative training learns nothing from them."""
     rewards = rows.rewards_or_zero
     groups = Groups.of(rows.prompt_index)
     sizes = groups.count()

@@ -1,4 +1,4 @@
-"""The columns of `rollouts.parquet` that findings and charts are made from, some 60 bytes a rollout."""
+"""The columns of `rollouts.parquet` that findings and charts use: about 60 bytes per rollout."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +33,12 @@ _COLUMNS = [
 
 @dataclass(frozen=True)
 class RolloutRows:
-    """Finished rollouts; every array has shape (num_rollouts,)."""
+    """Ended rollouts. Every array has shape (num_rollouts,)."""
 
     prompt_index: IntArray
     rollout_index: IntArray
     is_failed: BoolArray
-    """Failed for good: there is no reward."""
+    """Whether the rollout failed for good and has no reward."""
     reward: FloatArray
     """NaN where the rollout failed."""
     is_success: BoolArray
@@ -49,13 +49,13 @@ class RolloutRows:
     """NaN where the policy gave no count."""
     seconds: FloatArray
     metrics: dict[str, FloatArray]
-    """The agent's own metrics; NaN where a rollout gave none."""
+    """The agent's metrics by name; NaN where a rollout has none."""
     table: pa.Table
     """The columns with text: `trajectory_id`, `error_boundary`, `error_kind`, `flags`."""
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """The rollouts in `folder`/rollouts.parquet."""
+        """Read the rollouts from `folder`/rollouts.parquet."""
         path = folder / "rollouts.parquet"
         names = pq.read_schema(path).names
         table: Any = pq.read_table(path, columns=[*_COLUMNS, *(["metrics"] if "metrics" in names else [])])
@@ -83,11 +83,11 @@ class RolloutRows:
 
     @property
     def rewards_or_zero(self) -> FloatArray:
-        """The reward, and 0 for a rollout that failed."""
+        """Return the reward, or 0 for a failed rollout."""
         return np.where(self.is_failed, 0.0, self.reward)
 
     def rollout_table(self, mask: BoolArray | None = None) -> RolloutTable:
-        """What metrics are worked out from, of the rollouts where `mask` holds."""
+        """Return the metrics' input table for the rollouts where `mask` is true."""
         rows: Any = slice(None) if mask is None else mask
         return RolloutTable(
             prompt_index=self.prompt_index[rows],
@@ -98,20 +98,20 @@ class RolloutRows:
         )
 
     def ids(self, mask: BoolArray, most: int) -> tuple[str, ...]:
-        """Trajectory ids of the first rollouts where `mask` holds."""
+        """Return the trajectory ids of the first rollouts where `mask` is true."""
         return self.ids_at(np.flatnonzero(mask)[:most])
 
     def ids_at(self, places: npt.NDArray[Any]) -> tuple[str, ...]:
-        """Trajectory ids of the rollouts in these places, in this order."""
+        """Return the trajectory ids of the rollouts at these positions, in this order."""
         return tuple(str(i) for i in self.table["trajectory_id"].take(pa.array(places, pa.int64())).to_pylist())
 
     def places_of(self, trajectory_ids: list[str]) -> IntArray:
-        """Where these rollouts stand, shape (len(trajectory_ids),); -1 for one that is not among them."""
+        """Return the positions of these rollouts, shape (len(trajectory_ids),); -1 for an unknown one."""
         found: Any = pc.index_in(pa.array(trajectory_ids, pa.string()), value_set=self.table["trajectory_id"])
         return np.asarray(found.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
 
     def has_flag(self, flag: str) -> BoolArray:
-        """Where the rollout carries `flag`."""
+        """Return where rollouts have `flag`."""
         column: Any = self.table["flags"]
         flagged = np.zeros(self.num_rollouts, dtype=np.bool_)
         flags: Any = pc.list_flatten(column)

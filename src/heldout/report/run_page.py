@@ -1,4 +1,4 @@
-"""The page of one run, and what two runs' page shows of each."""
+"""The report page of one run, and the parts that the comparison page shows per run."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ from heldout.report.worth_reading import choose
 
 _LABEL_CHARACTERS = 90
 _SHOWN_DISAGREEMENTS = 3
-"""Of each scorer, among the trajectories worth reading."""
+"""How many disagreements of each scorer are among the trajectories worth reading."""
 _LISTED_DISAGREEMENTS = 10
 _WEIGHT_WORDS = {Weight.DOUBT: "doubt", Weight.PATTERN: "pattern", Weight.NOTE: "note"}
 
@@ -70,7 +70,7 @@ def section(view: PolicyView, disagreements: list[tuple[str, str]]) -> PolicySec
 
 
 def charts(views: Sequence[PolicyView]) -> list[Chart]:
-    """Each chart with all policies in it."""
+    """Draw each chart with all policies."""
 
     def series(values: Sequence[FloatArray]) -> list[Series]:
         return [Series(view.name, view.style, v) for view, v in zip(views, values, strict=True)]
@@ -111,7 +111,7 @@ def partial_notes(views: Sequence[PolicyView]) -> list[str]:
 
 
 def rescored_disagreements(view: PolicyView) -> list[tuple[str, str]]:
-    """The rollouts on which a scorer and the reward disagree most, and why: how reward hacking is seen."""
+    """Choose the rollouts on which a scorer and the reward disagree most: reward hacking shows there."""
     found = [
         (
             one["trajectory_id"],

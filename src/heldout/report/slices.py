@@ -1,4 +1,4 @@
-"""Results by a column of the dataset: how the policy does on each kind of prompt."""
+"""Computes results by a column of the dataset: one slice per kind of prompt."""
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,9 +16,9 @@ from heldout.metrics.summary import summarize
 from heldout.report.rollout_rows import FloatArray, IntArray, RolloutRows
 
 _MOST_VALUES = 20
-"""Slices shown at most; the rarest values beyond them are one slice together."""
+"""The most slices shown. The rarest values share the last one."""
 _MOST_NUMBERS = 8
-"""A column of numbers with more values than this is cut into quarters."""
+"""A numeric column with more values than this is divided into quarters."""
 _QUARTERS = 4
 ABSENT = "(none)"
 OTHERS = "(others)"
@@ -26,7 +26,7 @@ OTHERS = "(others)"
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """The prompts that share a value of the column."""
+    """The prompts that share a value of the column, and their results."""
 
     value: str
     num_prompts: int
@@ -38,11 +38,11 @@ class Slice:
     reward: float | None
     reward_interval: tuple[float, float] | None
     note: str
-    """Why a number or interval is missing."""
+    """The reason why a number or an interval is missing."""
 
 
 def columns_of(prompts: Path) -> list[str]:
-    """Names of the columns beside the prompt, in the order they first appear; `prompts`: the run's prompts.parquet."""
+    """List the dataset's other columns in order of first appearance. prompts: the run's prompts.parquet."""
     names: dict[str, None] = {}
     for text in _column_texts(prompts)[1]:
         names.update(dict.fromkeys(orjson.loads(text)))
@@ -50,9 +50,9 @@ def columns_of(prompts: Path) -> list[str]:
 
 
 def slices(prompts: Path, rows: RolloutRows, column: str, settings: MetricSettings) -> list[Slice]:
-    """Results for each value of `column`, the commonest first; of a number with many values, for each quarter, in order.
+    """Compute results for each value of `column`, the commonest first, or for each quarter of a numeric column, in order.
 
-    Every slice has its own interval; they are not corrected for looking at several. Raises InputError when no prompt has
+    Every slice has its own interval. They are not corrected for multiple comparisons. Raises InputError when no prompt has
     the column, naming the nearest.
     """
     indices, texts = _column_texts(prompts)
@@ -86,13 +86,13 @@ def _slice(label: str, rows: RolloutRows, mask: Any, settings: MetricSettings) -
 
 
 def _column_texts(prompts: Path) -> tuple[IntArray, list[str]]:
-    PromptReader(prompts).close()  # says in one line what is wrong with a file that is missing or damaged
+    PromptReader(prompts).close()  # raises one line about a missing or damaged file
     table = pq.read_table(prompts, columns=["prompt_index", "columns"])
     return table["prompt_index"].to_numpy(), [str(text) for text in table["columns"].to_pylist()]
 
 
 def _labels(values: list[object]) -> tuple[list[str], list[str]]:
-    """Each prompt's slice, and the slices in the order to show them."""
+    """Assign each prompt to a slice, and order the slices for display."""
     given = [value for value in values if value is not None]
     numbers = [value for value in given if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) == len(given) and len(set(numbers)) > _MOST_NUMBERS:

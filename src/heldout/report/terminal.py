@@ -1,4 +1,4 @@
-"""A run's results as a person reads them in a terminal."""
+"""Renders a run's results for a terminal."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,13 +16,13 @@ from heldout.report.slices import Slice
 
 _MARKS = {Weight.DOUBT: ("!", "bold yellow"), Weight.PATTERN: ("-", "bold cyan"), Weight.NOTE: ("-", "cyan")}
 _SHOWN_PATTERNS = 4
-"""Beside what casts doubt on the numbers, which is always shown: a screen should hold table and findings together."""
+"""The most findings shown besides warnings, so that table and findings fit on one screen."""
 
 
 def results(
     summary: Summary, findings: Iterable[Finding], *, title: str, where: Path | str, is_partial: bool
 ) -> RenderableType:
-    """The table, what to know about it, and where the run lies."""
+    """Render the table, its notes and findings, and the run's location."""
     parts: list[RenderableType] = [_table(summary, title, is_partial=is_partial)]
     warnings = _warnings(summary, findings)
     if warnings.row_count:
@@ -32,7 +32,7 @@ def results(
 
 
 def slice_table(found: Iterable[Slice], column: str, confidence: float = 0.95) -> RenderableType:
-    """Results by a column of the dataset; the intervals are each slice's own."""
+    """Render the results by a column of the dataset. Each slice has its own interval."""
     table = Table(title=f"by {visible(column)}", title_justify="left", title_style="bold")
     table.add_column(visible(column), overflow="fold")
     for name in ("prompts", "rollouts", "failed", "success", f"{confidence:.0%} interval", "mean reward"):

@@ -1,7 +1,7 @@
-"""Findings that need what the model said: loops, empty replies, inconsistent turns, wrong answers said with confidence.
+"""Findings from the model's replies: loops, empty replies, inconsistent turns, confident wrong answers.
 
-Only replies are read, not what was sent. Of a large run a sample is read, spread evenly over the whole run, and every
-finding says how large it was.
+Only replies are read, not requests. Of a large run a sample is read, spread evenly over the run, and every finding states the
+sample's size.
 """
 
 import itertools
@@ -23,12 +23,12 @@ from heldout.report.message_text import Reply, form, is_alike, stated_answer
 from heldout.report.rollout_rows import BoolArray, RolloutRows
 
 _SAMPLE_BYTES = 96 * 1024 * 1024
-"""Of the trajectories file, uncompressed: what can be read in a second or two."""
+"""The most uncompressed bytes of the trajectories file to read: a second or two of work."""
 _SAMPLE_TURNS = 40_000
-"""Some thousand rollouts: enough to see a share of 2% to half a percent, and two or three seconds of work."""
+"""The most turns to read. Some thousand rollouts measure a share of 2% to half a percent, in two or three seconds."""
 _COLUMNS = ["prompt_index", "rollout_index", "trajectory_id", "is_final", "turn", "parent", "reply", "status"]
 _LOOP = 3
-"""Alike replies in a row that make a loop: two can be a retry."""
+"""This many alike replies in a row are a loop; two can be a retry."""
 _WORTH_TELLING = 0.02
 _CONFIDENT = re.compile(
     r"\b(the (final |correct |right )?answer is|final answer|i am (certain|confident|sure)|i'm (certain|confident|sure)|"
@@ -43,7 +43,7 @@ _HEDGED = re.compile(
 
 
 class _Seen(NamedTuple):
-    """What one rollout's replies show."""
+    """The patterns in one rollout's replies."""
 
     loops: bool
     has_empty: bool
@@ -116,7 +116,7 @@ _PATTERNS = (
 
 
 def text_findings(folder: Path, rows: RolloutRows) -> Iterator[Finding]:
-    """The patterns in the replies of the run whose `trajectories.parquet` lies in `folder`."""
+    """Find the patterns in the replies of the run whose `trajectories.parquet` is in `folder`."""
     places, seen = _scan(folder / "trajectories.parquet", rows)
     if not seen:
         return
@@ -144,7 +144,7 @@ def _scan(path: Path, rows: RolloutRows) -> tuple[Any, list[_Seen]]:
 
 
 def _sampled(path: Path) -> Iterator[tuple[str, list[Reply]]]:
-    """Each sampled rollout with its replies."""
+    """Yield each sampled rollout with its replies."""
     with pq.ParquetFile(path) as file:
         groups = _spread(file.metadata)
         num_turns = sum(file.metadata.row_group(number).num_rows for number in groups)
@@ -154,7 +154,7 @@ def _sampled(path: Path) -> Iterator[tuple[str, list[Reply]]]:
 
 
 def _spread(metadata: Any) -> list[int]:
-    """Row groups, evenly spread, that together stay within the sample's bytes; always at least one when there is one."""
+    """Choose evenly spread row groups within the sample's bytes; at least one if there is any."""
     total = metadata.num_row_groups
     if total == 0:
         return []
@@ -164,7 +164,7 @@ def _spread(metadata: Any) -> list[int]:
 
 
 def _every(turns: Any, step: int) -> Any:
-    """The turns of every `step`-th deciding attempt. Attempts are whole in a row group, and their turns stand together."""
+    """Yield the turns of every `step`-th deciding attempt. A row group holds whole attempts, turns in sequence."""
     final = turns.filter(turns["is_final"])
     prompt, rollout = final["prompt_index"].to_numpy(), final["rollout_index"].to_numpy()
     is_new = np.ones(len(prompt), dtype=np.bool_)
@@ -197,7 +197,7 @@ def _look_at(replies: list[Reply]) -> _Seen:
 
 
 def _loops(replies: list[Reply]) -> bool:
-    """Whether, along one line of conversation, enough replies in a row are alike."""
+    """Whether enough consecutive replies of one conversation are alike."""
     by_turn = {reply.turn: reply for reply in replies}
     length: dict[int, int] = {}
     for reply in replies:
@@ -210,7 +210,7 @@ def _loops(replies: list[Reply]) -> bool:
 
 
 def _changes_form(replies: list[Reply]) -> bool:
-    """Whether a turn has another form than the turns before and after it, which share theirs."""
+    """Whether a turn differs in form from its neighbours, which share a form."""
     forms = [form(reply) for reply in replies]
     return any(
         before == after != middle for before, middle, after in zip(forms, forms[1:], forms[2:], strict=False) if middle

@@ -1,4 +1,4 @@
-"""One trajectory as a person reads it in a terminal: every turn, what was sent that is new, and what the model said."""
+"""Renders one trajectory for a terminal: for each turn the new messages of the request, and the reply."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ _TITLE_CHARACTERS = 200
 
 
 def trajectory(played: RecordedTrajectory) -> RenderableType:
-    """Everything recorded of one attempt."""
+    """Render everything recorded of one attempt."""
     parts: list[RenderableType] = [_head(played)]
     for turn in played.turns:
         parts += [Rule(Text(_turn_title(turn, played.turns)), align="left", style="dim"), _messages(turn)]
@@ -76,7 +76,7 @@ def _turn_title(turn: RecordedTurn, turns: tuple[RecordedTurn, ...]) -> str:
 
 
 def describe_branch(turn: RecordedTurn, turns: tuple[RecordedTurn, ...]) -> str:
-    """How a turn hangs on the ones before, in words; empty for one that simply goes on from the turn before it."""
+    """Describe which turn a turn continues; empty when it continues the previous one."""
     if turn.parent is None:
         return "a conversation of its own" if turn.index else ""
     by_index = {other.index: other for other in turns}

@@ -1,4 +1,4 @@
-"""A recorded trajectory as the report shows it: every text made visible and cut to a length a page can carry."""
+"""Prepares a recorded trajectory for the report: every text sanitized and cut to fit the page."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from heldout.report.trajectory import describe_branch
 from heldout.runs.recordings import Message, RecordedTrajectory, RecordedTurn
 
 _FIRST_TURNS, _LAST_TURNS = 8, 6
-"""Of a longer trajectory the turns in the middle are left out."""
+"""The most turns shown; of a longer trajectory the middle is left out."""
 _TITLE_CHARACTERS = 110
 _OUTPUT_SHARE = 1 / 2
-"""Of a message's length, what the agent printed may have."""
+"""The share of a message's length that the agent's output may have."""
 
 
 @dataclass(frozen=True, slots=True)
 class ReadableText:
-    """A text, and how many characters of it are left out."""
+    """A text and the number of characters that were cut."""
 
     text: str
     left_out: int = 0
@@ -43,7 +43,7 @@ class ReadableTurn:
     messages: tuple[ReadableMessage, ...]
     error: str | None
     turns_left_out: int
-    """Turns between this one and the next that are not shown."""
+    """Turns left out between this one and the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class ReadableTrajectory:
     trajectory_id: str
     why: str
     prompt: str
-    """The prompt's beginning, on one line."""
+    """The beginning of the prompt, on one line."""
     outcome: str
     tone: str
     """`good`, `bad` or `failed`."""
@@ -64,7 +64,7 @@ class ReadableTrajectory:
 
 
 def readable(played: RecordedTrajectory, why: str, anchor: str, most_characters: int) -> ReadableTrajectory:
-    """`played` for the page; no text longer than `most_characters`."""
+    """Prepare `played` for the page. No text is longer than `most_characters`."""
     tone = "failed" if played.reward is None else "good" if played.is_success else "bad"
     printed = played.output.strip()
     return ReadableTrajectory(
@@ -124,7 +124,7 @@ def _message(message: Message, most: int) -> ReadableMessage:
 
 
 def _indented(arguments: str) -> str:
-    """JSON arguments of more than a line's length set out over several; anything else as it is."""
+    """Indent JSON arguments that are longer than a line. Leave anything else unchanged."""
     if len(arguments) <= _TITLE_CHARACTERS:
         return arguments
     try:

@@ -1,4 +1,4 @@
-"""Which trajectories a person should read first, and why each of them."""
+"""Chooses the trajectories that a person should read first, each with its reasons."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from heldout.report.finding import Finding
 from heldout.report.rollout_rows import RolloutRows
 
 _MOST = 12
-"""Trajectories of a run that the report holds: an hour's reading; the rest are a command away."""
+"""The most trajectories of a run in the report: an hour of reading. `heldout show` prints the others."""
 
 
 class WorthReading(NamedTuple):
-    """A trajectory and the reason to read it."""
+    """A trajectory and the reasons to read it."""
 
     trajectory_id: str
     why: str
@@ -26,7 +26,7 @@ def choose(
     disagreements: Iterable[tuple[str, str]] = (),
     most: int = _MOST,
 ) -> list[WorthReading]:
-    """The trajectories worth reading, each once, with every reason for it. disagreements: ids and why, the largest first."""
+    """Choose the trajectories, each once, with all its reasons. disagreements: ids and reasons, the largest first."""
     reasons: dict[str, list[str]] = {}
     for trajectory_id, why in _reasons(rows, findings, disagreements):
         if trajectory_id in reasons or len(reasons) < most:
@@ -42,7 +42,7 @@ def _reasons(
     if len(scored):
         groups = Groups.of(rows.prompt_index)
         rate = (groups.sum(rows.rewards_or_zero) / groups.count())[groups.of_row]
-        # Of equal rewards, the one that is the greater surprise: a success where few are, a failure where most succeed.
+        # Of equal rewards, prefer the surprise: a success where few succeed, a failure where most do.
         best = scored[np.lexsort((rate[scored], -rows.reward[scored]))[0]]
         worst = scored[np.lexsort((-rate[scored], rows.reward[scored]))[0]]
         if rows.reward[best] > rows.reward[worst]:
@@ -59,7 +59,7 @@ def _reasons(
 
 
 def _widest_group(rows: RolloutRows, groups: Groups) -> Iterator[tuple[str, str]]:
-    """The prompt whose rollouts disagree most: its best and its worst."""
+    """Choose the best and the worst rollout of the prompt with the largest spread."""
     rewards: FloatArray = rows.rewards_or_zero
     counts = groups.count()
     means = groups.sum(rewards) / counts

@@ -374,7 +374,7 @@ def _reported_error(body: object) -> str | None:
 
 
 def _is_accepted(body: object) -> bool:
-    """Whether an answer means "accepted, the reward follows". A Lambda forwarder answers `{}`; a forgotten `return` is not that."""
+    """Whether an answer means that the reward follows later: `{}`, as a Lambda forwarder answers, but no answer is not that."""
     return isinstance(body, Mapping) and (not body or str(body.get("status", "")).lower() in _ACCEPTED)
 
 
