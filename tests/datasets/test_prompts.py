@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from heldout.datasets.files import PromptDataset
+from heldout.datasets.order import CHUNK_BYTES
 from heldout.datasets.prompts import PROMPTS_SCHEMA, PromptReader, PromptSource, copy_prompts
 from heldout.errors import DatasetError, InputError, ReferenceProblem, RunError
 from heldout.job.records import Prompt
@@ -59,8 +60,15 @@ texts = st.text(
 )
 
 
-def copied(tmp_path: Path, dataset: Path | str, limit: int | None = None, seed: int | None = None) -> list[Prompt]:
-    copy_prompts(PromptSource(str(dataset), limit, seed), tmp_path / "prompts.parquet")
+def copied(
+    tmp_path: Path,
+    dataset: Path | str,
+    limit: int | None = None,
+    seed: int | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> list[Prompt]:
+    source = PromptSource(str(dataset), limit, seed)
+    copy_prompts(source, tmp_path / "prompts.parquet", shuffle_chunk_bytes=chunk_bytes)
     reader = PromptReader(tmp_path / "prompts.parquet")
     prompts = list(reader)
     reader.close()
@@ -356,14 +364,11 @@ def test_every_prompt_is_as_likely_as_any_other_to_be_among_a_shuffled_limit(tmp
     assert all(4 <= chosen.count(index) <= 36 for index in range(8))
 
 
-def test_a_shuffle_larger_than_memory_allows_goes_through_the_disk_and_comes_out_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shuffle_larger_than_memory_allows_goes_through_the_disk_and_comes_out_the_same(tmp_path: Path) -> None:
     path = numbered(tmp_path, 5000)
     in_memory = copied(tmp_path, path, seed=3)
-    monkeypatch.setattr("heldout.datasets.order._RUN_BYTES", 40_000)
-    assert copied(tmp_path, path, seed=3) == in_memory
-    assert copied(tmp_path, path, seed=3, limit=700) == in_memory[:700]
+    assert copied(tmp_path, path, seed=3, chunk_bytes=40_000) == in_memory
+    assert copied(tmp_path, path, seed=3, limit=700, chunk_bytes=40_000) == in_memory[:700]
     path.write_bytes(path.read_bytes() + b"nonsense")
     assert "line 5001: not JSON" in refusal(tmp_path, path)
 
@@ -424,6 +429,7 @@ def test_copying_prompts_does_not_import_pandas(tmp_path: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
+from heldout.datasets.order import CHUNK_BYTES
 from heldout.datasets.prompts import PromptReader, PromptSource, copy_prompts
 for seed in (None, 1):
     copy_prompts(PromptSource({str(path)!r}, 2, seed), Path({str(tmp_path / "p.parquet")!r}))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from heldout.errors import DatasetError, InputError
-from heldout.report import text_findings
 from heldout.report.findings import Finding, Weight, find
 from heldout.report.rollout_rows import RolloutRows
 from heldout.report.slices import ABSENT, OTHERS, columns_of, slices
+from heldout.report.text_findings import text_findings
 from heldout.runs.run import Run
 from tests.support.report_runs import Play, call, written_run
 
@@ -97,15 +97,14 @@ def test_what_one_rollout_in_a_hundred_does_is_not_told(tmp_path: Path) -> None:
     assert found(written_run(tmp_path / "run", groups)) == {}
 
 
-def test_of_a_large_run_a_sample_of_the_replies_is_read_and_the_finding_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_a_large_run_a_sample_of_the_replies_is_read_and_the_finding_says_so(tmp_path: Path) -> None:
     looping = Play(0.0, ("look at the map",) * 3)
     run = written_run(tmp_path / "run", [[looping, GOOD, looping, looping]] * 4)
     assert found(run)["looping"].seen.startswith("12 of 16 rollouts ")
     assert "sample" not in found(run)["looping"].seen
-    monkeypatch.setattr(text_findings, "_SAMPLE_TURNS", 22)  # half of the turns: every other rollout
-    sampled = found(run)["looping"]
+    rows = RolloutRows.read(run.folder)
+    half = text_findings(run.folder, rows, sample_turns=22)  # half of the turns: every other rollout
+    (sampled,) = (finding for finding in half if finding.kind == "looping")
     assert sampled.seen.startswith("8 of 8 rollouts ")
     assert sampled.seen.endswith("(in a sample of 8 of 16)")
 

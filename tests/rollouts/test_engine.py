@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -42,7 +43,9 @@ class Agent:
         return await self._play(invocation)
 
 
-async def played(folder: Path, agent: Agent, *, num_prompts: int = 1, max_retries: int = 1) -> list[Attempt]:
+async def played(
+    folder: Path, agent: Agent, *, num_prompts: int = 1, max_retries: int = 1, rules: PlayRules = RULES
+) -> list[Attempt]:
     """All attempts there are once each prompt's one rollout has ended; they are played one after another."""
     index = JournalIndex.of(folder, group_size=1)
     journal = Journal(folder)
@@ -55,7 +58,7 @@ async def played(folder: Path, agent: Agent, *, num_prompts: int = 1, max_retrie
             max_retries=max_retries,
             isolate_attempts=False,
             index=index,
-            player=AttemptPlayer(rules=RULES, runtime=bench.runtime, agent=agent, journal=journal),
+            player=AttemptPlayer(rules=rules, runtime=bench.runtime, agent=agent, journal=journal),
             progress=Progress.of(num_prompts, 1, MetricSettings(pass_k_values=(1,), success_threshold=1.0)),
             switch=StopSwitch(),
         )
@@ -146,17 +149,13 @@ async def test_a_reward_is_on_disk_before_its_report_is_answered(
     assert (statuses, attempt.rewards, attempt.metrics) == ([200], (0.5,), (("moves", 3.0),))
 
 
-async def test_an_agent_that_goes_on_for_ever_after_its_reward_is_left_and_flagged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("heldout.rollouts.attempt._GRACE_SECONDS", 0.01)
-
+async def test_an_agent_that_goes_on_for_ever_after_its_reward_is_left_and_flagged(tmp_path: Path) -> None:
     async def report_and_hang(invocation: Invocation) -> InvocationResult:
         await invocation.until_over(InvocationResult(Outcome.RETURNED, body={"reward": 1.0}))
         await asyncio.Event().wait()
         raise AssertionError
 
-    await played(tmp_path, Agent(report_and_hang))
+    await played(tmp_path, Agent(report_and_hang), rules=replace(RULES, grace_seconds=0.01))
     *_, last = read(tmp_path)
     assert (last.attempt.rewards, last.attempt.flags) == ((1.0,), ("no_model_call", "ran_on_after_end"))
 

@@ -18,7 +18,7 @@ from heldout.datasets.arrow import as_numpy, integers
 
 _BUCKETS = 256
 _BUCKET_BITS = 8
-_RUN_BYTES = 32 * 1024 * 1024
+CHUNK_BYTES = 32 * 1024 * 1024
 _KEY = "shuffle_key"
 
 
@@ -30,8 +30,12 @@ class Shuffle:
     Source of the keys: Philox 4x64 (Salmon et al. 2011), whose stream numpy keeps the same on every machine and version.
     """
 
-    def __init__(self, seed: int, limit: int | None, folder: Path) -> None:
-        """seed: 0 to 2**128 - 1. folder: of the temporary file, which has no name and leaves nothing behind."""
+    def __init__(self, seed: int, limit: int | None, folder: Path, *, chunk_bytes: int = CHUNK_BYTES) -> None:
+        """seed: 0 to 2**128 - 1. folder: of the temporary file, which has no name and leaves nothing behind.
+
+        chunk_bytes: rows are sorted in memory up to this size.
+        """
+        self._chunk_bytes = chunk_bytes
         self._keys = np.random.Philox(key=seed)
         self._limit = limit
         self._folder = folder
@@ -60,7 +64,7 @@ class Shuffle:
         self._counts += np.bincount(buckets, minlength=_BUCKETS)
         self._pending.append(table)
         self._pending_bytes += table.nbytes
-        if self._pending_bytes >= _RUN_BYTES:
+        if self._pending_bytes >= self._chunk_bytes:
             self._spill()
 
     def tables(self) -> Iterator[pa.Table]:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from heldout.datasets.arrow import integers, strings
 from heldout.datasets.files import PromptDataset
-from heldout.datasets.order import Shuffle
+from heldout.datasets.order import CHUNK_BYTES, Shuffle
 from heldout.errors import DatasetError, RunError
 from heldout.job.records import Prompt
 from heldout.storage import open_atomic
@@ -71,16 +71,16 @@ class PromptCount:
     the dataset's format do not count."""
 
 
-def copy_prompts(source: PromptSource, destination: Path) -> PromptCount:
+def copy_prompts(source: PromptSource, destination: Path, *, shuffle_chunk_bytes: int = CHUNK_BYTES) -> PromptCount:
     """Copies a dataset's prompts, each row checked, to the Parquet file `destination` (schema `PROMPTS_SCHEMA`).
 
     The file appears whole or not at all. With a limit and no shuffle, reading stops at the limit. Memory stays bounded:
-    a few row groups and, when shuffling, a run and a 256th of the dataset.
+    a few row groups and, when shuffling, a chunk of `shuffle_chunk_bytes` and a 256th of the dataset.
     Raises DatasetError, naming file and line, when a row cannot be used; ReferenceProblem when the dataset names nothing
     usable (no such bucket, no credentials); StorageError when `destination` cannot be written.
     """
     with open_atomic(destination) as file, _PromptWriter(file) as writer:
-        for table in _selected(source, destination.parent):
+        for table in _selected(source, destination.parent, shuffle_chunk_bytes):
             writer.write(table)
         return writer.finish()
 
@@ -193,12 +193,12 @@ class _PromptWriter:
         return digest[:8].hex()
 
 
-def _selected(source: PromptSource, folder: Path) -> Iterator[pa.Table]:
+def _selected(source: PromptSource, folder: Path, shuffle_chunk_bytes: int) -> Iterator[pa.Table]:
     dataset = PromptDataset(source.dataset, is_prefix=source.is_prefix)
     if source.shuffle_seed is None:
         yield from _tables(islice(dataset, source.limit))
         return
-    with Shuffle(source.shuffle_seed, source.limit, folder) as shuffle:
+    with Shuffle(source.shuffle_seed, source.limit, folder, chunk_bytes=shuffle_chunk_bytes) as shuffle:
         for table in _tables(dataset):
             shuffle.add(table)
         yield from shuffle.tables()

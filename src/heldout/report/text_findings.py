@@ -24,7 +24,7 @@ from heldout.report.rollout_rows import BoolArray, RolloutRows
 
 _SAMPLE_BYTES = 96 * 1024 * 1024
 """The most uncompressed bytes of the trajectories file to read: a second or two of work."""
-_SAMPLE_TURNS = 40_000
+SAMPLE_TURNS = 40_000
 """The most turns to read. Some thousand rollouts measure a share of 2% to half a percent, in two or three seconds."""
 _COLUMNS = ["prompt_index", "rollout_index", "trajectory_id", "is_final", "turn", "parent", "reply", "status"]
 _LOOP = 3
@@ -115,9 +115,12 @@ _PATTERNS = (
 )
 
 
-def text_findings(folder: Path, rows: RolloutRows) -> Iterator[Finding]:
-    """Find the patterns in the replies of the run whose `trajectories.parquet` is in `folder`."""
-    places, seen = _scan(folder / "trajectories.parquet", rows)
+def text_findings(folder: Path, rows: RolloutRows, *, sample_turns: int = SAMPLE_TURNS) -> Iterator[Finding]:
+    """Find the patterns in the replies of the run whose `trajectories.parquet` is in `folder`.
+
+    sample_turns: how many turns to read, about.
+    """
+    places, seen = _scan(folder / "trajectories.parquet", rows, sample_turns)
     if not seen:
         return
     total = len(seen)
@@ -132,10 +135,10 @@ def text_findings(folder: Path, rows: RolloutRows) -> Iterator[Finding]:
             yield finding(pattern.wording, f"{counted(int(mask.sum()), total)} {pattern.what}{sample}", rows, mask)
 
 
-def _scan(path: Path, rows: RolloutRows) -> tuple[Any, list[_Seen]]:
+def _scan(path: Path, rows: RolloutRows, sample_turns: int) -> tuple[Any, list[_Seen]]:
     ids: list[str] = []
     seen: list[_Seen] = []
-    for trajectory_id, replies in _sampled(path):
+    for trajectory_id, replies in _sampled(path, sample_turns):
         ids.append(trajectory_id)
         seen.append(_look_at(replies))
     places = rows.places_of(ids)
@@ -143,12 +146,12 @@ def _scan(path: Path, rows: RolloutRows) -> tuple[Any, list[_Seen]]:
     return places[known], [one for one, is_known in zip(seen, known, strict=True) if is_known]
 
 
-def _sampled(path: Path) -> Iterator[tuple[str, list[Reply]]]:
+def _sampled(path: Path, sample_turns: int) -> Iterator[tuple[str, list[Reply]]]:
     """Yield each sampled rollout with its replies."""
     with pq.ParquetFile(path) as file:
         groups = _spread(file.metadata)
         num_turns = sum(file.metadata.row_group(number).num_rows for number in groups)
-        every = max(1, math.ceil(num_turns / _SAMPLE_TURNS))
+        every = max(1, math.ceil(num_turns / sample_turns))
         for number in groups:
             yield from _rollouts(_every(file.read_row_group(number, columns=_COLUMNS), every))
 

@@ -22,8 +22,6 @@ from heldout.runtime import JobRuntime, Report, ReportKind, ReportRefused, Traje
 from heldout.runtime.reports import finite_number
 from heldout.runtime.trajectories import CLOSED, HUNG_UP
 
-_GRACE_SECONDS = 30.0
-"""How long an agent may still run after the attempt was decided, so that its output and return value are kept."""
 _NO_REWARD_SECONDS = 2.0
 """How long to wait for a reward after an answer without one, when the agent reports that it is idle."""
 _POLL_SECONDS = 0.5
@@ -49,6 +47,8 @@ class PlayRules:
     max_tokens: int
     timeout_seconds: float
     seed: int
+    grace_seconds: float = 30.0
+    """How long an agent may still run after the attempt was decided, so that its output and return value are kept."""
     passes_columns: bool = False
     """Whether the agent gets the other columns of its dataset row, as `metadata.columns`. The hosted service sends none."""
 
@@ -189,7 +189,7 @@ class _Play:
         try:
             await asyncio.wait({task, decided}, return_when=asyncio.FIRST_COMPLETED)
             if not task.done():
-                await asyncio.wait({task}, timeout=_GRACE_SECONDS)
+                await asyncio.wait({task}, timeout=self._rules.grace_seconds)
             if task.done():
                 return task.result()
             self._flags.add("ran_on_after_end")
