@@ -17,10 +17,10 @@ from heldout.agents.base import InvocationResult, Outcome
 from heldout.agents.entry_point import EntryPointAgent
 from heldout.agents.entry_point_lookup import parse_entry_point
 from heldout.agents.worker.functions import FunctionHost
-from heldout.agents.worker.http import serve
 from heldout.agents.worker.loading import load
 from heldout.agents.worker.service import Service
 from heldout.errors import ReferenceProblem
+from heldout.http.server import Server
 from tests.support.agents_support import AGENTS, attempt, hosted, is_alive, until
 
 
@@ -442,13 +442,14 @@ async def test_a_file_named_like_a_module_of_python_can_be_an_agent(tmp_path: Pa
 
 async def test_only_the_engine_may_talk_to_a_worker() -> None:
     agent = load(parse_entry_point("troublesome.py:play_sync"), AGENTS)
-    server = await serve(Service(FunctionHost(agent), "the key").handle)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with server, aiohttp.ClientSession() as session:
+    server = Server(Service(FunctionHost(agent), "the key").handle, idle_seconds=60)
+    url = f"http://127.0.0.1:{await server.start('127.0.0.1', 0)}"
+    async with aiohttp.ClientSession() as session:
         async with session.post(f"{url}/invocations", data=attempt("hello").payload) as response:
             assert response.status == 403
         async with session.get(f"{url}/ping", headers={"Heldout-Worker-Key": "the key"}) as response:
             assert (await response.json())["status"] == "Healthy"
+    await server.stop(1.0)
 
 
 def test_a_worker_imports_nothing_heavy() -> None:

@@ -82,7 +82,7 @@ class Connection(asyncio.Protocol):
         return Stream(self, is_chunked=is_chunked, is_silent=request.method == "HEAD")
 
     async def send(self, data: bytes) -> None:
-        """Sends bytes; wait while the client does not accept them. Raises ConnectionError if the client has gone."""
+        """Sends bytes; waits while the client does not accept them. Raises ConnectionError if the client has gone."""
         if self._transport is None or self._transport.is_closing():
             raise ConnectionResetError("the client has gone")
         self._transport.write(data)

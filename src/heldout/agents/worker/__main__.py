@@ -24,16 +24,19 @@ from heldout.agents.worker.applications import ApplicationHost
 from heldout.agents.worker.forking import ForkServer, die_with_parent, may_fork
 from heldout.agents.worker.functions import FunctionHost
 from heldout.agents.worker.generators import Generators
-from heldout.agents.worker.http import serve
 from heldout.agents.worker.loading import LoadedAgent, LoadProblem, load, set_path
 from heldout.agents.worker.output import route_output
 from heldout.agents.worker.preloading import Preloading, variables_read
 from heldout.agents.worker.service import Service
 from heldout.agents.worker.threads import MAX_THREADS
 from heldout.agents.worker_protocol import write_word
+from heldout.http.server import Server
 
 _NESTING = {"nest_asyncio", "nest_asyncio2"}
 """Libraries by which agents run a loop inside a running one; they can change none but Python's own."""
+
+_IDLE_SECONDS = 86400.0
+"""The engine keeps its connections for a minute and closes them itself."""
 
 
 def main() -> None:
@@ -90,10 +93,10 @@ async def _serve(agent: LoadedAgent, key: str, frames_fd: int) -> None:
         return
     stopped = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
-    server = await serve(Service(host, key).handle)
-    write_word(frames_fd, {"port": server.sockets[0].getsockname()[1]})
+    server = Server(Service(host, key).handle, idle_seconds=_IDLE_SECONDS)
+    write_word(frames_fd, {"port": await server.start("127.0.0.1", 0)})
     await stopped.wait()
-    server.close()
+    server.close_listener()
     await host.stop()
 
 

@@ -8,15 +8,16 @@ import contextlib
 import sys
 import threading
 from asyncio.base_events import BaseEventLoop
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from concurrent.futures import Future
-from types import FrameType
+from types import FrameType, MappingProxyType
 from typing import Any
 from urllib.parse import unquote
 
-from heldout.agents.worker.http import Reply, Request
 from heldout.agents.worker.loading import LoadProblem
+from heldout.agents.worker.reply import Reply
 from heldout.agents.worker.threads import MAX_THREADS
+from heldout.http.exchange import Request
 
 _Message = MutableMapping[str, Any]
 _Application = Callable[
@@ -59,22 +60,27 @@ class ApplicationHost:
         async def send(message: _Message) -> None:
             answer.append(message.get("body", b""))
 
-        request = Request("GET", "/ping", [], b"")
-        await self._application(_scope(request), _receiver(request), send)
+        await self._application(_scope("GET", "/ping"), _receiver(b""), send)
         return b"".join(answer)
 
-    async def play(self, session: str, request: Request, reply: Reply, running: list[Future[object]]) -> None:  # noqa: ARG002
+    async def play(
+        self,
+        session: str,  # noqa: ARG002
+        request: Request,
+        body: bytes,
+        reply: Reply,
+        running: list[Future[object]],  # noqa: ARG002
+    ) -> None:
         """Plays one attempt and answers. Threads are the application's own: cancelling waits for them."""
 
         async def send(message: _Message) -> None:
             if message["type"] == "http.response.start":
-                reply.start(
-                    message["status"], [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
-                )
+                await reply.start(message["status"], _without_framing(message.get("headers", ())))
             elif message["type"] == "http.response.body":
                 await reply.send(bytes(message.get("body", b"")))
 
-        await self._application(_scope(request), _receiver(request), send)
+        scope = _scope(request.method, request.path, request.query, request.headers)
+        await self._application(scope, _receiver(body), send)
 
     async def _run_lifespan(self, started: asyncio.Future[str]) -> None:
         async def send(message: _Message) -> None:
@@ -127,27 +133,35 @@ def _other_loops() -> list[BaseEventLoop]:
     return found
 
 
-def _scope(request: Request) -> _Message:
-    path, _, query = request.target.partition("?")
+def _without_framing(headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """An application's headers as text, without those by which its server would frame the body: the worker's does."""
+    framing = ("content-length", "transfer-encoding", "connection")
+    decoded = ((bytes(name).decode("latin-1"), bytes(value).decode("latin-1")) for name, value in headers)
+    return {name: value for name, value in decoded if name.lower() not in framing}
+
+
+def _scope(method: str, path: str, query: str = "", headers: Mapping[str, str] = MappingProxyType({})) -> _Message:
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": "1.1",
-        "method": request.method,
+        "method": method,
         "scheme": "http",
         "path": unquote(path),
-        "raw_path": path.encode("latin-1"),
-        "query_string": query.encode("latin-1"),
+        "raw_path": path.encode("utf-8", "surrogateescape"),
+        "query_string": query.encode("utf-8", "surrogateescape"),
         "root_path": "",
-        "headers": request.headers,
+        "headers": [
+            (name.encode("latin-1"), value.encode("utf-8", "surrogateescape")) for name, value in headers.items()
+        ],
         "client": ("127.0.0.1", 0),
         "server": ("127.0.0.1", 8080),
         "state": {},
     }
 
 
-def _receiver(request: Request) -> Callable[[], Awaitable[_Message]]:
-    messages: list[_Message] = [{"type": "http.request", "body": request.body, "more_body": False}]
+def _receiver(body: bytes) -> Callable[[], Awaitable[_Message]]:
+    messages: list[_Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> _Message:
         if messages:

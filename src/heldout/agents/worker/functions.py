@@ -12,11 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NoReturn
 
-from heldout.agents.worker.http import Reply, Request
 from heldout.agents.worker.loading import LoadedAgent, LoadProblem, describe, print_error
+from heldout.agents.worker.reply import Reply
 from heldout.agents.worker.threads import MAX_THREADS
+from heldout.http.exchange import Request
 
-_CUSTOM_HEADERS = b"x-amzn-bedrock-agentcore-runtime-custom-"
+_CUSTOM_HEADERS = "x-amzn-bedrock-agentcore-runtime-custom-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +65,19 @@ class FunctionHost:
         """Whether a BedrockAgentCoreApp in the agent's module says that a task of its own still runs."""
         return any(str(getattr(app.get_current_ping_status(), "value", "")) == "HealthyBusy" for app in self._apps)
 
-    async def play(self, session: str, request: Request, reply: Reply, running: list[Future[object]]) -> None:
+    async def play(
+        self, session: str, request: Request, body: bytes, reply: Reply, running: list[Future[object]]
+    ) -> None:
         """Plays one attempt and answers. `running` gets the threads that the attempt takes, which cancelling cannot end."""
         try:
-            payload = json.loads(request.body)
+            payload = json.loads(body)
             result = await self._call(session, payload, request, running)
             if inspect.isasyncgen(result):
                 await _stream(result, reply)
             elif inspect.isgenerator(result):
                 await _stream(self._in_threads(result, running), reply)
             else:
-                await reply.whole(200, "application/json", _encode(result))
+                reply.whole(200, "application/json", _encode(result))
         except BaseException as error:  # the user's code may raise anything; it is the answer
             if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
                 raise  # ours: the attempt was cancelled
@@ -108,7 +111,7 @@ class FunctionHost:
         if reply.is_started:
             await reply.send(b"data: " + body + b"\n\n")
         else:
-            await reply.whole(500, "application/json", body)
+            reply.whole(500, "application/json", body)
 
 
 def error_body(kind: str, text: str) -> bytes:
@@ -146,10 +149,10 @@ async def _stream(values: AsyncIterator[object], reply: Reply) -> None:
     async for value in values:
         event = b"data: " + _encode(value) + b"\n\n"
         if not reply.is_started:
-            reply.start(200, [(b"content-type", b"text/event-stream")])
+            await reply.start(200, {"Content-Type": "text/event-stream"})
         await reply.send(event)
     if not reply.is_started:
-        await reply.whole(200, "text/event-stream", b"")
+        reply.whole(200, "text/event-stream", b"")
 
 
 def _encode(value: object) -> bytes:
@@ -191,5 +194,5 @@ def _takes_context(target: Callable[..., object]) -> bool:
 
 def _custom_headers(request: Request) -> dict[str, str] | None:
     """The headers that AgentCore forwards to agents: those of its custom prefix."""
-    headers = {name.decode(): value.decode() for name, value in request.headers if name.startswith(_CUSTOM_HEADERS)}
+    headers = {name: value for name, value in request.headers.items() if name.startswith(_CUSTOM_HEADERS)}
     return headers or None

@@ -11,9 +11,18 @@ from dataclasses import dataclass, field
 
 from heldout.agents.worker.applications import ApplicationHost, blocked_loops
 from heldout.agents.worker.functions import FunctionHost, error_body
-from heldout.agents.worker.http import Reply, Request
 from heldout.agents.worker.output import current_session
+from heldout.agents.worker.reply import Reply
 from heldout.agents.worker_protocol import CANCEL_SECONDS, KEY_HEADER, LOOP_ANSWER_SECONDS, SESSION_HEADER
+from heldout.http.exchange import Answer, Request
+
+_BODY_BYTES = 2**31
+"""No limit in practice: the engine is the only client, and limits payloads itself."""
+_BODY_SECONDS = 3600.0
+"""No limit in practice: a loop that an agent blocks reads late."""
+_KEY = KEY_HEADER.lower()
+_JSON = {"Content-Type": "application/json"}
+_TEXT = {"Content-Type": "text/plain"}
 
 
 @dataclass(slots=True)
@@ -31,59 +40,60 @@ class Service:
         self._playing: dict[str, _Playing] = {}
         self._starting = asyncio.Lock()
 
-    async def handle(self, request: Request, reply: Reply) -> None:
+    async def handle(self, request: Request) -> Answer | None:
         """Answers one request."""
-        key = KEY_HEADER.lower().encode()
-        if not hmac.compare_digest(request.header(key).encode(), self._key):
-            await reply.whole(403, "text/plain", b"only the engine that started this worker may talk to it")
-            return
-        request = Request(
-            request.method, request.target, [item for item in request.headers if item[0] != key], request.body
-        )
-        match request.method, request.target:
+        key = request.headers.get(_KEY, "")
+        if not hmac.compare_digest(key.encode("utf-8", "surrogateescape"), self._key):
+            return Answer(403, _TEXT, b"only the engine that started this worker may talk to it")
+        request.headers = {name: value for name, value in request.headers.items() if name != _KEY}
+        match request.method, request.path:
             case "POST", "/invocations":
-                await self._play(request, reply)
+                return await self._play(request)
             case "GET", "/ping":
-                await reply.whole(200, "application/json", await self._ping())
+                return Answer(200, _JSON, await self._ping())
             case "POST", "/cancel":
-                state = await self._cancel(_session(request))
-                await reply.whole(200, "application/json", json.dumps({"state": state}).encode())
+                return Answer(200, _JSON, json.dumps({"state": await self._cancel(_session(request))}).encode())
             case _:
-                await reply.whole(404, "text/plain", b"not found")
+                return Answer(404, _TEXT, b"not found")
 
-    async def _play(self, request: Request, reply: Reply) -> None:
-        session = _session(request)
+    async def _play(self, request: Request) -> Answer | None:
+        session, reply = _session(request), Reply(request)
+        body = await request.read(limit=_BODY_BYTES, seconds=_BODY_SECONDS)
         context = contextvars.copy_context()
         context.run(current_session.set, session.encode())
         threads: list[Future[object]] = []
-        play = self._play_in_context(session, request, reply, threads)
+        play = self._play_in_context(session, request, body, reply, threads)
         task = asyncio.create_task(play, context=context)
-        self._playing[session] = _Playing(task, threads)
-        try:
-            await asyncio.wait({task})
-        finally:
-            if not any(_is_running(thread) for thread in threads):
-                self._playing.pop(session, None)
-        if not task.cancelled() and (failure := task.exception()) is not None:
-            raise failure  # the connection to the engine is gone
+        self._playing[session] = playing = _Playing(task, threads)
+        task.add_done_callback(lambda _: self._leave(session, playing))
+        # The server cancels this wait when the engine disconnects. The attempt itself ends by `POST /cancel`.
+        await asyncio.wait({task})
         if not reply.is_started:
-            await reply.whole(500, "application/json", error_body("CancelledError", "the agent gave no answer"))
+            reply.whole(500, "application/json", error_body("CancelledError", "the agent gave no answer"))
+        return await reply.finish()
+
+    def _leave(self, session: str, playing: _Playing) -> None:
+        """Forgets an attempt whose task has ended, unless one of its threads still runs."""
+        if not playing.task.cancelled():
+            playing.task.exception()  # the engine disconnected during the answer: no error of the agent's
+        if not any(_is_running(thread) for thread in playing.threads):
+            self._playing.pop(session, None)
 
     async def _play_in_context(
-        self, session: str, request: Request, reply: Reply, threads: list[Future[object]]
+        self, session: str, request: Request, body: bytes, reply: Reply, threads: list[Future[object]]
     ) -> None:
         try:
             async with self._starting:
                 # One a round of the loop: of many that come at once, the first is at its model call while others begin.
                 await asyncio.sleep(0)
-            await self._host.play(session, request, reply, threads)
+            await self._host.play(session, request, body, reply, threads)
         except Exception as error:  # noqa: BLE001  # an ASGI application may raise anything; a server answers 500 then
             traceback.print_exc()
-            body = error_body(type(error).__name__, str(error))
+            problem = error_body(type(error).__name__, str(error))
             if reply.is_started:
-                await reply.send(b"\n\ndata: " + body + b"\n\n")
+                await reply.send(b"\n\ndata: " + problem + b"\n\n")
             else:
-                await reply.whole(500, "application/json", body)
+                reply.whole(500, "application/json", problem)
 
     async def _cancel(self, session: str) -> str:
         """Cancels an attempt: `ended`, `stuck` (it still runs), or `blocked` (a loop that others share does not answer)."""
@@ -112,7 +122,7 @@ class Service:
 
 
 def _session(request: Request) -> str:
-    return request.header(SESSION_HEADER.lower().encode())
+    return request.headers.get(SESSION_HEADER.lower(), "")
 
 
 def _is_running(thread: Future[object]) -> bool:
