@@ -7,9 +7,8 @@ import numpy as np
 
 from benchmarks.calibration.coverage import NORMAL
 from benchmarks.calibration.simulation import Cell, rates_at
-from heldout.metrics.detection import least_moved
 from heldout.metrics.planning import plan, spread_from_rates
-from heldout.metrics.subset_means import SubsetMeans, subset_means
+from heldout.metrics.subset_means import SubsetMeans, least_moved, subset_means
 from heldout.metrics.table import FloatArray
 
 LEVEL = 0.05

@@ -319,7 +319,10 @@ def test_a_ranking_by_a_metric_that_one_of_the_runs_cannot_give_is_refused() -> 
         side("y", {"a": [1.0, 1.0], "b": [1.0, 0.0]}),
         side("z", {"a": [0.0], "b": [1.0]}),
     ]
-    with pytest.raises(MetricError, match="'eval/reward/pass_at_2' is not one that all runs give; they all give eval/"):
+    with pytest.raises(
+        MetricError,
+        match=r"'eval/reward/pass_at_2' is not one that all runs give\. Did you mean 'eval/reward/pass_at_1'",
+    ):
         rank(runs, SETTINGS, metric="eval/reward/pass_at_2")
 
 

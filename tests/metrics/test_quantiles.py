@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from heldout.errors import MetricError
-from heldout.metrics.quantiles import quantile
+from heldout.metrics.intervals import quantile
 
 
 def test_the_median_of_a_few_rows_by_hand() -> None:

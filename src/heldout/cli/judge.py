@@ -10,7 +10,7 @@ from rich.progress import Progress as ProgressBars
 
 from heldout.cli.output import EXIT_FAILED, JsonOption, RunArgument, located, print_json, print_shown
 from heldout.errors import InputError
-from heldout.metrics.comparison import SUCCESS_RATE
+from heldout.metrics.catalog import SUCCESS_RATE
 from heldout.metrics.gates import GateResult, check_no_regression, check_requirement, parse_requirement
 from heldout.metrics.pairing import Side, pair_sides
 from heldout.metrics.planning import (

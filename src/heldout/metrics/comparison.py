@@ -1,24 +1,20 @@
-"""Is the fine-tuned policy better than its base? Paired by prompt, with a verdict that says no more than its interval."""
+"""Comparison of two runs: paired by prompt, metric by metric, with a verdict that claims no more than its interval."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from heldout.errors import MetricError
-from heldout.metrics.pairing import Pairs, SharedPrompts, Side, pair_sides
-from heldout.metrics.pass_k import pass_at_k_by_prompt, pass_power_k_by_prompt
-from heldout.metrics.sample import OVERFLOW, linearized
+from heldout.metrics.catalog import MEAN_REWARD, SUCCESS_RATE, metrics_of
+from heldout.metrics.metric import MetricTables
+from heldout.metrics.pairing import Pairs, Side, pair_sides
+from heldout.metrics.sample import OVERFLOW
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.subset_means import SubsetMeans, subset_means
-from heldout.metrics.table import FloatArray, Groups
-from heldout.metrics.verdicts import Equivalence, MetricColumns, MetricComparison, judge
+from heldout.metrics.verdicts import Equivalence, MetricColumns, MetricComparison, judge, paired_columns
 
 __all__ = ["Comparison", "Equivalence", "MetricComparison", "PromptMove", "Side", "compare", "holm"]
-
-SUCCESS_RATE = "eval/reward/pass_at_1"
-MEAN_REWARD = "eval/reward/mean"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,16 +136,15 @@ def _by_prompts(all_columns: list[MetricColumns]) -> list[list[MetricColumns]]:
 
 
 def _all_columns(pairs: Pairs, settings: MetricSettings) -> list[MetricColumns]:
-    """The metrics both runs have, the success rate first. pass^1 is pass@1 and not listed twice."""
-    columns = [column for k in sorted({1, *settings.pass_k_values}) for column in _pass_columns(pairs, k)]
-    columns.append(_ratio_columns(MEAN_REWARD, _rewards(pairs.base), _rewards(pairs.fine_tuned), more_is_better=True))
-    columns.append(
-        _ratio_columns("eval/turns/mean", _turns(pairs.base), _turns(pairs.fine_tuned), more_is_better=False)
+    """The metrics that are compared and that both runs have, the success rate first."""
+    settings = replace(settings, pass_k_values=tuple(sorted({1, *settings.pass_k_values})))
+    base, tuned = (
+        MetricTables(side.rollouts, None, settings, side.agent_metrics) for side in (pairs.base, pairs.fine_tuned)
     )
-    for name in sorted(pairs.base.agent_metrics.keys() & pairs.fine_tuned.agent_metrics.keys()):
-        sides = (_agent_metric(pairs.base, name), _agent_metric(pairs.fine_tuned, name))
-        columns.append(_ratio_columns(f"agent/{name}", *sides, more_is_better=False))
-    return [column for column in columns if len(column.base)]
+    of_tuned = {metric.name for metric in metrics_of(tuned)}
+    compared = [metric for metric in metrics_of(base) if metric.is_compared and metric.name in of_tuned]
+    found = (paired_columns(metric, metric.compute(base), metric.compute(tuned)) for metric in compared)
+    return [columns for columns in found if columns is not None and len(columns.base)]
 
 
 def _parted(columns: list[MetricColumns]) -> tuple[list[MetricColumns], list[str]]:
@@ -157,50 +152,6 @@ def _parted(columns: list[MetricColumns]) -> tuple[list[MetricColumns], list[str
     is_held = [bool(np.isfinite(np.square(column.differences).sum())) for column in columns]
     overflowing = [column.name for column, held in zip(columns, is_held, strict=True) if not held]
     return [column for column, held in zip(columns, is_held, strict=True) if held], overflowing
-
-
-def _pass_columns(pairs: Pairs, k: int) -> list[MetricColumns]:
-    """pass@k and, above k = 1, pass^k, on the prompts with k rollouts on both sides."""
-    base, tuned = pairs.base.sample, pairs.fine_tuned.sample
-    enough = (base.sizes >= k) & (tuned.sizes >= k)
-    columns = []
-    for name, by_prompt in (("pass_at", pass_at_k_by_prompt), ("pass_power", pass_power_k_by_prompt))[
-        : 2 if k > 1 else 1
-    ]:
-        before, after = (by_prompt(sample.successes[enough], sample.sizes[enough], k) for sample in (base, tuned))
-        columns.append(MetricColumns(f"eval/reward/{name}_{k}", before, after, is_rate=True, more_is_better=True))
-    return columns
-
-
-class _PromptSums(NamedTuple):
-    """A mean over rollouts in the making: sums and counts by prompt, shape (num_prompts,) each."""
-
-    sums: FloatArray
-    counts: FloatArray
-
-
-def _rewards(side: SharedPrompts) -> _PromptSums:
-    return _PromptSums(side.sample.groups.sum(side.sample.rewards), side.sample.sizes.astype(np.float64))
-
-
-def _turns(side: SharedPrompts) -> _PromptSums:
-    groups = Groups.of(side.rollouts.prompt_index)
-    return _PromptSums(groups.sum(side.rollouts.turns.astype(np.float64)), groups.count().astype(np.float64))
-
-
-def _agent_metric(side: SharedPrompts, name: str) -> _PromptSums:
-    groups, values = Groups.of(side.rollouts.prompt_index), side.agent_metrics[name]
-    known = np.isfinite(values)
-    return _PromptSums(groups.sum(np.where(known, values, 0.0)), groups.count(known).astype(np.float64))
-
-
-def _ratio_columns(name: str, base: _PromptSums, fine_tuned: _PromptSums, *, more_is_better: bool) -> MetricColumns:
-    """A mean over rollouts, on the prompts that have some on both sides."""
-    known = (base.counts > 0) & (fine_tuned.counts > 0)
-    if not known.any():
-        return MetricColumns(name, np.empty(0), np.empty(0), is_rate=False, more_is_better=more_is_better)
-    before, after = (linearized(side.sums[known], side.counts[known]) for side in (base, fine_tuned))
-    return MetricColumns(name, before, after, is_rate=False, more_is_better=more_is_better)
 
 
 def _moves(pairs: Pairs) -> tuple[PromptMove, ...]:

@@ -1,12 +1,14 @@
-"""Gates: conditions on a run's numbers, for pipelines that must stop when one does not hold."""
+"""Gates: conditions on a run's numbers. A pipeline stops when one does not hold."""
 
 import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from heldout.errors import MetricError, did_you_mean, shown
+from heldout.errors import MetricError, shown
+from heldout.metrics.catalog import find, resolve
 from heldout.metrics.comparison import Comparison
+from heldout.metrics.metric import Direction
 from heldout.metrics.summary import Summary
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
@@ -16,11 +18,9 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
 }
 _EXPRESSION = re.compile(
-    r"\s*(?:(?P<end>lower|upper)\s*\(\s*(?P<inner>[\w/.\-]+)\s*\)|(?P<name>[\w/.\-]+))"
+    r"\s*(?:(?P<end>lower|upper)\s*\((?P<inner>\s*[^<>=\s][^<>=]*)\)|(?!\s*(?:lower|upper)\s*\()(?P<name>[^<>=\s][^<>=]*?))"
     r"\s*(?P<operator>>=|<=|>|<)\s*(?P<value>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
 )
-_PREFIXES = ("", "eval/reward/", "eval/turns/", "eval/tokens/", "eval/logprob/", "eval/", "agent/", "timing_s/")
-"""Where a short name is looked for, in this order: `pass_at_1`, `turns/mean`, `completed`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,10 @@ class GateResult:
 
 
 def parse_requirement(text: str) -> Requirement:
-    """Reads `METRIC >= NUMBER`, `lower(METRIC) >= NUMBER` or `upper(METRIC) <= NUMBER` (operators >=, <=, >, <).
+    """Parse `METRIC >= NUMBER`, `lower(METRIC) >= NUMBER` or `upper(METRIC) <= NUMBER` (operators >=, <=, >, <).
 
-    Raises MetricError, an InputError, when the text is not of this form.
+    METRIC is a name that `heldout.metrics.catalog.resolve` understands: `pass_at_1`, `pass@1`, `mean reward`, `agent: cost`.
+    Raises MetricError when the text is not of this form.
     """
     match = _EXPRESSION.fullmatch(text)
     if match is None:
@@ -58,7 +59,7 @@ def parse_requirement(text: str) -> Requirement:
         )
     return Requirement(
         text=text.strip(),
-        metric=match["inner"] or match["name"],
+        metric=(match["inner"] or match["name"]).strip(),
         end=match["end"],
         operator=match["operator"],
         value=float(match["value"]),
@@ -66,11 +67,12 @@ def parse_requirement(text: str) -> Requirement:
 
 
 def check_requirement(requirement: Requirement, summary: Summary) -> GateResult:
-    """Holds the condition against a run. A number that the run cannot give does not pass; the reason says why it cannot.
+    """Check one condition on a run. A number that the run cannot give does not pass; the reason says why it cannot.
 
-    Raises MetricError when the metric's name is not one of the run's.
+    Raises MetricError when the metric's name is none of the run's (with the nearest), or means two of them.
     """
-    name = _full_name(requirement.metric, summary)
+    known = summary.metrics.keys() | summary.notes.keys()
+    name = resolve(requirement.metric, known, problem="is not one of this run's")
     if name not in summary.metrics:
         return GateResult(requirement.text, False, f"{name} is not known: {summary.notes[name]}")
     if requirement.end is None:
@@ -89,44 +91,27 @@ def check_requirement(requirement: Requirement, summary: Summary) -> GateResult:
 
 
 def check_no_regression(comparison: Comparison, margin: float, metric: str | None = None) -> GateResult:
-    """Passes when the run is shown not to be worse than the reference by more than `margin`: the whole interval of the
-    difference lies above -margin. Too few prompts to show it do not pass.
+    """Check that a run is not worse than its reference by more than `margin`: the whole interval of the difference must say so.
 
-    comparison: reference as base, the run as fine-tuned. metric: the comparison's primary one when None. margin >= 0.
+    A loss is a lower value, and a higher one for metrics of which lower is better. Too few prompts to show it do not pass.
+    comparison: reference as base, the run as fine-tuned. metric: any name of the metric; None for the comparison's primary one.
+    margin: at least 0, in the metric's unit.
     Raises MetricError for a margin below 0 or a metric that was not compared.
     """
     if not margin >= 0:
         raise MetricError(f"margin is {margin!r}; it must be at least 0: the largest loss that does not matter")
-    name = comparison.primary if metric is None else _compared_name(metric, comparison)
+    name = comparison.primary if metric is None else resolve(metric, comparison.metrics, problem="was not compared")
     found = comparison.metrics[name]
     text = f"no regression of {name} beyond {margin:g}"
     if found.interval is None:
         return GateResult(text, False, f"{name} cannot be judged: {found.verdict}")
     low, high = found.interval
+    described = find(name)
+    is_lower_better = described is not None and described.direction is Direction.LOWER
+    least_loss, most_loss = (low, high) if is_lower_better else (-high, -low)
     numbers = f"difference {found.difference:+.4g} [{low:.4g}, {high:.4g}] on {found.num_prompts} prompts"
-    if low >= -margin:
+    if most_loss <= margin:
         return GateResult(text, True, f"{name}: {numbers}, so a loss of more than {margin:g} is ruled out")
-    if high < -margin:
+    if least_loss > margin:
         return GateResult(text, False, f"{name}: {numbers}, a loss of more than {margin:g}")
     return GateResult(text, False, f"{name}: {numbers}, so a loss of more than {margin:g} cannot be ruled out")
-
-
-def _full_name(metric: str, summary: Summary) -> str:
-    known = summary.metrics.keys() | summary.notes.keys()
-    for prefix in _PREFIXES:
-        if prefix + metric in known:
-            return prefix + metric
-    raise MetricError(f"metric {shown(metric)} is not one of this run's.{_nearest(metric, known)}")
-
-
-def _compared_name(metric: str, comparison: Comparison) -> str:
-    for prefix in _PREFIXES:
-        if prefix + metric in comparison.metrics:
-            return prefix + metric
-    raise MetricError(f"metric {shown(metric)} was not compared.{_nearest(metric, comparison.metrics.keys())}")
-
-
-def _nearest(metric: str, known: Iterable[str]) -> str:
-    names = sorted(known)
-    short = [name.removeprefix(prefix) for prefix in _PREFIXES for name in names if name.startswith(prefix)]
-    return did_you_mean(metric, short) or f" It has {', '.join(names)}"

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from heldout.errors import MetricError
-from heldout.metrics.detection import least_prompts
 from heldout.metrics.sample import Sample
+from heldout.metrics.subset_means import least_prompts
 from heldout.metrics.table import FloatArray
 
 GROUP_SIZES = (1, 2, 4, 8, 16, 32, 64)

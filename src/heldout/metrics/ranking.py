@@ -1,4 +1,4 @@
-"""More than two runs in order, with ties shown as ties."""
+"""Ranking of two or more runs, with ties shown as ties."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,9 @@ from itertools import combinations
 import numpy as np
 
 from heldout.errors import MetricError
+from heldout.metrics.catalog import SUCCESS_RATE, find, resolve
 from heldout.metrics.comparison import compare, holm
+from heldout.metrics.metric import Direction
 from heldout.metrics.pairing import Side, only_keys
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.table import BoolArray
@@ -37,12 +39,13 @@ class Ranking:
     """Prompts that all runs share."""
 
 
-def rank(sides: Sequence[Side], settings: MetricSettings, *, metric: str = "eval/reward/pass_at_1") -> Ranking:
-    """Compares every pair of runs on the prompts all share; p-values are corrected together by Holm's method.
+def rank(sides: Sequence[Side], settings: MetricSettings, *, metric: str = SUCCESS_RATE) -> Ranking:
+    """Compare every pair of runs on the prompts that all share; p-values are corrected together by Holm's method.
 
-    A run is better than another only if the corrected p-value says so, so "tied" need not carry over: a may tie with b and b
-    with c while a is better than c. Raises MetricError for fewer than two runs, equal names, no shared prompt, or a metric
-    that the runs cannot give.
+    A run is better than another only if the corrected p-value says so. Ties are therefore not transitive: a may tie with b and b
+    with c while a is better than c. A greater value is better, and a lesser one for metrics of which lower is better.
+    metric: any name of a metric that is compared, such as `pass@1` or `mean reward`.
+    Raises MetricError for fewer than two runs, equal names, no shared prompt, or a metric that the runs cannot give.
     """
     names = [side.name for side in sides]
     if len(names) < 2 or len(set(names)) < len(names):
@@ -52,8 +55,9 @@ def rank(sides: Sequence[Side], settings: MetricSettings, *, metric: str = "eval
     pairs = list(combinations(range(len(sides)), 2))
     compared = [compare(sides[a], sides[b], settings) for a, b in pairs]
     common = [name for name in compared[0].metrics if all(name in comparison.metrics for comparison in compared)]
-    if metric not in common:
-        raise MetricError(f"metric {metric!r} is not one that all runs give; they all give {', '.join(common)}")
+    metric = resolve(metric, common, problem="is not one that all runs give")
+    described = find(metric)
+    is_lower_better = described is not None and described.direction is Direction.LOWER
     found = [comparison.metrics[metric] for comparison in compared]
     adjusted = holm(pair.p_value for pair in found)
     beats = np.zeros((len(sides), len(sides)), dtype=np.bool_)
@@ -61,9 +65,9 @@ def rank(sides: Sequence[Side], settings: MetricSettings, *, metric: str = "eval
     values |= {b: pair.fine_tuned for (_, b), pair in zip(pairs, found, strict=True)}
     for (a, b), pair, p_value in zip(pairs, found, adjusted, strict=True):
         if p_value <= 1 - settings.confidence:
-            beats[(b, a) if pair.difference > 0 else (a, b)] = True
+            beats[(b, a) if (pair.difference > 0) is not is_lower_better else (a, b)] = True
     runs = [_ranked(a, names, values, beats) for a in range(len(sides))]
-    runs.sort(key=lambda run: (run.rank, -run.value))
+    runs.sort(key=lambda run: (run.rank, run.value if is_lower_better else -run.value))
     return Ranking(metric, tuple(runs), found[0].num_prompts)
 
 

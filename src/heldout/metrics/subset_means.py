@@ -25,6 +25,8 @@ NUM_SUBSETS = 9_999
 MAX_UNITS = 4_096
 """More prompts than this are put at random into so many blocks that go in or out of a subset together: the test stays
 valid, since a block's sum flips as its prompts do, and the work stays bounded."""
+POWER = 0.8
+"""A difference could have been seen if the test shows it with this probability."""
 _SUBSETS_AT_ONCE = 1_111
 
 
@@ -71,6 +73,40 @@ def subset_means(differences_PM: FloatArray, rng: np.random.Generator) -> list[S
     means_SM = np.concatenate(parts)
     scales_M = np.abs(differences_PM).max(axis=0)
     return [_tied(means_S, float(scale)) for means_S, scale in zip(means_SM.T, scales_M, strict=True)]
+
+
+def least_moved(confidence: float) -> int:
+    """Fewest prompts that must differ, all the same way, for a difference to be shown: chance does as much to n of them with
+    mid-p-value 2^-n."""
+    return int(np.ceil(-np.log2(1 - confidence) - 1e-9))
+
+
+def least_prompts(confidence: float) -> int:
+    """Fewest prompts with which a difference is judged at all: two more than `least_moved`, since with fewer the halves that
+    ties count would let the test cry wolf too often."""
+    return least_moved(confidence) + 2
+
+
+def detectable_difference(differences: FloatArray, confidence: float, *, is_rate: bool) -> float | None:
+    """Smallest true difference that this many prompts with this scatter would have shown with probability `POWER`.
+
+    differences: shape (num_prompts,), as found. is_rate: each lies in [-1, 1]. None when it cannot be told: too few prompts,
+    or too few that differ at all and no bound on how far they could.
+    """
+    from scipy import special  # not before a comparison is made: see ARCHITECTURE.md, decision 12
+
+    num_prompts, least = len(differences), least_moved(confidence)
+    if num_prompts < least_prompts(confidence):
+        return None
+    error = float(differences.std(ddof=1)) / np.sqrt(num_prompts)
+    quantiles = special.stdtrit(num_prompts - 1, np.array([0.5 + confidence / 2, POWER]))
+    from_scatter = float(quantiles.sum() * error)
+    if np.count_nonzero(differences) >= least:
+        return from_scatter
+    if not is_rate:
+        return None
+    # The share of prompts that must move for at least `least` of them to do so with probability POWER.
+    return max(from_scatter, float(special.betaincinv(least, num_prompts - least + 1, POWER)))
 
 
 def _tied(means_S: FloatArray, scale: float) -> SubsetMeans:

@@ -1,4 +1,4 @@
-"""From the differences of one metric to its verdict in words."""
+"""One metric in two runs: paired by prompt, its difference, interval and p-value, and the verdict in words."""
 
 import math
 from dataclasses import dataclass
@@ -6,9 +6,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from heldout.metrics.detection import detectable_difference, least_prompts
-from heldout.metrics.subset_means import SubsetMeans
-from heldout.metrics.table import FloatArray
+from heldout.metrics.metric import Direction, Mean, Metric, PromptMean, Result, RowMean
+from heldout.metrics.sample import linearized
+from heldout.metrics.subset_means import SubsetMeans, detectable_difference, least_prompts
+from heldout.metrics.table import FloatArray, IntArray
+
+_WORDS = {
+    Direction.HIGHER: ("better", "worse"),
+    Direction.LOWER: ("worse", "better"),
+    Direction.NEITHER: ("higher", "lower"),
+}
+"""What the fine-tuned run is with a greater value of a metric, and with a lesser one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,18 +65,68 @@ class MetricColumns:
     """Shape (num_prompts,)."""
     is_rate: bool
     """Whether values lie in [0, 1]."""
-    more_is_better: bool
-    """Otherwise neither more nor less is."""
+    direction: Direction
 
     @property
     def differences(self) -> FloatArray:
         return self.fine_tuned - self.base
 
 
+def paired_columns(metric: Metric, base: Result, fine_tuned: Result) -> MetricColumns | None:
+    """One metric on the prompts that both runs have it on; None when a run lacks it, or it is no mean.
+
+    base, fine_tuned: what the metric's function returns for either run, with `prompt_index` naming the same prompts.
+    """
+    if not isinstance(base, Mean) or not isinstance(fine_tuned, Mean):
+        return None
+    if isinstance(base, PromptMean) and isinstance(fine_tuned, PromptMean):
+        _, in_base, in_tuned = _shared(base.prompt_index, fine_tuned.prompt_index)
+        columns = base.values[in_base], fine_tuned.values[in_tuned]
+        is_rate = (metric.low, metric.high) == (0, 1)
+    else:
+        before, after = _prompt_sums(base), _prompt_sums(fine_tuned)
+        _, in_base, in_tuned = _shared(before.prompt_index, after.prompt_index)
+        columns = before.linearized(in_base), after.linearized(in_tuned)
+        is_rate = False
+    return MetricColumns(metric.name, *columns, is_rate=is_rate, direction=metric.direction)
+
+
+def _shared(base: IntArray, fine_tuned: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+    shared, in_base, in_tuned = np.intersect1d(base, fine_tuned, assume_unique=True, return_indices=True)
+    return shared, in_base, in_tuned
+
+
+@dataclass(frozen=True, slots=True)
+class _PromptSums:
+    """A mean over rows as sums and counts of the prompts that have a row, shape (num_prompts,) each."""
+
+    sums: FloatArray
+    counts: FloatArray
+    prompt_index: IntArray
+
+    def linearized(self, places: IntArray) -> FloatArray:
+        return linearized(self.sums[places], self.counts[places]) if len(places) else np.empty(0)
+
+
+def _prompt_sums(mean: Mean) -> _PromptSums:
+    match mean:
+        case RowMean():
+            groups = mean.groups
+            return _PromptSums(groups.sum(mean.values), groups.count().astype(np.float64), groups.prompt_index)
+        case PromptMean():
+            return _PromptSums(mean.values, np.ones(len(mean.values)), mean.prompt_index)
+        case _:
+            known = mean.counts > 0
+            return _PromptSums(mean.sums[known], mean.counts[known], mean.prompt_index[known])
+
+
 def judge(
     columns: MetricColumns, means: SubsetMeans, adjusted_p_value: float, *, confidence: float, margin: float | None
 ) -> MetricComparison:
-    """Everything that can be said of one metric; `means` are those of `columns.differences`."""
+    """Compare two runs by one metric. means: the subset means of `columns.differences`.
+
+    adjusted_p_value: corrected over all metrics of the comparison. margin: the largest difference that does not matter.
+    """
     differences = columns.differences
     found = _Found(
         difference=float(differences.mean()),
@@ -115,6 +173,8 @@ def _interval(columns: MetricColumns, means: SubsetMeans, confidence: float) -> 
 def _equivalence(columns: MetricColumns, means: SubsetMeans, margin: float, confidence: float) -> Equivalence:
     if np.any(columns.differences):
         p_not_worse, p_not_better = means.p_above(-margin), means.p_below(margin)
+        if columns.direction is Direction.LOWER:
+            p_not_worse, p_not_better = p_not_better, p_not_worse
     else:
         p_not_worse = p_not_better = max(0.0, 1 - margin) ** len(columns.differences) if columns.is_rate else 1.0
     level = (1 - confidence) / 2
@@ -135,7 +195,7 @@ def _verdict(columns: MetricColumns, found: _Found, confidence: float) -> str:
     margin = _number(equivalence.margin)
     if equivalence.is_equivalent:
         return f"{words}; equivalent within {margin}"
-    if not columns.more_is_better:
+    if columns.direction is Direction.NEITHER:
         return f"{words}; a difference of {margin} or more cannot be ruled out"
     if equivalence.is_not_worse:
         return f"{words}; not worse by {margin} or more"
@@ -155,7 +215,7 @@ def _difference_words(columns: MetricColumns, found: _Found, confidence: float) 
     low, high = found.interval
     decimals = min(_decimals(low, high), 6)
     numbers = f"{found.difference:+.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
-    more, less = ("better", "worse") if columns.more_is_better else ("higher", "lower")
+    more, less = _WORDS[columns.direction]
     return f"fine-tuned is {more if found.difference > 0 else less}: {numbers}"
 
 

@@ -1,38 +1,25 @@
-"""Metrics in the words and units of the report."""
+"""Metrics in the words and units of reports, as the catalog has them. Names that agents chose are made safe to show."""
 
+from heldout.metrics import catalog
 from heldout.report.numbers import number, percent
 from heldout.report.sanitizing import visible
 
-_RATES = ("eval/reward/pass_", "eval/reward/zero_frac")
-_LABELS = {
-    "eval/reward/mean": "mean reward",
-    "eval/reward/std": "spread of rewards (std)",
-    "eval/reward/zero_frac": "share of zero rewards",
-    "eval/turns/mean": "turns a rollout",
-    "eval/tokens/prompt_mean": "prompt tokens a turn",
-    "eval/tokens/response_mean": "response tokens a turn",
-    "eval/logprob/nz_mean": "log-probability a token",
-}
-OF_AGENT = "agent: "
-"""Before the agents' own metrics: one that is called `turns` or `reward` cannot be mistaken for what Heldout counted."""
-
 
 def label(name: str) -> str:
-    """What a metric is called."""
-    if name in _LABELS:
-        return _LABELS[name]
-    for prefix, symbol in (("eval/reward/pass_at_", "pass@"), ("eval/reward/pass_power_", "pass^")):
-        if name.startswith(prefix):
-            k = name.removeprefix(prefix)
-            return "success rate (pass@1)" if symbol == "pass@" and k == "1" else f"{symbol}{k}"
-    if name.startswith("agent/"):
-        return f"{OF_AGENT}{visible(name.removeprefix('agent/').replace('_', ' ')) or '(no name)'}"
-    return visible(name.removeprefix("eval/").replace("_", " "))
+    """The metric's name in reports and comparisons: `success rate (pass@1)`."""
+    return visible(catalog.label(name))
+
+
+def heading(name: str) -> str:
+    """The metric's name in the table of a run: `pass@1`."""
+    metric = catalog.find(name)
+    return label(name) if metric is None else visible(metric.heading)
 
 
 def is_rate(name: str) -> bool:
     """Whether a metric is a share, shown as a percentage."""
-    return name.startswith(_RATES)
+    metric = catalog.find(name)
+    return metric is not None and metric.is_share
 
 
 def shown(name: str, value: float) -> str:

@@ -1,7 +1,7 @@
 """One run as the report needs it: rows, numbers, findings and settings, collected once."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,9 +14,11 @@ import orjson
 import pyarrow.parquet as pq
 
 from heldout.job.references import EmbeddedModel, EndpointModel, ModelReference, agent_uri, model_uri
+from heldout.metrics.catalog import pass_at, pass_power
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.summary import Summary, summarize
 from heldout.report.charts import Curve
+from heldout.report.labels import heading
 from heldout.report.rollout_rows import RolloutRows
 from heldout.report.run_analysis import known_of
 from heldout.report.sanitizing import one_line
@@ -116,9 +118,7 @@ class PolicyView:
         ks = tuple(int(k) for k in np.unique(np.round(np.geomspace(1, largest, _POINTS))))
         settings = replace(self.settings, pass_k_values=ks)
         summary = summarize(self.rows.rollout_table(), None, settings, seconds=None)
-        return _curve(summary, ks, "pass_at", "pass@k", self.style), _curve(
-            summary, ks, "pass_power", "pass^k", f"{self.style} power"
-        )
+        return _curve(summary, ks, pass_at, self.style), _curve(summary, ks, pass_power, f"{self.style} power")
 
     def failures(self) -> list[tuple[str, int]]:
         """Count the reasons of failed rollouts, the commonest first."""
@@ -160,14 +160,15 @@ class PolicyView:
         return found
 
 
-def _curve(summary: Summary, ks: tuple[int, ...], metric: str, name: str, style: str) -> Curve:
-    known = [k for k in ks if f"eval/reward/{metric}_{k}" in summary.metrics]
+def _curve(summary: Summary, ks: tuple[int, ...], metric: Callable[[int | str], str], style: str) -> Curve:
+    """metric: the wire name for each k."""
+    known = [k for k in ks if metric(k) in summary.metrics]
     return Curve(
-        name=name,
+        name=heading(metric("k")),
         style=style,
         k=tuple(known),
-        values=tuple(summary.metrics[f"eval/reward/{metric}_{k}"] for k in known),
-        bands=tuple(summary.intervals.get(f"eval/reward/{metric}_{k}") for k in known),
+        values=tuple(summary.metrics[metric(k)] for k in known),
+        bands=tuple(summary.intervals.get(metric(k)) for k in known),
     )
 
 

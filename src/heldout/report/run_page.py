@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
+from heldout.metrics.catalog import MEAN_REWARD, RESPONSE_TOKENS, SUCCESS_RATE, TURNS, pass_at, pass_power
 from heldout.metrics.table import FloatArray, Groups
 from heldout.report.charts import Series, histogram, interval_bar, pass_curves, rate_bars, share_bar
 from heldout.report.finding import Weight
@@ -128,13 +129,13 @@ def rescored_disagreements(view: PolicyView) -> list[tuple[str, str]]:
 def _verdict(view: PolicyView) -> tuple[str, list[str]]:
     metrics, intervals = view.summary.metrics, view.summary.intervals
     level = f"{view.summary.confidence:.0%}"
-    rate, mean = metrics.get("eval/reward/pass_at_1"), metrics.get("eval/reward/mean")
+    rate, mean = metrics.get(SUCCESS_RATE), metrics.get(MEAN_REWARD)
     if mean is None:
-        return "No rollout counts: there is nothing to say yet", [view.summary.notes.get("eval/reward/mean", "")]
-    reward = f"The mean reward is {number(mean)} {interval_text(intervals.get('eval/reward/mean'))}".rstrip() + "."
+        return "No rollout counts: there is nothing to say yet", [view.summary.notes.get(MEAN_REWARD, "")]
+    reward = f"The {label(MEAN_REWARD)} is {number(mean)} {interval_text(intervals.get(MEAN_REWARD))}".rstrip() + "."
     if not rate:
-        return "No rollout succeeded", [reward, *_range(view, "eval/reward/pass_at_1", level)]
-    sentences = _range(view, "eval/reward/pass_at_1", level)
+        return "No rollout succeeded", [reward, *_range(view, SUCCESS_RATE, level)]
+    sentences = _range(view, SUCCESS_RATE, level)
     largest = max((k for curve in view.curves for k in curve.k), default=1)
     at, power = (curve.values[-1] if curve.k else None for curve in view.curves)
     if largest > 1 and at is not None and power is not None:
@@ -158,11 +159,11 @@ def _range(view: PolicyView, metric: str, level: str) -> list[str]:
 
 def _tiles(view: PolicyView) -> list[Tile]:
     metrics, intervals = view.summary.metrics, view.summary.intervals
-    ks = sorted(int(name.rpartition("_")[2]) for name in metrics if name.startswith("eval/reward/pass_at_"))
-    names = ["eval/reward/mean", "eval/reward/pass_at_1"]
-    if ks and ks[-1] > 1:
-        names += [f"eval/reward/pass_at_{ks[-1]}", f"eval/reward/pass_power_{ks[-1]}"]
-    names += ["eval/turns/mean", "eval/tokens/response_mean"]
+    ks = [k for k in view.settings.pass_k_values if pass_at(k) in metrics]
+    names = [MEAN_REWARD, SUCCESS_RATE]
+    if ks and max(ks) > 1:
+        names += [pass_at(max(ks)), pass_power(max(ks))]
+    names += [TURNS, RESPONSE_TOKENS]
     return [
         Tile(label(name), shown(name, metrics[name]), shown_interval(name, intervals.get(name)))
         for name in names
@@ -193,7 +194,7 @@ def _slice_row(part: Slice, style: str) -> Row:
         f"{part.num_prompts:,}",
         f"{part.num_rollouts:,}",
         "–" if part.success is None else percent(part.success),
-        shown_interval("eval/reward/pass_at_1", part.success_interval),
+        shown_interval(SUCCESS_RATE, part.success_interval),
         "–" if part.reward is None else number(part.reward),
     )
     return Row(cells, picture, part.note)

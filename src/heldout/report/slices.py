@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from heldout.datasets.prompts import PromptReader
 from heldout.errors import InputError, did_you_mean, shown
+from heldout.metrics.catalog import MEAN_REWARD, SUCCESS_RATE
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.summary import summarize
 from heldout.report.rollout_rows import FloatArray, IntArray, RolloutRows
@@ -70,18 +71,17 @@ def slices(prompts: Path, rows: RolloutRows, column: str, settings: MetricSettin
 
 
 def _slice(label: str, rows: RolloutRows, mask: Any, settings: MetricSettings) -> Slice:
-    success, reward = "eval/reward/pass_at_1", "eval/reward/mean"
     summary = summarize(rows.rollout_table(mask), None, replace(settings, pass_k_values=(1,)), seconds=None)
     return Slice(
         value=label,
         num_prompts=summary.num_prompts,
         num_rollouts=int(mask.sum()),
         failed=summary.failed,
-        success=summary.metrics.get(success),
-        success_interval=summary.intervals.get(success),
-        reward=summary.metrics.get(reward),
-        reward_interval=summary.intervals.get(reward),
-        note=summary.notes.get(success) or summary.notes.get(reward, ""),
+        success=summary.metrics.get(SUCCESS_RATE),
+        success_interval=summary.intervals.get(SUCCESS_RATE),
+        reward=summary.metrics.get(MEAN_REWARD),
+        reward_interval=summary.intervals.get(MEAN_REWARD),
+        note=summary.notes.get(SUCCESS_RATE) or summary.notes.get(MEAN_REWARD, ""),
     )
 
 

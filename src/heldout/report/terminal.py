@@ -7,9 +7,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from heldout.metrics.catalog import MEAN_REWARD, shown_metrics
+from heldout.metrics.metric import Metric, Section
 from heldout.metrics.summary import Summary
 from heldout.report.finding import Finding, Weight
-from heldout.report.labels import label
+from heldout.report.labels import heading
 from heldout.report.numbers import interval_text, number
 from heldout.report.sanitizing import visible
 from heldout.report.slices import Slice
@@ -35,7 +37,7 @@ def slice_table(found: Iterable[Slice], column: str, confidence: float = 0.95) -
     """Render the results by a column of the dataset. Each slice has its own interval."""
     table = Table(title=f"by {visible(column)}", title_justify="left", title_style="bold")
     table.add_column(visible(column), overflow="fold")
-    for name in ("prompts", "rollouts", "failed", "success", f"{confidence:.0%} interval", "mean reward"):
+    for name in ("prompts", "rollouts", "failed", "success", f"{confidence:.0%} interval", heading(MEAN_REWARD)):
         table.add_column(name, justify="right", no_wrap=True)
     for part in found:
         table.add_row(
@@ -71,33 +73,19 @@ def _failed_note(summary: Summary) -> str:
 
 
 def _sections(summary: Summary) -> Iterator[list[tuple[str, str, str, str]]]:
-    reward = {"mean": "mean reward", "std": "its spread (std)", "zero_frac": "share of zero rewards"}
-    yield [_row(summary, f"eval/reward/{name}", shown) for name, shown in reward.items()]
-    yield list(_pass_rows(summary))
-    yield [
-        _row(summary, "eval/turns/mean", "turns"),
-        _row(summary, "eval/tokens/prompt_mean", "prompt tokens a turn"),
-        _row(summary, "eval/tokens/response_mean", "response tokens a turn"),
-    ]
-    own = sorted(name for name in summary.metrics if name.startswith("agent/"))
-    yield [_row(summary, name, label(name)) for name in own]
-    if "eval/logprob/nz_mean" in summary.metrics:
-        yield [_row(summary, "eval/logprob/nz_mean", "log-probability a token")]
+    for section in Section:
+        metrics = [metric for metric in shown_metrics(summary.metrics) if metric.section is section]
+        yield [_row(summary, metric.name) for metric in metrics if _has_row(metric, summary)]
 
 
-def _pass_rows(summary: Summary) -> Iterator[tuple[str, str, str, str]]:
-    names = [name for name in summary.metrics if name.startswith("eval/reward/pass_")]
-    for name in sorted(names, key=lambda n: ("power" in n, int(n.rpartition("_")[2]))):
-        k = name.rpartition("_")[2]
-        if name == "eval/reward/pass_power_1":
-            continue  # the same number as pass@1
-        yield _row(summary, name, f"pass^{k}" if "power" in name else f"pass@{k}")
+def _has_row(metric: Metric, summary: Summary) -> bool:
+    return not metric.is_hidden_when_absent or metric.name in summary.metrics
 
 
-def _row(summary: Summary, metric: str, shown: str) -> tuple[str, str, str, str]:
+def _row(summary: Summary, metric: str) -> tuple[str, str, str, str]:
     value = summary.metrics.get(metric)
     return (
-        shown,
+        heading(metric),
         "-" if value is None else number(value),
         "none" if metric in summary.no_interval else interval_text(summary.intervals.get(metric)),
         summary.notes.get(metric, ""),
