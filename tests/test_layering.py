@@ -82,6 +82,45 @@ def test_a_room_brings_in_no_room_above_it_and_nothing_heavy(room: str) -> None:
     assert {module.split(".")[0] for module in modules} & TOO_HEAVY.get(room, set()) == set()
 
 
+# What a wing or a module of the service may import of the others. Lowest first.
+_STATE = {"wire", "store", "supervisor", "tags", "context"}
+SERVICE_WINGS_BELOW = {
+    "wire": set[str](),
+    "store": {"wire"},
+    "supervisor": {"wire", "store"},
+    "tags": {"wire", "store"},
+    "context": {"wire", "store", "supervisor"},
+    "agents": _STATE,
+    "mlflow": _STATE,
+    "s3": _STATE,
+    "sagemaker": _STATE | {"mlflow", "s3"},
+    "cloudwatch": _STATE | {"mlflow", "s3", "sagemaker"},
+    "application": _STATE | {"agents", "cloudwatch", "mlflow", "s3", "sagemaker"},
+    "server": _STATE | {"agents", "cloudwatch", "mlflow", "s3", "sagemaker", "application"},
+}
+
+
+@pytest.mark.parametrize("wing", SERVICE_WINGS_BELOW)
+def test_a_wing_of_the_service_imports_no_wing_above_it(wing: str) -> None:
+    at = ROOT / "service" / wing
+    nodes = [node for path in (at.rglob("*.py") if at.is_dir() else [at.with_suffix(".py")]) for node in _nodes(path)]
+    imported = [f"{node.module}.{a.name}" for node in nodes if isinstance(node, ast.ImportFrom) for a in node.names]
+    imported += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    wings = {name.split(".")[2] for name in imported if name.startswith("heldout.service.")}
+    assert wings - SERVICE_WINGS_BELOW[wing] - {wing} == set()
+
+
+def _nodes(path: Path) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(path.read_text()))
+
+
+def test_every_wing_of_the_service_has_its_place_in_the_order() -> None:
+    assert {path.stem for path in (ROOT / "service").iterdir()} - {
+        "__init__",
+        "__pycache__",
+    } == SERVICE_WINGS_BELOW.keys()
+
+
 def test_an_evaluation_starts_its_agent_before_it_loads_what_only_its_prompts_and_results_need() -> None:
     heavy = {"aiohttp", "boto3", "jinja2", "mlflow", "numpy", "pandas", "pyarrow", "scipy"}
     modules = brought_in_by(["heldout.cli.evaluate", "heldout.backends.local.job", "heldout.backends.local.services"])

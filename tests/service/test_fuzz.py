@@ -21,16 +21,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from heldout.job.registry import Registry
-from heldout.service.routing import service_model
-from heldout.service.server import ROOMS
+from heldout.service.application import OPERATION_TABLES
 from heldout.service.supervisor import Supervisor
+from heldout.service.wire.operations import service_model
 from tests.support.live_service import REGION, ROLE, Served, served
 from tests.support.service_jobs import CATEGORY, REGISTRY_FILE, create, definition, document, registry
 from tests.support.service_registry import FUNCTION, GROUP_ARN, MODEL, NOWHERE, PACKAGE, RUNTIME, registry_text
 
 pytestmark = pytest.mark.slow
 
-OPERATIONS = [service_model(room.service).operation_model(name) for room in ROOMS for name in room.functions]
+OPERATIONS = [service_model(room.service).operation_model(name) for room in OPERATION_TABLES for name in room.functions]
 FUZZED = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 ALWAYS = {"ValidationException", "ValidationError", "InvalidParameterException", "SerializationException"}
 ODD = ("", "\x00", "a\nb", "\u2028", "x" * 3000, "../..", "é", "a b", "🎉", "%2F", "${x}", "'", "<a>&")
@@ -64,7 +64,7 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("fuzzed")
     with registry(folder), pytest.MonkeyPatch.context() as patch:
-        for name in ("take", "resume", "stop"):  # nothing is played
+        for name in ("supervise", "resume", "stop"):  # nothing is played
             patch.setattr(Supervisor, name, lambda *_, **__: None)
         text = (folder / REGISTRY_FILE).read_text() + registry_text(NOWHERE, NOWHERE)
         names = Registry.parse(text, where="registry", folder=folder)

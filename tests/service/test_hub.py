@@ -9,7 +9,7 @@ import pytest
 import requests
 from botocore.exceptions import ClientError
 
-from heldout.service.sagemaker.hub import OVERRIDES_KEY, RECIPE_BUCKET
+from heldout.service.s3.objects import OVERRIDES_KEY, RECIPE_BUCKET
 from tests.support.live_service import KEYS, Served, client, served
 from tests.support.s3_service import s3_client, s3_service, use_service
 from tests.support.service_jobs import create, document
@@ -218,7 +218,7 @@ def test_the_app_that_comes_with_the_server_cannot_be_deleted_even_when_another_
         sagemaker = server.client("sagemaker")
         asked = {"ArtifactStoreUri": "s3://my-bucket/mlflow", "RoleArn": ROLE, "AccountDefaultStatus": "ENABLED"}
         sagemaker.create_mlflow_app(Name="mine", **asked)
-        with pytest.raises(ClientError, match="cannot be deleted: it comes with this server"):
+        with pytest.raises(ClientError, match="cannot be deleted: it belongs to the server or its registry"):
             sagemaker.delete_mlflow_app(Arn=server.context.arn("mlflow-app/app-heldout"))
 
 

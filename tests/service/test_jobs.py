@@ -14,7 +14,6 @@ from heldout.errors import InputError
 from heldout.job.document import JobConfigDocument
 from heldout.runs.run import Run
 from heldout.service.sagemaker.jobs import JobRecord
-from heldout.service.supervisor import Supervisor
 from heldout.storage.lock import holder_of
 from tests.support.jobs import rows
 from tests.support.live_service import ROLE, Served, served
@@ -157,43 +156,39 @@ def test_a_job_whose_folder_is_being_made_is_starting_and_can_be_asked_to_stop(s
     service.context.store.remove(JobRecord, record.name)
 
 
-def test_of_many_jobs_only_those_of_the_page_are_looked_at(
-    service: Served, client: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+def test_listing_a_page_of_many_jobs_reads_only_the_runs_of_that_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Supervisor, "_look_at_all", lambda _: None)  # it opens runs of its own accord
-    create(client, "many", document(folder, ["1"]))
-    ended(client, "many")
-    record = service.context.store.find(JobRecord, "many")
-    assert record is not None
-    opened, opening = list[Path](), Run.open
+    read, open_run = list[Path](), Run.open
 
     def counted(path: Path) -> Run:
-        opened.append(path)
-        return opening(path)
+        read.append(path)
+        return open_run(path)
 
-    more = [f"many-{number:03}" for number in range(100)]
-    with service.context.store.transaction():
-        for name in more:
-            service.context.store.put(
-                record.model_copy(update={"name": name, "arn": service.context.arn(f"job/{name}")})
-            )
-    monkeypatch.setattr(Run, "open", counted)
-    asked = {
+    others = [f"many-{number:03}" for number in range(100)]
+    filters = {
         "JobCategory": CATEGORY,
         "NameContains": "many",
         "MaxResults": 30,
         "SortBy": "Name",
         "SortOrder": "Ascending",
     }
-    names = [
-        job["JobName"] for page in client.get_paginator("list_jobs").paginate(**asked) for job in page["JobSummaries"]
-    ]
-    assert names == ["many", *more]
-    assert len(opened) == 101  # over four pages
-    assert len(client.list_jobs(**asked, StatusEquals="Completed")["JobSummaries"]) == 30
-    with service.context.store.transaction():
-        for name in more:
-            service.context.store.remove(JobRecord, name)
+    # A supervisor that never looks again: it would read runs too.
+    with registry(tmp_path) as names, served(tmp_path / "state", names, look_every_seconds=3600.0) as service:
+        client, store = service.client("sagemaker"), service.context.store
+        create(client, "many", document(tmp_path, ["1"]))
+        ended(client, "many")
+        record = store.find(JobRecord, "many")
+        assert record is not None
+        with store.transaction():
+            for name in others:
+                store.put(record.model_copy(update={"name": name, "arn": service.context.arn(f"job/{name}")}))
+        monkeypatch.setattr(Run, "open", counted)
+        pages = [page["JobSummaries"] for page in client.get_paginator("list_jobs").paginate(**filters)]
+        assert [job["JobName"] for page in pages for job in page] == ["many", *others]
+        assert [len(page) for page in pages] == [30, 30, 30, 11]
+        assert len(read) == 101
+        assert len(client.list_jobs(**filters, StatusEquals="Completed")["JobSummaries"]) == 30
 
 
 def test_a_job_that_is_asked_to_stop_while_its_folder_is_made_stops(
@@ -374,7 +369,7 @@ def test_an_s3_prefix_of_a_mapped_bucket_is_any_beginning_of_keys(client: Any, f
     ("tags", "told"),
     [
         ([{"Key": "a", "Value": "1"}, {"Key": "a", "Value": "2"}], "Tags has the key 'a' twice"),
-        ([{"Key": "AWS:a", "Value": ""}], "keys that begin with 'aws:' are AWS's own"),
+        ([{"Key": "AWS:a", "Value": ""}], "keys that begin with 'aws:' are reserved by AWS"),
         (
             [{"Key": "k" * 129, "Value": ""}],
             "tags.1.member.key' failed to satisfy constraint: Member must have length",

@@ -308,8 +308,13 @@ def test_an_event_says_its_stream_and_has_an_id_of_its_own(client: Any, mixed: s
         ("get_log_events", {"logGroupIdentifier": JOB_LOG_GROUP}, "InvalidParameterException", "exactly one of"),
         ("filter_log_events", {"nextToken": "f/x"}, "InvalidParameterException", "nextToken is invalid: 'f/x'"),
         ("filter_log_events", {"filterPattern": "{ $.a = 1 }"}, "InvalidParameterException", "'{ $.a = 1 }' is not"),
-        ("filter_log_events", {"filterPattern": "%a+%"}, "InvalidParameterException", "in double quotes"),
-        ("filter_log_events", {"filterPattern": "?a b"}, "InvalidParameterException", "cannot stand beside others"),
+        ("filter_log_events", {"filterPattern": "%a+%"}, "InvalidParameterException", "double-quoted phrases"),
+        (
+            "filter_log_events",
+            {"filterPattern": "?a b"},
+            "InvalidParameterException",
+            "cannot be combined with other terms",
+        ),
         ("filter_log_events", {"startFromHead": False}, "InvalidParameterException", "on or after 2024-01-01"),
         (
             "filter_log_events",
@@ -323,7 +328,7 @@ def test_an_event_says_its_stream_and_has_an_id_of_its_own(client: Any, mixed: s
             "InvalidParameterException",
             "Cannot order by LastEventTime",
         ),
-        ("describe_log_streams", {"nextToken": "x"}, "InvalidParameterException", "not one that this operation gave"),
+        ("describe_log_streams", {"nextToken": "x"}, "InvalidParameterException", "was not returned by this operation"),
         ("describe_log_streams", {"logGroupName": None}, "InvalidParameterException", "exactly one of"),
     ],
 )

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import requests
 
 from heldout.cli.main import main
 from heldout.service.sagemaker.jobs import JobRecord
-from heldout.service.supervisor import Supervisor, Work
+from heldout.service.supervisor import SupervisedJob, Supervisor, Work
 from heldout.storage.lock import holder_of
 from tests.support.jobs import rows
 from tests.support.live_service import KEYS, REGION, client, served
@@ -170,29 +170,29 @@ def test_a_job_that_was_told_of_and_not_begun_when_the_server_was_killed_is_begu
 def test_a_server_answers_while_it_takes_up_what_was_left_and_what_is_stopped_then_is_not_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    may_go_on, looking = threading.Event(), Supervisor.take
+    may_resume, supervise = threading.Event(), Supervisor.supervise
 
-    def take(self: Supervisor, key: str, work: Work, is_stopping: Callable[[], bool]) -> None:
-        assert may_go_on.wait(DEADLINE_SECONDS)
-        looking(self, key, work, is_stopping)
+    def delayed(self: Supervisor, record: SupervisedJob, work: Work) -> None:
+        assert may_resume.wait(DEADLINE_SECONDS)
+        supervise(self, record, work)
 
     with registry(tmp_path) as names:
-        monkeypatch.setattr(Supervisor, "take", lambda *_, **__: None)
+        monkeypatch.setattr(Supervisor, "supervise", lambda *_: None)
         with served(tmp_path / "state", names) as server:  # it dies before a process of the job is there
             create(server.client("sagemaker"), "left", document(tmp_path, ["30"], agent=SLOW_AGENT))
-        monkeypatch.setattr(Supervisor, "take", take)
+        monkeypatch.setattr(Supervisor, "supervise", delayed)
         with served(tmp_path / "state", names) as server:
             asked = server.client("sagemaker")
             assert describe(asked, "left")["JobStatus"] == "InProgress"
             asked.stop_job(JobName="left", JobCategory="AgentRFTEvaluation")
-            may_go_on.set()
+            may_resume.set()
             assert ended(asked, "left")["JobStatus"] == "Stopped"
 
 
 KEPT = "print('running', flush=True); import threading; threading.Event().wait()"
 KEEPING = f"""
 import subprocess, sys, threading
-command = [sys.executable, "-m", "heldout.service.mlflow.keeper", sys.executable, "-c", {KEPT!r}]
+command = [sys.executable, "-m", "heldout.service.mlflow.watchdog", sys.executable, "-c", {KEPT!r}]
 keeper = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 threading.Event().wait()
 """
@@ -246,5 +246,5 @@ def test_a_server_that_cannot_be_started_says_why_in_one_line(
     assert ended_with.value.code == 2
     told = capsys.readouterr()
     assert told.out == ""
-    assert told.err.startswith("heldout: --no-auth would let everyone who reaches '0.0.0.0' in")
+    assert told.err.startswith("heldout: --no-auth would admit everyone who can reach '0.0.0.0'")
     assert told.err.count("\n") == 1

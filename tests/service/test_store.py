@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from heldout.errors import RunError, StorageError
-from heldout.service.sagemaker.tags import Tags
 from heldout.service.store import Store
+from heldout.service.tags import Tags
 from heldout.service.wire.faults import ServiceError
 
 
@@ -66,7 +66,7 @@ def test_nothing_is_written_to_a_file_that_was_taken_away(tmp_path: Path) -> Non
     store = Store(tmp_path / "state" / "service.db")
     (tmp_path / "state").rename(tmp_path / "moved")
     for _ in range(2):
-        with pytest.raises(StorageError, match=r"service\.db' was taken away; bring it back"):
+        with pytest.raises(StorageError, match=r"service\.db' was moved or deleted; restore it"):
             store.put(Tags(arn="a", tags={}))
         (tmp_path / "state").mkdir(exist_ok=True)
         (tmp_path / "state" / "service.db").touch()  # another server's

@@ -24,11 +24,11 @@ from hypothesis import strategies as st
 
 from heldout.errors import InputError
 from heldout.runtime.signing import Credentials, SignedRequest
-from heldout.service.paging import paged
-from heldout.service.routing import service_model
-from heldout.service.server import ROOMS
-from heldout.service.wire.authentication import Gate
+from heldout.service.application import OPERATION_TABLES
+from heldout.service.wire.authentication import Authenticator
 from heldout.service.wire.faults import ServiceError
+from heldout.service.wire.operations import service_model
+from heldout.service.wire.paging import paged
 from heldout.service.wire.protocols import parse_request, render_reply
 from tests.support.live_service import KEYS, REGION, Served, client, served
 from tests.support.s3_service import forget_aws
@@ -51,7 +51,7 @@ def refused(call: Any, **params: Any) -> tuple[str, int, str]:
 
 
 def operations() -> list[OperationModel]:
-    return [service_model(room.service).operation_model(name) for room in ROOMS for name in room.functions]
+    return [service_model(room.service).operation_model(name) for room in OPERATION_TABLES for name in room.functions]
 
 
 def values(shape: Any, depth: int = 0) -> st.SearchStrategy[Any]:
@@ -228,10 +228,10 @@ def test_a_signature_is_good_for_its_time_and_no_longer(signer: Any, seconds: in
     parts = urlsplit(str(made.prepare().url))
     headers = {name.lower(): _text(value) for name, value in made.headers.items()} | {"host": "host"}
     request = SignedRequest("POST", parts.path, parts.query, headers, b"")
-    gate, now = Gate(lambda: [KEYS], REGION), time.time()
-    assert gate.admit(request, now + seconds - 10, is_query=True).access_key == KEYS.access_key
+    authenticator, now = Authenticator(lambda: [KEYS], REGION), time.time()
+    assert authenticator.admit(request, now + seconds - 10, is_query=True).access_key == KEYS.access_key
     with pytest.raises(ServiceError, match=r"15 minutes away|is valid for 3600 seconds"):
-        gate.admit(request, now + seconds + 10, is_query=True)
+        authenticator.admit(request, now + seconds + 10, is_query=True)
 
 
 WRITTEN = (
@@ -264,7 +264,7 @@ ASKED: tuple[dict[str, Any] | str, ...] = (
 
 @pytest.mark.parametrize("signer", [SigV4Auth, SigV4QueryAuth])
 def test_a_signature_holds_however_path_and_query_are_written_and_for_no_other(signer: Any) -> None:
-    gate = Gate(lambda: [KEYS], REGION)
+    authenticator = Authenticator(lambda: [KEYS], REGION)
     for path, asked in [(path, "a=1") for path in WRITTEN] + [("/p", asked) for asked in ASKED]:
         url, params = (f"http://host{path}?{asked}", None) if isinstance(asked, str) else (f"http://host{path}", asked)
         made = AWSRequest("GET", url, params=params)
@@ -272,10 +272,10 @@ def test_a_signature_holds_however_path_and_query_are_written_and_for_no_other(s
         parts = urlsplit(str(made.prepare().url))
         headers = {name.lower(): _text(value) for name, value in made.headers.items()} | {"host": "host"}
         request = SignedRequest("GET", parts.path, parts.query, headers, b"")
-        assert gate.admit(request, time.time(), is_query=False).service == "lambda", (path, asked)
+        assert authenticator.admit(request, time.time(), is_query=False).service == "lambda", (path, asked)
         for other in (request._replace(path=f"{parts.path}x"), request._replace(query=f"{parts.query}&more=1")):
             with pytest.raises(ServiceError, match="the signature does not match the request"):
-                gate.admit(other, time.time(), is_query=False)
+                authenticator.admit(other, time.time(), is_query=False)
 
 
 @pytest.mark.parametrize("kind", ["UNSIGNED-PAYLOAD", "STREAMING-AWS4-HMAC-SHA256-PAYLOAD", "0" * 64])
@@ -316,7 +316,7 @@ def test_without_verification_no_web_page_is_let_in(tmp_path: Any, headers: dict
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "127.0.0.1.example", "localhost.example"])
 def test_no_verification_is_for_this_machine_alone(tmp_path: Any, host: str) -> None:
-    told = re.escape(f"--no-auth would let everyone who reaches {host!r} in")
+    told = re.escape(f"--no-auth would admit everyone who can reach {host!r}")
     with pytest.raises(InputError, match=told), served(tmp_path, has_auth=False, host=host):
         pass
 
@@ -366,7 +366,7 @@ def test_a_second_server_does_not_share_the_first_ones_state(service: Served) ->
             "at 'nameContains' failed to satisfy constraint: Member must have length less than or equal to 63",
         ),
         ({"MaxResults": 0}, "2 validation errors detected"),
-        ({"JobCategory": CATEGORY, "NextToken": "bm9uZQ=="}, "NextToken is not one that this operation gave out"),
+        ({"JobCategory": CATEGORY, "NextToken": "bm9uZQ=="}, "NextToken was not returned by this operation"),
     ],
 )
 def test_what_the_model_does_not_allow_is_a_validation_exception(
@@ -451,5 +451,5 @@ def test_what_is_added_and_deleted_between_two_pages_neither_repeats_nor_hides_a
 
 def test_a_token_of_another_list_is_refused() -> None:
     token = paged("Items", items([1, 2]), {"MaxResults": 1}, {"Name": "Name"})["NextToken"]
-    with pytest.raises(ServiceError, match="NextToken was given out for other parameters"):
+    with pytest.raises(ServiceError, match="NextToken was returned for other parameters"):
         paged("Items", items([1, 2]), {"SortOrder": "Descending", "NextToken": token}, {"Name": "Name"})

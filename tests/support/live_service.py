@@ -15,7 +15,7 @@ from botocore.config import Config
 from heldout.job.registry import Registry
 from heldout.runtime.signing import Credentials
 from heldout.service.context import Context
-from heldout.service.serving import Settings, serving
+from heldout.service.server import Settings, serving
 
 REGION = "us-west-2"
 KEYS = Credentials("AKIDSERVED", "served/secret")

@@ -11,7 +11,7 @@ from heldout.backends.local.creation import default_region
 from heldout.backends.local.evaluation import run_to_end
 from heldout.backends.registry_file import read_registry
 from heldout.runs.remote_mirror import state_folder
-from heldout.service.serving import Settings, serving
+from heldout.service.server import Settings, serving
 
 
 def add_to(app: typer.Typer) -> None:

@@ -1,1 +1,1 @@
-"""The AWS wire protocols in front of the local backend, so that clients written for AWS run here unchanged."""
+"""The AWS protocols (SageMaker's API and its neighbours) on top of the local backend."""

@@ -1,127 +1,170 @@
-"""One HTTP server for all the services: every request is let in, routed, checked, served and answered here."""
+"""A running server: its address, its state folder, its parts, and the jobs of earlier servers that it resumes."""
 
 import asyncio
-import dataclasses
-import inspect
+import contextlib
+import functools
 import logging
-import time
-import uuid
-from collections.abc import AsyncIterator, Sequence
-from typing import cast
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
-from heldout.errors import HeldoutError
-from heldout.runtime.signing import SignedRequest
-from heldout.service import identity
-from heldout.service.agents import operations as agents
-from heldout.service.cloudwatch import logs
+from heldout.errors import InputError, RunError
+from heldout.job.registry import Registry
+from heldout.pipeline.evaluation import LOCAL_ACCOUNT
+from heldout.runtime.signing import Credentials
+from heldout.service.agents.hosting import HostedAgents
+from heldout.service.agents.job_runtime import JobRuntimes
+from heldout.service.application import Application
 from heldout.service.context import Context
-from heldout.service.mlflow import apps as mlflow_apps
-from heldout.service.operations import Function, Params, Reply, Room
-from heldout.service.routing import Router
-from heldout.service.sagemaker import artifacts, executions, hub, jobs, packages, pipelines, tagging
-from heldout.service.wire.authentication import Gate
-from heldout.service.wire.faults import ServiceError
-from heldout.service.wire.protocols import WireReply, is_form, parse_request, render_error, render_reply
-from heldout.service.wire.raw_handlers import Front, signed_request
-from heldout.service.wire.validation import check_request
+from heldout.service.mlflow.pages import MlflowPages
+from heldout.service.s3.objects import Objects
+from heldout.service.sagemaker import executions, jobs
+from heldout.service.sagemaker.jobs import run_of
+from heldout.service.store import Store
+from heldout.service.supervisor import LOOK_EVERY_SECONDS, Supervisor
+from heldout.service.wire.authentication import Authenticator, KeySource, is_loopback, own_keys
+from heldout.storage.lock import FolderLock
 
-ROOMS: Sequence[Room] = (
-    jobs.ROOM,
-    logs.ROOM,
-    pipelines.ROOM,
-    executions.ROOM,
-    tagging.ROOM,
-    hub.ROOM,
-    packages.ROOM,
-    mlflow_apps.ROOM,
-    artifacts.ROOM,
-    identity.STS,
-    identity.IAM,
-    agents.RUNTIMES,
-    agents.CONTROL,
-    agents.LAMBDA,
-)
-"""What is served."""
-_LARGEST_BODY = 128 * 1024 * 1024
-"""Above the 100 MB that an agent's payload may have."""
+_STORE_FILE = "service.db"
 _log = logging.getLogger(__name__)
 
 
-class Service:
-    """Answers HTTP requests."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Settings of a server."""
 
-    def __init__(self, context: Context, gate: Gate, fronts: Sequence[Front] = ()) -> None:
-        """fronts: are asked first, in this order, whether a request is theirs."""
-        self._context = context
-        self._gate = gate
-        self._fronts = fronts
-        self._router = Router(ROOMS)
+    host: str
+    port: int
+    """0 for any free port."""
+    region: str
+    registry: Registry
+    state: Path
+    """The folder for the server's files; created if missing."""
+    has_auth: bool = True
+    keys: Sequence[Credentials] = ()
+    """Key pairs that may sign requests; by default the one that AWS tools in this environment use."""
+    look_every_seconds: float = LOOK_EVERY_SECONDS
+    """How often the supervisor checks the jobs it runs."""
 
-    def application(self) -> web.Application:
-        """To be run by aiohttp."""
-        application = web.Application(client_max_size=_LARGEST_BODY)
-        application.router.add_route("*", r"/{path:[\s\S]*}", self._handle)
-        return application
 
-    async def _handle(self, request: web.Request) -> web.StreamResponse:
-        for front in self._fronts:
-            if front.takes(request):
-                return await front.answer(request)
+@contextlib.asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[Context]:
+    """Runs a server while inside. It resumes the jobs of an earlier server that died with it.
+
+    Raises InputError for an address in use, a missing key pair, or disabled verification on an address that other machines reach;
+    RunError if another server uses the state folder.
+    """
+    keys = _keys(settings)
+    listening = _bound(settings.host, settings.port)
+    settings.state.mkdir(parents=True, exist_ok=True)
+    endpoint = f"http://{_url_host(settings.host)}:{listening.getsockname()[1]}"
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(listening.close)
+        stack.callback(_locked(settings.state).release)
+        store = Store(settings.state / _STORE_FILE)
+        stack.callback(store.close)
+        agents = HostedAgents(settings.registry, {"RFT_RUNTIME_ENDPOINT": endpoint})
+        stack.push_async_callback(agents.stop)
+        authenticator = Authenticator(keys, settings.region)
+        pages = MlflowPages(settings.state.absolute() / "mlflow", authenticator)
+        stack.push_async_callback(pages.stop)
+        context = Context(
+            account=LOCAL_ACCOUNT,
+            region=settings.region,
+            endpoint=endpoint,
+            state=settings.state,
+            registry=settings.registry,
+            store=store,
+            supervisor=Supervisor(store, look_every_seconds=settings.look_every_seconds),
+            agents=agents,
+            pages=pages,
+        )
+        runtimes = JobRuntimes(functools.partial(run_of, context), keys, settings.region)
+        stack.push_async_callback(runtimes.stop)
+        application = Application(context, authenticator, (Objects(authenticator), pages, runtimes))
+        runner = web.AppRunner(
+            application.for_aiohttp(),
+            access_log=None,
+            logger=_http_log(),
+            auto_decompress=False,  # signatures cover the body as sent, and no operation accepts a compressed one
+            shutdown_timeout=1.0,
+        )
+        await runner.setup()
+        watching = asyncio.create_task(context.supervisor.watch())
+        ending = threading.Event()
+        # In the background, because each restarted process takes a moment and there may be many.
+        unfinished = [*jobs.unfinished(context), *executions.unfinished(context)]
+        resuming = asyncio.create_task(asyncio.to_thread(_resume_all, unfinished, ending))
         try:
-            body = await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            reply = render_error(None, _too_large(), is_query=is_form(signed_request(request, b"")))
-        else:
-            reply = await self.answer(signed_request(request, body))
-        reply.headers["x-amzn-RequestId"] = str(uuid.uuid4())
-        if isinstance(reply.body, bytes):
-            return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
-        return await _stream(request, reply, reply.body)
+            await web.SockSite(runner, listening).start()
+            yield context
+        finally:
+            ending.set()
+            watching.cancel()
+            await asyncio.gather(watching, resuming, return_exceptions=True)
+            await runner.cleanup()
 
-    async def answer(self, request: SignedRequest) -> WireReply:
-        """The reply to one request, errors included."""
-        operation = None
-        is_query = is_form(request)
+
+def _resume_all(unfinished: Sequence[Callable[[], None]], ending: threading.Event) -> None:
+    """Resumes what an earlier server left unfinished, until `ending` is set."""
+    for resume in unfinished:
+        if ending.is_set():
+            return
         try:
-            caller = self._gate.admit(request, time.time(), is_query=is_query)
-            operation = self._router.find(request, caller.service)
-            params = parse_request(operation, request)
-            check_request(operation, params)
-            host = request.headers.get("host")
-            endpoint = f"http://{host}" if host else self._context.endpoint
-            context = dataclasses.replace(self._context, endpoint=endpoint, access_key=caller.access_key)
-            function = self._router.function(operation)
-            return render_reply(operation, await _called(function, context, params))
-        except ServiceError as error:
-            return render_error(operation, error, is_query=is_query)
-        except Exception as error:  # noqa: BLE001
-            # Whatever an operation raises, the client gets an answer, and who runs the server a traceback if nobody foresaw it.
-            is_foreseen = isinstance(error, HeldoutError)
-            told = str(error) if is_foreseen else f"unexpected: {error!r}"
-            name = "a request" if operation is None else operation.name
-            _log.error("%s failed: %s", name, told, exc_info=None if is_foreseen else error)
-            return render_error(operation, ServiceError("InternalFailure", told), is_query=is_query)
+            resume()
+        except Exception:  # noqa: BLE001
+            # The boundary between jobs: a fault in one must not keep the others from being resumed.
+            _log.exception("a job of an earlier server was not resumed")
 
 
-def _too_large() -> ServiceError:
-    told = f"the request's body is longer than {_LARGEST_BODY // 1024**2} MiB"
-    return ServiceError("RequestEntityTooLargeException", told, status=413)
+def _keys(settings: Settings) -> KeySource | None:
+    if settings.has_auth:
+        return (lambda: settings.keys) if settings.keys else own_keys()
+    if not is_loopback(settings.host):
+        raise InputError(
+            f"--no-auth would admit everyone who can reach {settings.host!r}; use it on this machine only (--host 127.0.0.1)"
+        )
+    return None
 
 
-async def _called(function: Function, context: Context, params: Params) -> Reply:
-    if inspect.iscoroutinefunction(function):
-        awaited: Reply = await function(context, params)
-        return awaited
-    reply = await asyncio.to_thread(function, context, params)
-    return cast(Reply, reply)  # only a coroutine function gives something to wait for
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=512
+        )
+    except (OSError, OverflowError) as error:
+        raise InputError(f"cannot listen at {host}:{port}: {error}; choose another --host or --port") from error
 
 
-async def _stream(request: web.Request, reply: WireReply, body: AsyncIterator[bytes]) -> web.StreamResponse:
-    response = web.StreamResponse(status=reply.status, headers=reply.headers)
-    await response.prepare(request)
-    async for piece in body:
-        await response.write(piece)
-    await response.write_eof()
-    return response
+def _url_host(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _locked(state: Path) -> FolderLock:
+    try:
+        return FolderLock.take(state)
+    except RunError as error:
+        raise RunError(f"another server uses the state folder {str(state)!r}; choose another --state") from error
+
+
+def _http_log() -> logging.Logger:
+    """The logger for aiohttp's server: one line for malformed HTTP in place of a traceback, none for a closed connection."""
+    log = logging.getLogger(f"{__name__}.http")
+    log.addFilter(_in_one_line)
+    return log
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, ConnectionError):
+        return False
+    if isinstance(error, HttpProcessingError):
+        record.exc_info = None
+        record.msg = f"{record.getMessage()}: {' '.join(error.message.split())[:200]}"
+        record.args = ()
+    return True

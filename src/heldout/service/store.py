@@ -1,7 +1,7 @@
-"""What no folder holds: names, roles, tags, client tokens, pipeline definitions. One SQLite file of records by kind and key.
+"""The record store: names, roles, tags, client tokens and pipeline definitions in one SQLite file, by kind and key.
 
-How far a job or an execution has come is never here: that is in its folder. A record is a frozen model of its own room; a new
-kind needs no change here. What was written is durable when the call, or the transaction around it, returns.
+Progress of jobs and executions is never stored here, because their folders hold it. Each wing defines its own kinds of records; a
+new kind needs no change here. A write is durable when the call, or the transaction around it, returns.
 """
 
 import hashlib
@@ -27,17 +27,17 @@ create table if not exists tokens (
 create index if not exists tokens_by_age on tokens (used_at);
 """
 _TOKEN_SECONDS = 24 * 3600.0
-"""How long a client token is remembered. SageMaker does not say; services that do say 8 to 36 hours, most of them 8 or 24."""
+"""How long a client token is kept. SageMaker documents no time; other services document 8 to 36 hours, most of them 8 or 24."""
 
 
 class Record(BaseModel):
-    """Something that is kept; its class is its kind. Times are Unix seconds."""
+    """A stored record. Its class name is its kind. Times are Unix seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @property
     def key(self) -> str:
-        """What it is found by among its kind."""
+        """The unique key among records of its kind."""
         raise NotImplementedError
 
 
@@ -45,10 +45,10 @@ R = TypeVar("R", bound=Record)
 
 
 class Store:
-    """Records in one file; of all threads of one process."""
+    """Records in one file, for all threads of one process."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
-        """clock: Unix time, seconds, by which client tokens age. Raises RunError when what is at `path` is no such file."""
+        """clock: Unix seconds, for the age of client tokens. Raises RunError if the file at `path` is not such a database."""
         self._path = path
         self._clock = clock
         self._lock = threading.RLock()
@@ -56,7 +56,7 @@ class Store:
         self._database = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
         try:
             self._database.execute("pragma journal_mode=wal")
-            self._database.execute("pragma synchronous=full")  # a client was told that it is done
+            self._database.execute("pragma synchronous=full")  # durable before the client gets its reply
             self._database.executescript(_SCHEMA)
             self._forget_old_tokens()
         except sqlite3.DatabaseError as error:
@@ -69,7 +69,10 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing of what is written inside, and no other thread between. Raises StorageError when it cannot be."""
+        """Writes all records of the block or none, while other threads wait. Nested transactions join the outer one.
+
+        Raises StorageError if SQLite cannot write.
+        """
         with self._lock, self._refusals_explained():
             if self._depth == 0:
                 self._check_file()
@@ -80,7 +83,7 @@ class Store:
                 if self._depth == 1:
                     self._database.execute("commit")
             except BaseException:
-                # Of what there is no room for, SQLite has often rolled back by itself, and would refuse to do it again.
+                # On a full disk SQLite has often rolled back already, and would refuse a second rollback.
                 if self._depth == 1 and self._database.in_transaction:
                     self._database.execute("rollback")
                 raise
@@ -88,9 +91,9 @@ class Store:
                 self._depth -= 1
 
     def _check_file(self) -> None:
-        """What is written to a file that was taken away is lost, and nobody would notice before the next start."""
+        """Raises StorageError if the file was moved or replaced: writes to it would be lost without a trace."""
         if _file_at(self._path) != self._file:
-            raise StorageError(f"{str(self._path)!r} was taken away; bring it back, or start the server again")
+            raise StorageError(f"{str(self._path)!r} was moved or deleted; restore it or restart the server")
 
     @contextmanager
     def _refusals_explained(self) -> Iterator[None]:
@@ -100,7 +103,7 @@ class Store:
             raise StorageError(f"cannot write {str(self._path)!r}: {error}") from error
 
     def put(self, record: Record) -> None:
-        """Adds a record, or replaces the one of its kind and key."""
+        """Adds a record or replaces the one with its kind and key."""
         with self.transaction():
             self._database.execute(
                 "insert or replace into records values (?, ?, ?)",
@@ -108,14 +111,14 @@ class Store:
             )
 
     def change(self, kind: type[R], key: str, **changes: object) -> None:
-        """Replaces these fields of a record, whatever became of the others meanwhile; one that is gone stays gone."""
+        """Changes these fields of the current record. A deleted record stays deleted."""
         with self.transaction():
             record = self.find(kind, key)
             if record is not None:
                 self.put(record.model_copy(update=changes))
 
     def find(self, kind: type[R], key: str) -> R | None:
-        """The record of this kind and key; None: there is none."""
+        """The record of this kind and key; None if it does not exist."""
         with self._lock:
             row = self._database.execute(
                 "select body from records where kind = ? and key = ?", (kind.__name__, key)
@@ -123,7 +126,7 @@ class Store:
         return None if row is None else kind.model_validate_json(row[0])
 
     def all(self, kind: type[R], prefix: str = "") -> list[R]:
-        """The records of this kind whose key begins so, by key."""
+        """Records of this kind whose key begins with `prefix`, sorted by key."""
         with self._lock:
             rows = self._database.execute(
                 "select body from records where kind = ? and substr(key, 1, ?) = ? order by key",
@@ -132,16 +135,16 @@ class Store:
         return [kind.model_validate_json(row[0]) for row in rows]
 
     def remove(self, kind: type[Record], key: str) -> None:
-        """Forgets a record; one that is not there is no error."""
+        """Removes a record. A missing record is ignored."""
         with self.transaction():
             self._database.execute("delete from records where kind = ? and key = ?", (kind.__name__, key))
 
     def once(
         self, operation: str, token: str | None, params: Mapping[str, Any], make: Callable[[], dict[str, Any]]
     ) -> dict[str, Any]:
-        """`make()`, all of whose writes are one transaction; for a client token of the last day, what it gave then.
+        """Calls `make` in one transaction and returns its reply; for a token of the last day, the stored reply.
 
-        Raises ServiceError (ConflictException) when the token came with another request before.
+        Raises ServiceError (ConflictException) if the token was used for a request with other parameters.
         """
         with self.transaction():
             if token is None:
@@ -161,12 +164,12 @@ class Store:
             if used[0] != digest:
                 raise ServiceError(
                     "ConflictException",
-                    f"client token {token!r} was used for another {operation} request; a new request needs a new one",
+                    f"client token {token!r} was used for another {operation} request; use a new token for a new request",
                 )
             return dict(json.loads(used[1]))
 
     def forget_token(self, operation: str, token: str) -> None:
-        """Makes a client token usable again: what it stood for has come to nothing."""
+        """Makes a client token usable again after its request failed."""
         with self.transaction():
             self._database.execute("delete from tokens where operation = ? and token = ?", (operation, token))
 
@@ -175,7 +178,7 @@ class Store:
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:
-    """Which file it is; None: there is none."""
+    """Device and inode of a file; None if it does not exist."""
     try:
         found = path.stat()
     except OSError:

@@ -1,8 +1,8 @@
-"""Keeps running what is to run: starts the processes of jobs and executions, and starts them again when they die.
+"""Supervision of jobs and executions: each runs in a process of its own, which is restarted when it dies.
 
-How far each has come is read from its folder, every time: this knows only which folders to look at. Stopping is final: what was
-asked to stop is never started again here. What stopped without being asked was interrupted (a machine that is shut down tells
-every process to stop), and goes on like what died.
+The folder of a job or execution holds its progress and is read on each look; the supervisor only keeps the list of folders. A job
+that was asked to stop is never restarted here. A job that stopped without being asked was interrupted, for example by a shutdown
+that signals every process; it is resumed like one that died.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -22,39 +22,50 @@ from heldout.errors import HeldoutError, RunError
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.state import ExecutionStatus, StepStatus
 from heldout.runs.run import JobStatus, Run, SecondaryStatus
+from heldout.service.store import Record, Store
 from heldout.storage.lock import FolderLock, holder_of
 
-_LOOK_EVERY_SECONDS = 1.0
-_STARTS = 4
-"""One, and then again after a process that died: a job that takes its process along each time is given up."""
+LOOK_EVERY_SECONDS = 1.0
+_MAX_STARTS = 4
+"""The first start and three restarts: a job that kills its process each time then fails."""
 _GRACE_SECONDS = 120.0
-"""After which what is in flight is given up, of a job that was asked to stop: what the hosted service gives a training job."""
+"""After a stop request, rollouts in flight may finish for this long. SageMaker gives a training job as much."""
 _STOPPED = "stopped on request"
 _log = logging.getLogger(__name__)
 
 
+class SupervisedJob(Record):
+    """A job or an execution that a process of its own runs."""
+
+    arn: str
+    is_made: bool = False
+    """Whether its folder was created. The record is durable first, and a server may be killed between the two."""
+    is_stopping: bool = False
+    """Whether a client asked it to stop."""
+
+
 class Work(Protocol):
-    """Something with a folder that a process of its own works on."""
+    """A folder that a process of its own works on."""
 
     @property
     def folder(self) -> Path: ...
 
     def is_over(self, *, is_stopping: bool) -> bool:
-        """Whether it has ended. is_stopping: whether it was asked to stop; if not, having stopped is no end."""
+        """Whether it has ended. A stopped one has ended only if a client asked it to stop (`is_stopping`)."""
         ...
 
     def start(self) -> None:
-        """Starts a process that goes on with it. Raises RunError when one is at it."""
+        """Starts a process that resumes it. Raises RunError if a process already works on it."""
         ...
 
     def end(self, failure: str | None) -> None:
-        """Writes down that it has ended: failed with this reason, or stopped."""
+        """Records that it has failed for this reason, or that it was stopped (None)."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class JobWork:
-    """A job that is no pipeline's."""
+    """The run of a job that belongs to no pipeline. tags: of its MLflow run."""
 
     folder: Path
     tags: Mapping[str, str]
@@ -79,7 +90,7 @@ class JobWork:
 
 @dataclass(frozen=True, slots=True)
 class ExecutionWork:
-    """An execution of a pipeline."""
+    """The evaluation of a pipeline execution."""
 
     folder: Path
 
@@ -105,86 +116,92 @@ class ExecutionWork:
 
 
 @dataclass(slots=True)
-class _Charge:
+class _Supervised:
     work: Work
     starts: int = 0
     stop_at: float | None = None
-    """When to tell it (again) to stop, on the monotonic clock; None: it is not to stop."""
-    told: int = 0
-    busy: threading.Lock = field(default_factory=threading.Lock)
+    """When to signal its process (again), on the monotonic clock; None if it was not asked to stop."""
+    num_signals: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Supervisor:
-    """What one server has to keep running. Methods may be called from any thread."""
+    """Keeps the jobs and executions of one server running. Its methods may be called from any thread."""
 
-    def __init__(self) -> None:
-        self._charges: dict[str, _Charge] = {}
+    def __init__(self, store: Store, *, look_every_seconds: float = LOOK_EVERY_SECONDS) -> None:
+        """store: where the records of supervised jobs are. look_every_seconds: how often `watch` checks each folder."""
+        self._store = store
+        self._look_every_seconds = look_every_seconds
+        self._supervised: dict[str, _Supervised] = {}
 
-    def take(self, key: str, work: Work, is_stopping: Callable[[], bool]) -> None:
-        """Has `work` run to its end from where it stands, or, when it was asked to stop before, has it stopped."""
-        charge = self._charges[key] = _Charge(work)
-        if is_stopping():  # asked only now: whoever asks it to stop from here on finds it
-            charge.stop_at = time.monotonic()
-        self._look(key, charge)
+    def supervise(self, record: SupervisedJob, work: Work) -> None:
+        """Runs `work` to its end, or stop it if its record in the store says so."""
+        supervised = self._supervised[record.arn] = _Supervised(work)
+        # Read after the entry exists: a stop request that arrives from now on finds the entry.
+        current = self._store.find(type(record), record.key)
+        if current is not None and current.is_stopping:
+            supervised.stop_at = time.monotonic()
+        self._look(record.arn, supervised)
 
-    def resume(self, key: str, work: Work) -> None:
-        """Starts `work` that has ended again, and has it run to its end. Raises RunError when a process is at it."""
+    def resume(self, arn: str, work: Work) -> None:
+        """Restarts `work` that has ended, and run it to its end. Raises RunError if a process already works on it."""
         work.start()
-        self._charges[key] = _Charge(work, starts=1)
+        self._supervised[arn] = _Supervised(work, starts=1)
 
-    def stop(self, key: str) -> None:
-        """Asks what was taken under this key to stop; once is enough. One that has ended stays as it is."""
-        charge = self._charges.get(key)
-        if charge is not None and charge.stop_at is None:
-            charge.stop_at = time.monotonic()
-            self._look(key, charge)
+    def stop(self, arn: str) -> None:
+        """Asks a supervised job to stop. Has no effect on one that has ended or was already asked."""
+        supervised = self._supervised.get(arn)
+        if supervised is not None and supervised.stop_at is None:
+            supervised.stop_at = time.monotonic()
+            self._look(arn, supervised)
 
     @property
     def num_running(self) -> int:
-        """How many a process works on now."""
-        return sum(holder_of(charge.work.folder) is not None for charge in list(self._charges.values()))
+        """Number of supervised jobs that have a process now."""
+        return sum(holder_of(supervised.work.folder) is not None for supervised in list(self._supervised.values()))
 
     async def watch(self) -> None:
-        """Looks after everything that was taken, until cancelled."""
+        """Checks all supervised jobs periodically until cancelled."""
         while True:
-            await asyncio.sleep(_LOOK_EVERY_SECONDS)
+            await asyncio.sleep(self._look_every_seconds)
             await asyncio.to_thread(self._look_at_all)
 
     def _look_at_all(self) -> None:
-        for key, charge in list(self._charges.items()):
+        for arn, supervised in list(self._supervised.items()):
             try:
-                self._look(key, charge)
+                self._look(arn, supervised)
             except (HeldoutError, OSError) as error:
-                # One folder that was moved away or cannot be read must not keep the others from being looked after.
-                _log.warning("%s is not looked after any more: %s", charge.work.folder, error)
-                self._charges.pop(key, None)
+                # One unreadable or missing folder must not end the supervision of the others.
+                _log.warning("%s is no longer supervised: %s", supervised.work.folder, error)
+                self._supervised.pop(arn, None)
 
-    def _look(self, key: str, charge: _Charge) -> None:
-        with charge.busy:
-            if self._charges.get(key) is not charge:
+    def _look(self, arn: str, supervised: _Supervised) -> None:
+        with supervised.lock:
+            if self._supervised.get(arn) is not supervised:
                 return
-            if holder_of(charge.work.folder) is not None:
-                self._tell(charge)
-            elif charge.work.is_over(is_stopping=charge.stop_at is not None):
-                del self._charges[key]
-            elif charge.stop_at is not None:
-                charge.work.end(None)
-            elif charge.starts == _STARTS:
-                log = charge.work.folder / LOG_FILE
-                charge.work.end(f"its process died {_STARTS} times; what it said last: {_last_line(log)} ({log})")
+            if holder_of(supervised.work.folder) is not None:
+                self._signal_if_due(supervised)
+            elif supervised.work.is_over(is_stopping=supervised.stop_at is not None):
+                del self._supervised[arn]
+            elif supervised.stop_at is not None:
+                supervised.work.end(None)
+            elif supervised.starts == _MAX_STARTS:
+                log = supervised.work.folder / LOG_FILE
+                supervised.work.end(f"its process died {_MAX_STARTS} times; last line of {log}: {_last_line(log)}")
             else:
-                charge.starts += 1
-                with contextlib.suppress(RunError):  # someone else has just started it
-                    charge.work.start()
+                supervised.starts += 1
+                with contextlib.suppress(RunError):  # another process has just started it
+                    supervised.work.start()
 
-    def _tell(self, charge: _Charge) -> None:
-        """Tells the process to stop, if it is to: once, and once more when it has had its time."""
-        is_due = charge.stop_at is not None and charge.told < 2 and time.monotonic() >= charge.stop_at
-        if is_due and tell_to_stop(charge.work.folder):
-            charge.told += 1
-            charge.stop_at = time.monotonic() + _GRACE_SECONDS
+    def _signal_if_due(self, supervised: _Supervised) -> None:
+        """Signals the process to stop: once, and again after the grace period."""
+        stop_at = supervised.stop_at
+        is_due = stop_at is not None and supervised.num_signals < 2 and time.monotonic() >= stop_at
+        if is_due and tell_to_stop(supervised.work.folder):
+            supervised.num_signals += 1
+            supervised.stop_at = time.monotonic() + _GRACE_SECONDS
 
 
 def _last_line(log: Path) -> str:
     last = deque((line.text for line in lines_of(log) if line.text != STARTED), maxlen=1)
-    return last[0][:200] if last else "nothing"
+    return last[0][:200] if last else "none"

@@ -1,4 +1,4 @@
-"""The registry's agents for those who invoke them by their AWS names: each is started when it is first asked for, and kept."""
+"""Hosted agents: the registry's agents, invoked by their AWS names. Each starts on its first invocation and keeps running."""
 
 import asyncio
 import uuid
@@ -13,14 +13,14 @@ from heldout.job.references import AgentContainer, AgentReference, EntryPoint
 from heldout.job.registry import Registry
 
 TIMEOUT_SECONDS = 900.0
-"""The longest invocation of either service."""
+"""The longest invocation that AgentCore and Lambda allow."""
 
 
 class HostedAgents:
-    """Agents on this machine by the ARN of an AgentCore runtime or a Lambda function."""
+    """Agents on this machine, by the ARN of an AgentCore runtime or a Lambda function."""
 
     def __init__(self, registry: Registry, environment: Mapping[str, str]) -> None:
-        """`environment` is set for entry points on top of this process's own."""
+        """environment: variables that entry points get in addition to this process's environment."""
         self._registry = registry
         self._environment = environment
         self._agents: dict[AgentReference, asyncio.Task[Agent]] = {}
@@ -28,35 +28,36 @@ class HostedAgents:
         self._background: set[asyncio.Task[InvocationResult]] = set()
 
     async def invoke(self, arn: str, payload: bytes, session_id: str | None = None) -> InvocationResult:
-        """Invokes the agent that a mapped ARN stands for. Invocations of one session come one after the other.
+        """Invokes the agent of a mapped ARN. Invocations of one session run one at a time.
 
-        session_id: 33 to 256 characters of `[A-Za-z0-9_.-]`; None is a session of its own.
+        session_id: 33 to 256 characters of `[A-Za-z0-9_.-]`; None for a new session. An agent that does not start gives an
+        UNREACHABLE result.
         """
         session_id = session_id or str(uuid.uuid4())
         async with self._sessions.setdefault(session_id, asyncio.Lock()):
             try:
-                agent = await self._started(arn)
+                agent = await self._agent(arn)
             except HeldoutError as error:
                 return InvocationResult(Outcome.UNREACHABLE, message=str(error))
             return await agent.invoke(Invocation(session_id, payload, TIMEOUT_SECONDS))
 
     def invoke_later(self, arn: str, payload: bytes) -> None:
-        """As `invoke`, for a caller who does not wait."""
+        """Invokes the agent in the background and drops its result."""
         task = asyncio.create_task(self.invoke(arn, payload))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
     async def stop(self) -> None:
-        """Ends every agent, with what it plays."""
+        """Stops all agents and cancels their invocations."""
         for task in (*self._background, *self._agents.values()):
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
-        ended = await asyncio.gather(*self._agents.values(), return_exceptions=True)
-        await asyncio.gather(*(agent.stop() for agent in ended if not isinstance(agent, BaseException)))
+        started = await asyncio.gather(*self._agents.values(), return_exceptions=True)
+        await asyncio.gather(*(agent.stop() for agent in started if not isinstance(agent, BaseException)))
         self._agents.clear()
 
-    async def _started(self, arn: str) -> Agent:
-        """The agent, started once for all who ask; a start that failed is tried again by the next."""
+    async def _agent(self, arn: str) -> Agent:
+        """The running agent. Concurrent callers share one start; a failed start is retried by the next caller."""
         reference = self._registry.agent(arn)
         assert reference is not None  # callers look it up first
         task = self._agents.get(reference)
@@ -65,7 +66,7 @@ class HostedAgents:
         return await asyncio.shield(task)
 
     async def _start(self, reference: AgentReference) -> Agent:
-        agent = self._made(reference)
+        agent = _agent_of(reference, self._environment)
         try:
             await agent.start()
         except BaseException:
@@ -73,11 +74,12 @@ class HostedAgents:
             raise
         return agent
 
-    def _made(self, reference: AgentReference) -> Agent:
-        match reference:
-            case EntryPoint(entry_point):
-                return EntryPointAgent(entry_point, environment=self._environment)
-            case AgentContainer(url):
-                return HttpAgent(url)
-            case _:
-                raise AssertionError("a registry maps to agents on this machine alone")
+
+def _agent_of(reference: AgentReference, environment: Mapping[str, str]) -> Agent:
+    match reference:
+        case EntryPoint(entry_point):
+            return EntryPointAgent(entry_point, environment=environment)
+        case AgentContainer(url):
+            return HttpAgent(url)
+        case _:
+            raise AssertionError("a registry maps to agents on this machine only")

@@ -1,7 +1,7 @@
-"""The Job Runtime of every job at this server's own address: requests are handed to the runtime of the job they name.
+"""Job Runtimes behind the server's address: each request is forwarded to the runtime of the job that it names.
 
-That one lets in who may, as it does its own agents: signatures, tokens and secrets are passed on untouched. Where there is no
-runtime to ask, who cannot sign is refused in the same words, and does not learn whether there is such a job.
+That runtime authenticates the request; signatures, tokens and secrets are forwarded unchanged. Without a running runtime, this
+module refuses unauthenticated callers with the same messages, so that they cannot learn which jobs exist.
 """
 
 import asyncio
@@ -18,8 +18,7 @@ from heldout.runtime.access import Access
 from heldout.runtime.refusals import Refusal, conflict, internal, invalid, not_found
 from heldout.runtime.signing import SignedRequest
 from heldout.service.wire.authentication import KeySource
-from heldout.service.wire.forwarding import forward, new_session
-from heldout.service.wire.raw_handlers import signed_request
+from heldout.service.wire.raw_handlers import forward, new_session, signed_request
 
 _JOB_HEADER = "X-Amzn-SageMaker-Job-Arn"
 _REPORTS = ("/complete-rollout", "/update-reward")
@@ -27,23 +26,23 @@ _CALLS = ("/chat/completions", "/completions", "/sample", "/sample-with-response
 
 
 class JobRuntimes:
-    """Hands requests on to the runtimes of the jobs that play."""
+    """Forwards requests to the runtimes of running jobs."""
 
     def __init__(self, run_of: Callable[[str], Run | None], keys: KeySource | None, region: str) -> None:
-        """run_of: the run of a job by its ARN; may block. keys: of those who may know which jobs there are; None: all may."""
+        """run_of: finds the run of a job by its ARN; may block. keys: key pairs that may sign; None disables verification."""
         self._run_of = run_of
         self._keys = keys
         self._region = region
         self._http: aiohttp.ClientSession | None = None
 
     def takes(self, request: web.Request) -> bool:
-        """Whether a request is one that agents make."""
+        """Whether the request is a Job Runtime request."""
         return request.path.removeprefix("/v1") in _REPORTS + _CALLS or (
             request.path == "/v1/models" and _JOB_HEADER in request.headers
         )
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        """The reply of the job's runtime, as it comes."""
+        """The reply of the job's runtime, streamed."""
         try:
             address = await self._address(request)
             if self._http is None:
@@ -52,7 +51,7 @@ class JobRuntimes:
         except Refusal as refusal:
             return _refused(refusal)
         except aiohttp.ClientConnectionError as error:
-            return _refused(internal(f"the job's Job Runtime went away: {error}"))
+            return _refused(internal(f"the connection to the job's Job Runtime was lost: {error}"))
 
     async def stop(self) -> None:
         """Closes the connections."""
@@ -63,7 +62,7 @@ class JobRuntimes:
         is_report = request.path.removeprefix("/v1") in _REPORTS
         arn = request.headers.get(_JOB_HEADER) or (_arn_in(await request.read()) if is_report else None)
         if not arn:
-            raise invalid(f"which job? Send its ARN in the header {_JOB_HEADER}")
+            raise invalid(f"the request names no job; send its ARN in the header {_JOB_HEADER}")
         run = await asyncio.to_thread(self._run_of, arn) if arn.isascii() else None  # a header may hold any bytes
         address = None if run is None else await asyncio.to_thread(runtime_address, run)
         if address is not None:
@@ -76,7 +75,7 @@ class JobRuntimes:
         raise not_found(f"job {arn} is {run.state.status} and has no Job Runtime now")
 
     def _check_caller(self, arn: str, request: SignedRequest) -> None:
-        """Raises Refusal (403) as the job's runtime would, of a job that plays."""
+        """Raises Refusal (403) like the runtime of a running job."""
         if self._keys is None:
             return
         access = Access(job_arn=arn, region=self._region, credentials=self._keys())

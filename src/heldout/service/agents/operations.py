@@ -1,7 +1,7 @@
-"""Bedrock AgentCore and Lambda: the registry's agents, listed and invoked by their AWS names.
+"""Bedrock AgentCore and Lambda operations: the registry's agents, listed and invoked by their AWS names.
 
-An agent's answer is passed on as JSON once it is whole; of an answer in events (SSE) that is its last. An invocation of
-the type Event is played once, and nothing is told of how it went.
+The reply is the agent's complete answer as JSON; for an event stream (SSE) it is the last event. An invocation of type Event
+runs once, without a retry, and its result is dropped.
 """
 
 import json
@@ -13,15 +13,14 @@ from typing import Any
 from heldout.agents.base import InvocationResult, Outcome
 from heldout.errors import did_you_mean
 from heldout.job.references import AGENTCORE_ARN, LAMBDA_ARN
-from heldout.service.context import Context
-from heldout.service.operations import Params, Reply, Room
-from heldout.service.paging import paged
-from heldout.service.sagemaker.hub import SINCE
+from heldout.service.context import REGISTRY_CREATED_AT, Context
 from heldout.service.wire.faults import ServiceError
+from heldout.service.wire.operations import OperationTable, Params, Reply
+from heldout.service.wire.paging import paged
 
-RUNTIMES = Room("bedrock-agentcore")
-CONTROL = Room("bedrock-agentcore-control")
-LAMBDA = Room("lambda")
+RUNTIMES = OperationTable[Context]("bedrock-agentcore")
+CONTROL = OperationTable[Context]("bedrock-agentcore-control")
+LAMBDA = OperationTable[Context]("lambda")
 
 _SESSION = re.compile(r"[A-Za-z0-9_.-]+")
 _VERSION = "1"
@@ -29,7 +28,7 @@ _LATEST = "$LATEST"
 _SORT_KEYS = {"": "agentRuntimeArn"}
 _TIMED_OUT = "Sandbox.Timedout"
 _EXITED = "Runtime.ExitError"
-"""What Lambda calls a function that took too long, and one whose process ended."""
+"""Lambda's error types for a function that timed out and for one whose process ended."""
 
 
 @RUNTIMES.operation("InvokeAgentRuntime")
@@ -57,19 +56,19 @@ async def invoke_agent_runtime(context: Context, params: Params) -> Reply:
 
 @CONTROL.operation("ListAgentRuntimes")
 async def list_agent_runtimes(context: Context, params: Params) -> Reply:
-    """The registry's AgentCore runtimes."""
+    """Lists the registry's AgentCore runtimes."""
     return paged("agentRuntimes", [_runtime(arn) for arn in _mapped(context, AGENTCORE_ARN)], params, _SORT_KEYS)
 
 
 @CONTROL.operation("GetAgentRuntime")
 async def get_agent_runtime(context: Context, params: Params) -> Reply:
-    """An AgentCore runtime of the registry, by its id."""
+    """Describes an AgentCore runtime of the registry by its id."""
     given = params["agentRuntimeId"]
     by_id = {_runtime_id(arn): arn for arn in _mapped(context, AGENTCORE_ARN)}
     if given not in by_id or params.get("agentRuntimeVersion", _VERSION) != _VERSION:
         raise _not_found(f"agent runtime {given!r} does not exist", given, list(by_id))
     return _runtime(by_id[given]) | {
-        "createdAt": SINCE,
+        "createdAt": REGISTRY_CREATED_AT,
         "roleArn": f"arn:aws:iam::{context.account}:role/heldout",
         "networkConfiguration": {"networkMode": "PUBLIC"},
         "lifecycleConfiguration": {"idleRuntimeSessionTimeout": 900, "maxLifetime": 28_800},
@@ -79,7 +78,7 @@ async def get_agent_runtime(context: Context, params: Params) -> Reply:
 
 @LAMBDA.operation("Invoke")
 async def invoke_function(context: Context, params: Params) -> Reply:
-    """Invokes an agent as a function: its answer, at once that it was taken (Event), or whether it could be (DryRun)."""
+    """Invokes an agent as a function: waits for its answer, returns at once (Event), or only checks the request (DryRun)."""
     arn = _function_arn(context, params["FunctionName"])
     payload = params.get("Payload") or b"{}"
     try:
@@ -119,7 +118,7 @@ def _mapped(context: Context, pattern: re.Pattern[str]) -> list[str]:
 
 
 def _function_arn(context: Context, given: str) -> str:
-    """The mapped function of a name, a partial ARN or an ARN, each with or without a version or alias."""
+    """The ARN of a mapped function by name, partial ARN or ARN, each with or without a version or alias."""
     functions = _mapped(context, LAMBDA_ARN)
     for arn in functions:
         _, _, _, _, account, _, name, *_ = arn.split(":")
@@ -137,7 +136,7 @@ def _runtime(arn: str) -> Reply:
         "agentRuntimeName": runtime_id.rpartition("-")[0] or runtime_id,
         "agentRuntimeVersion": _VERSION,
         "description": "an agent on this machine, mapped by the registry",
-        "lastUpdatedAt": SINCE,
+        "lastUpdatedAt": REGISTRY_CREATED_AT,
         "status": "READY",
     }
 

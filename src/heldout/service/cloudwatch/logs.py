@@ -1,4 +1,4 @@
-"""CloudWatch Logs, as much of it as is asked by those who read a job's log: one group, in which each job has a stream.
+"""CloudWatch Logs operations that read a job's log. There is one log group, with one stream for each job.
 
 Source: the API reference of CloudWatch Logs, version 2014-03-28; checked against botocore's model and the `LogStreamer` of
 sagemaker-train 1.27.
@@ -13,57 +13,56 @@ from typing import NamedTuple
 from heldout.backends.local.run_log import Line
 from heldout.errors import shown
 from heldout.pipeline.definition import JOB_LOG_GROUP
-from heldout.service.cloudwatch.log_patterns import matcher
-from heldout.service.cloudwatch.log_streams import Stream, job_named, stream_of
-from heldout.service.context import Context
-from heldout.service.operations import Params, Reply, Room
-from heldout.service.paging import paged
-from heldout.service.sagemaker.hub import SINCE
+from heldout.service.cloudwatch.log_events import Stream, job_of, matcher, stream_of
+from heldout.service.context import REGISTRY_CREATED_AT, Context
 from heldout.service.sagemaker.jobs import find_job, jobs_named
 from heldout.service.wire.faults import ServiceError
+from heldout.service.wire.operations import OperationTable, Params, Reply
+from heldout.service.wire.paging import paged
 
-ROOM = Room("logs")
+OPERATIONS = OperationTable[Context]("logs")
 
-_MOST_EVENTS = 10_000
+_MAX_EVENTS = 10_000
 _PAGE_BYTES = 1024 * 1024
 _EVENT_OVERHEAD_BYTES = 26
-"""The service's bounds of a page; the overhead is what PutLogEvents counts for an event beside its text."""
-_DESCRIBED = 50
+"""The service's limits of a page. PutLogEvents counts the overhead for each event in addition to its text."""
+_DESCRIBE_LIMIT = 50
+"""The service's default page size of the Describe operations."""
 _BACKWARD_SINCE_MS = 1_704_067_200_000
-"""2024-01-01: FilterLogEvents goes backward from later times only."""
-_PLACE = re.compile(r"(?P<direction>[fb])/(?P<place>\d{1,18})")
+"""2024-01-01: the earliest startTime for which FilterLogEvents reads backward."""
+_POSITION = re.compile(r"(?P<direction>[fb])/(?P<offset>\d{1,18})")
 _AFTER = re.compile(r"(?P<direction>[fb])/(?P<time>\d{1,18})/(?P<start>\d{1,18})/(?P<stream>.+)")
 
 Wanted = Callable[[Line], bool]
 Key = tuple[int, str, int]
-"""Time, stream and place of an event: the order of events of several streams."""
+"""Time, stream and byte offset of an event: the sort order across streams."""
 Event = tuple[Key, Line]
 
 
-@ROOM.operation("DescribeLogGroups")
+@OPERATIONS.operation("DescribeLogGroups")
 def describe_log_groups(context: Context, params: Params) -> Reply:
-    """The group, unless the request asks for others."""
+    """Lists the log group if it passes the request's filters."""
     arn = _group_arn(context)
     group = {
         "logGroupName": JOB_LOG_GROUP,
-        "creationTime": _milliseconds(SINCE.timestamp()),
+        "creationTime": _milliseconds(REGISTRY_CREATED_AT.timestamp()),
         "metricFilterCount": 0,
         "arn": f"{arn}:*",
         "logGroupArn": arn,
         "logGroupClass": "STANDARD",
     }
-    is_asked = (
+    is_listed = (
         JOB_LOG_GROUP.startswith(params.get("logGroupNamePrefix", ""))
         and params.get("logGroupNamePattern", "").lower() in JOB_LOG_GROUP.lower()
         and params.get("logGroupClass", "STANDARD") == "STANDARD"
         and any(_group_name(given) == JOB_LOG_GROUP for given in params.get("logGroupIdentifiers", (arn,)))
     )
-    return _listed("logGroups", [group] if is_asked else [], params, {"": "logGroupName"})
+    return _listed("logGroups", [group] if is_listed else [], params, {"": "logGroupName"})
 
 
-@ROOM.operation("DescribeLogStreams")
+@OPERATIONS.operation("DescribeLogStreams")
 def describe_log_streams(context: Context, params: Params) -> Reply:
-    """The jobs' streams, by name, or by the time of their last lines."""
+    """Lists the jobs' streams, by name or by the time of the last event."""
     _check_group(params)
     prefix, order = params.get("logStreamNamePrefix", ""), params.get("orderBy", "LogStreamName")
     if prefix and order == "LastEventTime":
@@ -81,19 +80,19 @@ def describe_log_streams(context: Context, params: Params) -> Reply:
     return _listed("logStreams", names, asked, keys, described)
 
 
-@ROOM.operation("GetLogEvents")
+@OPERATIONS.operation("GetLogEvents")
 def get_log_events(context: Context, params: Params) -> Reply:
-    """A page of a stream, and the tokens of the pages after and before it: the token that was given, where there is none yet."""
+    """Returns a page of a stream and the tokens of the next and previous pages. At an end of the stream the token repeats."""
     _check_group(params)
     stream = _stream(context, params["logStreamName"])
-    asked = _place(params)
+    position = _position(params)
     start_time, end_time = params.get("startTime", 0), params.get("endTime")
 
     def wanted(line: Line) -> bool:
         return line.time_ms >= start_time and (end_time is None or line.time_ms < end_time)
 
-    most = params.get("limit", _MOST_EVENTS)
-    page = (_page_after if asked.is_forward else _page_before)(stream, asked.place, wanted, most)
+    limit = params.get("limit", _MAX_EVENTS)
+    page = (_page_after if position.is_forward else _page_before)(stream, position.offset, wanted, limit)
     return {
         "events": [stream.event(line) for line in page.lines],
         "nextForwardToken": f"f/{page.end}",
@@ -101,9 +100,9 @@ def get_log_events(context: Context, params: Params) -> Reply:
     }
 
 
-@ROOM.operation("FilterLogEvents")
+@OPERATIONS.operation("FilterLogEvents")
 def filter_log_events(context: Context, params: Params) -> Reply:
-    """A page of what the request's filters leave of all streams, by time."""
+    """Returns a page of the events of all streams that pass the request's filters, by time."""
     _check_group(params)
     streams = _filtered_streams(context, params)
     after = _after(params)
@@ -111,11 +110,11 @@ def filter_log_events(context: Context, params: Params) -> Reply:
     if not is_forward and params.get("startTime", 0) < _BACKWARD_SINCE_MS:
         raise _invalid("startFromHead=false needs a startTime on or after 2024-01-01")
     events = _matching(streams, params)
-    most = params.get("limit", _MOST_EVENTS)
+    limit = params.get("limit", _MAX_EVENTS)
     if is_forward:
-        found = _first((event for event in events if after is None or event[0] > after.key), most)
+        found = _first((event for event in events if after is None or event[0] > after.key), limit)
     else:
-        found = _last((event for event in events if after is None or event[0] < after.key), most)
+        found = _last((event for event in events if after is None or event[0] < after.key), limit)
         found.events.reverse()
     by_name = {stream.name: stream for stream in streams}
     reply: Reply = {"events": [by_name[key[1]].event(line) for key, line in found.events], "searchedLogStreams": []}
@@ -126,80 +125,88 @@ def filter_log_events(context: Context, params: Params) -> Reply:
 
 
 class _Page(NamedTuple):
+    """A page of one stream."""
+
     lines: list[Line]
     start: int
-    """The place before the page's first line."""
+    """Byte offset of the page's first line."""
     end: int
-    """The place after its last."""
+    """Byte offset after the page's last line."""
 
 
-class _Found(NamedTuple):
+class _Events(NamedTuple):
+    """A page of several streams."""
+
     events: list[Event]
     has_more: bool
-    """Whether there are more in the direction in which was looked."""
+    """Whether more events follow in the direction of reading."""
 
 
-class _Place(NamedTuple):
+class _Position(NamedTuple):
+    """A position in one stream and the direction of reading."""
+
     is_forward: bool
-    place: int | None
-    """In the log; None for its beginning, or, backward, its end."""
+    offset: int | None
+    """Bytes; None for the log's beginning (forward) or end (backward)."""
 
 
 class _After(NamedTuple):
+    """The last event of the previous page and the direction of reading."""
+
     is_forward: bool
     key: Key
 
 
-def _page_after(stream: Stream, place: int | None, wanted: Wanted, most: int) -> _Page:
-    start = place or 0
+def _page_after(stream: Stream, offset: int | None, wanted: Wanted, limit: int) -> _Page:
+    start = offset or 0
     found, num_bytes, end = list[Line](), 0, start
     for line in stream.lines(start):
         if wanted(line):
             num_bytes += _size(line)
-            if found and (len(found) == most or num_bytes > _PAGE_BYTES):
+            if found and (len(found) == limit or num_bytes > _PAGE_BYTES):
                 break
             found.append(line)
         end = line.end
     return _Page(found, start, end)
 
 
-def _page_before(stream: Stream, place: int | None, wanted: Wanted, most: int) -> _Page:
-    end = place or 0
+def _page_before(stream: Stream, offset: int | None, wanted: Wanted, limit: int) -> _Page:
+    end = offset or 0
 
     def earlier() -> Iterator[Event]:
         nonlocal end
         for line in stream.lines():
-            if place is not None and line.end > place:
+            if offset is not None and line.end > offset:
                 return
-            end = place or line.end
+            end = offset or line.end
             if wanted(line):
                 yield (line.time_ms, stream.name, line.start), line
 
-    found = [line for _, line in _last(earlier(), most).events]
+    found = [line for _, line in _last(earlier(), limit).events]
     return _Page(found, found[0].start if found else end, end)
 
 
-def _first(events: Iterable[Event], most: int) -> _Found:
-    """The first events, as many as a page holds."""
+def _first(events: Iterable[Event], limit: int) -> _Events:
+    """The first page of events."""
     found, num_bytes = list[Event](), 0
     for event in events:
         num_bytes += _size(event[1])
-        if found and (len(found) == most or num_bytes > _PAGE_BYTES):
-            return _Found(found, has_more=True)
+        if found and (len(found) == limit or num_bytes > _PAGE_BYTES):
+            return _Events(found, has_more=True)
         found.append(event)
-    return _Found(found, has_more=False)
+    return _Events(found, has_more=False)
 
 
-def _last(events: Iterable[Event], most: int) -> _Found:
-    """The last events, as many as a page holds, the earliest first."""
+def _last(events: Iterable[Event], limit: int) -> _Events:
+    """The last page of events, earliest first."""
     found, num_bytes, has_more = deque[Event](), 0, False
     for event in events:
         found.append(event)
         num_bytes += _size(event[1])
-        while len(found) > 1 and (len(found) > most or num_bytes > _PAGE_BYTES):
+        while len(found) > 1 and (len(found) > limit or num_bytes > _PAGE_BYTES):
             num_bytes -= _size(found.popleft()[1])
             has_more = True
-    return _Found(list(found), has_more)
+    return _Events(list(found), has_more)
 
 
 def _size(line: Line) -> int:
@@ -207,7 +214,7 @@ def _size(line: Line) -> int:
 
 
 def _matching(streams: Iterable[Stream], params: Params) -> Iterator[Event]:
-    """The events of these streams that the request's times and pattern leave, the earliest first."""
+    """Events of these streams that match the request's times and pattern, earliest first."""
     has_terms = matcher(params.get("filterPattern", ""))
     start_time, end_time = params.get("startTime", 0), params.get("endTime")
 
@@ -228,15 +235,15 @@ def _filtered_streams(context: Context, params: Params) -> list[Stream]:
     return _streams(context, params.get("logStreamNamePrefix", ""))
 
 
-def _place(params: Params) -> _Place:
-    """A token has the direction in it; without one, and unless the request says otherwise, the last page comes first."""
+def _position(params: Params) -> _Position:
+    """The position that a token encodes. Without a token: the last page, or the first with `startFromHead`."""
     token = params.get("nextToken")
     if token is None:
-        return _Place(params.get("startFromHead", False), None)
-    found = _PLACE.fullmatch(token)
+        return _Position(params.get("startFromHead", False), None)
+    found = _POSITION.fullmatch(token)
     if found is None:
         raise _invalid(f"The specified nextToken is invalid: {shown(token)}")
-    return _Place(found["direction"] == "f", int(found["place"]))
+    return _Position(found["direction"] == "f", int(found["offset"]))
 
 
 def _after(params: Params) -> _After | None:
@@ -250,14 +257,14 @@ def _after(params: Params) -> _After | None:
 
 
 def _streams(context: Context, prefix: str) -> list[Stream]:
-    """Those whose names begin so."""
+    """Streams whose names begin with `prefix`."""
     job = prefix.partition("/")[0]
     streams = [stream_of(found) for found in jobs_named(context, job)]
     return [stream for stream in streams if stream.name.startswith(prefix)]
 
 
 def _stream(context: Context, name: str) -> Stream:
-    job = job_named(name)
+    job = job_of(name)
     found = None if job is None else find_job(context, job)
     if found is None:
         raise ServiceError("ResourceNotFoundException", f"The specified log stream does not exist: {shown(name, 200)}")
@@ -272,7 +279,7 @@ def _described(context: Context, stream: Stream) -> Reply:
         "firstEventTimestamp": extent.first_ms,
         "lastEventTimestamp": extent.last_ms,
         "lastIngestionTime": extent.last_ms,
-        "sortTime": extent.last_ms or 0,  # no member of the reply's: an empty stream has no time to be sorted by
+        "sortTime": extent.last_ms or 0,  # not in the reply: a sort key for streams that may be empty
         "arn": f"{_group_arn(context)}:log-stream:{stream.name}",
         "storedBytes": extent.num_bytes,
     }
@@ -285,10 +292,10 @@ def _listed(
     sort_keys: Mapping[str, str],
     view: Callable[[Reply], Reply] | None = None,
 ) -> Reply:
-    """`paged`, in this service's words."""
+    """Calls `paged` with this service's parameter names and error code."""
     asked = {name: value for name, value in params.items() if name != "limit"}
     try:
-        return paged(member, items, asked | {"maxResults": params.get("limit", _DESCRIBED)}, sort_keys, view=view)
+        return paged(member, items, asked | {"maxResults": params.get("limit", _DESCRIBE_LIMIT)}, sort_keys, view=view)
     except ServiceError as error:
         raise _invalid(error.message) from error
 
@@ -305,7 +312,7 @@ def _check_group(params: Params) -> None:
 
 
 def _group_name(identifier: str) -> str:
-    """Of a name or an ARN."""
+    """The name in a group's name or ARN."""
     return identifier.partition(":log-group:")[2].removesuffix(":*") if identifier.startswith("arn:") else identifier
 
 

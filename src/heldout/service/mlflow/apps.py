@@ -1,6 +1,6 @@
-"""MLflow apps: each is a tracking store of its own in the server's state folder, which jobs that name its ARN log to.
+"""MLflow app operations. An app is a tracking store in the server's state folder; jobs that name its ARN log to it.
 
-One is there from the start, so that clients which look for a default app find one. Apps that the registry maps are listed too.
+The server has one app of its own, so that clients that need a default app find one. Apps that the registry maps are listed too.
 """
 
 import importlib.metadata
@@ -10,18 +10,17 @@ from datetime import UTC, datetime
 
 from heldout.errors import did_you_mean
 from heldout.job.registry import MlflowEntry, Registry
-from heldout.service.context import Context
+from heldout.service.context import REGISTRY_CREATED_AT, Context
 from heldout.service.mlflow.pages import OWN_APP
 from heldout.service.mlflow.rest_calls import tracking_uri
-from heldout.service.operations import Params, Reply, Room
-from heldout.service.paging import between, paged
-from heldout.service.sagemaker.hub import SINCE
-from heldout.service.sagemaker.tags import forget_tags, set_tags
 from heldout.service.store import Record
+from heldout.service.tags import forget_tags, set_tags
 from heldout.service.wire.faults import invalid, not_found
+from heldout.service.wire.operations import OperationTable, Params, Reply
+from heldout.service.wire.paging import between, paged
 from heldout.tracking.connection import ui_command, without_password
 
-ROOM = Room("sagemaker")
+OPERATIONS = OperationTable[Context]("sagemaker")
 
 _SORT_KEYS = {"CreationTime": "CreationTime", "Name": "Name", "Status": "Status", "": "Arn"}
 
@@ -44,9 +43,9 @@ class App(Record):
         return self.arn
 
 
-@ROOM.operation("CreateMlflowApp")
+@OPERATIONS.operation("CreateMlflowApp")
 def create_mlflow_app(context: Context, params: Params) -> Reply:
-    """Makes an app. Its artifacts lie beside its store, whatever `ArtifactStoreUri` says."""
+    """Creates an app. Its artifacts are stored next to its database; `ArtifactStoreUri` is only recorded."""
     app_id = f"app-{secrets.token_hex(6).upper()}"
     app = _new(
         context,
@@ -66,9 +65,9 @@ def create_mlflow_app(context: Context, params: Params) -> Reply:
     return {"Arn": app.arn}
 
 
-@ROOM.operation("UpdateMlflowApp")
+@OPERATIONS.operation("UpdateMlflowApp")
 def update_mlflow_app(context: Context, params: Params) -> Reply:
-    """Changes an app's name and what it is the default of."""
+    """Changes an app's name, artifact location and defaults."""
     with context.store.transaction():
         app = _find(context, params["Arn"])
         default = params.get("AccountDefaultStatus")
@@ -85,9 +84,9 @@ def update_mlflow_app(context: Context, params: Params) -> Reply:
     return {"Arn": app.arn}
 
 
-@ROOM.operation("DescribeMlflowApp")
+@OPERATIONS.operation("DescribeMlflowApp")
 def describe_mlflow_app(context: Context, params: Params) -> Reply:
-    """An app by its ARN."""
+    """Describes an app by its ARN."""
     app = _find(context, params["Arn"])
     return _summary(app) | {
         "ArtifactStoreUri": app.artifact_store_uri,
@@ -98,9 +97,9 @@ def describe_mlflow_app(context: Context, params: Params) -> Reply:
     }
 
 
-@ROOM.operation("ListMlflowApps")
+@OPERATIONS.operation("ListMlflowApps")
 def list_mlflow_apps(context: Context, params: Params) -> Reply:
-    """All apps, or those that the request's filters leave."""
+    """Lists the apps that pass the request's filters."""
     domain, default, version = (params.get(n) for n in ("DefaultForDomainId", "AccountDefaultStatus", "MlflowVersion"))
     found = [
         _summary(app)
@@ -112,44 +111,44 @@ def list_mlflow_apps(context: Context, params: Params) -> Reply:
     return paged("Summaries", found, params, _SORT_KEYS, is_descending=True)
 
 
-@ROOM.operation("DeleteMlflowApp")
+@OPERATIONS.operation("DeleteMlflowApp")
 def delete_mlflow_app(context: Context, params: Params) -> Reply:
-    """Forgets an app; what was logged to it stays in the state folder."""
+    """Deletes an app. Its tracking store stays in the state folder."""
     with context.store.transaction():
         app = _find(context, params["Arn"])
         if app.arn == context.arn(f"mlflow-app/{OWN_APP}") or app.arn in context.registry.mlflow:
-            raise invalid(f"MLflow app {app.arn} cannot be deleted: it comes with this server")
+            raise invalid(f"MLflow app {app.arn} cannot be deleted: it belongs to the server or its registry")
         context.store.remove(App, app.arn)
         forget_tags(context.store, app.arn)
     return {"Arn": app.arn}
 
 
-@ROOM.operation("CreatePresignedMlflowAppUrl")
+@OPERATIONS.operation("CreatePresignedMlflowAppUrl")
 def create_presigned_mlflow_app_url(context: Context, params: Params) -> Reply:
-    """A link that opens the app in a browser, for as long as the request says."""
+    """Returns a link that opens the app in a browser until it expires."""
     app = _find(context, params["Arn"])
     if app.tracking_uri.startswith(("http://", "https://")):
         return {"AuthorizedUrl": app.tracking_uri.rstrip("/")}
     if app.arn in context.registry.mlflow:
         command = ui_command(app.tracking_uri)
         raise invalid(
-            f"MLflow app {app.arn} is the registry's, at {without_password(app.tracking_uri)}, and has no pages here"
-            + (f"; to see it: {command}" if command else "")
+            f"MLflow app {app.arn} is mapped by the registry to {without_password(app.tracking_uri)} and has no pages here"
+            + (f"; to open it: {command}" if command else "")
         )
     app_id, seconds = app.arn.rpartition("/")[2], params.get("ExpiresInSeconds", 300)
     return {"AuthorizedUrl": context.pages.authorized_url(context.endpoint, app_id, seconds)}
 
 
 def mlflow_apps(context: Context) -> list[App]:
-    """The server's own, those that were made, and those that the registry maps."""
-    own = _new(context, OWN_APP, "heldout", is_account_default=True, since=SINCE.timestamp())
+    """The server's own app, those that clients created, and those that the registry maps."""
+    own = _new(context, OWN_APP, "heldout", is_account_default=True, since=REGISTRY_CREATED_AT.timestamp())
     mapped = [
         App(
             arn=arn,
             name=arn.rpartition("/")[2],
             tracking_uri=entry.tracking_uri,
-            created_at=SINCE.timestamp(),
-            changed_at=SINCE.timestamp(),
+            created_at=REGISTRY_CREATED_AT.timestamp(),
+            changed_at=REGISTRY_CREATED_AT.timestamp(),
         )
         for arn, entry in context.registry.mlflow.items()
         if ":mlflow-app/" in arn
@@ -159,7 +158,7 @@ def mlflow_apps(context: Context) -> list[App]:
 
 
 def registry_with_apps(context: Context) -> Registry:
-    """The registry, with every app's ARN mapped to its tracking store: what jobs are played by."""
+    """The registry for jobs: with every app's ARN mapped to its tracking store."""
     mapped = {app.arn: MlflowEntry(tracking_uri=app.tracking_uri) for app in mlflow_apps(context)}
     return context.registry.model_copy(update={"mlflow": {**mapped, **context.registry.mlflow}})
 
@@ -190,7 +189,7 @@ def _new(
 
 
 def _put(context: Context, app: App) -> None:
-    """Keeps an app; the account's default, and a domain's, is the last that was made it."""
+    """Stores an app. If it is a default (of the account or of a domain), other apps lose that role."""
     for other in mlflow_apps(context):
         if other.arn == app.arn:
             continue
@@ -224,7 +223,7 @@ def _default_status(app: App) -> str:
 
 
 def _version() -> str | None:
-    """Of the MLflow that is installed."""
+    """Version of the installed MLflow."""
     try:
         return importlib.metadata.version("mlflow-skinny")
     except importlib.metadata.PackageNotFoundError:

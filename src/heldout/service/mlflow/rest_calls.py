@@ -1,7 +1,7 @@
-"""Two calls of MLflow's REST API, answered from a store of ours: the two that SDKs make for links to what they started.
+"""The two calls of MLflow's REST API that SDKs make for links to their runs, answered from an app's store.
 
-Source: MLflow's REST API 2.0, `experiments/get-by-name` and `runs/search`; checked against sagemaker-train 1.27. Both give the
-fields that such clients read: ids, names, status and times, and of runs their tags.
+Source: MLflow's REST API 2.0, `experiments/get-by-name` and `runs/search`; checked against sagemaker-train 1.27. The replies have
+the fields that these clients read: ids, names, status and times, and the metrics and tags of runs.
 """
 
 from collections.abc import Mapping
@@ -20,12 +20,12 @@ STORE_FILE = "mlflow.db"
 
 
 class CallRefused(Exception):
-    """A call asks for what is not there, or makes no sense."""
+    """A call names a missing resource or has invalid parameters."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
-        """MLflow's, such as `RESOURCE_DOES_NOT_EXIST`."""
+        """MLflow's error code, such as `RESOURCE_DOES_NOT_EXIST`."""
 
     @property
     def status(self) -> int:
@@ -34,14 +34,16 @@ class CallRefused(Exception):
 
 
 def tracking_uri(folder: Path) -> str:
-    """Of the store in this folder."""
+    """The tracking URI of the store in a folder."""
     return f"sqlite:///{folder / STORE_FILE}"
 
 
 def experiment_by_name(folder: Path, name: str) -> dict[str, Any]:
-    """The experiment of this name. Raises CallRefused when there is none."""
+    """The experiment of this name. Raises CallRefused if it does not exist."""
     found = None
-    if (folder / STORE_FILE).exists():  # until something is logged there is no store, and MLflow need not be loaded
+    if (
+        folder / STORE_FILE
+    ).exists():  # before the first run is logged there is no store, and loading MLflow would take seconds
         with connected(tracking_uri(folder), folder) as store:
             found = store.client.get_experiment_by_name(name)
     if found is None:
@@ -51,21 +53,21 @@ def experiment_by_name(folder: Path, name: str) -> dict[str, Any]:
 
 
 def search_runs(folder: Path, body: bytes) -> dict[str, Any]:
-    """Runs of some experiments, as the request's JSON body asks for them. Raises CallRefused."""
+    """Searches runs by the request's JSON body. Raises CallRefused if the body or the filter is invalid."""
     try:
-        asked = orjson.loads(body or b"{}")
-        experiments = [str(experiment) for experiment in asked.get("experiment_ids", ())]
+        query = orjson.loads(body or b"{}")
+        experiments = [str(experiment) for experiment in query.get("experiment_ids", ())]
     except (ValueError, AttributeError, TypeError) as error:
-        raise CallRefused("INVALID_PARAMETER_VALUE", f"the request's body is not a search: {error}") from None
+        raise CallRefused("INVALID_PARAMETER_VALUE", f"the request's body is not a valid search: {error}") from None
     if not (folder / STORE_FILE).exists():
         return {"runs": []}
     try:
         with connected(tracking_uri(folder), folder) as store:
             found = store.client.search_runs(
                 experiments,
-                str(asked.get("filter", "")),
-                max_results=int(asked.get("max_results", 1_000)),
-                order_by=asked.get("order_by"),
+                str(query.get("filter", "")),
+                max_results=int(query.get("max_results", 1_000)),
+                order_by=query.get("order_by"),
             )
     except (StorageError, ValueError, TypeError) as error:
         raise CallRefused("INVALID_PARAMETER_VALUE", str(error)) from None

@@ -1,4 +1,4 @@
-"""MLflow's own servers, one for each app whose pages are asked for, in processes of their own that end with this one."""
+"""MLflow's own servers: one process for each requested app, which ends with this server."""
 
 import asyncio
 import contextlib
@@ -14,16 +14,16 @@ import aiohttp
 from aiohttp import web
 
 from heldout.errors import MissingExtra, StorageError
-from heldout.service.mlflow.keeper import STOP_SECONDS
 from heldout.service.mlflow.rest_calls import tracking_uri
-from heldout.service.wire.forwarding import forward, new_session
+from heldout.service.mlflow.watchdog import STOP_SECONDS
+from heldout.service.wire.raw_handlers import forward, new_session
 from heldout.tracking.connection import ui_command
 
 _START_SECONDS = 120.0
-"""How long one may take to answer: it imports most of the scientific stack."""
-_ASK_AGAIN_SECONDS = 0.2
+"""Longest start of a server: it imports most of the scientific stack."""
+_POLL_SECONDS = 0.2
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-"""Unless the user says otherwise: nothing phones home, and no processes for background jobs, which nobody here asks for."""
+"""Defaults that the user's environment may override: no telemetry, and no worker processes for unused background jobs."""
 
 
 class _Server(NamedTuple):
@@ -37,7 +37,7 @@ class _Server(NamedTuple):
                 await self.process.wait()
         except TimeoutError:
             pass
-        self._signal(signal.SIGKILL)  # its workers too, whatever became of the first
+        self._signal(signal.SIGKILL)  # its workers may outlive it
         await self.process.wait()
 
     def _signal(self, number: signal.Signals) -> None:
@@ -46,7 +46,7 @@ class _Server(NamedTuple):
 
 
 class MlflowServers:
-    """Started when first asked for; every app's pages are below `prefix` and its id."""
+    """MLflow servers by app id. Each starts on its first request; an app's pages are below `prefix` and its id."""
 
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
@@ -54,21 +54,21 @@ class MlflowServers:
         self._http: aiohttp.ClientSession | None = None
 
     async def forward(self, request: web.Request, app_id: str, folder: Path, path: str) -> web.StreamResponse:
-        """MLflow's reply to a request for a raw path of the app whose store is in `folder`.
+        """Forwards a request to the server of an app and returns its reply. folder: of the app's store. path: raw path and query.
 
-        Raises MissingExtra when the package `mlflow` is not installed, StorageError when its server does not start.
+        Raises MissingExtra if the package `mlflow` is not installed, StorageError if the server does not start.
         """
         server = await self._server(app_id, folder)
         return await forward(self._session(), request, server.url, path)
 
     async def stop(self) -> None:
-        """Ends all of them."""
+        """Stops all servers."""
         if self._http is not None:
-            await self._http.close()  # first: its servers wait for connections that are open
+            await self._http.close()  # first, because the servers wait for open connections
         for task in self._starting.values():
             task.cancel()
-        ended = await asyncio.gather(*self._starting.values(), return_exceptions=True)
-        await asyncio.gather(*(server.stop() for server in ended if isinstance(server, _Server)))
+        started = await asyncio.gather(*self._starting.values(), return_exceptions=True)
+        await asyncio.gather(*(server.stop() for server in started if isinstance(server, _Server)))
 
     async def _server(self, app_id: str, folder: Path) -> _Server:
         task = self._starting.get(app_id)
@@ -80,15 +80,15 @@ class MlflowServers:
         uri = tracking_uri(folder)
         if importlib.util.find_spec("flask") is None:
             raise MissingExtra(
-                f"MLflow's pages need the package mlflow: pip install mlflow, or where that is installed: {ui_command(uri)}"
+                f"MLflow's pages need the package mlflow: pip install mlflow, or where it is installed: {ui_command(uri)}"
             )
         port = _free_port()
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "heldout.service.mlflow.keeper"),
+            *(sys.executable, "-P", "-m", "heldout.service.mlflow.watchdog"),
             *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"),
             *("--host", "127.0.0.1", "--port", str(port), "--static-prefix", f"{self._prefix}{app_id}"),
             *("--artifacts-destination", str(folder / "mlartifacts")),
-            stdin=asyncio.subprocess.PIPE,  # it closes with this process, however that ends
+            stdin=asyncio.subprocess.PIPE,  # closes when this process ends, also by kill -9
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.DEVNULL,
             cwd=folder,
@@ -98,7 +98,7 @@ class MlflowServers:
         server = _Server(process, f"http://127.0.0.1:{port}")
         try:
             async with asyncio.timeout(_START_SECONDS):
-                await self._answering(server)
+                await self._wait_until_healthy(server)
         except BaseException as error:
             await server.stop()
             if isinstance(error, TimeoutError):
@@ -106,12 +106,12 @@ class MlflowServers:
             raise
         return server
 
-    async def _answering(self, server: _Server) -> None:
+    async def _wait_until_healthy(self, server: _Server) -> None:
         while server.process.returncode is None:
             with contextlib.suppress(aiohttp.ClientError):
                 async with self._session().get(f"{server.url}/health"):
                     return
-            await asyncio.sleep(_ASK_AGAIN_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
         raise StorageError(f"MLflow's server ended with exit code {server.process.returncode} before it answered")
 
     def _session(self) -> aiohttp.ClientSession:

@@ -1,4 +1,4 @@
-"""Lineage artifacts that clients make, such as one for the model they evaluate. What came of what is in the runs themselves."""
+"""Lineage artifacts that clients create, such as one for the model they evaluate. Run folders hold the lineage itself."""
 
 import hashlib
 import time
@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from heldout.service.context import Context
-from heldout.service.operations import Params, Reply, Room
-from heldout.service.paging import between, paged
 from heldout.service.store import Record
 from heldout.service.wire.faults import not_found
+from heldout.service.wire.operations import OperationTable, Params, Reply
+from heldout.service.wire.paging import between, paged
 
-ROOM = Room("sagemaker")
+OPERATIONS = OperationTable[Context]("sagemaker")
 
 
 class _Artifact(Record):
@@ -27,9 +27,9 @@ class _Artifact(Record):
         return self.arn
 
 
-@ROOM.operation("CreateArtifact")
+@OPERATIONS.operation("CreateArtifact")
 def create_artifact(context: Context, params: Params) -> Reply:
-    """Keeps an artifact; one of the same source, type and name is the one there is."""
+    """Creates an artifact. The same source, type and name give the same artifact."""
     source, kind, name = params["Source"], params["ArtifactType"], params.get("ArtifactName")
     digest = hashlib.sha256("\0".join((source["SourceUri"], kind, name or "")).encode()).hexdigest()[:32]
     arn = context.arn(f"artifact/{digest}")
@@ -41,18 +41,18 @@ def create_artifact(context: Context, params: Params) -> Reply:
     return {"ArtifactArn": arn}
 
 
-@ROOM.operation("DescribeArtifact")
+@OPERATIONS.operation("DescribeArtifact")
 def describe_artifact(context: Context, params: Params) -> Reply:
-    """An artifact by its ARN."""
+    """Describes an artifact by its ARN."""
     artifact = context.store.find(_Artifact, params["ArtifactArn"])
     if artifact is None:
         raise not_found(f"artifact {params['ArtifactArn']!r} does not exist")
     return _summary(artifact) | {"Properties": artifact.properties}
 
 
-@ROOM.operation("ListArtifacts")
+@OPERATIONS.operation("ListArtifacts")
 def list_artifacts(context: Context, params: Params) -> Reply:
-    """Artifacts, of one source or one type where the request names it."""
+    """Lists artifacts, optionally of one source URI and one type."""
     uri, kind = params.get("SourceUri"), params.get("ArtifactType")
     found = [
         _summary(artifact)

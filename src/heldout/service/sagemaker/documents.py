@@ -1,4 +1,4 @@
-"""Job documents as they come in requests: checked at once against what this machine has, so that no job starts in vain."""
+"""Job documents of requests, checked against this machine before a job starts."""
 
 import json
 from typing import Any, NamedTuple
@@ -14,33 +14,33 @@ from heldout.service.wire.faults import invalid, not_found
 
 
 class Playable(NamedTuple):
-    """A job that can be played here."""
+    """A job that this machine can run."""
 
     document: JobConfigDocument
-    """With every AWS name that is mapped replaced by what it stands for."""
+    """The document with each mapped AWS name replaced by the local name."""
     output: str
-    """Where its run goes: a local path or an `s3://` URI, no slash at the end."""
+    """The output location: a local path or an `s3://` URI, without a trailing slash."""
 
 
 def playable(context: Context, document: JobConfigDocument, *, where: str = "JobConfigDocument") -> Playable:
-    """The job of a document. Raises ServiceError (ValidationException) naming what is not on this machine and not mapped."""
+    """Resolve a document's AWS names. Raises ServiceError (ValidationException) for a name neither local nor mapped."""
     registry = registry_with_apps(context)
     try:
-        here = registry.localized(document)
+        localized = registry.localized(document)
     except HeldoutError as error:
         raise invalid(f"{where}: {error}") from error
-    _check_mlflow(context, here)
+    _check_mlflow(context, localized)
     try:
-        check_document(here)
+        check_document(localized)
     except (HeldoutError, OSError) as error:
-        names = [name for name in (model_uri(here.model), _agent_arn(here)) if name is not None]
+        names = [name for name in (model_uri(localized.model), _agent_arn(localized)) if name is not None]
         nearest = "".join(registry.nearest(name) for name in names if name in str(error))
         raise invalid(f"{where}: {error}{nearest}") from error
-    return Playable(here, here.output_data_config.location.rstrip("/"))
+    return Playable(localized, localized.output_data_config.location.rstrip("/"))
 
 
 def _check_mlflow(context: Context, document: JobConfigDocument) -> None:
-    """Every app of this server's own account is mapped; an ARN of another account is one in AWS."""
+    """Refuses an unknown app of this server's account. An ARN of another account belongs to AWS and is not checked."""
     config = document.output_data_config.mlflow_config
     if config is not None and f":{context.account}:mlflow-app/" in config.mlflow_resource_arn:
         raise invalid(f"MlflowResourceArn: MLflow app {config.mlflow_resource_arn!r} does not exist")
@@ -52,7 +52,7 @@ def _agent_arn(document: JobConfigDocument) -> str | None:
 
 
 def parse_document(text: str) -> JobConfigDocument:
-    """A document. Raises ServiceError (ValidationException) for what its schema does not allow."""
+    """Parses a document. Raises ServiceError (ValidationException) if it does not match its schema."""
     try:
         return JobConfigDocument.parse(text)
     except HeldoutError as error:
@@ -60,12 +60,12 @@ def parse_document(text: str) -> JobConfigDocument:
 
 
 def check_category(category: str, *, is_new: bool = False) -> None:
-    """Raises ServiceError for a category of jobs that are not played here. is_new: such a job is to be made."""
+    """Raises ServiceError for an unsupported job category: ValidationException for a new job, otherwise ResourceNotFound."""
     if category != JOB_CATEGORY:
-        told = f"jobs of category {category!r} are not served here; {JOB_CATEGORY!r} are"
-        raise invalid(told) if is_new else not_found(told)
+        message = f"jobs of category {category!r} are not served here; {JOB_CATEGORY!r} are"
+        raise invalid(message) if is_new else not_found(message)
 
 
 def with_service_output(text: str, output: dict[str, Any]) -> str:
-    """A document as it was given, with what the service says of its job."""
+    """A job's original document with the `ServiceOutput` member that the service adds."""
     return json.dumps({**json.loads(text), "ServiceOutput": output})

@@ -1,12 +1,12 @@
-"""Executions of pipelines: each an evaluation folder that a process of its own works on."""
+"""Pipeline execution operations. Each execution is an evaluation folder that a process of its own works on."""
 
 import functools
 import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from heldout.errors import HeldoutError
 from heldout.pipeline.evaluation import Evaluation
@@ -14,8 +14,6 @@ from heldout.pipeline.state import ExecutionStatus
 from heldout.pipeline.steps import Definition, JobStep, parse_definition
 from heldout.service.context import Context
 from heldout.service.mlflow.apps import registry_with_apps
-from heldout.service.operations import Params, Reply, Room
-from heldout.service.paging import between, paged
 from heldout.service.sagemaker.documents import playable
 from heldout.service.sagemaker.execution_views import (
     ExecutionRecord,
@@ -40,56 +38,54 @@ from heldout.service.sagemaker.pipelines import (
     parallelism,
     wire_parallelism,
 )
-from heldout.service.sagemaker.supervised_jobs import take
-from heldout.service.sagemaker.tags import forget_tags, set_tags, tags_of
 from heldout.service.supervisor import ExecutionWork
+from heldout.service.tags import forget_tags, set_tags, tags_of
 from heldout.service.wire.faults import ServiceError, invalid, not_found
+from heldout.service.wire.operations import OperationTable, Params, Reply
+from heldout.service.wire.paging import between, paged
 
-ROOM = Room("sagemaker")
+OPERATIONS = OperationTable[Context]("sagemaker")
 
-_NAME_WITHOUT_ID = 50
-"""Of the 63 characters that an evaluation's name may have, an id takes 12 and a hyphen."""
+_MAX_NAME_CHARACTERS = 50
+"""Without the id: an evaluation's name may have 63 characters, of which a hyphen and the id take 13."""
 _log = logging.getLogger(__name__)
 
 
-@ROOM.operation("StartPipelineExecution")
+@OPERATIONS.operation("StartPipelineExecution")
 def start_pipeline_execution(context: Context, params: Params) -> Reply:
-    """Executes a version of a pipeline, by default the last, in a process of its own."""
+    """Execute a version of a pipeline, by default the latest, in a process of its own."""
     for name in ("SelectiveExecutionConfig", "MlflowExperimentName"):
         if name in params:
             raise invalid(f"{name} is not served here; leave it out")
-    made: list[ExecutionRecord] = []
 
-    def make() -> Reply:
+    def put() -> ExecutionRecord:
         pipeline = find_pipeline(context, params["PipelineName"])
         version = find_version(context, pipeline, params)
         record = _record(context, pipeline, version, params)
         context.store.put(record)
-        for of in (pipeline.name, version.key):
-            context.store.put(LastExecution(of=of, arn=record.arn, at=record.created_at))
+        for subject in (pipeline.name, version.key):
+            context.store.put(LastExecution(of=subject, arn=record.arn, at=record.created_at))
         set_tags(context.store, record.arn, None)
-        made.append(record)
-        return {"PipelineExecutionArn": record.arn}
+        return record
 
-    token = params["ClientRequestToken"]
-    reply = context.store.once("StartPipelineExecution", token, params, make)
-    for record in made:
+    reply, record = _once(context, "StartPipelineExecution", params, put)
+    if record is not None:
         try:
             _make(context, record)
         except (HeldoutError, OSError) as error:
             with context.store.transaction():
                 context.store.remove(ExecutionRecord, record.key)
                 forget_tags(context.store, record.arn)
-                context.store.forget_token("StartPipelineExecution", token)
+                context.store.forget_token("StartPipelineExecution", params["ClientRequestToken"])
             raise invalid(f"pipeline {record.pipeline!r} cannot be executed: {error}") from error
-        take(context, record, ExecutionWork(record.folder))
+        context.supervisor.supervise(record, ExecutionWork(record.folder))
     return reply
 
 
-@ROOM.operation("DescribePipelineExecution")
+@OPERATIONS.operation("DescribePipelineExecution")
 def describe_pipeline_execution(context: Context, params: Params) -> Reply:
-    """An execution, and how far it is."""
-    record = _asked(context, params)
+    """Describes an execution and its progress."""
+    record = _requested(context, params)
     evaluation = opened(record)
     changed_at = record.created_at if evaluation is None else evaluation.state.changed_at
     return {
@@ -104,9 +100,9 @@ def describe_pipeline_execution(context: Context, params: Params) -> Reply:
     }
 
 
-@ROOM.operation("ListPipelineExecutions")
+@OPERATIONS.operation("ListPipelineExecutions")
 def list_pipeline_executions(context: Context, params: Params) -> Reply:
-    """A pipeline's executions that the request's filters leave, the last started first."""
+    """Lists a pipeline's executions that pass the request's filters, newest first."""
     pipeline = find_pipeline(context, params["PipelineName"])
     records = executions_of(context, pipeline.name)
     if "PipelineVersionAlias" in params:
@@ -121,25 +117,24 @@ def list_pipeline_executions(context: Context, params: Params) -> Reply:
     return paged("PipelineExecutionSummaries", found, params, keys, is_descending=True, view=_summary)
 
 
-@ROOM.operation("ListPipelineExecutionSteps")
+@OPERATIONS.operation("ListPipelineExecutionSteps")
 def list_pipeline_execution_steps(context: Context, params: Params) -> Reply:
-    """The steps that were begun, the last one first."""
+    """Lists the started steps of an execution, newest first."""
     if "PipelineExecutionArn" not in params:
         raise invalid("1 validation error detected: Value null at 'pipelineExecutionArn': Member must not be null")
-    record = _asked(context, params)
+    record = _requested(context, params)
     evaluation = opened(record)
     found = [] if evaluation is None else [step_view(record, evaluation, step) for step in evaluation.state.steps]
     keys = {"": "StartTime", "Name": "StepName"}
     return paged("PipelineExecutionSteps", found, params, keys, is_descending=True)
 
 
-@ROOM.operation("StopPipelineExecution")
+@OPERATIONS.operation("StopPipelineExecution")
 def stop_pipeline_execution(context: Context, params: Params) -> Reply:
-    """Has an execution stop: what is in flight may finish for two minutes."""
-    stopping: list[ExecutionRecord] = []
+    """Stops an execution. Rollouts in flight may finish for two minutes."""
 
-    def ask() -> Reply:
-        record = _asked(context, params)
+    def mark() -> ExecutionRecord:
+        record = _requested(context, params)
         status = status_of(record, opened(record))
         if status.is_final:
             raise invalid(
@@ -147,53 +142,49 @@ def stop_pipeline_execution(context: Context, params: Params) -> Reply:
                 "stopped."
             )
         context.store.change(ExecutionRecord, record.key, is_stopping=True)
-        stopping.append(record)
-        return {"PipelineExecutionArn": record.arn}
+        return record
 
-    reply = context.store.once("StopPipelineExecution", params["ClientRequestToken"], params, ask)
-    for record in stopping:
+    reply, record = _once(context, "StopPipelineExecution", params, mark)
+    if record is not None:
         context.supervisor.stop(record.arn)
     return reply
 
 
-@ROOM.operation("RetryPipelineExecution")
+@OPERATIONS.operation("RetryPipelineExecution")
 def retry_pipeline_execution(context: Context, params: Params) -> Reply:
-    """Goes on with an execution that failed or was stopped; what is finished stays."""
-    retried: list[ExecutionRecord] = []
+    """Resumes an execution that failed or was stopped. Finished rollouts are kept."""
 
-    def ask() -> Reply:
-        record = _asked(context, params)
+    def mark() -> ExecutionRecord:
+        record = _requested(context, params)
         status = status_of(record, opened(record))
         if not status.is_final:
             raise ServiceError("ConflictException", f"Pipeline execution with ARN {record.arn} is {status}")
         if status is ExecutionStatus.SUCCEEDED:
             raise invalid(f"Pipeline execution with ARN {record.arn} has succeeded; there is nothing to retry")
         context.store.change(ExecutionRecord, record.key, is_stopping=False)
-        retried.append(record)
-        return {"PipelineExecutionArn": record.arn}
+        return record
 
-    token = params["ClientRequestToken"]
-    reply = context.store.once("RetryPipelineExecution", token, params, ask)
-    for record in retried:
+    reply, record = _once(context, "RetryPipelineExecution", params, mark)
+    if record is not None:
         try:
             context.supervisor.resume(record.arn, ExecutionWork(record.folder))
         except HeldoutError as error:
-            context.store.forget_token("RetryPipelineExecution", token)
+            context.store.forget_token("RetryPipelineExecution", params["ClientRequestToken"])
             raise ServiceError("ConflictException", str(error)) from error
     return reply
 
 
-@ROOM.operation("DescribePipelineDefinitionForExecution")
+@OPERATIONS.operation("DescribePipelineDefinitionForExecution")
 def describe_pipeline_definition_for_execution(context: Context, params: Params) -> Reply:
-    """The definition that is executed."""
-    record = _asked(context, params)
+    """Returns the definition that an execution runs."""
+    record = _requested(context, params)
     version = version_of(context, record)
     return {"PipelineDefinition": version.definition, "CreationTime": moment(version.created_at)}
 
 
-@ROOM.operation("DeletePipeline")
+@OPERATIONS.operation("DeletePipeline")
 def delete_pipeline(context: Context, params: Params) -> Reply:
-    """Forgets a pipeline and its executions; their evaluations stay where their output was wanted."""
+    """Deletes a pipeline and its executions. Their evaluations stay at their output locations."""
 
     def make() -> Reply:
         pipeline = find_pipeline(context, params["PipelineName"])
@@ -212,42 +203,57 @@ def delete_pipeline(context: Context, params: Params) -> Reply:
     return context.store.once("DeletePipeline", params["ClientRequestToken"], params, make)
 
 
-def left_behind(context: Context) -> list[Callable[[], None]]:
-    """Of each execution that there is, what goes on with it if it has not ended and nobody works on it."""
-    return [functools.partial(_take_up, context, record.key) for record in context.store.all(ExecutionRecord)]
+def unfinished(context: Context) -> list[Callable[[], None]]:
+    """One function for each execution, which resumes the execution unless it has ended or a process works on it."""
+    return [functools.partial(_resume, context, record.key) for record in context.store.all(ExecutionRecord)]
 
 
 def stop_execution_of(context: Context, job_arn: str) -> None:
-    """Stops the execution that a job is of; one that is over stays as it is."""
+    """Stops the execution that a job belongs to. Has no effect on one that has ended."""
     record = execution_of_job(context, job_arn.rpartition("/")[2])
     if record is not None:
-        _stop(context, record)
+        context.store.change(ExecutionRecord, record.key, is_stopping=True)
+        context.supervisor.stop(record.arn)
 
 
-def _take_up(context: Context, key: str) -> None:
+def _resume(context: Context, key: str) -> None:
     record = context.store.find(ExecutionRecord, key)
     if record is None:
-        return  # deleted since
+        return  # deleted meanwhile
     try:
         if not record.is_made:
             _make(context, record)
         if opened(record) is not None:
-            take(context, record, ExecutionWork(record.folder))
+            context.supervisor.supervise(record, ExecutionWork(record.folder))
     except (ServiceError, HeldoutError, OSError) as error:
-        _log.warning("execution %s does not go on: %s", record.arn, error)
+        _log.warning("execution %s was not resumed: %s", record.arn, error)
+
+
+class _Once(NamedTuple):
+    reply: Reply
+    record: ExecutionRecord | None
+    """The record that this request changed; None if an earlier request with the same token did."""
+
+
+def _once(context: Context, operation: str, params: Params, change: Callable[[], ExecutionRecord]) -> _Once:
+    """Calls `change` in a transaction, unless its client token was used for the same request before."""
+    changed: list[ExecutionRecord] = []
+
+    def make() -> Reply:
+        changed.append(change())
+        return {"PipelineExecutionArn": changed[0].arn}
+
+    reply = context.store.once(operation, params["ClientRequestToken"], params, make)
+    return _Once(reply, changed[0] if changed else None)
 
 
 def _record(context: Context, pipeline: Pipeline, version: Version, params: Params) -> ExecutionRecord:
-    """Raises ServiceError (ValidationException) when the definition cannot be executed with these parameters."""
+    """A new record. Raises ServiceError (ValidationException) if the definition cannot be executed with these parameters."""
     definition = parse_definition(version.definition)
-    outputs = [
-        playable(context, step.document, where=f"step {step.name!r}").output
-        for step in definition.steps
-        if isinstance(step, JobStep)
-    ]
+    outputs = [playable(context, step.document, where=f"step {step.name!r}").output for step in _job_steps(definition)]
     execution_id = secrets.token_hex(6)
     display_name = params.get("PipelineExecutionDisplayName")
-    name = f"{(display_name or pipeline.name)[:_NAME_WITHOUT_ID].rstrip('-')}-{execution_id}"
+    name = f"{(display_name or pipeline.name)[:_MAX_NAME_CHARACTERS].rstrip('-')}-{execution_id}"
     output = outputs[0] if outputs else str(context.state / "executions")
     return ExecutionRecord(
         execution_id=execution_id,
@@ -278,6 +284,7 @@ def _parameters(definition: Definition, params: Params) -> dict[str, str]:
 
 def _make(context: Context, record: ExecutionRecord) -> None:
     definition = json.loads(version_of(context, record).definition)
+    steps = _job_steps(parse_definition(definition))
     if not (record.folder / "execution.json").exists():
         Evaluation.create(
             record.location,
@@ -286,24 +293,22 @@ def _make(context: Context, record: ExecutionRecord) -> None:
             definition=definition,
             registry=registry_with_apps(context),
             parameters=record.parameters,
-            tags=_tags(context, record, definition),
+            tags=_tags(context, record, steps),
             pipeline_name=record.pipeline,
-            kms_key=_kms_key(definition),
+            kms_key=next((key for step in steps if (key := step.document.output_data_config.kms_key_arn)), None),
             execution_id=record.execution_id,
         )
     context.store.change(ExecutionRecord, record.key, is_made=True)
 
 
-def _tags(context: Context, record: ExecutionRecord, definition: Mapping[str, Any]) -> dict[str, str]:
-    """What an execution's MLflow runs are tagged with: the pipeline's tags, and those of its jobs."""
-    steps = [step for step in parse_definition(definition).steps if isinstance(step, JobStep)]
+def _tags(context: Context, record: ExecutionRecord, steps: Sequence[JobStep]) -> dict[str, str]:
+    """Tags of an execution's MLflow runs: the pipeline's tags and those of its jobs."""
     own = {key: value for step in steps for key, value in step.tags}
     return tags_of(context.store, context.arn(f"pipeline/{record.pipeline}")) | own
 
 
-def _kms_key(definition: Mapping[str, Any]) -> str | None:
-    steps = [step for step in parse_definition(definition).steps if isinstance(step, JobStep)]
-    return next((key for step in steps if (key := step.document.output_data_config.kms_key_arn)), None)
+def _job_steps(definition: Definition) -> list[JobStep]:
+    return [step for step in definition.steps if isinstance(step, JobStep)]
 
 
 def _summary(entry: Reply) -> Reply:
@@ -311,12 +316,7 @@ def _summary(entry: Reply) -> Reply:
     return summary(record, opened(record))
 
 
-def _stop(context: Context, record: ExecutionRecord) -> None:
-    context.store.change(ExecutionRecord, record.key, is_stopping=True)
-    context.supervisor.stop(record.arn)
-
-
-def _asked(context: Context, params: Params) -> ExecutionRecord:
+def _requested(context: Context, params: Params) -> ExecutionRecord:
     arn = params["PipelineExecutionArn"]
     record = context.store.find(ExecutionRecord, arn.rpartition("/")[2])
     if record is None or record.arn != arn:

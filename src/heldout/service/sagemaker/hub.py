@@ -1,57 +1,43 @@
-"""The public hub: the registry's models as its content, described in the words that SDKs look for in a model to evaluate.
+"""The public hub: the registry's models as hub contents, with the metadata that SDKs require of a model to evaluate.
 
-A hub-content document's RecipeCollection, the search keywords `@recipe:<type>_<technique>_<strategy>` and the file that a
-recipe's SmtjOverrideParamsS3Uri names are read by sagemaker-train 1.27 as they are written here.
+Checked against sagemaker-train 1.27, which reads a hub-content document's RecipeCollection, the search keywords
+`@recipe:<type>_<technique>_<strategy>` and the file at a recipe's SmtjOverrideParamsS3Uri.
 """
 
 import json
 import os
 import re
-from datetime import UTC, datetime
 from typing import Any
 
 from heldout.errors import did_you_mean
-from heldout.job.hyperparameters import SPECIFICATIONS, Specification
 from heldout.job.registry import hub_content_name
-from heldout.service.context import Context
-from heldout.service.operations import Params, Reply, Room
-from heldout.service.paging import between, paged
+from heldout.service.context import REGISTRY_CREATED_AT, Context
+from heldout.service.s3.objects import OVERRIDES_KEY, RECIPE_BUCKET, overrides
 from heldout.service.wire.faults import not_found
+from heldout.service.wire.operations import OperationTable, Params, Reply
+from heldout.service.wire.paging import between, paged
 
-ROOM = Room("sagemaker")
+OPERATIONS = OperationTable[Context]("sagemaker")
 
 PUBLIC_HUB = "SageMakerPublicHub"
-SINCE = datetime(2026, 1, 1, tzinfo=UTC)
-"""When everything was made that a registry lists: it says no times, and lists sorted by them need one that stays."""
 VERSION = "1.0.0"
-"""Of every model: a registry knows no versions."""
-RECIPE_BUCKET = "heldout-recipes"
-OVERRIDES_KEY = "heldout/agent-rft-evaluation/hyperparameters.json"
+"""The version of every model: a registry has no versions."""
 _NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 _KEYWORDS = ("@recipe:finetuning_mtrl", "@recipe:evaluation_mtrlevaluation")
-"""What list_supported_models of the SDK's multi-turn RL trainer and evaluator look for."""
+"""Keywords that `list_supported_models` of the SDK's multi-turn RL trainer and evaluator filters by."""
 _SORT_KEYS = {
     "HubContentName": "HubContentName",
     "CreationTime": "CreationTime",
     "HubContentStatus": "HubContentStatus",
     "": "HubContentArn",
 }
-_GLANCE: dict[str, Any] = {"connect_timeout": 3, "read_timeout": 10, "retries": {"total_max_attempts": 2}}
-"""For a look at the user's S3 that may as well fail: whoever describes a model waits for it."""
-_SDK_HYPERPARAMETERS = (
-    "eval_group_size",
-    "sampling_temperature",
-    "top_p",
-    "max_tokens",
-    "pass_k_values",
-    "success_threshold",
-)
-"""Those the SDK's evaluator hands on."""
+_OPTIONAL_CALL: dict[str, Any] = {"connect_timeout": 3, "read_timeout": 10, "retries": {"total_max_attempts": 2}}
+"""Client settings for an optional write to the user's S3, short because DescribeHubContent waits for it. In seconds."""
 
 
-@ROOM.operation("ListHubContents")
+@OPERATIONS.operation("ListHubContents")
 async def list_hub_contents(context: Context, params: Params) -> Reply:
-    """The registry's models; a hub holds nothing else here."""
+    """Lists the registry's models, the only contents of the hub."""
     _check_hub(params["HubName"])
     names = model_names(context) if params["HubContentType"] == "Model" else []
     found = [_summary(context, name) for name in names if params.get("NameContains", "") in name]
@@ -59,9 +45,9 @@ async def list_hub_contents(context: Context, params: Params) -> Reply:
     return paged("HubContentSummaries", found, params, _SORT_KEYS)
 
 
-@ROOM.operation("DescribeHubContent")
+@OPERATIONS.operation("DescribeHubContent")
 def describe_hub_content(context: Context, params: Params) -> Reply:
-    """A model, and the evaluation recipe that it has."""
+    """Describes a model and its evaluation recipe."""
     _check_hub(params["HubName"])
     name, names = params["HubContentName"], model_names(context)
     version = params.get("HubContentVersion", VERSION)
@@ -76,32 +62,18 @@ def describe_hub_content(context: Context, params: Params) -> Reply:
         "HubName": PUBLIC_HUB,
         "HubArn": f"arn:aws:sagemaker:{context.region}:aws:hub/{PUBLIC_HUB}",
         "HubContentDocument": json.dumps({"RecipeCollection": [_evaluation_recipe(context)]}),
-        "LastModifiedTime": SINCE,
+        "LastModifiedTime": REGISTRY_CREATED_AT,
     }
 
 
 def model_names(context: Context) -> list[str]:
-    """The registry's models that have a name as the hub has them, sorted."""
+    """Names of the registry's models that are valid hub-content names, sorted."""
     return sorted({name for key in context.registry.models if _NAME.fullmatch(name := hub_content_name(key))})
 
 
 def model_arn(context: Context, name: str) -> str:
     """The hub-content ARN of a model."""
     return f"arn:aws:sagemaker:{context.region}:aws:hub-content/{PUBLIC_HUB}/Model/{name}/{VERSION}"
-
-
-def overrides() -> bytes:
-    """The file at RECIPE_BUCKET/OVERRIDES_KEY: what each hyperparameter of an evaluation may be, and its default."""
-    return json.dumps({name: _override(SPECIFICATIONS[name]) for name in _SDK_HYPERPARAMETERS}, indent=2).encode()
-
-
-def _override(specification: Specification) -> dict[str, Any]:
-    default = specification.default
-    kind = "integer" if isinstance(default, int) else "float" if isinstance(default, float) else "list"
-    limits = {
-        name: value for name, value in (("min", specification.low), ("max", specification.high)) if value is not None
-    }
-    return {"type": kind, "default": default, "required": False, "description": specification.meaning, **limits}
 
 
 def _summary(context: Context, name: str) -> Reply:
@@ -115,7 +87,7 @@ def _summary(context: Context, name: str) -> Reply:
         "HubContentSearchKeywords": list(_KEYWORDS),
         "HubContentStatus": "Available",
         "SupportStatus": "Supported",
-        "CreationTime": SINCE,
+        "CreationTime": REGISTRY_CREATED_AT,
     }
 
 
@@ -130,7 +102,7 @@ def _evaluation_recipe(context: Context) -> dict[str, Any]:
 
 
 def _overrides_bucket(context: Context) -> str:
-    """Where SDKs find the file: their default bucket, if the S3 service of the user's has one; else one of this server's own."""
+    """The bucket of the overrides file: the SDKs' default bucket if the user's S3 service has it, otherwise this server's own."""
     if not os.environ.get("AWS_ENDPOINT_URL_S3"):
         return RECIPE_BUCKET
     import boto3  # slow to import, and only needed here
@@ -139,14 +111,14 @@ def _overrides_bucket(context: Context) -> str:
 
     bucket = f"sagemaker-{context.region}-{context.account}"
     try:
-        client = boto3.session.Session(region_name=context.region).client("s3", config=Config(**_GLANCE))
+        client = boto3.session.Session(region_name=context.region).client("s3", config=Config(**_OPTIONAL_CALL))
         client.head_bucket(Bucket=bucket)
         client.put_object(Bucket=bucket, Key=OVERRIDES_KEY, Body=overrides(), ContentType="application/json")
     except (BotoCoreError, ClientError):
-        return RECIPE_BUCKET  # no such bucket, or not for us: SDKs then go by the defaults
+        return RECIPE_BUCKET  # no such bucket, or no access to it: SDKs then use the defaults
     return bucket
 
 
 def _check_hub(name: str) -> None:
     if name.rpartition("/")[2] != PUBLIC_HUB:
-        raise not_found(f"hub {name!r} does not exist; the one that is served here is {PUBLIC_HUB}")
+        raise not_found(f"hub {name!r} does not exist; this server has {PUBLIC_HUB}")

@@ -1,4 +1,4 @@
-"""A job as SageMaker describes it: from the run's folder, whether it is a pipeline's or by itself."""
+"""A job in SageMaker's form, read from its run's folder. The job may belong to a pipeline or stand alone."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -14,113 +14,114 @@ from heldout.backends.local.detached import PROGRESS_FILE
 from heldout.backends.local.run_log import LOG_FILE
 from heldout.pipeline.definition import JOB_CATEGORY, JOB_SCHEMA_VERSION
 from heldout.runs.run import JobStatus, Run
-from heldout.service.operations import Reply
 from heldout.service.sagemaker.documents import with_service_output
-from heldout.service.sagemaker.tags import wire_tags
+from heldout.service.tags import wire_tags
+from heldout.service.wire.operations import Reply
 
-_GONE = "its run folder is gone"
-_LONGEST_REASON = 1024
-"""Characters: the service's bound."""
+_FOLDER_MISSING = "its run folder is missing"
+_MAX_REASON_CHARACTERS = 1024
+"""The service's limit."""
 
 
 class Status(NamedTuple):
-    """A job's status and secondary status, in the service's words."""
+    """A job's status and secondary status by the service's names."""
 
     status: str
     secondary: str
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing more happens by itself."""
+        """Whether the status changes no more, except through a request."""
         return self.status not in ("InProgress", "Stopping")
 
 
-class Given(NamedTuple):
-    """What a job was made with."""
+_FAILED = Status("Failed", "Failed")
+_STOPPED = Status("Stopped", "Stopped")
+
+
+class JobArguments(NamedTuple):
+    """Arguments that a job was created with."""
 
     document: str
-    """JSON."""
+    """JSON text."""
     tags: Mapping[str, str]
 
 
-class Seen(NamedTuple):
-    """What has become of a job."""
+class JobState(NamedTuple):
+    """Progress of a job, read from its folder."""
 
     run: Run | None
-    """None when it is not made yet, or, of a job that is over, when someone has taken its folder away."""
+    """None before the run is created, and after its folder was removed."""
     is_over: bool
-    """Whether no process has anything more to do for it."""
+    """Whether no process has work left to do for it."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A job that there is. What is not in its record is looked up when it is asked for, and once."""
+    """A job. What its record does not hold is read on first use, once."""
 
     name: str
     arn: str
     role: str
     created_at: float
     is_stopping: bool
-    """Whether it was asked to stop."""
+    """Whether a client asked it to stop."""
     run_name: str
-    """By which its log tells its lines from those of another job of its execution."""
-    place: Callable[[], Path]
-    """The folder that its process works on: the run's, or that of its execution."""
-    find: Callable[[], Given]
-    look: Callable[[], Seen]
+    """Marks the job's lines in a log that several jobs of an execution share."""
+    folder_of: Callable[[], Path]
+    """The folder that its process works on: the run's, or its execution's."""
+    arguments_of: Callable[[], JobArguments]
+    state_of: Callable[[], JobState]
 
     @functools.cached_property
-    def given(self) -> Given:
-        return self.find()
+    def arguments(self) -> JobArguments:
+        return self.arguments_of()
 
     @functools.cached_property
-    def seen(self) -> Seen:
-        return self.look()
+    def state(self) -> JobState:
+        return self.state_of()
 
     @property
     def log(self) -> Path:
-        """The file in which its process says everything that is not elsewhere."""
-        return self.place() / LOG_FILE
+        """The log file of its process."""
+        return self.folder_of() / LOG_FILE
 
     @property
     def run(self) -> Run | None:
-        return self.seen.run
+        return self.state.run
 
     @property
     def is_over(self) -> bool:
-        return self.seen.is_over
+        return self.state.is_over
 
     @property
     def status(self) -> Status:
-        if self.run is None and self.is_over:
-            return Status("Failed", "Failed")
         if self.run is None:
-            return Status("Stopping", "Stopping") if self.is_stopping else Status("InProgress", "Starting")
+            return _FAILED if self.is_over else self._unless_stopping("Starting")
         state = self.run.state
         match state.status:
             case JobStatus.COMPLETED if not self.is_over:
                 return Status("InProgress", "Uploading")
             case JobStatus.IN_PROGRESS if self.is_over:
-                return Status("Stopped", "Stopped") if self.is_stopping else Status("Failed", "Failed")
+                return _STOPPED if self.is_stopping else _FAILED
             case JobStatus.IN_PROGRESS:
-                return (
-                    Status("Stopping", "Stopping") if self.is_stopping else Status("InProgress", state.secondary_status)
-                )
-            case JobStatus.STOPPED if state.is_interrupted:  # without being asked: it is about to go on
-                return Status("Stopped", "Stopped") if self.is_stopping else Status("InProgress", "Interrupted")
-            case JobStatus.STOPPED | JobStatus.FAILED if (
-                not self.is_over
-            ):  # its step goes on with it, or is about to end too
-                return Status("Stopping", "Stopping") if self.is_stopping else Status("InProgress", "Starting")
+                return self._unless_stopping(state.secondary_status)
+            case JobStatus.STOPPED if state.is_interrupted:  # without a request: the supervisor resumes it
+                return _STOPPED if self.is_stopping else Status("InProgress", "Interrupted")
+            case JobStatus.STOPPED | JobStatus.FAILED if not self.is_over:  # its step retries it or is about to end
+                return self._unless_stopping("Starting")
             case _:
                 return Status(state.status, state.secondary_status)
 
+    def _unless_stopping(self, secondary: str) -> Status:
+        return Status("Stopping", "Stopping") if self.is_stopping else Status("InProgress", secondary)
+
     def entry(self) -> Reply:
-        """What lists are sorted by, without a look at the run; and the job, as `Job`."""
+        """The members that lists sort by, without reading the run, and the job itself as `Job`."""
         return {"JobArn": self.arn, "JobName": self.name, "CreationTime": _time(self.created_at), "Job": self}
 
     def summary(self) -> Reply:
-        """As ListJobs has it."""
+        """An entry of ListJobs."""
         status = self.status
         return {
             "JobArn": self.arn,
@@ -134,7 +135,7 @@ class Job:
         }
 
     def description(self) -> Reply:
-        """As DescribeJob has it."""
+        """The reply of DescribeJob."""
         status = self.status
         return {
             "JobName": self.name,
@@ -142,7 +143,7 @@ class Job:
             "RoleArn": self.role,
             "JobCategory": JOB_CATEGORY,
             "JobConfigSchemaVersion": JOB_SCHEMA_VERSION,
-            "JobConfigDocument": with_service_output(self.given.document, self._service_output()),
+            "JobConfigDocument": with_service_output(self.arguments.document, self._service_output()),
             "CreationTime": _time(self.created_at),
             "LastModifiedTime": _time(self._changed_at()),
             "EndTime": _time(self._ended_at(status)),
@@ -150,34 +151,34 @@ class Job:
             "SecondaryStatus": status.secondary,
             "SecondaryStatusTransitions": self._transitions(status),
             "FailureReason": self._failure(),
-            "Tags": wire_tags(self.given.tags),
+            "Tags": wire_tags(self.arguments.tags),
         }
 
     def _failure(self) -> str | None:
         if self.run is None:
-            return _GONE if self.is_over else None
+            return _FOLDER_MISSING if self.is_over else None
         reason = self.run.state.failure_reason
-        return None if reason is None else reason[:_LONGEST_REASON]
+        return None if reason is None else reason[:_MAX_REASON_CHARACTERS]
 
     def _changed_at(self) -> float:
         if self.run is None:
             return self.created_at
         try:
             return (self.run.folder / "job.json").stat().st_mtime
-        except FileNotFoundError:  # taken away since it was read
+        except FileNotFoundError:  # removed since it was read
             return self.run.state.ended_at or self.created_at
 
     def _ended_at(self, status: Status) -> float | None:
-        """None while it goes on, also on the report of what is played."""
+        """None until the job has ended, which includes writing its results."""
         return self.run.state.ended_at if self.run is not None and status.is_final else None
 
     def _transitions(self, status: Status) -> list[Reply]:
-        """What can be told from the times that a run keeps: made, begun, and ended; not each step between."""
-        begun = None if self.run is None else self.run.state.started_at
+        """Transitions at the times that a run records: creation, start and end."""
+        started = None if self.run is None else self.run.state.started_at
         ended = self._ended_at(status)
         steps = [("Starting", self.created_at)]
-        if begun is not None:
-            steps.append(("Evaluating" if status.is_final else status.secondary, begun))
+        if started is not None:
+            steps.append(("Evaluating" if status.is_final else status.secondary, started))
         if ended is not None:
             steps.append((status.secondary, ended))
         ends = [start for _, start in steps[1:]] + [ended]
@@ -189,7 +190,7 @@ class Job:
         return transitions
 
     def _service_output(self) -> dict[str, Any]:
-        """MLflow's ids as the run has them; counts of rollouts and tokens, called as sagemaker-train 1.27's AgentRFTJob says."""
+        """MLflow ids of the run, and counts of rollouts and tokens by the names that sagemaker-train 1.27's AgentRFTJob reads."""
         if self.run is None:
             return {}
         output = dict(self.run.state.document.get("ServiceOutput") or {})
@@ -200,17 +201,17 @@ class Job:
         return output
 
     def _progress(self, run: Run) -> dict[str, int] | None:
-        """Rollouts, counted as steps: the words that SDKs look for."""
+        """Finished and planned rollouts, by the step names that SDKs read."""
         if run.state.status is JobStatus.COMPLETED and run.state.num_prompts is not None:
             planned = run.state.num_prompts * run.document.hyperparameters.eval_group_size
             return {"CurrentStep": planned, "MaxSteps": planned}
         try:
-            known = orjson.loads((self.place() / PROGRESS_FILE).read_bytes())
+            progress = orjson.loads((self.folder_of() / PROGRESS_FILE).read_bytes())
         except (FileNotFoundError, ValueError):
             return None
-        if known["run"] != run.state.run_name:
+        if progress["run"] != run.state.run_name:
             return None
-        return {"CurrentStep": known["finished"], "MaxSteps": known["planned"]}
+        return {"CurrentStep": progress["finished"], "MaxSteps": progress["planned"]}
 
 
 def _time(seconds: float | None) -> datetime | None:
@@ -218,7 +219,7 @@ def _time(seconds: float | None) -> datetime | None:
 
 
 def _token_usage(run: Run) -> dict[str, int] | None:
-    """None as long as there is no table of rollouts."""
+    """Token counts of a run; None before it has a table of rollouts."""
     try:
         return _summed_tokens(run.rollouts_path, run.rollouts_path.stat().st_mtime_ns)
     except FileNotFoundError:
@@ -227,7 +228,7 @@ def _token_usage(run: Run) -> dict[str, int] | None:
 
 @functools.lru_cache(maxsize=256)
 def _summed_tokens(path: Path, changed_at: int) -> dict[str, int]:
-    """changed_at: so that a file that was replaced is read again."""
+    """changed_at: part of the cache key, so that a replaced file is read again."""
     table = pq.read_table(path, columns=["prompt_tokens", "response_tokens"])
     prompt, response = (sum(value or 0 for value in column.to_pylist()) for column in table.columns)
     return {"PrefillTokenCount": prompt, "SampleTokenCount": response}

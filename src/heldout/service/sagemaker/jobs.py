@@ -1,4 +1,4 @@
-"""Jobs of SageMaker: created, described, listed, stopped and deleted. Those of pipelines are among them."""
+"""Job operations: create, describe, list, stop and delete. Jobs of pipelines are included."""
 
 import functools
 import json
@@ -14,37 +14,36 @@ from heldout.pipeline.definition import JOB_CATEGORY, JOB_SCHEMA_VERSION
 from heldout.runs.remote_mirror import folder_for, has_run, new_folder
 from heldout.runs.run import BASE_RUN, FINE_TUNED_RUN, Run
 from heldout.service.context import Context
-from heldout.service.operations import Params, Reply, Room
-from heldout.service.paging import between, paged
 from heldout.service.sagemaker import executions
 from heldout.service.sagemaker.documents import check_category, parse_document, playable
 from heldout.service.sagemaker.execution_views import find_step_job, step_jobs
-from heldout.service.sagemaker.job_views import Given, Job, Seen
-from heldout.service.sagemaker.supervised_jobs import Undertaking, take
-from heldout.service.sagemaker.tags import forget_tags, set_tags, tags_of
+from heldout.service.sagemaker.job_views import Job, JobArguments, JobState
 from heldout.service.store import Record
-from heldout.service.supervisor import JobWork
+from heldout.service.supervisor import JobWork, SupervisedJob
+from heldout.service.tags import forget_tags, set_tags, tags_of
 from heldout.service.wire.faults import ServiceError, invalid, not_found
+from heldout.service.wire.operations import OperationTable, Params, Reply
+from heldout.service.wire.paging import between, paged
 
-ROOM = Room("sagemaker")
+OPERATIONS = OperationTable[Context]("sagemaker")
 _SORT_KEYS = {"CreationTime": "CreationTime", "Name": "JobName", "Status": "JobStatus", "": "JobArn"}
-_OF_RUNS = frozenset({"StatusEquals", "LastModifiedTimeAfter", "LastModifiedTimeBefore"})
-"""Filters of ListJobs that no record can answer."""
-_LONGEST_NAME = 63
+_RUN_FILTERS = frozenset({"StatusEquals", "LastModifiedTimeAfter", "LastModifiedTimeBefore"})
+"""Filters of ListJobs that need each job's run, not only its record."""
+_MAX_NAME_CHARACTERS = 63
 _log = logging.getLogger(__name__)
 
 
-class JobRecord(Undertaking):
-    """A job that is no pipeline's: what its run's folder does not say."""
+class JobRecord(SupervisedJob):
+    """A job outside pipelines: everything that its run's folder does not hold."""
 
     name: str
     role: str
     document: str
-    """As it was given, JSON."""
+    """The JSON text of the request."""
     output: str
-    """The run is at OUTPUT/GROUP/RUN_NAME."""
+    """Output location. The run is at OUTPUT/GROUP/RUN_NAME."""
     group: str
-    """The job's name, or one like it where an earlier job of that name left its run."""
+    """The job's name, with a number appended if an earlier job of that name left its run there."""
     run_name: str
     created_at: float
 
@@ -54,12 +53,12 @@ class JobRecord(Undertaking):
 
     @property
     def folder(self) -> Path:
-        """The run's, on this machine."""
+        """The run's folder on this machine."""
         return folder_for(f"{self.output}/{self.group}/{self.run_name}")
 
 
 class DeletedJob(Record):
-    """A job that is gone, so that deleting it again is no error, and one of a pipeline is not listed."""
+    """A deleted job. The record makes a second deletion succeed, and hides a deleted job of a pipeline from lists."""
 
     name: str
 
@@ -68,7 +67,7 @@ class DeletedJob(Record):
         return self.name
 
 
-@ROOM.operation("CreateJob")
+@OPERATIONS.operation("CreateJob")
 def create_job(context: Context, params: Params) -> Reply:
     """Starts a job in a process of its own."""
     check_category(params["JobCategory"], is_new=True)
@@ -102,25 +101,25 @@ def create_job(context: Context, params: Params) -> Reply:
     except (HeldoutError, OSError) as error:
         _forget(context, record)
         raise invalid(f"JobConfigDocument: {error}") from error
-    take(context, record, _work(context, record))
+    context.supervisor.supervise(record, _work(context, record))
     return {"JobArn": record.arn}
 
 
-@ROOM.operation("DescribeJob")
+@OPERATIONS.operation("DescribeJob")
 def describe_job(context: Context, params: Params) -> Reply:
-    """A job, and how far it is."""
-    return _asked(context, params).description()
+    """Describes a job and its progress."""
+    return _requested(context, params).description()
 
 
-@ROOM.operation("ListJobs")
+@OPERATIONS.operation("ListJobs")
 def list_jobs(context: Context, params: Params) -> Reply:
-    """The jobs that the request's filters leave, the last created first. Of another category there are none."""
+    """Lists the jobs that pass the request's filters, newest first. Other categories have no jobs."""
     jobs = jobs_named(context) if params["JobCategory"] == JOB_CATEGORY else []
     contained, status = params.get("NameContains", ""), params.get("StatusEquals")
     found = [job.entry() for job in jobs if contained in job.name]
     found = between(found, params, "CreationTime", "CreationTimeAfter", "CreationTimeBefore")
-    if _OF_RUNS.isdisjoint(params) and params.get("SortBy") != "Status":
-        # How far they are is in a file of each: only those of the page are opened.
+    if _RUN_FILTERS.isdisjoint(params) and params.get("SortBy") != "Status":
+        # Only the runs of the jobs on the page are read.
         return paged("JobSummaries", found, params, _SORT_KEYS, is_descending=True, view=_summary)
     found = [_summary(entry) for entry in found]
     found = [job for job in found if status in (None, job["JobStatus"])]
@@ -128,10 +127,10 @@ def list_jobs(context: Context, params: Params) -> Reply:
     return paged("JobSummaries", found, params, _SORT_KEYS, is_descending=True)
 
 
-@ROOM.operation("StopJob")
+@OPERATIONS.operation("StopJob")
 def stop_job(context: Context, params: Params) -> Reply:
-    """Has a job stop: what is in flight may finish for two minutes. A pipeline's job takes its execution along."""
-    job = _asked(context, params)
+    """Stops a job. Rollouts in flight may finish for two minutes. Stopping a pipeline's job stops its execution."""
+    job = _requested(context, params)
     if job.status.is_final:
         raise invalid(f"job {job.name!r} is {job.status.status}; only one that is InProgress can be stopped")
     if context.store.find(JobRecord, job.name) is None:
@@ -142,15 +141,15 @@ def stop_job(context: Context, params: Params) -> Reply:
     return {}
 
 
-@ROOM.operation("DeleteJob")
+@OPERATIONS.operation("DeleteJob")
 def delete_job(context: Context, params: Params) -> Reply:
-    """Forgets a job; its run stays where its output was wanted."""
+    """Deletes a job. Its run stays at its output location."""
     check_category(params["JobCategory"])
     name = params["JobName"]
     with context.store.transaction():
         if context.store.find(DeletedJob, name) is not None:
             return {}
-        job = _asked(context, params)
+        job = _requested(context, params)
         if not job.status.is_final:
             raise ServiceError("ResourceInUse", f"job {name!r} is {job.status.status}; stop it first (StopJob)")
         context.store.remove(JobRecord, name)
@@ -159,17 +158,17 @@ def delete_job(context: Context, params: Params) -> Reply:
     return {}
 
 
-@ROOM.operation("ListJobSchemaVersions")
+@OPERATIONS.operation("ListJobSchemaVersions")
 def list_job_schema_versions(context: Context, params: Params) -> Reply:
-    """The versions of the document that jobs of a category take."""
+    """Lists the document versions of a job category."""
     check_category(params["JobCategory"])
     versions = [{"JobConfigSchemaVersion": JOB_SCHEMA_VERSION}]
     return paged("JobConfigSchemas", versions, params, {"": "JobConfigSchemaVersion"})
 
 
-@ROOM.operation("DescribeJobSchemaVersion")
+@OPERATIONS.operation("DescribeJobSchemaVersion")
 def describe_job_schema_version(context: Context, params: Params) -> Reply:
-    """The JSON Schema that CreateJob holds documents against."""
+    """Returns the JSON Schema that CreateJob checks documents against."""
     check_category(params["JobCategory"])
     _check_version(params.get("JobConfigSchemaVersion", JOB_SCHEMA_VERSION))
     return {
@@ -180,7 +179,7 @@ def describe_job_schema_version(context: Context, params: Params) -> Reply:
 
 
 def find_job(context: Context, name: str) -> Job | None:
-    """The job of this name; None: there is none, or it was deleted."""
+    """The job of this name; None if it does not exist or was deleted."""
     record = context.store.find(JobRecord, name)
     if record is not None:
         return _job(context, record)
@@ -190,34 +189,34 @@ def find_job(context: Context, name: str) -> Job | None:
 
 
 def jobs_named(context: Context, prefix: str = "") -> list[Job]:
-    """The jobs whose names begin so, those of pipelines among them."""
+    """Jobs whose names begin with `prefix`, including those of pipelines."""
     deleted = {job.name for job in context.store.all(DeletedJob)}
     own = [_job(context, record) for record in context.store.all(JobRecord, prefix)]
     return own + [job for job in step_jobs(context, prefix) if job.name not in deleted]
 
 
 def run_of(context: Context, arn: str) -> Run | None:
-    """The run of the job with this ARN; None: there is no such job, or its run is gone."""
+    """The run of the job with this ARN; None if the job does not exist or its run is missing."""
     job = find_job(context, arn.rpartition("/")[2])
     return None if job is None or job.arn != arn else job.run
 
 
-def left_behind(context: Context) -> list[Callable[[], None]]:
-    """Of each job that there is, what goes on with it if it has not ended and nobody works on it."""
-    return [functools.partial(_take_up, context, record.name) for record in context.store.all(JobRecord)]
+def unfinished(context: Context) -> list[Callable[[], None]]:
+    """One function for each job, which resumes the job unless it has ended or a process works on it."""
+    return [functools.partial(_resume, context, record.name) for record in context.store.all(JobRecord)]
 
 
-def _take_up(context: Context, name: str) -> None:
+def _resume(context: Context, name: str) -> None:
     record = context.store.find(JobRecord, name)
     if record is None:
-        return  # deleted since
+        return  # deleted meanwhile
     try:
         if not record.is_made:
             _make(context, record)
         if (record.folder / "job.json").exists():
-            take(context, record, _work(context, record))
+            context.supervisor.supervise(record, _work(context, record))
     except (ServiceError, HeldoutError, OSError) as error:
-        _log.warning("job %s does not go on: %s", name, error)
+        _log.warning("job %s was not resumed: %s", name, error)
 
 
 def _summary(entry: Reply) -> Reply:
@@ -225,12 +224,12 @@ def _summary(entry: Reply) -> Reply:
     return job.summary()
 
 
-def _opened(record: JobRecord) -> Seen:
+def _state(record: JobRecord) -> JobState:
     try:
         run = Run.open(record.folder)
     except RunError:
-        return Seen(None, record.is_made)
-    return Seen(run, is_concluded(run))
+        return JobState(None, record.is_made)
+    return JobState(run, is_concluded(run))
 
 
 def _job(context: Context, record: JobRecord) -> Job:
@@ -241,13 +240,13 @@ def _job(context: Context, record: JobRecord) -> Job:
         created_at=record.created_at,
         is_stopping=record.is_stopping,
         run_name=record.run_name,
-        place=lambda: record.folder,
-        find=lambda: Given(record.document, tags_of(context.store, record.arn)),
-        look=lambda: _opened(record),
+        folder_of=lambda: record.folder,
+        arguments_of=lambda: JobArguments(record.document, tags_of(context.store, record.arn)),
+        state_of=lambda: _state(record),
     )
 
 
-def _asked(context: Context, params: Params) -> Job:
+def _requested(context: Context, params: Params) -> Job:
     check_category(params["JobCategory"])
     job = find_job(context, params["JobName"])
     if job is None:
@@ -282,11 +281,11 @@ def _free_group(output: str, name: str, run_name: str) -> str:
     group, number = name, 1
     while has_run(f"{output}/{group}/{run_name}"):
         number += 1
-        group = f"{name[: _LONGEST_NAME - len(str(number)) - 1].rstrip('-')}-{number}"
+        group = f"{name[: _MAX_NAME_CHARACTERS - len(str(number)) - 1].rstrip('-')}-{number}"
     return group
 
 
 def _check_version(version: str, *, is_new: bool = False) -> None:
     if version != JOB_SCHEMA_VERSION:
-        told = f"JobConfigSchemaVersion {version!r} does not exist for {JOB_CATEGORY}; {JOB_SCHEMA_VERSION!r} does"
-        raise invalid(told) if is_new else not_found(told)
+        message = f"JobConfigSchemaVersion {version!r} does not exist for {JOB_CATEGORY}; {JOB_SCHEMA_VERSION!r} does"
+        raise invalid(message) if is_new else not_found(message)

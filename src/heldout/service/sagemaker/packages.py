@@ -1,4 +1,4 @@
-"""Model packages and their groups: the registry's packages, described as fine-tuned models are; and groups that are made."""
+"""Model packages and their groups: the registry's packages, described as fine-tuned models, and groups that clients create."""
 
 import re
 import time
@@ -7,15 +7,15 @@ from typing import NamedTuple
 
 from heldout.errors import did_you_mean
 from heldout.job.registry import hub_content_name
-from heldout.service.context import Context
-from heldout.service.operations import Params, Reply, Room
-from heldout.service.paging import between, paged
-from heldout.service.sagemaker.hub import SINCE, VERSION, model_names
-from heldout.service.sagemaker.tags import forget_tags, set_tags
+from heldout.service.context import REGISTRY_CREATED_AT, Context
+from heldout.service.sagemaker.hub import VERSION, model_names
 from heldout.service.store import Record
+from heldout.service.tags import forget_tags, set_tags
 from heldout.service.wire.faults import ServiceError, invalid
+from heldout.service.wire.operations import OperationTable, Params, Reply
+from heldout.service.wire.paging import between, paged
 
-ROOM = Room("sagemaker")
+OPERATIONS = OperationTable[Context]("sagemaker")
 
 _PACKAGE_KEYS = {"CreationTime": "CreationTime", "Name": "ModelPackageName", "": "ModelPackageArn"}
 _GROUP_KEYS = {"CreationTime": "CreationTime", "Name": "ModelPackageGroupName"}
@@ -25,7 +25,7 @@ _ARN = re.compile(r"arn:[^:]+:sagemaker:[^:]*:\d{12}:model-package/(?P<name>[^/]
 class _Package(NamedTuple):
     arn: str
     group: str | None
-    """None for a package without versions."""
+    """None for an unversioned package."""
     version: int | None
     name: str
 
@@ -40,15 +40,15 @@ class _Group(Record):
         return self.name
 
 
-@ROOM.operation("DescribeModelPackage")
+@OPERATIONS.operation("DescribeModelPackage")
 async def describe_model_package(context: Context, params: Params) -> Reply:
-    """A package of the registry, by its ARN, or by its name and version; its base model as fine-tuning leaves it there."""
+    """Describes a package of the registry by its ARN or by its name and version. Includes its base model as fine-tuning does."""
     package = _find(context, params["ModelPackageName"])
     entry = context.registry.model_packages[package.arn]
     base = hub_content_name(entry.base_model or "")
     reply = _package_summary(package) | {
         "ModelPackageStatusDetails": {"ValidationStatuses": []},
-        "LastModifiedTime": SINCE,
+        "LastModifiedTime": REGISTRY_CREATED_AT,
     }
     if base in model_names(context):
         model = {"HubContentName": base, "HubContentVersion": VERSION}
@@ -60,9 +60,9 @@ async def describe_model_package(context: Context, params: Params) -> Reply:
     return reply
 
 
-@ROOM.operation("ListModelPackages")
+@OPERATIONS.operation("ListModelPackages")
 async def list_model_packages(context: Context, params: Params) -> Reply:
-    """The registry's packages; those with versions where a group is named, else those that `ModelPackageType` asks for."""
+    """Lists the registry's packages: those of a group, or those of the requested `ModelPackageType` (default: unversioned)."""
     group = _name_of(params["ModelPackageGroupName"]) if "ModelPackageGroupName" in params else None
     kind = params.get("ModelPackageType", "Versioned" if group else "Unversioned")
     found = [
@@ -76,9 +76,9 @@ async def list_model_packages(context: Context, params: Params) -> Reply:
     return paged("ModelPackageSummaryList", summaries, params, _PACKAGE_KEYS)
 
 
-@ROOM.operation("CreateModelPackageGroup")
+@OPERATIONS.operation("CreateModelPackageGroup")
 def create_model_package_group(context: Context, params: Params) -> Reply:
-    """A group without packages: those come from the registry."""
+    """Creates an empty group. Packages come from the registry only."""
     name = params["ModelPackageGroupName"]
     with context.store.transaction():
         if name in _groups(context):
@@ -90,9 +90,9 @@ def create_model_package_group(context: Context, params: Params) -> Reply:
     return {"ModelPackageGroupArn": arn}
 
 
-@ROOM.operation("DescribeModelPackageGroup")
+@OPERATIONS.operation("DescribeModelPackageGroup")
 def describe_model_package_group(context: Context, params: Params) -> Reply:
-    """A group, by its name or ARN."""
+    """Describes a group by its name or ARN."""
     name = _name_of(params["ModelPackageGroupName"])
     groups = _groups(context)
     if name not in groups:
@@ -100,22 +100,24 @@ def describe_model_package_group(context: Context, params: Params) -> Reply:
     return _group_summary(context, groups[name]) | {"CreatedBy": {}}
 
 
-@ROOM.operation("ListModelPackageGroups")
+@OPERATIONS.operation("ListModelPackageGroups")
 def list_model_package_groups(context: Context, params: Params) -> Reply:
-    """The registry's packages' groups, and those that were made."""
+    """Lists the groups of the registry's packages and those that clients created."""
     groups = [_group_summary(context, group) for group in _groups(context).values()]
     groups = _matching(groups, "ModelPackageGroupName", params)
     return paged("ModelPackageGroupSummaryList", groups, params, _GROUP_KEYS)
 
 
-@ROOM.operation("DeleteModelPackageGroup")
+@OPERATIONS.operation("DeleteModelPackageGroup")
 def delete_model_package_group(context: Context, params: Params) -> Reply:
-    """Forgets a group that was made; one that has packages stays."""
+    """Deletes a group that a client created. A group with packages cannot be deleted."""
     name = _name_of(params["ModelPackageGroupName"])
     if name not in (groups := _groups(context)):
         raise _no_group(name, groups)
     if any(package.group == name for package in _packages(context)):
-        raise ServiceError("ConflictException", f"model package group {name!r} has packages, which the registry maps")
+        raise ServiceError(
+            "ConflictException", f"model package group {name!r} has packages; remove them from the registry"
+        )
     with context.store.transaction():
         context.store.remove(_Group, name)
         forget_tags(context.store, context.arn(f"model-package-group/{name}"))
@@ -123,12 +125,12 @@ def delete_model_package_group(context: Context, params: Params) -> Reply:
 
 
 def package_arns(context: Context) -> set[str]:
-    """Of the registry's packages, and of all groups."""
+    """ARNs of the registry's packages and of all groups."""
     return {package.arn for package in _packages(context)} | {_group_arn(context, name) for name in _groups(context)}
 
 
 def _matching(items: list[Reply], name: str, params: Params) -> list[Reply]:
-    """Those that the filters which both lists have leave."""
+    """Applies the filters that both list operations share."""
     named = [item for item in items if params.get("NameContains", "") in item[name]]
     return between(named, params, "CreationTime", "CreationTimeAfter", "CreationTimeBefore")
 
@@ -163,7 +165,7 @@ def _package_summary(package: _Package) -> Reply:
         "ModelPackageGroupName": package.group,
         "ModelPackageVersion": package.version,
         "ModelPackageArn": package.arn,
-        "CreationTime": SINCE,
+        "CreationTime": REGISTRY_CREATED_AT,
         "ModelPackageStatus": "Completed",
         "ModelApprovalStatus": "Approved",
     }
@@ -171,7 +173,7 @@ def _package_summary(package: _Package) -> Reply:
 
 def _groups(context: Context) -> dict[str, _Group]:
     mapped = {
-        package.group: _Group(name=package.group, description=None, created_at=SINCE.timestamp())
+        package.group: _Group(name=package.group, description=None, created_at=REGISTRY_CREATED_AT.timestamp())
         for package in _packages(context)
         if package.group is not None
     }
@@ -189,7 +191,7 @@ def _group_summary(context: Context, group: _Group) -> Reply:
 
 
 def _group_arn(context: Context, name: str) -> str:
-    """In the account that the registry's packages are of, where it has one of this group."""
+    """The ARN of a group, in the account of the registry's packages of this group if there are any."""
     for package in _packages(context):
         if package.group == name:
             return package.arn.rpartition("/")[0].replace(":model-package/", ":model-package-group/")

@@ -1,4 +1,4 @@
-"""Pipelines of SageMaker and their versions. A version's definition never changes: executions run the one they started with."""
+"""Pipelines and their versions. A version's definition never changes: an execution keeps the one it started with."""
 
 import time
 from collections.abc import Sequence
@@ -7,21 +7,20 @@ from datetime import UTC, datetime
 from heldout.errors import HeldoutError
 from heldout.pipeline.steps import JobStep, parse_definition
 from heldout.service.context import Context
-from heldout.service.operations import Params, Reply, Room
-from heldout.service.paging import between, paged
-from heldout.service.routing import service_model
-from heldout.service.sagemaker.tags import checked_tags, forget_tags, set_tags
 from heldout.service.store import Record
+from heldout.service.tags import checked_tags, forget_tags, set_tags
 from heldout.service.wire.faults import ServiceError, invalid, not_found
+from heldout.service.wire.operations import OperationTable, Params, Reply, service_model
+from heldout.service.wire.paging import between, paged
 from heldout.service.wire.validation import check_value
 from heldout.storage import Storage
 
-ROOM = Room("sagemaker")
-_MOST_ALIASES = 10
+OPERATIONS = OperationTable[Context]("sagemaker")
+_MAX_ALIASES = 10
 
 
 class Pipeline(Record):
-    """A pipeline, but for its definitions."""
+    """A pipeline without its definitions, which are in its versions."""
 
     name: str
     arn: str
@@ -32,7 +31,7 @@ class Pipeline(Record):
     created_at: float
     changed_at: float
     latest: int = 1
-    """The last version."""
+    """Number of the latest version."""
 
     @property
     def key(self) -> str:
@@ -45,7 +44,7 @@ class Version(Record):
     pipeline: str
     number: int
     definition: str
-    """As it was given, JSON."""
+    """The JSON text of the request."""
     display_name: str | None = None
     description: str | None = None
     aliases: tuple[str, ...] = ()
@@ -57,12 +56,12 @@ class Version(Record):
 
 
 def version_key(pipeline: str, number: int) -> str:
-    """Of a version among all of them."""
+    """The store key of a version; keys of a pipeline sort by number."""
     return f"{pipeline}/{number:09}"
 
 
 class LastExecution(Record):
-    """When a pipeline, or a version of it, was executed last."""
+    """The latest execution of a pipeline or of one of its versions."""
 
     of: str
     """A pipeline's name or a version's key."""
@@ -74,9 +73,9 @@ class LastExecution(Record):
         return self.of
 
 
-@ROOM.operation("CreatePipeline")
+@OPERATIONS.operation("CreatePipeline")
 def create_pipeline(context: Context, params: Params) -> Reply:
-    """Adds a pipeline with its first version."""
+    """Creates a pipeline with its first version."""
     definition = _definition(context, params)
     if definition is None:
         raise invalid("a pipeline needs PipelineDefinition or PipelineDefinitionS3Location")
@@ -107,16 +106,16 @@ def create_pipeline(context: Context, params: Params) -> Reply:
     return context.store.once("CreatePipeline", params["ClientRequestToken"], params, make)
 
 
-@ROOM.operation("UpdatePipeline")
+@OPERATIONS.operation("UpdatePipeline")
 def update_pipeline(context: Context, params: Params) -> Reply:
-    """Changes what is given of a pipeline; a definition becomes a version of its own, whose number the reply has."""
+    """Changes the given members of a pipeline. A definition becomes a new version, whose number the reply has."""
     definition, now = _definition(context, params), time.time()
     aliases = tuple(params.get("PipelineVersionAliases", ()))
     with context.store.transaction():
         pipeline = find_pipeline(context, params["PipelineName"])
         if aliases and definition is None:
             raise invalid(
-                "PipelineVersionAliases go with a new definition; use UpdatePipelineVersion for a version there is"
+                "PipelineVersionAliases need a new definition; use UpdatePipelineVersion for an existing version"
             )
         if definition is not None:
             _check_aliases(context, pipeline.name, aliases)
@@ -139,9 +138,9 @@ def update_pipeline(context: Context, params: Params) -> Reply:
     return {"PipelineArn": pipeline.arn, "PipelineVersionId": changed.latest}
 
 
-@ROOM.operation("DescribePipeline")
+@OPERATIONS.operation("DescribePipeline")
 def describe_pipeline(context: Context, params: Params) -> Reply:
-    """A pipeline and one of its versions, by default the last."""
+    """Describes a pipeline and one of its versions, by default the latest."""
     pipeline = find_pipeline(context, params["PipelineName"])
     version = find_version(context, pipeline, params)
     last = context.store.find(LastExecution, pipeline.name)
@@ -157,9 +156,9 @@ def describe_pipeline(context: Context, params: Params) -> Reply:
     }
 
 
-@ROOM.operation("ListPipelines")
+@OPERATIONS.operation("ListPipelines")
 def list_pipelines(context: Context, params: Params) -> Reply:
-    """The pipelines that the request's filters leave, the last created first."""
+    """Lists the pipelines that pass the request's filters, newest first."""
 
     def listed(summary: Reply) -> Reply:
         last = context.store.find(LastExecution, summary["PipelineName"])
@@ -173,18 +172,18 @@ def list_pipelines(context: Context, params: Params) -> Reply:
     return paged("PipelineSummaries", found, params, keys, is_descending=True, view=listed)
 
 
-@ROOM.operation("ListPipelineVersions")
+@OPERATIONS.operation("ListPipelineVersions")
 def list_pipeline_versions(context: Context, params: Params) -> Reply:
-    """A pipeline's versions, the last one first."""
+    """Lists a pipeline's versions, newest first."""
     pipeline = find_pipeline(context, params["PipelineName"])
     found = [_version_summary(context, pipeline, version) for version in _versions(context, pipeline.name)]
     found = between(found, params, "CreationTime", "CreatedAfter", "CreatedBefore")
     return paged("PipelineVersionSummaries", found, params, {"": "PipelineVersionId"}, is_descending=True)
 
 
-@ROOM.operation("UpdatePipelineVersion")
+@OPERATIONS.operation("UpdatePipelineVersion")
 def update_pipeline_version(context: Context, params: Params) -> Reply:
-    """Changes how a version is called and described."""
+    """Changes a version's display name, description and aliases."""
     change = params.get("PipelineVersionAliasOperations", {})
     added, removed = tuple(change.get("Add", ())), change.get("Remove", ())
     with context.store.transaction():
@@ -195,8 +194,8 @@ def update_pipeline_version(context: Context, params: Params) -> Reply:
                 raise invalid(f"version {version.number} of pipeline {pipeline.name!r} has no alias {alias!r}")
         _check_aliases(context, pipeline.name, added)
         aliases = (*(alias for alias in version.aliases if alias not in removed), *added)
-        if len(aliases) > _MOST_ALIASES:
-            raise invalid(f"a version has {_MOST_ALIASES} aliases at most; this one would have {len(aliases)}")
+        if len(aliases) > _MAX_ALIASES:
+            raise invalid(f"a version has {_MAX_ALIASES} aliases at most; this one would have {len(aliases)}")
         changed = version.model_copy(
             update={
                 "display_name": params.get("PipelineVersionDisplayName", version.display_name),
@@ -209,7 +208,7 @@ def update_pipeline_version(context: Context, params: Params) -> Reply:
 
 
 def find_pipeline(context: Context, name_or_arn: str) -> Pipeline:
-    """Raises ServiceError (ResourceNotFound) when there is none."""
+    """The pipeline of this name or ARN. Raises ServiceError (ResourceNotFound) if it does not exist."""
     name = name_or_arn.partition(":pipeline/")[2] or name_or_arn
     pipeline = context.store.find(Pipeline, name)
     if pipeline is None or name_or_arn not in (pipeline.name, pipeline.arn):
@@ -218,9 +217,9 @@ def find_pipeline(context: Context, name_or_arn: str) -> Pipeline:
 
 
 def find_version(context: Context, pipeline: Pipeline, params: Params) -> Version:
-    """The version that the request names, by its number or an alias, or else the last.
+    """The version that the request names by number or alias; by default the latest.
 
-    Raises ServiceError (ResourceNotFound) when there is none, ValidationException when both are given.
+    Raises ServiceError: ResourceNotFound if it does not exist, ValidationException if both are given.
     """
     number, alias = params.get("PipelineVersionId"), params.get("PipelineVersionAlias")
     if number is not None and alias is not None:
@@ -235,7 +234,7 @@ def find_version(context: Context, pipeline: Pipeline, params: Params) -> Versio
 
 
 def forget_pipeline(context: Context, pipeline: Pipeline) -> None:
-    """Removes a pipeline with its versions; inside a transaction."""
+    """Removes a pipeline with its versions. Call it inside a transaction."""
     for version in _versions(context, pipeline.name):
         context.store.remove(Version, version.key)
         context.store.remove(LastExecution, version.key)
@@ -245,25 +244,25 @@ def forget_pipeline(context: Context, pipeline: Pipeline) -> None:
 
 
 def parallelism(params: Params) -> int | None:
-    """What a request says of how many steps may go at once: kept and shown, though steps go one after the other here."""
+    """The request's limit of concurrent steps. It is stored and returned; steps run one at a time here."""
     given = params.get("ParallelismConfiguration")
     return None if given is None else int(given["MaxParallelExecutionSteps"])
 
 
-def wire_parallelism(most: int | None) -> Reply | None:
-    """As replies have it."""
-    return None if most is None else {"MaxParallelExecutionSteps": most}
+def wire_parallelism(limit: int | None) -> Reply | None:
+    """A limit of concurrent steps in the form of replies."""
+    return None if limit is None else {"MaxParallelExecutionSteps": limit}
 
 
 def moment(seconds: float) -> datetime:
-    """A time as replies have it."""
+    """Unix seconds as the datetime of replies, in UTC."""
     return datetime.fromtimestamp(seconds, UTC)
 
 
 def _definition(context: Context, params: Params) -> str | None:
-    """The definition that a request gives, in its text or in S3; None when it gives none.
+    """The definition that a request holds as text or names in S3; None if it has neither.
 
-    Raises ServiceError (ValidationException) for both, for one that cannot be read or that cannot be executed here.
+    Raises ServiceError (ValidationException) if it has both, or if the definition cannot be read or executed here.
     """
     text, place = params.get("PipelineDefinition"), params.get("PipelineDefinitionS3Location")
     if text is not None and place is not None:
@@ -284,7 +283,7 @@ def _definition(context: Context, params: Params) -> str | None:
 
 
 def _check_tags(step: JobStep) -> None:
-    """A step's job is made as by CreateJob, whose tags the model checks. Raises ServiceError (ValidationException)."""
+    """Checks a step's tags as CreateJob checks a job's. Raises ServiceError (ValidationException)."""
     shape = service_model("sagemaker").shape_for("TagList")
     check_value(shape, [{"Key": key, "Value": value} for key, value in step.tags], f"step {step.name!r}: tags")
     checked_tags(step.tags)
@@ -295,11 +294,11 @@ def _check_aliases(context: Context, pipeline: str, aliases: Sequence[str]) -> N
         for alias in aliases:
             if alias in version.aliases:
                 raise ServiceError(
-                    "ConflictException", f"alias {alias!r} is that of version {version.number}; remove it there first"
+                    "ConflictException", f"alias {alias!r} belongs to version {version.number}; remove it there first"
                 )
     for alias in aliases:
         if alias.isdecimal():
-            raise invalid(f"alias {alias!r} consists of digits only, which is a version's number")
+            raise invalid(f"alias {alias!r} consists of digits only, like a version number; choose another alias")
 
 
 def _versions(context: Context, pipeline: str) -> list[Version]:

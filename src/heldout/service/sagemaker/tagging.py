@@ -1,43 +1,43 @@
-"""Tags as clients read and change them, of everything whose ARN this server hands out, made by a request or not."""
+"""Tag operations on every resource whose ARN this server returns, whether a client or the registry created it."""
 
 from collections.abc import Mapping
 
 from heldout.service.context import Context
 from heldout.service.mlflow.apps import mlflow_apps
-from heldout.service.operations import Params, Reply, Room
-from heldout.service.paging import paged
 from heldout.service.sagemaker.execution_views import is_lineage
 from heldout.service.sagemaker.jobs import find_job
 from heldout.service.sagemaker.packages import package_arns
-from heldout.service.sagemaker.tags import Tags, checked_tags, tags_of, wire_tags
+from heldout.service.tags import Tags, checked_tags, tags_of, wire_tags
 from heldout.service.wire.faults import invalid
+from heldout.service.wire.operations import OperationTable, Params, Reply
+from heldout.service.wire.paging import paged
 
-ROOM = Room("sagemaker")
-_MOST = 50
-"""Tags of one resource: the service's bound."""
+OPERATIONS = OperationTable[Context]("sagemaker")
+_MAX_TAGS = 50
+"""Tags of one resource: the service's limit."""
 
 
-@ROOM.operation("ListTags")
+@OPERATIONS.operation("ListTags")
 def list_tags(context: Context, params: Params) -> Reply:
-    """A resource's tags."""
+    """Lists a resource's tags."""
     return paged("Tags", wire_tags(_tags(context, params)), params, {"Key": "Key"})
 
 
-@ROOM.operation("AddTags")
+@OPERATIONS.operation("AddTags")
 def add_tags(context: Context, params: Params) -> Reply:
-    """Adds tags, or overwrites those of the same keys."""
+    """Adds tags. A tag with an existing key replaces the old value."""
     with context.store.transaction():
         given = checked_tags((tag["Key"], tag["Value"]) for tag in params["Tags"])
         tags = _tags(context, params) | given
-        if len(tags) > _MOST:
-            raise invalid(f"{params['ResourceArn']} would have {len(tags)} tags; a resource has {_MOST} at most")
+        if len(tags) > _MAX_TAGS:
+            raise invalid(f"{params['ResourceArn']} would have {len(tags)} tags; a resource has {_MAX_TAGS} at most")
         context.store.put(Tags(arn=params["ResourceArn"], tags=tags))
     return {"Tags": wire_tags(tags)}
 
 
-@ROOM.operation("DeleteTags")
+@OPERATIONS.operation("DeleteTags")
 def delete_tags(context: Context, params: Params) -> Reply:
-    """Removes the tags of these keys; one that is not there is no error."""
+    """Removes the tags with these keys. Missing keys are ignored."""
     with context.store.transaction():
         kept = {key: value for key, value in _tags(context, params).items() if key not in params["TagKeys"]}
         context.store.put(Tags(arn=params["ResourceArn"], tags=kept))
@@ -45,26 +45,26 @@ def delete_tags(context: Context, params: Params) -> Reply:
 
 
 def _tags(context: Context, params: Params) -> dict[str, str]:
-    """Raises ServiceError (ValidationException) when there is no such resource."""
+    """Raises ServiceError (ValidationException) if the resource does not exist."""
     arn = params["ResourceArn"]
-    born_with = _born_with(context, arn)
-    if born_with is None:
+    initial = _initial_tags(context, arn)
+    if initial is None:
         raise invalid(f"resource {arn} does not exist")
-    return tags_of(context.store, arn, born_with)
+    return tags_of(context.store, arn, initial)
 
 
-def _born_with(context: Context, arn: str) -> Mapping[str, str] | None:
-    """The tags that a resource has until someone changes them; None when there is no such resource."""
+def _initial_tags(context: Context, arn: str) -> Mapping[str, str] | None:
+    """Tags of a resource before the first change; None if the resource does not exist."""
     match arn.split(":", 5)[-1].partition("/")[0]:
         case "job":
             job = find_job(context, arn.rpartition("/")[2])
-            return None if job is None or job.arn != arn else job.given.tags
+            return None if job is None or job.arn != arn else job.arguments.tags
         case "pipeline":
-            is_there = context.store.find(Tags, arn) is not None
+            exists = context.store.find(Tags, arn) is not None
         case "mlflow-app":
-            is_there = any(app.arn == arn for app in mlflow_apps(context))
+            exists = any(app.arn == arn for app in mlflow_apps(context))
         case "model-package" | "model-package-group":
-            is_there = arn in package_arns(context)
+            exists = arn in package_arns(context)
         case _:
-            is_there = is_lineage(context, arn)
-    return {} if is_there else None
+            exists = is_lineage(context, arn)
+    return {} if exists else None

@@ -1,4 +1,4 @@
-"""Who may call: holders of the server's own AWS key pair, who prove it by a signature (SigV4), as in AWS."""
+"""Authentication by AWS signatures (SigV4) with the server's own key pair."""
 
 import ipaddress
 from collections.abc import Callable, Sequence
@@ -19,32 +19,32 @@ from heldout.runtime.signing import (
 from heldout.service.wire.faults import ServiceError
 
 _GLOBAL_SERVICES = frozenset({"iam", "sts"})
-"""Signed for a region of the partition's choice, whatever the client's is."""
+"""Services whose requests are signed for the partition's own region, not the client's."""
 
 KeySource = Callable[[], Sequence[Credentials]]
-"""The key pairs that may sign, as they are now: those of a role change every few hours."""
+"""Returns the key pairs that may sign now. Those of a role change every few hours."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """What a request's signature says, verified unless the server verifies nothing."""
+    """The caller by the request's signature, verified unless verification is disabled."""
 
     access_key: str | None
     service: str | None
-    """The name it is signed for, such as `sagemaker`; None for a request that is not signed."""
+    """The signed service name, such as `sagemaker`; None for an unsigned request."""
 
 
-class Gate:
-    """Lets requests in. keys: None lets in everyone on this machine, but not the web pages that they look at."""
+class Authenticator:
+    """Admits or refuses requests. keys: None admits every program on this machine, but no web page in its browsers."""
 
     def __init__(self, keys: KeySource | None, region: str) -> None:
         self._keys = keys
         self._region = region
 
     def admit(self, request: SignedRequest, now: float, *, is_query: bool) -> Caller:
-        """Who calls. is_query: the request is of the query protocol, whose errors have other names.
+        """The caller. now: Unix seconds. is_query: the request has the query protocol, whose error codes differ.
 
-        Raises ServiceError when the signature is missing or does not hold, or a web page asks where nothing is verified.
+        Raises ServiceError for a missing or invalid signature, or for a request of a web page if verification is disabled.
         """
         if self._keys is None:
             _refuse_web_pages(request)
@@ -69,7 +69,7 @@ class Gate:
 
 
 def own_keys() -> KeySource:
-    """The key pair that AWS tools started here would use. Raises InputError when there is none to be had."""
+    """The key pair that AWS tools in this environment use. Raises InputError if there is none."""
     import boto3  # slow to import, and only needed here
     from botocore.exceptions import BotoCoreError
 
@@ -80,16 +80,16 @@ def own_keys() -> KeySource:
     if found is None:
         raise InputError(
             "no AWS key pair to verify requests with: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (any values, the same "
-            "for server and clients), or let everyone on this machine in with --no-auth"
+            "for server and clients), or admit everyone on this machine with --no-auth"
         )
 
     def keys() -> Sequence[Credentials]:
         try:
             frozen = found.get_frozen_credentials()
-        except BotoCoreError as error:  # those of a role or a sign-in run out, and are asked for again
+        except BotoCoreError as error:  # keys of a role or a sign-in expire and are renewed here
             raise ServiceError(
                 "ServiceUnavailableException",
-                f"the server has no AWS key pair to verify requests with any more: {error}",
+                f"the server's AWS key pair has expired and cannot be renewed: {error}",
                 status=503,
             ) from error
         return [Credentials(frozen.access_key or "", frozen.secret_key or "", frozen.token)]
@@ -98,7 +98,7 @@ def own_keys() -> KeySource:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or an address is that of this machine to itself."""
+    """Whether a host name or address is a loopback address."""
     try:
         return host == "localhost" or host.endswith(".localhost") or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -106,8 +106,10 @@ def is_loopback(host: str) -> bool:
 
 
 def _refuse_web_pages(request: SignedRequest) -> None:
-    """A page can have a browser on this machine send requests here: they say so in Origin, or, where the page's own name was made
-    to lead here, in Host."""
+    """Refuses requests that a web page makes a browser on this machine send.
+
+    Such a request has an Origin header or, after DNS rebinding, the page's own name as Host.
+    """
     if "origin" in request.headers or not is_loopback(_host_of(request)):
         raise ServiceError(
             "AccessDeniedException",

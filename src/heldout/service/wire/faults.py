@@ -1,4 +1,4 @@
-"""What a service answers when it refuses a request: the error's code, its one-line message and its HTTP status."""
+"""Service errors: the code, the one-line message and the HTTP status of a refused request."""
 
 from typing import Any
 
@@ -17,23 +17,23 @@ _COMMON_STATUS = {
     "UnknownOperationException": 404,
     "UnrecognizedClientException": 403,
 }
-"""Errors that all services share and no model names. Source: "Common Error Types" in the services' API references."""
+"""Status of errors that all services share and no model has. Source: "Common Error Types" in the services' API references."""
 _DEFAULT_STATUS = 400
 
 
 class ServiceError(Exception):
-    """A request is refused. The status is the model's for this code, unless it is given."""
+    """A refused request. status: by default the one that the service's model has for the code."""
 
     def __init__(self, code: str, message: str, *, status: int | None = None, **members: object) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.members = members
-        """Further members of the error's shape, by their wire names."""
+        """Further members of the error's shape by wire name."""
         self._status = status
 
     def status(self, operation: OperationModel | None) -> int:
-        """The HTTP status, as the operation's service has it."""
+        """The HTTP status, by the model of the operation's service."""
         if self._status is not None:
             return self._status
         if self.code in _COMMON_STATUS:
@@ -48,10 +48,10 @@ class ServiceError(Exception):
 
 
 def invalid(message: str) -> ServiceError:
-    """A request that cannot be meant as it is."""
+    """A ValidationException: the request's parameters are invalid."""
     return ServiceError("ValidationException", message)
 
 
 def not_found(message: str) -> ServiceError:
-    """SageMaker's answer for a resource that is not there."""
+    """A ResourceNotFound, SageMaker's error for a missing resource."""
     return ServiceError("ResourceNotFound", message)

@@ -1,4 +1,4 @@
-"""The protocols AWS services speak, on the server's side: json 1.x, rest-json and query. Pure functions, driven by botocore.
+"""Server side of the AWS protocols json 1.x, rest-json and query. Pure functions, driven by botocore's models.
 
 Source: the Smithy specification's "AWS protocols"; checked against botocore's own clients.
 """
@@ -20,7 +20,7 @@ from heldout.service.wire.shapes import Shape, expect, from_json, from_text, to_
 
 _BODIES = ("structure", "list", "map")
 _NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What is no character of XML 1.0 (section 2.2)."""
+"""Matches code points that are not characters of XML 1.0 (section 2.2)."""
 
 
 class WireReply(NamedTuple):
@@ -32,7 +32,7 @@ class WireReply(NamedTuple):
 
 
 def parse_request(operation: OperationModel, request: SignedRequest) -> dict[str, Any]:
-    """The parameters of a request, by the operation's input shape. Raises ServiceError for what cannot be read."""
+    """Parses the parameters of a request by the operation's input shape. Raises ServiceError (SerializationException)."""
     shape = operation.input_shape
     if shape is None:
         return {}
@@ -46,7 +46,7 @@ def parse_request(operation: OperationModel, request: SignedRequest) -> dict[str
 
 
 def render_reply(operation: OperationModel, reply: Mapping[str, Any]) -> WireReply:
-    """The HTTP reply that says `reply`, by the operation's output shape."""
+    """Renders a reply by the operation's output shape."""
     shape = operation.output_shape
     match operation.service_model.metadata["protocol"]:
         case "query":
@@ -59,9 +59,9 @@ def render_reply(operation: OperationModel, reply: Mapping[str, Any]) -> WireRep
 
 
 def render_error(operation: OperationModel | None, error: ServiceError, *, is_query: bool = False) -> WireReply:
-    """The HTTP reply that refuses. operation: None where the request named none. is_query: the request was of that protocol."""
+    """Renders an error. operation: None before routing. is_query: the request has the query protocol."""
     status = error.status(operation)
-    # What is told may quote a header, whose bytes need not be text.
+    # The message may quote a header whose bytes are not valid text.
     message = error.message.encode("utf-8", "replace").decode()
     if is_query or (operation is not None and operation.service_model.metadata["protocol"] == "query"):
         root = ElementTree.Element("ErrorResponse")
@@ -77,17 +77,17 @@ def render_error(operation: OperationModel | None, error: ServiceError, *, is_qu
 
 
 def path_pattern(operation: OperationModel) -> re.Pattern[str]:
-    """What a request's raw path looks like, its labels as groups (rest-json)."""
+    """The pattern of an operation's raw paths, with a group for each label (rest-json)."""
     return _path_pattern(operation.http["requestUri"])[0]
 
 
 def xml_text(text: str) -> str:
-    """A text as XML can hold it: most control characters it cannot, not even escaped."""
+    """Replaces characters that XML cannot hold, such as most control characters, which cannot be escaped either."""
     return _NO_XML.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def is_form(request: SignedRequest) -> bool:
-    """Whether a request is of the query protocol: a form as its body, or, presigned, in its query."""
+    """Whether a request has the query protocol: a form in its body or, if presigned, in its query."""
     if "x-amz-target" in request.headers:
         return False
     has_form = request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded")
@@ -95,7 +95,7 @@ def is_form(request: SignedRequest) -> bool:
 
 
 def form_action(request: SignedRequest) -> tuple[str, str]:
-    """Operation and API version that a request of the query protocol names; empty where it does not."""
+    """Operation name and API version of a request of the query protocol; empty if missing."""
     form = _form(request)
     return form.get("Action", ""), form.get("Version", "")
 
@@ -190,7 +190,7 @@ def _form(request: SignedRequest) -> dict[str, str]:
 
 
 def _from_form(shape: Shape, form: Mapping[str, str], prefix: str) -> Any:
-    """A value of flattened names, such as `Tags.member.1.Key`; None where there is none."""
+    """A value from flattened names, such as `Tags.member.1.Key`; None if the form has none."""
     match shape.type_name:
         case "structure":
             found = {

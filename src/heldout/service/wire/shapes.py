@@ -1,6 +1,6 @@
-"""Values as they go over the wire, to and from what botocore's shapes say they are. Pure functions.
+"""Conversion between Python values and their form on the wire, by botocore's shapes. Pure functions.
 
-In Python: timestamps are aware datetimes, blobs bytes, structures and maps dicts; a structure's members have the model's names.
+In Python, timestamps are aware datetimes, blobs are bytes, structures and maps are dicts. Members have the model's names.
 """
 
 import base64
@@ -16,21 +16,21 @@ from heldout.errors import shown
 from heldout.service.wire.faults import ServiceError
 
 Shape = Any
-"""A `botocore.model.Shape`; its type stubs do not tell structures, lists and maps apart."""
+"""A `botocore.model.Shape`. Its type stubs do not distinguish structures, lists and maps."""
 
 _WHOLE = ("integer", "long")
 _FRACTIONS = ("float", "double")
 
 
 def wire_name(shape: Shape, name: str) -> str:
-    """What a structure's member `name`, of this shape, is called on the wire."""
+    """The wire name of a structure's member. shape: the member's."""
     return str(shape.serialization.get("name", name))
 
 
 def from_json(shape: Shape, value: Any, where: str = "the request") -> Any:
-    """A value of parsed JSON by its shape; members that the shape does not have, and those that are null, are left out.
+    """Converts parsed JSON by its shape. Null members and members that the shape does not have are left out.
 
-    Raises ServiceError (SerializationException) for a value of another type.
+    where: the value's path, for messages. Raises ServiceError (SerializationException) for a value of another type.
     """
     match shape.type_name:
         case "structure" if getattr(shape, "is_document_type", False):
@@ -56,7 +56,7 @@ def from_json(shape: Shape, value: Any, where: str = "the request") -> Any:
 
 
 def to_json(shape: Shape, value: Any) -> Any:
-    """A value as JSON has it; members that are None are left out, timestamps are Unix seconds unless the shape says otherwise."""
+    """Converts a value to JSON. None members are left out; timestamps are Unix seconds by default."""
     match shape.type_name:
         case "structure" if getattr(shape, "is_document_type", False):
             return value
@@ -80,7 +80,7 @@ def to_json(shape: Shape, value: Any) -> Any:
 
 
 def from_text(shape: Shape, text: str, where: str) -> Any:
-    """A scalar from a header, a query string, a path or a form. Raises ServiceError (SerializationException)."""
+    """Parses a scalar of a header, a query string, a path or a form. Raises ServiceError (SerializationException)."""
     try:
         match shape.type_name:
             case "boolean":
@@ -95,7 +95,7 @@ def from_text(shape: Shape, text: str, where: str) -> Any:
 
 
 def to_text(shape: Shape, value: Any, timestamp_format: str) -> str:
-    """A scalar for a header, a query string or an XML element."""
+    """Renders a scalar for a header or an XML element. timestamp_format: unless the shape has another."""
     match shape.type_name:
         case "boolean":
             return "true" if value else "false"
@@ -115,7 +115,7 @@ def to_text(shape: Shape, value: Any, timestamp_format: str) -> str:
 
 
 def expect(value: Any, kind: type | tuple[type, ...], where: str) -> Any:
-    """`value`, which came as `where`. Raises ServiceError (SerializationException) when it is of another type."""
+    """Checks the type of the value at `where` and returns it. Raises ServiceError (SerializationException) for another type."""
     if not isinstance(value, kind):
         raise _unexpected(where, value, _NAMES[kind if isinstance(kind, type) else kind[-1]])
     return value

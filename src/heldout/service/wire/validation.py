@@ -1,6 +1,6 @@
-"""Whether a request's parameters meet what the service's model says: required members, lengths, ranges, patterns, enums.
+"""Validation of a request's parameters by the service's model: required members, lengths, ranges, patterns, enums.
 
-The messages are worded as the services word them, since clients match on them. Pure functions.
+The messages are those of the services, because clients match on them. Pure functions.
 """
 
 import re
@@ -22,20 +22,20 @@ _UNICODE_CLASSES = {
     r"\p{Z}": " \\u00a0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000",
     r"\p{Alnum}": "a-zA-Z0-9",
 }
-"""Java's classes as Python's `re` has them, within a set. Letters and digits are not told apart: no model needs it."""
+"""Java's character classes in Python's syntax, inside a set. `\\w` also matches digits, which no model's pattern depends on."""
 _LENGTHS = ("string", "blob", "list", "map")
 _NUMBERS = ("integer", "long", "float", "double")
 
 
 def check_request(operation: OperationModel, params: dict[str, Any]) -> None:
-    """Raises ServiceError naming every member that breaks its constraints."""
+    """Raises ServiceError that lists every member which breaks its constraints."""
     if operation.input_shape is None:
         return
     check_value(operation.input_shape, params, "", _code(operation))
 
 
 def check_value(shape: Shape, value: Any, where: str, code: str = "ValidationException") -> None:
-    """As `check_request`, of a value that came at `where`; with this error code."""
+    """Checks one value. where: its path, for messages. Raises ServiceError with this code."""
     found = list(_problems(shape, value, where))
     if found:
         count = f"{len(found)} validation error{'s' if len(found) > 1 else ''} detected: "
@@ -43,7 +43,7 @@ def check_value(shape: Shape, value: Any, where: str, code: str = "ValidationExc
 
 
 def _code(operation: OperationModel) -> str:
-    """What the operation's service calls a request whose parameters are wrong."""
+    """The error code for invalid parameters of the operation's service."""
     if operation.service_model.metadata["protocol"] == "query":
         return "ValidationError"
     named = {shape.name for shape in operation.error_shapes}
@@ -79,7 +79,7 @@ def _own_problems(shape: Shape, value: Any, where: str) -> Iterator[str]:
             yield _failed(text, where, f"Member must have length greater than or equal to {limits['min']}")
         if "max" in limits and len(value) > limits["max"]:
             yield _failed(text, where, f"Member must have length less than or equal to {limits['max']}")
-            return  # what is far too long is not matched against a pattern too
+            return  # do not match a pattern against a text of unbounded length
     elif kind in _NUMBERS:
         if "min" in limits and value < limits["min"]:
             yield _failed(text, where, f"Member must have value greater than or equal to {limits['min']}")
@@ -104,7 +104,7 @@ def _below(where: str, name: str) -> str:
 
 @lru_cache(maxsize=512)
 def _compiled(pattern: str) -> re.Pattern[str] | None:
-    """None for one that says nothing here: a few models hold patterns that are no regular expressions."""
+    """The compiled pattern; None for the few patterns in models that are not valid regular expressions."""
     for java, python in _UNICODE_CLASSES.items():
         pattern = pattern.replace(java, python)
     try:

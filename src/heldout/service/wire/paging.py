@@ -1,7 +1,7 @@
-"""Lists that come in pages: sorted, and gone on with by an opaque token.
+"""Sorted lists in pages, with an opaque token for the next page.
 
-A token says after which item to go on, not how many were seen: what is added or deleted between two pages neither repeats nor
-hides another item.
+A token holds the sort key of the last item, not a count: an item that is added or deleted between two pages neither repeats nor
+hides another.
 """
 
 import base64
@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from heldout.service.operations import Params, Reply
 from heldout.service.wire.faults import invalid
+from heldout.service.wire.operations import Params, Reply
 
 DEFAULT_SIZE = 50
-_NO_TOKEN = "NextToken is not one that this operation gave out; begin again without one"
+_NO_TOKEN = "NextToken was not returned by this operation; start again without one"
 _PAGE_PARAMS = ("NextToken", "MaxResults", "nextToken", "maxResults")
 
 
@@ -30,13 +30,13 @@ def paged(
     size: int = DEFAULT_SIZE,
     view: Callable[[Reply], Reply] | None = None,
 ) -> Reply:
-    """The page of `items` that the request asks for, as the reply's `member`, and the token of the next where there is one.
+    """A reply with the requested page of `items` as `member` and, if more items follow, the token of the next page.
 
-    sort_keys: the items' member to sort by for each value of SortBy, the default first; the last tells any two items apart and
-    never changes, so that an item whose status has changed between two pages is not taken for another.
-    is_descending: unless SortOrder says otherwise. size: of a page, unless MaxResults says otherwise. view: what the reply has of
-    an item, made of those of the page alone. Raises ServiceError (ValidationException) for a token that was not given out for
-    this list.
+    sort_keys: the items' member for each value of SortBy, default first. The last one must be unique and constant, so that an
+    item keeps its identity when its status changes between two pages.
+    is_descending: the default of SortOrder. size: the default of MaxResults. view: converts an item for the reply; called for
+    items of the page only.
+    Raises ServiceError (ValidationException) for a token of another list.
     """
     sort_by = sort_keys[params.get("SortBy", next(iter(sort_keys)))]
     order = [sort_by, list(sort_keys.values())[-1]]
@@ -45,7 +45,7 @@ def paged(
     is_lower = member[0].islower()
     token = params.get("nextToken" if is_lower else "NextToken")
     if token:
-        after = _opened(token, member, params)
+        after = _decoded(token, member, params)
         try:
             keyed = [(key, item) for key, item in keyed if (key < after if is_reversed else key > after)]
         except TypeError:
@@ -58,7 +58,7 @@ def paged(
 
 
 def between(items: Iterable[Reply], params: Params, member: str, after: str, before: str) -> list[Reply]:
-    """The items whose time `member` lies after and before what the request's parameters of these names say, where it says so."""
+    """Items whose time `member` is after and before the request's parameters with the names `after` and `before`, if given."""
     start, end = params.get(after), params.get(before)
     return [item for item in items if (start is None or item[member] > start) and (end is None or item[member] < end)]
 
@@ -68,15 +68,15 @@ def _key(item: Reply, order: Sequence[str]) -> list[Any]:
 
 
 def _digest(member: str, params: Params) -> str:
-    asked = {name: value for name, value in params.items() if name not in _PAGE_PARAMS}
-    return hashlib.sha256(json.dumps([member, asked], sort_keys=True, default=str).encode()).hexdigest()[:16]
+    filters = {name: value for name, value in params.items() if name not in _PAGE_PARAMS}
+    return hashlib.sha256(json.dumps([member, filters], sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _token(last: list[Any], member: str, params: Params) -> str:
     return base64.urlsafe_b64encode(json.dumps([_digest(member, params), last]).encode()).decode()
 
 
-def _opened(token: str, member: str, params: Params) -> list[Any]:
+def _decoded(token: str, member: str, params: Params) -> list[Any]:
     try:
         digest, last = json.loads(base64.urlsafe_b64decode(token.encode()))
         if not isinstance(last, list):
@@ -84,5 +84,5 @@ def _opened(token: str, member: str, params: Params) -> list[Any]:
     except (ValueError, TypeError, RecursionError, binascii.Error):
         raise invalid(_NO_TOKEN) from None
     if digest != _digest(member, params):
-        raise invalid("NextToken was given out for other parameters; begin again without one")
+        raise invalid("NextToken was returned for other parameters; start again without one")
     return last

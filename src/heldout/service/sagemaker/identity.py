@@ -1,18 +1,17 @@
-"""Who calls, and what roles may: as much of STS and IAM as SDKs look at before they start anything.
+"""Callers and roles: the STS and IAM operations that SageMaker SDKs call before they start a job.
 
-There are no permissions here: a caller whose signature holds may do everything, a role of any name is there, and jobs take on
-nobody's role. The caller is an assumed role, so that SDKs which take the caller's role for the job's find one.
+There are no permissions: a caller with a valid signature may do everything, a role of any name exists, and jobs run without a
+role. The caller is an assumed role, because SDKs use the caller's role as the job's role by default.
 """
 
 import hashlib
 import json
 
-from heldout.service.context import Context
-from heldout.service.operations import Params, Reply, Room
-from heldout.service.sagemaker.hub import SINCE
+from heldout.service.context import REGISTRY_CREATED_AT, Context
+from heldout.service.wire.operations import OperationTable, Params, Reply
 
-STS = Room("sts")
-IAM = Room("iam")
+STS = OperationTable[Context]("sts")
+IAM = OperationTable[Context]("iam")
 
 _ROLE = "heldout"
 _TRUST = {
@@ -31,7 +30,7 @@ _TRUST = {
 
 @STS.operation("GetCallerIdentity")
 async def get_caller_identity(context: Context, params: Params) -> Reply:
-    """The account, and the caller as a session of the role `heldout`."""
+    """Returns the account, and the caller as a session of the role `heldout`."""
     caller = context.access_key or "anonymous"
     return {
         "Account": context.account,
@@ -42,7 +41,7 @@ async def get_caller_identity(context: Context, params: Params) -> Reply:
 
 @IAM.operation("GetRole")
 async def get_role(context: Context, params: Params) -> Reply:
-    """A role of this name, which the services may assume."""
+    """Returns a role of this name, which the services may assume."""
     name = params["RoleName"]
     return {
         "Role": {
@@ -50,7 +49,7 @@ async def get_role(context: Context, params: Params) -> Reply:
             "RoleName": name,
             "RoleId": _role_id(name),
             "Arn": f"arn:aws:iam::{context.account}:role/{name}",
-            "CreateDate": SINCE,
+            "CreateDate": REGISTRY_CREATED_AT,
             "AssumeRolePolicyDocument": json.dumps(_TRUST),
         }
     }
@@ -58,7 +57,7 @@ async def get_role(context: Context, params: Params) -> Reply:
 
 @IAM.operation("SimulatePrincipalPolicy")
 async def simulate_principal_policy(context: Context, params: Params) -> Reply:
-    """Every action is allowed on every resource."""
+    """Allows every action on every resource."""
     resources = params.get("ResourceArns") or ["*"]
     results = [
         {"EvalActionName": action, "EvalResourceName": resource, "EvalDecision": "allowed"}
@@ -69,5 +68,5 @@ async def simulate_principal_policy(context: Context, params: Params) -> Reply:
 
 
 def _role_id(name: str) -> str:
-    """An id like IAM's, the same each time."""
+    """A role id in IAM's form, derived from the name."""
     return f"AROA{hashlib.sha256(name.encode()).hexdigest()[:17].upper()}"
