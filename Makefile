@@ -7,7 +7,7 @@ UV := $(BIN)/uv --quiet --system-certs
 # Compiled modules are worth keeping: without them every process compiles all it imports again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test slow format lock clean
+.PHONY: help demo test slow docs format lock clean
 
 help: ## what each target does
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /: /'
@@ -22,11 +22,14 @@ help: ## what each target does
 demo: .venv/ready ## compare a fine-tuned SmolLM2-135M with its base on the held-out prompts of examples/guess_number
 	$(BIN)/heldout evaluate --model smollm2-135m+examples/guess_number/adapter/adapter.gguf --compare-with smollm2-135m --agent examples/guess_number/agent.py:play --dataset examples/guess_number/held-out.jsonl --limit 24 --output runs -H eval_group_size=4 -H sampling_temperature=0.7 -H max_tokens=12 -H rollout_max_concurrency=8
 
-test: .venv/ready ## formatting, lint, strict types, tests
+test: .venv/ready ## format, lint, strict types, docs, tests
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
 
 slow: .venv/ready ## the tests marked slow
 	$(BIN)/pytest -m slow
+
+docs: .venv/ready ## the site of the docs, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: .venv/ready ## rewrite the source in the project's format
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .

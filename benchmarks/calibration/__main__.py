@@ -1,5 +1,5 @@
 """Are Heldout's own error bars right? Simulated evaluations with known truth: coverage and width of the intervals, false
-alarms of the comparison, power of plans. Writes results to JSON, and the tables and picture of docs/statistics.md.
+alarms of the comparison, power of plans. Writes results to JSON, and the tables and picture of docs/explanation/statistics.md.
 
     python -m benchmarks.calibration [--repeats 4000] [--parts rates size ...] [--folder benchmarks/results/calibration]
 """

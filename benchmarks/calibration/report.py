@@ -1,6 +1,6 @@
-"""What did the calibration find? Turns its results into the tables and the picture of docs/statistics.md.
+"""What did the calibration find? Turns its results into the tables and the picture of docs/explanation/statistics.md.
 
-python -m benchmarks.calibration.report [--folder benchmarks/results/calibration] [--docs docs]
+python -m benchmarks.calibration.report [--folder benchmarks/results/calibration] [--docs docs/explanation]
 """
 
 import argparse
@@ -25,7 +25,7 @@ def main() -> None:
     """Writes `calibration.svg` and the part of `statistics.md` between its markers."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path("benchmarks/results/calibration"))
-    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--docs", type=Path, default=Path("docs/explanation"))
     options = parser.parse_args()
     results = {path.stem: json.loads(path.read_text()) for path in options.folder.glob("*.json")}
     draw(results, options.docs / "calibration.svg")

@@ -16,7 +16,7 @@ from tests.support.aws_agents import free_port
 from tests.support.cloud import write_prompts
 from tests.support.model_servers import model_server
 
-PAGE = (Path(__file__).parents[2] / "docs" / "hosted-service.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "hosted-service.md").read_text()
 HELDOUT = str(Path(sys.executable).parent / "heldout")
 
 

@@ -289,11 +289,16 @@ def _add_further_commands() -> None:
     load, which the job would lose before its first model call."""
     if sys.argv[1:2] in (["evaluate"], ["resume"]):
         return
+    add_commands(has_serve=sys.argv[1:2] in ([], ["--help"], ["serve"]))
+
+
+def add_commands(*, has_serve: bool) -> None:
+    """Adds the commands that start no job to `app`; `serve` loads the AWS protocols, which are slow to import."""
     from heldout.cli import judge, show
 
     show.add_to(app)
     judge.add_to(app)
-    if sys.argv[1:2] in ([], ["--help"], ["serve"]):
+    if has_serve:
         from heldout.cli import serve
 
         serve.add_to(app)

@@ -12,9 +12,14 @@ from rich.console import Console, RenderableType
 from heldout.backends.registry_file import read_registry
 from heldout.report.console import plain_console
 
+EXIT_DONE = 0
+"""The command did what it was asked; every condition of a gate holds."""
 EXIT_FAILED = 1
+"""The job failed, a condition of a gate does not hold, or a scorer gave no score."""
 EXIT_BAD_INPUT = 2
+"""A command, option or value cannot be used. Nothing was started."""
 EXIT_INTERRUPTED = 130
+"""The command was interrupted (Ctrl-C, `heldout stop`); `heldout resume` continues an evaluation."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 RunArgument = Annotated[

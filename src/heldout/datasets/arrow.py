@@ -61,3 +61,12 @@ class _NoPandas:
 
 def _buffer(values: Any) -> pa.Buffer:
     return pa.py_buffer(values)
+
+
+DESCRIPTION = b"description"
+"""The key of a column's meaning in its field's metadata."""
+
+
+def described(name: str, kind: pa.DataType, meaning: str, *, nullable: bool = True) -> "pa.Field[Any]":
+    """A column whose meaning travels with it, in the field's metadata."""
+    return pa.field(name, kind, nullable=nullable, metadata={DESCRIPTION: meaning.encode()})

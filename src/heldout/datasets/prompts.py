@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from heldout.datasets.arrow import integers, strings
+from heldout.datasets.arrow import described, integers, strings
 from heldout.datasets.files import PromptDataset
 from heldout.datasets.order import CHUNK_BYTES, Shuffle
 from heldout.errors import DatasetError, RunError
@@ -21,14 +21,15 @@ from heldout.job.records import Prompt
 from heldout.storage import open_atomic
 
 _FIELDS: "list[pa.Field[Any]]" = [
-    pa.field("prompt_index", pa.int64(), nullable=False),
-    pa.field("prompt", pa.string(), nullable=False),
-    pa.field("columns", pa.string(), nullable=False),
-    pa.field("prompt_hash", pa.string(), nullable=False),
+    described("prompt_index", pa.int64(), "row number of the prompt in the dataset, from 0", nullable=False),
+    described("prompt", pa.string(), "text that the agent gets", nullable=False),
+    described("columns", pa.string(), "JSON object of the row's other columns", nullable=False),
+    described(
+        "prompt_hash", pa.string(), "first 16 hexadecimal digits of the SHA-256 of the text in UTF-8", nullable=False
+    ),
 ]
 PROMPTS_SCHEMA = pa.schema(_FIELDS)
-"""Of `prompts.parquet`: row number in the dataset, text, other columns as a JSON object, and the first 16 hexadecimal
-digits of the SHA-256 of the text's UTF-8 bytes."""
+"""Of `prompts.parquet`: a row a prompt, in the order of play."""
 
 # A row group is what PromptReader holds in memory to serve one row: small, but large enough that a file of ten million
 # prompts has some ten thousand of them.

@@ -113,6 +113,7 @@ class DatasetEntry(_Entry):
 
 class BucketEntry(_Entry):
     folder: str
+    """The folder that stands for the bucket."""
 
 
 class MlflowEntry(_Entry):
@@ -126,11 +127,17 @@ class Registry(_Entry):
     folder: str = ""
     """What relative paths are relative to; absolute."""
     models: dict[str, ModelEntry] = Field(default_factory=dict)
+    """Hub models, by name or hub-content ARN."""
     model_packages: dict[str, PackageEntry] = Field(default_factory=dict)
+    """Model packages, by ARN."""
     agents: dict[str, AgentEntry] = Field(default_factory=dict)
+    """Agents in AWS, by the ARN of an AgentCore runtime or of a Lambda function."""
     datasets: dict[str, DatasetEntry] = Field(default_factory=dict)
+    """Datasets in AWS, by DataSet ARN."""
     buckets: dict[str, BucketEntry] = Field(default_factory=dict)
+    """S3 buckets, by name, as local folders."""
     mlflow: dict[str, MlflowEntry] = Field(default_factory=dict)
+    """MLflow apps and tracking servers, by ARN."""
 
     @classmethod
     def parse(cls, text: str, *, where: str, folder: PurePath) -> Self:

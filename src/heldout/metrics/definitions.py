@@ -2,7 +2,7 @@
 
 Pure, and without intervals: see `heldout.metrics.metric` for what a function may return. Every standard deviation divides by
 n, not n - 1, as the hosted service does. A rollout that failed for good counts as reward 0 and no success, or not at all
-(`MetricSettings.failed_rollouts`). Sources of the formulas: docs/statistics.md.
+(`MetricSettings.failed_rollouts`). Sources of the formulas: docs/explanation/statistics.md.
 """
 
 import numpy as np

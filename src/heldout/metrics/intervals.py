@@ -1,7 +1,7 @@
 """Intervals for means, rates and quantiles when prompts are what was sampled.
 
 Rollouts of a prompt belong together: they enter as their prompt's value or counts, and their number only shows in how much
-prompts scatter. docs/statistics.md says which method is used where, why, and what coverage was measured.
+prompts scatter. docs/explanation/statistics.md says which method is used where, why, and what coverage was measured.
 
 scipy is imported where it is used: an evaluation that starts must not wait for what only its end needs.
 """

@@ -67,19 +67,31 @@ class JobState(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
+    """Name of the evaluation."""
     run_name: str
+    """Which of the evaluation's jobs this is: `base-model-eval` or `fine-tuned-model-eval`."""
     arn: str
+    """ARN of the job, with account 000000000000."""
     document: dict[str, Any]
+    """The JobConfigDocument that the job executes."""
     status: JobStatus = JobStatus.IN_PROGRESS
+    """`InProgress`, `Completed`, `Failed` or `Stopped`."""
     secondary_status: SecondaryStatus = SecondaryStatus.STARTING
+    """What the job does, or how it ended."""
     failure_reason: str | None = None
+    """Why the job failed, in one line."""
     created_at: float = Field(default_factory=time.time)
+    """When the run was created."""
     started_at: float | None = None
+    """When the latest start began."""
     ended_at: float | None = None
+    """When the job ended; null while it plays."""
     evaluation_seconds: float = 0.0
     """Time spent playing rollouts, over all starts."""
     num_prompts: int | None = None
+    """Prompts to play; null until they are copied."""
     dataset_hash: str | None = None
+    """SHA-256 of prompts, indices and order: equal for two runs of the same prompts."""
 
     @property
     def is_interrupted(self) -> bool:
