@@ -26,11 +26,12 @@ from heldout.backends.local.handle import LocalEvaluation
 from heldout.backends.registry_file import read_registry
 from heldout.backends.selection import backend_to_ask, choose_backend
 from heldout.errors import ReferenceProblem, shown
-from heldout.evaluator_fields import EMBEDDED_NAMES, EvaluatorFields, attribute
+from heldout.evaluator_fields import EvaluatorFields, attribute
 from heldout.execution import Execution
 from heldout.job.hyperparameters import Hyperparameters
+from heldout.job.kinds.base import AgentReference
 from heldout.job.locations import located
-from heldout.job.references import AgentReference, parse_agent
+from heldout.job.references import named_models, parse_agent
 from heldout.job.registry import Registry
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.request import EvaluationRequest
@@ -113,7 +114,7 @@ class MultiTurnRLEvaluator(EvaluatorFields):
 
             return supported_models(Account(session))
         registry = read_registry()
-        return sorted({*EMBEDDED_NAMES, *registry.models, *registry.model_packages})
+        return sorted({*named_models(), *registry.models, *registry.model_packages})
 
     @staticmethod
     def list_bedrock_agentcore_runtimes(session: Any = None, *, backend: Backend | None = None) -> list[dict[str, str]]:
@@ -196,7 +197,6 @@ class MultiTurnRLEvaluator(EvaluatorFields):
             base=None if self.base_model is None else expanded(self.base_model),
             trained=trained,
             registry=registry,
-            embedded_names=EMBEDDED_NAMES,
         )
         # The handle must find the evaluation from wherever the notebook has moved to since.
         output = located(expanded(self.s3_output_path), Path.cwd())

@@ -18,9 +18,7 @@ from heldout.job.document import DEFAULT_RUNTIME_SECONDS, MAX_RUNTIME_SECONDS
 from heldout.job.hyperparameters import Hyperparameters
 from heldout.job.references import parse_agent, parse_model
 from heldout.pipeline.resolution import is_trainer, model_text
-from heldout.policies.embedded import EMBEDDED_MODELS
 
-EMBEDDED_NAMES = frozenset(EMBEDDED_MODELS)
 _MLFLOW_ARN = re.compile(r"arn:aws[a-z\-]*:sagemaker:[a-z0-9\-]+:[0-9]{12}:mlflow-(?:tracking-server|app)/.+")
 _DATASET_ARN = re.compile(r"arn:[^:]+:sagemaker:[^:]*:[^:]*:hub-content/[^/]+/DataSet/.+")
 
@@ -100,7 +98,7 @@ class EvaluatorFields(BaseModel):
     @classmethod
     def _check_model(cls, model: Any) -> Any:
         if isinstance(model, str):
-            parse_model(model, EMBEDDED_NAMES)
+            parse_model(model)
         elif not is_trainer(model) and model_text(model) is None:
             raise ValueError(
                 f"'model' is {shown(model)}; it must be a model's name, path, URL or ARN, a model package, or a trainer"
@@ -115,7 +113,7 @@ class EvaluatorFields(BaseModel):
         text = model_text(base_model)
         if text is None:
             raise ValueError(f"'base_model' is {shown(base_model)}; it must be a model's name, path, URL or ARN")
-        parse_model(text, EMBEDDED_NAMES)
+        parse_model(text)
         return text
 
     @field_validator("dataset")

@@ -28,13 +28,17 @@ from heldout.errors import ReferenceProblem
 from heldout.job.document import (
     AgentConfig,
     DataSource,
+    EvaluationConfig,
     InputChannel,
     JobConfigDocument,
     OutputDataConfig,
-    evaluation_config_for,
 )
 from heldout.job.hyperparameters import Hyperparameters
-from heldout.job.references import AgentContainer, AgentCoreRuntime, EndpointModel, EntryPoint, LambdaAgent
+from heldout.job.kinds.agentcore import AgentCoreRuntime
+from heldout.job.kinds.endpoint import EndpointModel
+from heldout.job.kinds.entry_point import EntryPoint
+from heldout.job.kinds.http_agent import AgentContainer
+from heldout.job.kinds.lambda_function import LambdaAgent
 from heldout.policies.scripted import ScriptedServer
 from heldout.rollouts.engine import StopSwitch
 from heldout.runs.run import Run
@@ -175,10 +179,10 @@ def document(
     folder: Path, url: str, reference: AwsReference, *prompts: str, **hyperparameters: Any
 ) -> JobConfigDocument:
     return JobConfigDocument(
-        agent_config=AgentConfig.of(reference, runtime_url=f"http://127.0.0.1:{free_port()}"),
+        agent_config=AgentConfig(agent=reference, runtime_url=f"http://127.0.0.1:{free_port()}"),
         input_data_config=(InputChannel(data_source=DataSource.of(str(write_prompts(folder, prompts)))),),
         output_data_config=OutputDataConfig.at(str(folder)),
-        evaluation_config=evaluation_config_for(
+        evaluation_config=EvaluationConfig.of(
             EndpointModel((url,), "scripted"), Hyperparameters(hyperparameters), accept_eula=True
         ),
     )
@@ -290,12 +294,12 @@ def test_where_the_job_runtime_listens_follows_from_its_url(
 ) -> None:
     environment = {"HELDOUT_RUNTIME_URL": url} | ({} if listen is None else {"HELDOUT_RUNTIME_LISTEN": listen})
     for reference in (AgentCoreRuntime(RUNTIME_ARN), LambdaAgent(LAMBDA_ARN), AgentContainer("http://agents:8080")):
-        assert exposure_of(AgentConfig.of(reference), environment) == Exposure(*expected, url)
+        assert exposure_of(AgentConfig(agent=reference), environment) == Exposure(*expected, url)
 
 
 def test_an_agent_of_this_machine_is_exposed_to_nobody() -> None:
-    given = AgentConfig.of(EntryPoint("agent.py:play"), runtime_url="http://10.0.0.5:9000")
-    assert exposure_of(given, {}) == exposure_of(AgentConfig.of(AgentContainer("http://agents:8080")), {})
+    given = AgentConfig(agent=EntryPoint("agent.py:play"), runtime_url="http://10.0.0.5:9000")
+    assert exposure_of(given, {}) == exposure_of(AgentConfig(agent=AgentContainer("http://agents:8080")), {})
     assert exposure_of(given, {}) == Exposure("127.0.0.1", 0, None)
 
 
@@ -304,7 +308,7 @@ def test_an_agent_of_this_machine_is_exposed_to_nobody() -> None:
 )
 def test_a_runtime_url_that_is_none_is_named(url: str) -> None:
     with pytest.raises(ReferenceProblem, match="is not an address; expected https://host"):
-        exposure_of(AgentConfig.of(LambdaAgent(LAMBDA_ARN)), {"HELDOUT_RUNTIME_URL": url})
+        exposure_of(AgentConfig(agent=LambdaAgent(LAMBDA_ARN)), {"HELDOUT_RUNTIME_URL": url})
 
 
 @pytest.mark.parametrize("asked", ["2", formatdate(time.time() + 2, usegmt=True)])
@@ -329,7 +333,7 @@ async def test_aws_is_asked_again_when_it_says(asked: str) -> None:
 def test_a_place_to_listen_that_is_none_is_named(listen: str) -> None:
     environment = {"HELDOUT_RUNTIME_URL": "http://host", "HELDOUT_RUNTIME_LISTEN": listen}
     with pytest.raises(ReferenceProblem, match=r"HELDOUT_RUNTIME_LISTEN is .*expected host:port"):
-        exposure_of(AgentConfig.of(LambdaAgent(LAMBDA_ARN)), environment)
+        exposure_of(AgentConfig(agent=LambdaAgent(LAMBDA_ARN)), environment)
 
 
 async def test_a_port_that_is_taken_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,20 +11,18 @@ from heldout.backends.local.job import run_job
 from heldout.job.document import (
     AgentConfig,
     DataSource,
+    EvaluationConfig,
     InputChannel,
     JobConfigDocument,
     OutputDataConfig,
-    evaluation_config_for,
 )
 from heldout.job.hyperparameters import Hyperparameters
-from heldout.job.references import (
-    AgentContainer,
-    AgentCoreRuntime,
-    AgentReference,
-    EndpointModel,
-    EntryPoint,
-    LambdaAgent,
-)
+from heldout.job.kinds.agentcore import AgentCoreRuntime
+from heldout.job.kinds.base import AgentReference
+from heldout.job.kinds.endpoint import EndpointModel
+from heldout.job.kinds.entry_point import EntryPoint
+from heldout.job.kinds.http_agent import AgentContainer
+from heldout.job.kinds.lambda_function import LambdaAgent
 from heldout.policies.scripted import ScriptedServer
 from heldout.rollouts.engine import StopSwitch
 from heldout.runs.run import Run
@@ -44,8 +42,8 @@ async def played(folder: Path, agent: AgentReference, **columns: object) -> list
     """Rollout rows of one prompt whose row has these other columns."""
     async with ScriptedServer() as server:
         document = JobConfigDocument(
-            agent_config=AgentConfig.of(
-                agent,
+            agent_config=AgentConfig(
+                agent=agent,
                 runtime_url=f"http://127.0.0.1:{free_port()}"
                 if isinstance(agent, AgentCoreRuntime | LambdaAgent)
                 else None,
@@ -54,7 +52,7 @@ async def played(folder: Path, agent: AgentReference, **columns: object) -> list
                 InputChannel(data_source=DataSource.of(str(write_prompts(folder, ["How far?"], **columns)))),
             ),
             output_data_config=OutputDataConfig.at(str(folder)),
-            evaluation_config=evaluation_config_for(
+            evaluation_config=EvaluationConfig.of(
                 EndpointModel((server.url,), "scripted"), Hyperparameters({"eval_group_size": 1}), accept_eula=True
             ),
         )

@@ -10,18 +10,15 @@ from hypothesis import strategies as st
 from heldout.errors import HyperparameterError, InputError, ReferenceProblem, shown
 from heldout.job.document import JobConfigDocument
 from heldout.job.hyperparameters import SPECIFICATIONS, Hyperparameters, canonical_name
-from heldout.job.references import (
-    AgentContainer,
-    AgentCoreRuntime,
-    EmbeddedModel,
-    EndpointModel,
-    EntryPoint,
-    HubModel,
-    LambdaAgent,
-    ModelPackage,
-    parse_agent,
-    parse_model,
-)
+from heldout.job.kinds.agentcore import AgentCoreRuntime
+from heldout.job.kinds.embedded import EmbeddedModel
+from heldout.job.kinds.endpoint import EndpointModel
+from heldout.job.kinds.entry_point import EntryPoint
+from heldout.job.kinds.http_agent import AgentContainer
+from heldout.job.kinds.hub_model import HubModel
+from heldout.job.kinds.lambda_function import LambdaAgent
+from heldout.job.kinds.model_package import ModelPackage
+from heldout.job.references import parse_agent, parse_model
 
 NAMES = frozenset({"smollm2-135m"})
 
@@ -165,7 +162,7 @@ def test_what_was_set_survives_being_written_and_read(values: dict[str, int]) ->
     ],
 )
 def test_a_model_is_named_in_one_string(text: str, expected: object) -> None:
-    assert parse_model(text, NAMES) == expected
+    assert parse_model(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -184,7 +181,7 @@ def test_a_model_is_named_in_one_string(text: str, expected: object) -> None:
 )
 def test_a_model_that_names_nothing_usable_says_why(text: str, words: str) -> None:
     with pytest.raises(ReferenceProblem) as error:
-        parse_model(text, NAMES)
+        parse_model(text)
     assert words in str(error.value)
     assert "secret" not in str(error.value)
 
@@ -260,7 +257,10 @@ def test_the_services_document_reads_and_writes_unchanged() -> None:
             {"EvaluationConfig": {"BaseModelArn": "a", "HyperParameters": {"temprature": 1}}},
             "Did you mean 'temperature'",
         ),
-        ({"EvaluationConfig": {"AcceptEula": True}}, "exactly one of BaseModelArn"),
+        (
+            {"EvaluationConfig": {"AcceptEula": True}},
+            "exactly one of ModelEndpointConfig, EmbeddedModelConfig, BaseModelArn",
+        ),
     ],
 )
 def test_a_bad_document_names_the_field(changes: dict[str, object], words: str) -> None:

@@ -7,7 +7,10 @@ import pytest
 
 from heldout.errors import InputError, ReferenceProblem
 from heldout.job.document import JobConfigDocument
-from heldout.job.references import AgentContainer, EmbeddedModel, EndpointModel, EntryPoint
+from heldout.job.kinds.embedded import EmbeddedModel
+from heldout.job.kinds.endpoint import EndpointModel
+from heldout.job.kinds.entry_point import EntryPoint
+from heldout.job.kinds.http_agent import AgentContainer
 from heldout.job.registry import Registry
 
 RUNTIME = "arn:aws:bedrock-agentcore:us-west-2:123456789012:runtime/my-agent"

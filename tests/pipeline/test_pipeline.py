@@ -17,6 +17,7 @@ import pytest
 from heldout.backends.local.evaluation import play_evaluation
 from heldout.errors import InputError, JobFailed, ReferenceProblem, RunError
 from heldout.job.document import JobConfigDocument, MlflowConfig
+from heldout.job.kinds.hub_model import HubModel
 from heldout.job.registry import Registry
 from heldout.pipeline.definition import EvaluationJobs, Shape, choose_shape, render
 from heldout.pipeline.evaluation import Evaluation
@@ -293,7 +294,7 @@ async def test_a_step_that_fails_keeps_its_reason_and_ends_the_execution(tmp_pat
 
 async def test_a_model_that_no_registry_maps_fails_the_step_and_says_what_to_do(tmp_path: Path) -> None:
     job = document(tmp_path, NOWHERE, ["1"])
-    hub = job.evaluation_config.model_copy(update={"base_model_arn": BASE_ARN, "model_endpoint_config": None})
+    hub = job.evaluation_config.model_copy(update={"model": HubModel(BASE_ARN)})
     evaluation = new_evaluation(
         tmp_path, EvaluationJobs(job.model_copy(update={"evaluation_config": hub}), fine_tuned=None)
     )

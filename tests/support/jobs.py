@@ -12,14 +12,15 @@ from heldout.job.document import (
     DEFAULT_RUNTIME_SECONDS,
     AgentConfig,
     DataSource,
+    EvaluationConfig,
     InputChannel,
     JobConfigDocument,
     OutputDataConfig,
     StoppingCondition,
-    evaluation_config_for,
 )
 from heldout.job.hyperparameters import Hyperparameters
-from heldout.job.references import EndpointModel, EntryPoint
+from heldout.job.kinds.endpoint import EndpointModel
+from heldout.job.kinds.entry_point import EntryPoint
 from heldout.policies.scripted import ScriptedServer
 from heldout.rollouts.engine import StopSwitch
 from heldout.runs.run import Run
@@ -46,10 +47,10 @@ def document(
 ) -> JobConfigDocument:
     """The document of a job of `agent` and the scripted model at `model_url`, with prompts and output in `folder`."""
     return JobConfigDocument(
-        agent_config=AgentConfig.of(EntryPoint(agent)),
+        agent_config=AgentConfig(agent=EntryPoint(agent)),
         input_data_config=(InputChannel(data_source=DataSource.of(str(write_prompts(folder, prompts)))),),
         output_data_config=OutputDataConfig.at(str(folder)),
-        evaluation_config=evaluation_config_for(
+        evaluation_config=EvaluationConfig.of(
             EndpointModel((model_url,), "scripted"), Hyperparameters(hyperparameters), accept_eula=True
         ),
         stopping_condition=StoppingCondition(max_runtime_in_seconds=max_runtime),

@@ -12,15 +12,16 @@ from heldout.datasets.prompts import PromptSource, copy_prompts
 from heldout.job.document import (
     AgentConfig,
     DataSource,
+    EvaluationConfig,
     InputChannel,
     JobConfigDocument,
     OutputDataConfig,
     StoppingCondition,
-    evaluation_config_for,
 )
 from heldout.job.hyperparameters import Hyperparameters
+from heldout.job.kinds.endpoint import EndpointModel
+from heldout.job.kinds.entry_point import EntryPoint
 from heldout.job.records import Attempt, Boundary, Failure, Turn
-from heldout.job.references import EndpointModel, EntryPoint
 from heldout.runs.journal import encode
 from heldout.runs.results import write_results
 from heldout.runs.run import Run
@@ -135,10 +136,10 @@ def written_run(
 
 def _document(dataset: Path, parameters: Hyperparameters) -> JobConfigDocument:
     return JobConfigDocument(
-        agent_config=AgentConfig.of(EntryPoint("agent.py:play")),
+        agent_config=AgentConfig(agent=EntryPoint("agent.py:play")),
         input_data_config=(InputChannel(data_source=DataSource.of(str(dataset))),),
         output_data_config=OutputDataConfig(local_output_path=str(dataset.parent)),
-        evaluation_config=evaluation_config_for(
+        evaluation_config=EvaluationConfig.of(
             EndpointModel(("http://127.0.0.1:8000/v1",), "model"), parameters, accept_eula=True
         ),
         stopping_condition=StoppingCondition(max_runtime_in_seconds=3600),

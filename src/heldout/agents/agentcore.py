@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from heldout.agents.agentcore_contract import read_answer
 from heldout.agents.aws import CallFailed, connect, in_thread, retried
-from heldout.agents.base import Agent, Invocation, InvocationResult, Outcome
-from heldout.job.references import AgentCoreRuntime
+from heldout.agents.base import Agent, AgentSettings, Invocation, InvocationResult, Outcome
+from heldout.job.kinds.agentcore import AgentCoreRuntime
 
 if TYPE_CHECKING:
     from types_boto3_bedrock_agentcore import BedrockAgentCoreClient
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _STOPPING_SECONDS = 5.0
 """How long the end of a job waits for AgentCore to take note of the sessions that were given up."""
+
+
+def make(runtime: AgentCoreRuntime, settings: AgentSettings) -> "AgentCoreAgent":
+    """Build the way to invoke an AgentCore runtime."""
+    return AgentCoreAgent(runtime, concurrency=settings.concurrency, timeout_seconds=settings.timeout_seconds)
 
 
 class AgentCoreAgent(Agent):

@@ -10,11 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from heldout.agents.agentcore_contract import one_line, read_answer
 from heldout.agents.aws import CallFailed, connect, retried
-from heldout.agents.base import Agent, Invocation, InvocationResult, Outcome
-from heldout.job.references import LambdaAgent
+from heldout.agents.base import Agent, AgentSettings, Invocation, InvocationResult, Outcome
+from heldout.job.kinds.lambda_function import LambdaAgent
 
 if TYPE_CHECKING:
     from types_boto3_lambda import LambdaClient
+
+
+def make(function: LambdaAgent, settings: AgentSettings) -> "LambdaForwarder":
+    """Build the way to invoke a Lambda function."""
+    return LambdaForwarder(function, concurrency=settings.concurrency, timeout_seconds=settings.timeout_seconds)
 
 
 class LambdaForwarder(Agent):

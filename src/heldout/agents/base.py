@@ -1,9 +1,16 @@
-"""The door to agents: one protocol, one module per way of invoking. Every agent stands behind the AgentCore contract."""
+"""The protocol of agents, one module per way of invoking; `make_agent` builds the one for a reference.
+
+Every agent stands behind the AgentCore HTTP contract.
+"""
 
 import enum
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Protocol
+import pkgutil
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, cast
+
+from heldout.job.kinds.base import AgentReference
 
 
 class Outcome(enum.StrEnum):
@@ -81,3 +88,38 @@ class Agent(Protocol):
     async def is_busy(self) -> bool:
         """Whether the agent says it still works in the background (`/ping` answers HealthyBusy): a reward may yet come."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """What a kind's `maker` is given beside the agent."""
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Set in processes of ours that play the agent, on top of this process's own environment."""
+    concurrency: int = 1
+    """Attempts that may play at once."""
+    timeout_seconds: float
+    """The longest an attempt may take."""
+
+
+class _Maker(Protocol):
+    def __call__(self, agent: AgentReference, settings: AgentSettings, /) -> Agent: ...
+
+
+class _Checker(Protocol):
+    def __call__(self, agent: AgentReference, folder: Path, /) -> None: ...
+
+
+def make_agent(agent: AgentReference, settings: AgentSettings) -> Agent:
+    """Build the way to invoke `agent`, not yet started. Raises ReferenceProblem for a reference that cannot be used."""
+    assert agent.maker is not None  # every kind of agent has one
+    return cast("_Maker", pkgutil.resolve_name(agent.maker))(agent, settings)
+
+
+def check_agent(agent: AgentReference, folder: Path | None = None) -> None:
+    """Check that the agent can be there, as far as its kind can tell without starting anything.
+
+    folder: of relative paths; the current one by default. Raises ReferenceProblem.
+    """
+    if agent.checker is not None:
+        cast("_Checker", pkgutil.resolve_name(agent.checker))(agent, folder or Path.cwd())

@@ -3,15 +3,17 @@
 import asyncio
 import math
 import os
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
 
-from heldout.agents.base import Agent, Invocation, InvocationResult, Outcome
+from heldout.agents.base import Agent, AgentSettings, Invocation, InvocationResult, Outcome
 from heldout.agents.entry_point_lookup import check_entry_point, parse_entry_point
 from heldout.agents.fork_server import WorkerProblem, WorkerSettings, WorkerStarter
 from heldout.agents.worker_process import WorkerGone, WorkerProcess
 from heldout.errors import ReferenceProblem
 from heldout.http.connections import Connections
+from heldout.job.kinds.base import SourceFile
+from heldout.job.kinds.entry_point import EntryPoint
 
 _GIVE_UP_AFTER = 3
 """So many starts that failed in a row, with no worker left: the agent counts as unreachable until one succeeds."""
@@ -27,6 +29,21 @@ _ATTEMPTS_PER_WORKER = 12
 _MOST_PER_CORE = 4
 _FURTHER_AFTER_SECONDS = 0.5
 """How long the first workers, one per core, have the processors to themselves, for the first attempts to get under way."""
+
+
+def make(agent: EntryPoint, settings: AgentSettings) -> "EntryPointAgent":
+    """Build the host of an entry point. Raises ReferenceProblem when it is not one."""
+    return EntryPointAgent(agent.entry_point, environment=settings.environment, concurrency=settings.concurrency)
+
+
+def check(agent: EntryPoint, folder: Path) -> None:
+    """Check that the file or module is there and defines the function, without running it. Raises ReferenceProblem."""
+    check_entry_point(agent.entry_point, working_directory=folder)
+
+
+def sources(agent: EntryPoint) -> Iterator[SourceFile]:
+    """Yield the agent with its file; an installed module has none."""
+    yield SourceFile(agent.text, agent.text, agent.entry_point.rpartition(":")[0])
 
 
 class EntryPointAgent(Agent):

@@ -3,10 +3,11 @@
 import asyncio
 
 from heldout.agents.agentcore_contract import one_line, read_answer, says_busy
-from heldout.agents.base import Agent, Invocation, InvocationResult, Outcome
+from heldout.agents.base import Agent, AgentSettings, Invocation, InvocationResult, Outcome
 from heldout.agents.worker_protocol import SESSION_HEADER
 from heldout.errors import ReferenceProblem, shown
 from heldout.http.connections import Connections, NotConnected, Site
+from heldout.job.kinds.http_agent import AgentContainer
 
 _PING_SECONDS = 10.0
 _CONNECT_SECONDS = 30.0
@@ -15,6 +16,11 @@ _CONNECT_PAUSES_SECONDS = (0.1, 0.4, 1.6)
 _KEEP_SECONDS = 2.0
 """Idle connections are dropped before uvicorn's 5 s: a request sent on one that the server closes cannot be told from one that
 it was playing, and is not sent twice."""
+
+
+def make(agent: AgentContainer, _settings: AgentSettings) -> "HttpAgent":
+    """Build the way to invoke an agent at an address. Raises ReferenceProblem when it is not an http or https address."""
+    return HttpAgent(agent.url)
 
 
 class HttpAgent(Agent):

@@ -2,7 +2,7 @@
 this machine."""
 
 from heldout.backends.base import Backend
-from heldout.job.references import AgentCoreRuntime, AgentReference, HubModel, LambdaAgent, ModelPackage, ModelReference
+from heldout.job.kinds.base import AgentReference, ModelReference
 from heldout.job.registry import Registry
 
 
@@ -13,13 +13,7 @@ def backend_to_ask(backend: Backend | None, session: object) -> Backend:
 
 def choose_backend(model: ModelReference, agent: AgentReference, registry: Registry) -> Backend:
     """`sagemaker` for a hub model or model package played by an agent in AgentCore or Lambda, neither mapped; else `local`."""
-    match model:
-        case HubModel(name):
-            is_here = registry.model(name) is not None
-        case ModelPackage(arn):
-            is_here = registry.package(arn) is not None
-        case _:
-            return "local"
-    if not isinstance(agent, AgentCoreRuntime | LambdaAgent):
+    if model.aws_name is None or agent.aws_name is None:
         return "local"
-    return "local" if is_here or registry.agent(agent.arn) is not None else "sagemaker"
+    is_mapped = registry.model(model.aws_name) is not None or registry.agent(agent.aws_name) is not None
+    return "local" if is_mapped else "sagemaker"

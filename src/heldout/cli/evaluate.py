@@ -41,13 +41,12 @@ from heldout.cli.output import (
 from heldout.errors import HeldoutError, InputError, StorageError
 from heldout.job.document import DEFAULT_RUNTIME_SECONDS, MAX_RUNTIME_SECONDS
 from heldout.job.hyperparameters import Hyperparameters
-from heldout.job.references import model_uri, parse_agent, parse_model
+from heldout.job.references import named_models, parse_agent, parse_model
 from heldout.job.registry import Registry
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.request import EvaluationRequest
 from heldout.pipeline.resolution import resolve_policies
 from heldout.pipeline.summary import Said
-from heldout.policies.embedded import EMBEDDED_MODELS
 from heldout.report import live
 from heldout.report.console import plain_console
 from heldout.rollouts.engine import Ending, StopSwitch
@@ -159,7 +158,7 @@ def evaluate(
     # `--dataset=~/prompts.jsonl`: a shell replaces the `~` of a word's beginning only.
     model, agent, dataset, output = (expanded(place) for place in (model, agent, dataset, output))
     compare_with = None if compare_with is None else expanded(compare_with)
-    model_reference, agent_reference = parse_model(model, frozenset(EMBEDDED_MODELS)), parse_agent(agent)
+    model_reference, agent_reference = parse_model(model), parse_agent(agent)
     if (backend or choose_backend(model_reference, agent_reference, names)) == "sagemaker":
         _refuse_in_aws(resume=resume, limit=limit, shuffle_seed=shuffle_seed)
         _evaluate_in_aws(
@@ -179,9 +178,7 @@ def evaluate(
             as_json=as_json,
         )
         return
-    policies = resolve_policies(
-        model, base=compare_with, trained=None, registry=names, embedded_names=frozenset(EMBEDDED_MODELS)
-    )
+    policies = resolve_policies(model, base=compare_with, trained=None, registry=names)
     request = EvaluationRequest(
         policies=policies,
         evaluate_base_model=compare_with is not None,
@@ -227,7 +224,7 @@ def resume(
 @app.command()
 def models(registry: RegistryOption = None, as_json: JsonOption = False) -> None:
     """List the models that can be evaluated by name: the embedded ones, and those a registry maps."""
-    found = [*_embedded_entries(), *_registered_entries(read_registry(registry))]
+    found = [*_named_entries(), *_registered_entries(read_registry(registry))]
     if as_json:
         print_json(found)
         return
@@ -396,14 +393,13 @@ def _exit_after(ending: Ending, location: str, console: Console) -> None:
         raise typer.Exit(code)
 
 
-def _embedded_entries() -> list[dict[str, str]]:
-    return [{"name": name, "where": weights.description} for name, weights in EMBEDDED_MODELS.items()]
+def _named_entries() -> list[dict[str, str]]:
+    return [{"name": name, "where": description} for name, description in named_models().items()]
 
 
 def _registered_entries(registry: Registry) -> list[dict[str, str]]:
-    found = {name: registry.model(name) for name in registry.models}
-    found |= {arn: registry.package(arn) for arn in registry.model_packages}
-    return [{"name": name, "where": model_uri(model)} for name, model in found.items() if model is not None]
+    found = {name: registry.model(name) for name in (*registry.models, *registry.model_packages)}
+    return [{"name": name, "where": model.text} for name, model in found.items() if model is not None]
 
 
 def _settings(given: list[str]) -> dict[str, str]:

@@ -6,41 +6,32 @@ agents, FileDataSource beside S3, LocalOutputPath beside S3OutputPath, ModelEndp
 BaseModelArn.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    Field,
+    InstanceOf,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from pydantic.alias_generators import to_pascal
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import InitErrorDetails
 
 from heldout.errors import InputError, ReferenceProblem, did_you_mean, shown
 from heldout.job.hyperparameters import Hyperparameters
-from heldout.job.references import (
-    AgentContainer,
-    AgentCoreRuntime,
-    AgentReference,
-    EmbeddedModel,
-    EndpointModel,
-    EntryPoint,
-    HubModel,
-    LambdaAgent,
-    ModelPackage,
-    ModelReference,
-    checked_tracking_uri,
-)
+from heldout.job.kinds.base import AgentReference, ModelReference, Reference, Section
+from heldout.job.kinds.model_package import ModelPackage, ModelPackageConfig
+from heldout.job.references import AGENT_KINDS, MODEL_KINDS, agent_kinds, checked_tracking_uri, model_kinds
 
 MAX_RUNTIME_SECONDS = 72 * 60 * 60
 """The longest a job may run: the service's bound."""
 DEFAULT_RUNTIME_SECONDS = 24 * 60 * 60
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        alias_generator=to_pascal,
-        populate_by_name=True,
-        extra="forbid",
-        frozen=True,
-        protected_namespaces=(),
-    )
 
 
 def _exactly_one(section: BaseModel, *fields: str) -> None:
@@ -50,84 +41,95 @@ def _exactly_one(section: BaseModel, *fields: str) -> None:
         raise ValueError(f"needs exactly one of {', '.join(map(to_pascal, fields))}; it has {has}")
 
 
-class BedrockAgentCoreConfig(_Section):
-    agent_runtime_arn: str
-    qualifier: str | None = None
+def _read_kind(
+    given: object, section: type[Section], field: str, kinds: Callable[[], Iterable[type[Reference]]]
+) -> object:
+    """The members of `section` as pydantic takes them: the one that stores a reference is read into `field`.
+
+    kinds: those that may be stored there, installed ones last; asked for only as far as needed. What is no JSON object comes
+    back unchanged. Raises ValidationError for an unknown member or a bad one, ValueError when not exactly one member stores a
+    reference.
+    """
+    if not isinstance(given, dict) or isinstance(given.get(field), Reference):
+        return given
+    own = {to_pascal(name) for name in section.model_fields if name != field}
+    found = {name: _kind_of_member(name, kinds()) for name, value in given.items() if name not in own}
+    if unknown := [name for name, kind in found.items() if kind is None]:
+        raise ValidationError.from_exception_data(
+            section.__name__,
+            [InitErrorDetails(type="extra_forbidden", loc=(name,), input=given[name]) for name in unknown],
+        )
+    references = [name for name in found if given[name] is not None]
+    if len(references) != 1:
+        has = " and ".join(references) or "none"
+        raise ValueError(f"needs exactly one of {', '.join(kind.section for kind in kinds())}; it has {has}")
+    (name,) = references
+    kind = found[name]
+    assert kind is not None  # unknown members are refused above
+    return {other: given[other] for other in given if other in own} | {field: _read_member(kind, name, given[name])}
 
 
-class CustomAgentLambdaConfig(_Section):
-    lambda_arn: str
+def _kind_of_member(name: str, kinds: Iterable[type[Reference]]) -> type[Reference] | None:
+    return next((kind for kind in kinds if kind.section == name), None)
 
 
-class EntryPointConfig(_Section):
-    entry_point: str
-    """`file.py:function` or `package.module:function`; a file's path is absolute once a job is written down."""
+def _read_member(kind: type[Reference], name: str, value: object) -> Reference:
+    try:
+        return kind.from_section(TypeAdapter(kind.stored).validate_python(value))
+    except ValidationError as error:
+        raise ValidationError.from_exception_data(
+            name,
+            [
+                InitErrorDetails(type=one["type"], loc=(name, *one["loc"]), input=one["input"], ctx=one.get("ctx", {}))
+                for one in error.errors()
+            ],
+        ) from error
 
 
-class HttpAgentConfig(_Section):
-    url: str
+def _stored(reference: Reference) -> dict[str, Any]:
+    """The member that stores `reference`, as JSON values."""
+    section = reference.to_section()
+    value = (
+        section.model_dump(mode="json", by_alias=True, exclude_none=True) if isinstance(section, Section) else section
+    )
+    return {reference.section: value}
 
 
-class AgentConfig(_Section):
-    """Exactly one way to invoke the agent."""
+class AgentConfig(Section):
+    """The agent, on the wire in the one member that its kind names (such as `EntryPointConfig`)."""
 
-    bedrock_agent_core_config: BedrockAgentCoreConfig | None = None
-    custom_agent_lambda_config: CustomAgentLambdaConfig | None = None
-    entry_point_config: EntryPointConfig | None = None
-    http_agent_config: HttpAgentConfig | None = None
+    agent: SkipJsonSchema[InstanceOf[AgentReference]]
     runtime_url: str | None = None
     """Where an agent that is not on this machine reaches the Job Runtime (local only)."""
 
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        _exactly_one(self, *(name for name in type(self).model_fields if name != "runtime_url"))
-        return self
-
+    @model_validator(mode="before")
     @classmethod
-    def of(cls, agent: AgentReference, *, runtime_url: str | None = None) -> Self:
-        """The section that holds `agent`."""
-        match agent:
-            case AgentCoreRuntime(arn, qualifier):
-                runtime = BedrockAgentCoreConfig(agent_runtime_arn=arn, qualifier=qualifier)
-                return cls(bedrock_agent_core_config=runtime, runtime_url=runtime_url)
-            case LambdaAgent(arn):
-                return cls(custom_agent_lambda_config=CustomAgentLambdaConfig(lambda_arn=arn), runtime_url=runtime_url)
-            case EntryPoint(entry_point):
-                return cls(entry_point_config=EntryPointConfig(entry_point=entry_point), runtime_url=runtime_url)
-            case AgentContainer(url):
-                return cls(http_agent_config=HttpAgentConfig(url=url), runtime_url=runtime_url)
+    def _read_agent(cls, given: Any) -> Any:
+        return _read_kind(given, cls, "agent", agent_kinds)
 
-    @property
-    def agent(self) -> AgentReference:
-        """The agent this section holds."""
-        if self.bedrock_agent_core_config:
-            config = self.bedrock_agent_core_config
-            return AgentCoreRuntime(config.agent_runtime_arn, config.qualifier)
-        if self.custom_agent_lambda_config:
-            return LambdaAgent(self.custom_agent_lambda_config.lambda_arn)
-        if self.entry_point_config:
-            return EntryPoint(self.entry_point_config.entry_point)
-        assert self.http_agent_config is not None  # the validator saw to it
-        return AgentContainer(self.http_agent_config.url)
+    @model_serializer
+    def _written(self) -> dict[str, Any]:
+        url = {} if self.runtime_url is None else {"RuntimeUrl": self.runtime_url}
+        return _stored(self.agent) | url
 
 
-class S3DataSource(_Section):
+class S3DataSource(Section):
     s3_data_type: str = "S3Prefix"
     s3_uri: str
 
 
-class DatasetSource(_Section):
+class DatasetSource(Section):
     dataset_arn: str
 
 
-class FileDataSource(_Section):
+class FileDataSource(Section):
     path: str
     """A file, or a folder of several."""
     is_prefix: bool | None = None
     """Whether it stands for an `s3://` URI, so that it may also be how the paths of several files begin."""
 
 
-class DataSource(_Section):
+class DataSource(Section):
     """Exactly one place that prompts come from."""
 
     s3_data_source: S3DataSource | None = None
@@ -164,7 +166,7 @@ class DataSource(_Section):
         return self.file_data_source is not None and bool(self.file_data_source.is_prefix)
 
 
-class InputChannel(_Section):
+class InputChannel(Section):
     channel_name: str = "evaluation"
     data_source: DataSource
     limit: Annotated[int, Field(ge=1)] | None = None
@@ -173,14 +175,14 @@ class InputChannel(_Section):
     """Play the prompts in an order drawn from this seed (local only)."""
 
 
-class MlflowConfig(_Section):
+class MlflowConfig(Section):
     mlflow_resource_arn: Annotated[str, AfterValidator(checked_tracking_uri)]
     """A SageMaker MLflow ARN; locally any tracking URI, without a password."""
     mlflow_experiment_name: str | None = None
     mlflow_run_name: str | None = None
 
 
-class OutputDataConfig(_Section):
+class OutputDataConfig(Section):
     s3_output_path: str | None = None
     local_output_path: str | None = None
     kms_key_arn: str | None = None
@@ -202,16 +204,8 @@ class OutputDataConfig(_Section):
         return self.s3_output_path or self.local_output_path or ""
 
 
-class ModelEndpointConfig(_Section):
-    urls: Annotated[tuple[str, ...], Field(min_length=1)]
-    model_name: str = ""
-    api_key_variable: str | None = None
-    """The environment variable that holds the key; never the key."""
-
-
-class EmbeddedModelConfig(_Section):
-    model_name: str
-    adapter_path: str | None = None
+def _kinds_without_base() -> Iterator[type[ModelReference]]:
+    return (kind for kind in model_kinds() if not kind.needs_base)
 
 
 def _checked_hyperparameters(values: dict[str, Any]) -> dict[str, Any]:
@@ -219,18 +213,28 @@ def _checked_hyperparameters(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-class EvaluationConfig(_Section):
-    base_model_arn: str | None = None
-    model_endpoint_config: ModelEndpointConfig | None = None
-    embedded_model_config: EmbeddedModelConfig | None = None
+class EvaluationConfig(Section):
+    model: SkipJsonSchema[InstanceOf[ModelReference]]
     accept_eula: bool = False
     hyper_parameters: Annotated[dict[str, Any], AfterValidator(_checked_hyperparameters)] = Field(default_factory=dict)
     """As given, in any of the three spellings."""
 
-    @model_validator(mode="after")
-    def _one_model(self) -> Self:
-        _exactly_one(self, "base_model_arn", "model_endpoint_config", "embedded_model_config")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _read_model(cls, given: Any) -> Any:
+        return _read_kind(given, cls, "model", _kinds_without_base)
+
+    @model_serializer
+    def _written(self) -> dict[str, Any]:
+        return _stored(self.model) | {"AcceptEula": self.accept_eula, "HyperParameters": self.hyper_parameters}
+
+    @classmethod
+    def of(cls, model: ModelReference, hyperparameters: Hyperparameters, *, accept_eula: bool) -> Self:
+        """The section for a model and the hyperparameters that were set. Raises InputError for a model that needs its base."""
+        if model.needs_base:
+            raise InputError(f"model package {model.text!r} needs its base model resolved before a job can be written")
+        values = {name: list(v) if isinstance(v, tuple) else v for name, v in hyperparameters.set_values().items()}
+        return cls(model=model, accept_eula=accept_eula, hyper_parameters=values)
 
     @property
     def hyperparameters(self) -> Hyperparameters:
@@ -238,22 +242,18 @@ class EvaluationConfig(_Section):
         return Hyperparameters(self.hyper_parameters)
 
 
-class ModelPackageConfig(_Section):
-    input_model_package_arn: str
-
-
-class StoppingCondition(_Section):
+class StoppingCondition(Section):
     max_runtime_in_seconds: Annotated[int, Field(gt=0, le=MAX_RUNTIME_SECONDS)] = DEFAULT_RUNTIME_SECONDS
 
 
-class MlflowDetails(_Section):
+class MlflowDetails(Section):
     experiment_name: str | None = None
     experiment_id: str | None = None
     run_name: str | None = None
     run_id: str | None = None
 
 
-class ServiceOutput(_Section):
+class ServiceOutput(Section):
     """What the service writes back into the document."""
 
     mlflow_details: MlflowDetails | None = None
@@ -261,7 +261,7 @@ class ServiceOutput(_Section):
     progress_info: dict[str, Any] | None = None
 
 
-class JobConfigDocument(_Section):
+class JobConfigDocument(Section):
     """One policy x one dataset x one agent, and how to evaluate it."""
 
     agent_config: AgentConfig
@@ -298,32 +298,8 @@ class JobConfigDocument(_Section):
     def model(self) -> ModelReference:
         """The policy under evaluation: the fine-tuned one where the job has one."""
         if self.model_package_config:
-            return ModelPackage(self.model_package_config.input_model_package_arn)
-        config = self.evaluation_config
-        if config.model_endpoint_config:
-            endpoint = config.model_endpoint_config
-            return EndpointModel(endpoint.urls, endpoint.model_name, endpoint.api_key_variable)
-        if config.embedded_model_config:
-            return EmbeddedModel(config.embedded_model_config.model_name, config.embedded_model_config.adapter_path)
-        return HubModel(config.base_model_arn or "")
-
-
-def evaluation_config_for(
-    model: ModelReference, hyperparameters: Hyperparameters, *, accept_eula: bool
-) -> EvaluationConfig:
-    """The section for a model that needs no model package. Raises InputError for one that does."""
-    values = {name: list(v) if isinstance(v, tuple) else v for name, v in hyperparameters.set_values().items()}
-    match model:
-        case EndpointModel(urls, name, variable):
-            endpoint = ModelEndpointConfig(urls=urls, model_name=name, api_key_variable=variable)
-            return EvaluationConfig(model_endpoint_config=endpoint, accept_eula=accept_eula, hyper_parameters=values)
-        case EmbeddedModel(name, adapter):
-            embedded = EmbeddedModelConfig(model_name=name, adapter_path=adapter)
-            return EvaluationConfig(embedded_model_config=embedded, accept_eula=accept_eula, hyper_parameters=values)
-        case HubModel(name):
-            return EvaluationConfig(base_model_arn=name, accept_eula=accept_eula, hyper_parameters=values)
-        case ModelPackage(arn):
-            raise InputError(f"model package {arn!r} needs its base model resolved before a job can be written")
+            return ModelPackage.from_section(self.model_package_config)
+        return self.evaluation_config.model
 
 
 def _problems(error: ValidationError) -> Iterator[str]:
@@ -345,4 +321,4 @@ def _wire_names(section: type[BaseModel]) -> Iterator[str]:
         yield from (to_pascal(name) for name in other.model_fields)
 
 
-_WIRE_NAMES = frozenset(_wire_names(_Section))
+_WIRE_NAMES = frozenset({*_wire_names(Section), *(kind.section for kind in (*MODEL_KINDS, *AGENT_KINDS))})

@@ -17,7 +17,6 @@
 Relative paths are relative to the folder the file lies in.
 """
 
-import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import PurePath
@@ -26,24 +25,12 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from heldout.errors import ReferenceProblem, did_you_mean, shown
-from heldout.job.document import AgentConfig, DataSource, JobConfigDocument, OutputDataConfig, evaluation_config_for
-from heldout.job.locations import located_agent, located_model
-from heldout.job.references import (
-    AgentContainer,
-    AgentCoreRuntime,
-    AgentReference,
-    EmbeddedModel,
-    EntryPoint,
-    HubModel,
-    LambdaAgent,
-    ModelPackage,
-    ModelReference,
-    checked_tracking_uri,
-    parse_agent,
-    parse_model,
-)
-
-_HUB_CONTENT_NAME = re.compile(r"arn:[^:]+:sagemaker:[^:]*:[^:]*:hub-content/[^/]+/Model/(?P<name>[^/]+)(?:/.*)?")
+from heldout.job.document import AgentConfig, DataSource, EvaluationConfig, JobConfigDocument, OutputDataConfig
+from heldout.job.kinds.base import AgentReference, ModelReference
+from heldout.job.kinds.embedded import EmbeddedModel
+from heldout.job.kinds.endpoint import EndpointModel
+from heldout.job.kinds.hub_model import HubModel, hub_content_name
+from heldout.job.references import checked_tracking_uri, model_kinds, parse_agent, parse_model
 
 
 def _kebab(name: str) -> str:
@@ -70,17 +57,21 @@ class ModelEntry(_Entry):
             raise ValueError("needs exactly one of endpoint, model")
         if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
             raise ValueError(f"endpoint {self.endpoint!r} must be http://host:port/v1#served-name")
-        is_embedded = isinstance(self.reference, EmbeddedModel)
-        if self.model is not None and not is_embedded:
+        is_local = self.reference.aws_name is None and not isinstance(self.reference, EndpointModel)
+        if self.model is not None and not is_local:
             raise ValueError(f"model {self.model!r} must be an embedded model or a .gguf path")
         return self
 
     @property
     def reference(self) -> ModelReference:
         """The model this entry names, paths as written."""
-        text = self.endpoint or self.model or ""
-        # Whether an embedded model of this name exists is found out where it is started.
-        return parse_model(text, frozenset({text.partition("+")[0]}))
+        if self.endpoint is not None:
+            return parse_model(self.endpoint)
+        text = self.model or ""
+        found = next((found for kind in model_kinds() if (found := kind.parse(text)) is not None), None)
+        # A plain name that is no embedded one looks like a hub model's. Whether it exists here shows when it starts.
+        is_plain_name = isinstance(found, HubModel) and not text.startswith("arn:")
+        return EmbeddedModel.of(text) if found is None or is_plain_name else found
 
 
 class PackageEntry(ModelEntry):
@@ -96,8 +87,8 @@ class AgentEntry(_Entry):
 
     @model_validator(mode="after")
     def _usable(self) -> Self:
-        if not isinstance(self.reference, EntryPoint | AgentContainer):
-            raise ValueError(f"agent {self.agent!r} must be one on this machine")  # noqa: TRY004
+        if self.reference.aws_name is not None:
+            raise ValueError(f"agent {self.agent!r} must be one on this machine")
         return self
 
     @property
@@ -156,25 +147,29 @@ class Registry(_Entry):
         except ValidationError as error:
             raise ReferenceProblem(f"registry {where}: " + "; ".join(_problems(error))) from error
 
-    def model(self, name: str) -> ModelReference | None:
-        """The local model that a hub model's name or hub-content ARN stands for; None: not mapped."""
-        entry = self.models.get(name) or self.models.get(hub_content_name(name))
-        return None if entry is None else located_model(entry.reference, PurePath(self.folder))
+    def model(self, aws_name: str | None) -> ModelReference | None:
+        """The local model that a hub model's name, a hub-content ARN or a model package's ARN stands for.
 
-    def package(self, arn: str) -> ModelReference | None:
-        """The local model that a model package stands for; None: not mapped."""
-        entry = self.model_packages.get(arn)
-        return None if entry is None else located_model(entry.reference, PurePath(self.folder))
+        aws_name: as `Reference.aws_name` gives it. None: not mapped, or no name.
+        """
+        name = aws_name or ""
+        entry = self.model_packages.get(name) or self.models.get(name) or self.models.get(hub_content_name(name))
+        return None if entry is None else entry.reference.located(PurePath(self.folder))
 
-    def base_of(self, arn: str) -> str | None:
-        """What a model package was tuned from, as the registry says it; None: it does not say."""
-        entry = self.model_packages.get(arn)
-        return None if entry is None else entry.base_model
+    def base_of(self, aws_name: str | None) -> ModelReference | None:
+        """What a model package was tuned from, where its entry has `base-model`; None otherwise."""
+        entry = self.model_packages.get(aws_name or "")
+        if entry is None or entry.base_model is None:
+            return None
+        return parse_model(entry.base_model).located(PurePath(self.folder))
 
-    def agent(self, arn: str) -> AgentReference | None:
-        """The local agent that an AgentCore or Lambda ARN stands for; None: not mapped."""
-        entry = self.agents.get(arn)
-        return None if entry is None else located_agent(entry.reference, PurePath(self.folder))
+    def agent(self, aws_name: str | None) -> AgentReference | None:
+        """The local agent that the ARN of an AgentCore runtime or a Lambda function stands for.
+
+        aws_name: as `Reference.aws_name` gives it. None: not mapped, or no name.
+        """
+        entry = self.agents.get(aws_name or "")
+        return None if entry is None else entry.reference.located(PurePath(self.folder))
 
     def location(self, location: str) -> str:
         """A local path for an `s3://` URI whose bucket is mapped, a local path for a mapped DataSet ARN; else as it came.
@@ -198,13 +193,13 @@ class Registry(_Entry):
         """The document with everything that is mapped replaced by its local form; what is not mapped stays as it is."""
         model, agent, channel = document.model, document.agent_config.agent, document.prompts
         changes: dict[str, Any] = {}
-        if (here := self._model_here(model)) is not None:
+        if (here := self.model(model.aws_name)) is not None:
             changes["model_package_config"] = None
-            changes["evaluation_config"] = evaluation_config_for(
+            changes["evaluation_config"] = EvaluationConfig.of(
                 here, document.hyperparameters, accept_eula=document.evaluation_config.accept_eula
             )
-        if isinstance(agent, AgentCoreRuntime | LambdaAgent) and (player := self.agent(agent.arn)) is not None:
-            changes["agent_config"] = AgentConfig.of(player, runtime_url=document.agent_config.runtime_url)
+        if (player := self.agent(agent.aws_name)) is not None:
+            changes["agent_config"] = AgentConfig(agent=player, runtime_url=document.agent_config.runtime_url)
         if (dataset := self.location(channel.data_source.dataset)) != channel.data_source.dataset:
             source = DataSource.of(dataset, is_prefix=channel.data_source.s3_data_source is not None)
             changes["input_data_config"] = (channel.model_copy(update={"data_source": source}),)
@@ -222,21 +217,6 @@ class Registry(_Entry):
             config = config.model_copy(update={"mlflow_resource_arn": entry.tracking_uri})
         here = OutputDataConfig.at(self.location(output.location))
         return here.model_copy(update={"kms_key_arn": output.kms_key_arn, "mlflow_config": config})
-
-    def _model_here(self, model: ModelReference) -> ModelReference | None:
-        match model:
-            case HubModel(name):
-                return self.model(name)
-            case ModelPackage(arn):
-                return self.package(arn)
-            case _:
-                return None
-
-
-def hub_content_name(name: str) -> str:
-    """The model's name in a hub-content ARN; a plain name as it is."""
-    found = _HUB_CONTENT_NAME.fullmatch(name)
-    return found["name"] if found else name
 
 
 def _problems(error: ValidationError) -> Iterator[str]:

@@ -4,29 +4,49 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from heldout.job.document import JobConfigDocument
 from heldout.job.hyperparameters import SPECIFICATIONS, Specification
+from heldout.job.kinds.base import Reference
+from heldout.job.references import agent_kinds, model_kinds
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _CHOICES = {
-    "AgentConfig": ("BedrockAgentCoreConfig", "CustomAgentLambdaConfig", "EntryPointConfig", "HttpAgentConfig"),
     "DataSource": ("S3DataSource", "DatasetSource", "FileDataSource"),
     "OutputDataConfig": ("S3OutputPath", "LocalOutputPath"),
-    "EvaluationConfig": ("BaseModelArn", "ModelEndpointConfig", "EmbeddedModelConfig"),
 }
 """Of these members exactly one is given; the models check it in code, which no schema can be made from."""
 
 
 def document_schema() -> dict[str, Any]:
-    """The schema of the document, version 1.0.0, with every spelling of every hyperparameter."""
+    """The schema of the document, version 1.0.0, with every spelling of every hyperparameter and every kind of reference."""
     schema: dict[str, Any] = copy.deepcopy(JobConfigDocument.model_json_schema(by_alias=True))
     sections = schema["$defs"]
-    for section, names in _CHOICES.items():
+    kinds = {
+        "AgentConfig": tuple(agent_kinds()),
+        "EvaluationConfig": tuple(kind for kind in model_kinds() if not kind.needs_base),
+    }
+    for section, stored in kinds.items():
+        for kind in stored:
+            sections[section]["properties"][kind.section] = _member(kind, sections)
+    choices = _CHOICES | {section: tuple(kind.section for kind in stored) for section, stored in kinds.items()}
+    for section, names in choices.items():
         sections[section]["oneOf"] = [
             {"required": [name], "properties": {name: {"not": {"type": "null"}}}} for name in names
         ]
     sections["EvaluationConfig"]["properties"]["HyperParameters"] = _hyperparameters()
     return {"$schema": _DIALECT, **_plain(schema)}
+
+
+def _member(kind: type[Reference], sections: dict[str, Any]) -> dict[str, Any]:
+    """The schema of the member that stores a kind of reference; what it refers to is added to `sections`."""
+    stored = TypeAdapter(kind.stored).json_schema(by_alias=True)
+    sections |= stored.pop("$defs", {})
+    if stored.get("type") == "object":
+        sections[stored["title"]] = stored
+        stored = {"$ref": f"#/$defs/{stored['title']}"}
+    return {"anyOf": [stored, {"type": "null"}], "default": None}
 
 
 def _hyperparameters() -> dict[str, Any]:

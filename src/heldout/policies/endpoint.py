@@ -15,7 +15,8 @@ from yarl import URL
 
 from heldout.errors import ReferenceProblem, did_you_mean, shown
 from heldout.http.connections import Connections, NotConnected, Origin, Response
-from heldout.policies.base import ModelCall, ModelReply, PolicyUnavailable
+from heldout.job.kinds.endpoint import EndpointModel
+from heldout.policies.base import ModelCall, ModelReply, PolicySettings, PolicyUnavailable
 from heldout.policies.replicas import Replica, Replicas
 from heldout.policies.retries import Budget, Retries, TryFailed
 
@@ -37,6 +38,11 @@ _KEEP_ALIVE_SECONDS = 4.0
 to close costs a retry."""
 
 _REFUSALS = frozenset({429, 503})
+
+
+def make(model: EndpointModel, settings: PolicySettings) -> "EndpointPolicy":
+    """Build the policy for an endpoint. Raises ReferenceProblem for URLs that cannot be used."""
+    return EndpointPolicy(model.urls, model.name, api_key_variable=model.api_key_variable, was_there=settings.was_there)
 
 
 class EndpointPolicy:

@@ -6,14 +6,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import orjson
 import pyarrow.parquet as pq
 
-from heldout.job.references import EmbeddedModel, EndpointModel, ModelReference, agent_uri, model_uri
 from heldout.metrics.catalog import pass_at, pass_power
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.summary import Summary, summarize
@@ -95,8 +93,8 @@ class PolicyView:
         group = parameters.eval_group_size
         started = datetime.fromtimestamp(state.started_at or state.created_at, UTC)
         return [
-            ("model", one_line(_model_name(document.model), _TEXT_CHARACTERS)),
-            ("agent", one_line(agent_uri(document.agent_config.agent), _TEXT_CHARACTERS)),
+            ("model", one_line(document.model.description, _TEXT_CHARACTERS)),
+            ("agent", one_line(document.agent_config.agent.text, _TEXT_CHARACTERS)),
             ("prompts", one_line(document.prompts.data_source.dataset, _TEXT_CHARACTERS)),
             ("rollouts", f"{group} of each prompt, {self.rows.num_rollouts:,} finished"),
             (
@@ -170,16 +168,6 @@ def _curve(summary: Summary, ks: tuple[int, ...], metric: Callable[[int | str], 
         values=tuple(summary.metrics[metric(k)] for k in known),
         bands=tuple(summary.intervals.get(metric(k)) for k in known),
     )
-
-
-def _model_name(model: ModelReference) -> str:
-    match model:
-        case EndpointModel(urls, name, _):
-            return f"{name} at {', '.join(urls)}"
-        case EmbeddedModel(name, adapter):
-            return name if adapter is None else f"{name} + {Path(adapter).name}"
-        case _:
-            return model_uri(model)
 
 
 def _duration(seconds: float) -> str:

@@ -9,7 +9,6 @@ from typing import Any, Self
 import orjson
 
 from heldout.job.document import JobConfigDocument
-from heldout.job.references import agent_uri, model_uri
 from heldout.report.numbers import interval_text, number
 from heldout.runs.run import Run
 from heldout.version import __version__
@@ -88,8 +87,8 @@ def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]], *, room
 def _parameters(document: JobConfigDocument) -> dict[str, str]:
     prompts = document.prompts
     values: dict[str, object] = {
-        "model": model_uri(document.model),
-        "agent": agent_uri(document.agent_config.agent),
+        "model": document.model.text,
+        "agent": document.agent_config.agent.text,
         "dataset": prompts.data_source.dataset,
         "limit": prompts.limit,
         "shuffle_seed": prompts.shuffle_seed,

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from heldout.errors import RunError
-from heldout.job.references import agent_uri
 from heldout.runs.run import FINE_TUNED_RUN, JobStatus, Run, write_whole
 from heldout.tracking.comparison_data import ComparisonData
 from heldout.tracking.connection import (
@@ -214,7 +213,7 @@ def _log_traces(store: Connection, run: Run, logged: LoggedRun, max_traces: int)
         run_id=logged.run_id,
         run_name=logged.run_name,
         max_traces=max_traces,
-        source=agent_uri(run.document.agent_config.agent),
+        source=run.document.agent_config.agent.text,
     )
     if traces.is_capped:
         store.client.set_tag(logged.run_id, "heldout.traces", traces.text)

@@ -12,15 +12,12 @@ from typer.testing import CliRunner
 from heldout.backends.selection import choose_backend
 from heldout.cli.evaluate import app
 from heldout.errors import InputError, ReferenceProblem
-from heldout.job.references import (
-    AgentCoreRuntime,
-    AgentReference,
-    EntryPoint,
-    HubModel,
-    LambdaAgent,
-    ModelPackage,
-    ModelReference,
-)
+from heldout.job.kinds.agentcore import AgentCoreRuntime
+from heldout.job.kinds.base import AgentReference, ModelReference
+from heldout.job.kinds.entry_point import EntryPoint
+from heldout.job.kinds.hub_model import HubModel
+from heldout.job.kinds.lambda_function import LambdaAgent
+from heldout.job.kinds.model_package import ModelPackage
 from heldout.job.registry import Registry
 from tests.support.cloud import AGENT, OUTPUT, Cloud, between_sagemaker_and, cloud_in, documents, evaluator
 from tests.support.intercepting_proxy import Middle

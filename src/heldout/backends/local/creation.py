@@ -6,17 +6,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from heldout.agents.entry_point_lookup import check_entry_point
+from heldout.agents.base import check_agent
 from heldout.backends.local.evaluation_index import remember
 from heldout.backends.local.services import check_document
 from heldout.errors import InputError, shown
 from heldout.job.document import JobConfigDocument
-from heldout.job.references import EntryPoint, checked_tracking_uri, model_uri
+from heldout.job.references import checked_tracking_uri
 from heldout.job.registry import Registry
 from heldout.pipeline.definition import PIPELINE_PREFIX, Surroundings, render
 from heldout.pipeline.evaluation import LOCAL_ACCOUNT, Evaluation
 from heldout.pipeline.request import EvaluationRequest, Tracking
-from heldout.pipeline.resolution import Policies, short_name
+from heldout.pipeline.resolution import Policies
 from heldout.pipeline.steps import JobStep
 from heldout.runs.remote_mirror import state_folder
 from heldout.storage import is_remote
@@ -57,8 +57,7 @@ def define_evaluation(request: EvaluationRequest, registry: Registry, surroundin
 
     Raises InputError when something it needs is not there. Nothing is started or written.
     """
-    if isinstance(request.agent, EntryPoint):  # as it was given: the documents have it with its whole path
-        check_entry_point(request.agent.entry_point, working_directory=Path(request.folder))
+    check_agent(request.agent, Path(request.folder))  # as it was given: the documents have it with its whole path
     jobs = request.jobs()
     for job in jobs.all:
         check_document(registry.localized(job))
@@ -169,7 +168,7 @@ def tracking_for(
     store = checked_tracking_uri(uri or default_tracking_uri(registry.location(output)))
     check_store(store)
     model = policies.base or policies.evaluated
-    return Tracking(store, experiment or f"mtrl-eval-{short_name(model, model_uri(model))}")
+    return Tracking(store, experiment or f"mtrl-eval-{model.label}")
 
 
 def default_tracking_uri(output: str) -> str:

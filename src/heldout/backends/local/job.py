@@ -12,7 +12,6 @@ from heldout.backends.local.services import Services, region_of, services_of
 from heldout.backends.results import load, numbers_of, write_numbers
 from heldout.backends.results_process import in_results_process, warm_up
 from heldout.errors import HeldoutError, JobFailed, RunError
-from heldout.job.references import AgentContainer, EntryPoint
 from heldout.rollouts.attempt import AttemptPlayer, PlayRules
 from heldout.rollouts.engine import Ending, Engine, StopSwitch
 from heldout.runs.journal import Journal
@@ -191,7 +190,7 @@ def _play_rules(run: Run) -> PlayRules:
         max_tokens=parameters.max_tokens,
         timeout_seconds=parameters.rollout_timeout,
         seed=parameters.seed,
-        passes_columns=isinstance(run.document.agent_config.agent, EntryPoint | AgentContainer),
+        passes_columns=run.document.agent_config.agent.aws_name is None,
     )
 
 

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from heldout.errors import ReferenceProblem, shown
 from heldout.job.document import AgentConfig
-from heldout.job.references import AgentContainer, EntryPoint
+from heldout.job.kinds.base import RuntimeReach
 
 URL_VARIABLE = "HELDOUT_RUNTIME_URL"
 LISTEN_VARIABLE = "HELDOUT_RUNTIME_LISTEN"
@@ -38,13 +38,13 @@ def exposure_of(config: AgentConfig, environ: Mapping[str, str] = os.environ) ->
     """
     agent = config.agent
     url = config.runtime_url or environ.get(URL_VARIABLE) or None
-    if isinstance(agent, EntryPoint):
+    if agent.reach is RuntimeReach.LOOPBACK:
         return Exposure(_LOOPBACK, 0, None)
     if url is None:
-        if isinstance(agent, AgentContainer):
+        if agent.reach is RuntimeReach.URL_OR_LOOPBACK:
             return Exposure(_LOOPBACK, 0, None)
         raise ReferenceProblem(
-            f"agent {agent.arn!r} is in AWS and has to reach the Job Runtime on this machine: give the URL at which it does "
+            f"agent {agent.text!r} is in AWS and has to reach the Job Runtime on this machine: give the URL at which it does "
             f"(--runtime-url URL, runtime_url=..., or {URL_VARIABLE}), such as that of a tunnel to port {DEFAULT_PORT} or "
             f"http://<this machine's address>:{DEFAULT_PORT}; or map the agent to one on this machine in a registry"
         )

@@ -8,29 +8,12 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from heldout.agents.agentcore import AgentCoreAgent
-from heldout.agents.aws_lambda import LambdaForwarder
-from heldout.agents.base import Agent
-from heldout.agents.entry_point import EntryPointAgent
-from heldout.agents.entry_point_lookup import check_entry_point
-from heldout.agents.http import HttpAgent
+from heldout.agents.base import Agent, AgentSettings, check_agent, make_agent
 from heldout.backends.local.runtime_address import LISTEN_VARIABLE, exposure_of
 from heldout.datasets.files import PromptDataset
-from heldout.errors import ReferenceProblem, did_you_mean
+from heldout.errors import ReferenceProblem
 from heldout.job.document import JobConfigDocument
-from heldout.job.references import (
-    AgentContainer,
-    AgentCoreRuntime,
-    EmbeddedModel,
-    EndpointModel,
-    EntryPoint,
-    LambdaAgent,
-    ModelReference,
-    model_uri,
-)
-from heldout.policies.base import Policy
-from heldout.policies.embedded import EMBEDDED_MODELS, EmbeddedPolicy
-from heldout.policies.endpoint import EndpointPolicy
+from heldout.policies.base import Policy, PolicySettings, make_policy
 from heldout.runs.run import Run, write_whole
 from heldout.runtime import CallRules, Credentials, JobRuntime
 
@@ -58,12 +41,13 @@ async def services_of(run: Run) -> AsyncIterator[Services]:
 
     Raises ReferenceProblem when the Job Runtime cannot be where it is to be, or when one of them is none.
     """
-    policy = make_policy(run.document.model, was_there=run.has_journal)
+    policy = make_policy(run.document.model, PolicySettings(was_there=run.has_journal))
     configured = _configured_credentials()
     own = Credentials(f"HELDOUT{secrets.token_hex(8).upper()}", secrets.token_urlsafe(30), None)
     runtime = await _started_runtime(run, policy, [own, *configured])
     address = run.folder / _ADDRESS_FILE
-    agent = make_agent(run.document, _agent_environment(runtime, run, None if configured else own))
+    environment = _agent_environment(runtime, run, None if configured else own)
+    agent = make_agent(run.document.agent_config.agent, _agent_settings(run.document, environment))
     write_whole(address, runtime.local_url.encode())
     starting = asyncio.create_task(_start(policy, agent))
     try:
@@ -126,39 +110,6 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def make_policy(model: ModelReference, *, was_there: bool = False) -> Policy:
-    """The way to reach `model`. was_there: see EndpointPolicy.
-
-    Raises ReferenceProblem for one that is in AWS and that no registry mapped to this machine.
-    """
-    match model:
-        case EndpointModel(urls, name, variable):
-            return EndpointPolicy(urls, name, api_key_variable=variable, was_there=was_there)
-        case EmbeddedModel(name, adapter):
-            return EmbeddedPolicy(name, adapter=None if adapter is None else Path(adapter))
-        case _:
-            raise ReferenceProblem(
-                f"model {model_uri(model)!r} is not on this machine; give an endpoint (http://host:port/v1#served-name) or an "
-                "embedded model, or map it in a registry (--registry FILE or HELDOUT_REGISTRY)."
-                f"{did_you_mean(model_uri(model), EMBEDDED_MODELS)}"
-            )
-
-
-def make_agent(document: JobConfigDocument, environment: Mapping[str, str]) -> Agent:
-    """The way to invoke a job's agent. environment: what a worker process on this machine gets on top of our own."""
-    agent, parameters = document.agent_config.agent, document.hyperparameters
-    concurrency, timeout = parameters.rollout_max_concurrency, parameters.rollout_timeout
-    match agent:
-        case EntryPoint(entry_point):
-            return EntryPointAgent(entry_point, environment=environment, concurrency=concurrency)
-        case AgentContainer(url):
-            return HttpAgent(url)
-        case AgentCoreRuntime():
-            return AgentCoreAgent(agent, concurrency=concurrency, timeout_seconds=timeout)
-        case LambdaAgent():
-            return LambdaForwarder(agent, concurrency=concurrency, timeout_seconds=timeout)
-
-
 def check_document(document: JobConfigDocument) -> None:
     """Whether the job can be played here, as far as can be told without starting anything.
 
@@ -168,9 +119,8 @@ def check_document(document: JobConfigDocument) -> None:
     make_policy(document.model)
     agent = document.agent_config.agent
     exposure_of(document.agent_config)
-    make_agent(document, {})
-    if isinstance(agent, EntryPoint):
-        check_entry_point(agent.entry_point)
+    make_agent(agent, _agent_settings(document, {}))
+    check_agent(agent)
     source = document.prompts.data_source
     if source.dataset_source is not None:
         raise ReferenceProblem(
@@ -179,6 +129,15 @@ def check_document(document: JobConfigDocument) -> None:
         )
     if source.file_data_source is not None:
         next(iter(PromptDataset(source.dataset, is_prefix=source.is_prefix)))
+
+
+def _agent_settings(document: JobConfigDocument, environment: Mapping[str, str]) -> AgentSettings:
+    parameters = document.hyperparameters
+    return AgentSettings(
+        environment=environment,
+        concurrency=parameters.rollout_max_concurrency,
+        timeout_seconds=parameters.rollout_timeout,
+    )
 
 
 def _agent_environment(runtime: JobRuntime, run: Run, own: Credentials | None) -> dict[str, str]:

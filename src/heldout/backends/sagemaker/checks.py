@@ -13,7 +13,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from heldout.backends.sagemaker.account import Account, is_absent, pages, told
 from heldout.errors import InputError, ReferenceProblem, shown
-from heldout.job.references import AgentCoreRuntime, AgentReference, LambdaAgent
+from heldout.job.kinds.agentcore import AgentCoreRuntime
+from heldout.job.kinds.base import AgentReference
+from heldout.job.kinds.lambda_function import LambdaAgent
 
 _DATASET_ARN = re.compile(r".*:hub-content/(?P<hub>[^/]+)/DataSet/(?P<name>[^/]+)(?:/(?P<version>[\d.]+))?")
 

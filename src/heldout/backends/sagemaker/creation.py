@@ -16,7 +16,6 @@ from heldout.backends.sagemaker.hyperparameter_schema import spelled
 from heldout.backends.sagemaker.models import not_in_aws, resolve_models
 from heldout.errors import CloudError, InputError, shown
 from heldout.job.document import JobConfigDocument
-from heldout.job.references import AgentContainer, EntryPoint, agent_uri
 from heldout.job.registry import Registry
 from heldout.pipeline.definition import (
     JOB_CATEGORY,
@@ -172,8 +171,8 @@ def _execution_name(base: str) -> str:
 
 def _check_places(request: EvaluationRequest) -> None:
     """Whether everything that is named is in AWS, and nothing is asked for that only this machine does."""
-    if isinstance(request.agent, EntryPoint | AgentContainer):
-        raise not_in_aws("agent", agent_uri(request.agent))
+    if request.agent.aws_name is None:
+        raise not_in_aws("agent", request.agent.text)
     if not request.output.startswith("s3://"):
         raise not_in_aws("s3_output_path", request.output)
     if not request.dataset.startswith(("s3://", "arn:")):

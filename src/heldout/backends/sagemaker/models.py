@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from heldout.backends.sagemaker.account import Account, pages, told
 from heldout.errors import ReferenceProblem, shown
-from heldout.job.references import HubModel, ModelPackage, ModelReference, model_uri
-from heldout.job.registry import hub_content_name
+from heldout.job.kinds.base import ModelReference
+from heldout.job.kinds.hub_model import HubModel, hub_content_name
+from heldout.job.kinds.model_package import ModelPackage
 from heldout.pipeline.resolution import Policies
 
 PUBLIC_HUB = "SageMakerPublicHub"
@@ -44,7 +45,7 @@ def resolve_models(account: Account, policies: Policies) -> CloudModels:
             f"model {package.name!r} is given a base model, so it is a fine-tuned one; in AWS that is a model package's ARN"
         )
     if not isinstance(package, ModelPackage):
-        raise not_in_aws("model", model_uri(package))
+        raise not_in_aws("model", package.text)
     base = _hub_model(account, policies.base) if policies.base is not None else _base_of(account, package)
     if policies.base is not None:
         _describe_package(account, package)  # a package that is not there is told now, and not by a job that fails
@@ -79,7 +80,7 @@ def not_in_aws(what: str, value: str) -> ReferenceProblem:
 
 def _hub_model(account: Account, model: ModelReference) -> HubModel:
     if not isinstance(model, HubModel):
-        raise not_in_aws("model", model_uri(model))
+        raise not_in_aws("model", model.text)
     found = _HUB_ARN.fullmatch(model.name)
     if found is None:
         return HubModel(_content_arn(account, _hub(), "Model", model.name, None))

@@ -5,11 +5,9 @@ import uuid
 from collections.abc import Mapping
 from weakref import WeakValueDictionary
 
-from heldout.agents.base import Agent, Invocation, InvocationResult, Outcome
-from heldout.agents.entry_point import EntryPointAgent
-from heldout.agents.http import HttpAgent
+from heldout.agents.base import Agent, AgentSettings, Invocation, InvocationResult, Outcome, make_agent
 from heldout.errors import HeldoutError
-from heldout.job.references import AgentContainer, AgentReference, EntryPoint
+from heldout.job.kinds.base import AgentReference
 from heldout.job.registry import Registry
 
 TIMEOUT_SECONDS = 900.0
@@ -66,20 +64,10 @@ class HostedAgents:
         return await asyncio.shield(task)
 
     async def _start(self, reference: AgentReference) -> Agent:
-        agent = _agent_of(reference, self._environment)
+        agent = make_agent(reference, AgentSettings(environment=self._environment, timeout_seconds=TIMEOUT_SECONDS))
         try:
             await agent.start()
         except BaseException:
             await agent.stop()
             raise
         return agent
-
-
-def _agent_of(reference: AgentReference, environment: Mapping[str, str]) -> Agent:
-    match reference:
-        case EntryPoint(entry_point):
-            return EntryPointAgent(entry_point, environment=environment)
-        case AgentContainer(url):
-            return HttpAgent(url)
-        case _:
-            raise AssertionError("a registry maps to agents on this machine only")

@@ -12,7 +12,8 @@ from typing import Any
 
 from heldout.agents.base import InvocationResult, Outcome
 from heldout.errors import did_you_mean
-from heldout.job.references import AGENTCORE_ARN, LAMBDA_ARN
+from heldout.job.kinds.agentcore import AGENTCORE_ARN
+from heldout.job.kinds.lambda_function import LAMBDA_ARN
 from heldout.service.context import REGISTRY_CREATED_AT, Context
 from heldout.service.wire.faults import ServiceError
 from heldout.service.wire.operations import OperationTable, Params, Reply

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 from heldout.backends.local.services import check_document
 from heldout.errors import HeldoutError
 from heldout.job.document import JobConfigDocument
-from heldout.job.references import AgentCoreRuntime, LambdaAgent, model_uri
 from heldout.pipeline.definition import JOB_CATEGORY, JOB_SCHEMA_VERSION
 from heldout.service.context import Context
 from heldout.service.mlflow.apps import registry_with_apps
@@ -33,7 +32,7 @@ def playable(context: Context, document: JobConfigDocument, *, where: str = "Job
     try:
         check_document(localized)
     except (HeldoutError, OSError) as error:
-        names = [name for name in (model_uri(localized.model), _agent_arn(localized)) if name is not None]
+        names = [name for name in (localized.model.text, localized.agent_config.agent.aws_name) if name is not None]
         nearest = "".join(registry.nearest(name) for name in names if name in str(error))
         raise invalid(f"{where}: {error}{nearest}") from error
     return Playable(localized, localized.output_data_config.location.rstrip("/"))
@@ -44,11 +43,6 @@ def _check_mlflow(context: Context, document: JobConfigDocument) -> None:
     config = document.output_data_config.mlflow_config
     if config is not None and f":{context.account}:mlflow-app/" in config.mlflow_resource_arn:
         raise invalid(f"MlflowResourceArn: MLflow app {config.mlflow_resource_arn!r} does not exist")
-
-
-def _agent_arn(document: JobConfigDocument) -> str | None:
-    agent = document.agent_config.agent
-    return agent.arn if isinstance(agent, AgentCoreRuntime | LambdaAgent) else None
 
 
 def parse_document(text: str) -> JobConfigDocument:

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from heldout.errors import did_you_mean
-from heldout.job.registry import hub_content_name
+from heldout.job.kinds.hub_model import hub_content_name
 from heldout.service.context import REGISTRY_CREATED_AT, Context
 from heldout.service.s3.objects import OVERRIDES_KEY, RECIPE_BUCKET, overrides
 from heldout.service.wire.faults import not_found

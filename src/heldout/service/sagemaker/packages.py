@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from heldout.errors import did_you_mean
-from heldout.job.registry import hub_content_name
+from heldout.job.kinds.hub_model import hub_content_name
 from heldout.service.context import REGISTRY_CREATED_AT, Context
 from heldout.service.sagemaker.hub import VERSION, model_names
 from heldout.service.store import Record
