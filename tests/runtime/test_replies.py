@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heldout.runtime.replies import Reply, ReplyTooLong, StreamedReply, error_text, read_reply
+from heldout.runtime.dialects.base import Reply, ReplyTooLong, error_text
+from heldout.runtime.dialects.openai_replies import OpenAIStream, read_reply
 from tests.support.runtime_support import Answer, Json, streamed_events, whole_reply
 
 TOOL_CALLS = [
@@ -22,8 +23,8 @@ ANSWERS = [
 
 def follow(
     pieces: list[bytes], *, hides_usage: bool = False, hides_logprobs: bool = False
-) -> tuple[bytes, StreamedReply]:
-    streamed = StreamedReply(hides_usage=hides_usage, hides_logprobs=hides_logprobs, limit=10**6)
+) -> tuple[bytes, OpenAIStream]:
+    streamed = OpenAIStream(hides_usage=hides_usage, hides_logprobs=hides_logprobs, limit=10**6)
     relayed = b"".join(streamed.feed(piece) for piece in pieces) + streamed.finish()
     return relayed, streamed
 
@@ -62,7 +63,7 @@ def test_it_does_not_matter_how_the_bytes_are_cut(data: st.DataObject) -> None:
 
 def test_an_event_is_relayed_as_soon_as_it_is_whole() -> None:
     events = list(streamed_events(request(), Answer()))
-    streamed = StreamedReply(hides_usage=True, hides_logprobs=True, limit=10**6)
+    streamed = OpenAIStream(hides_usage=True, hides_logprobs=True, limit=10**6)
     assert streamed.feed(events[0] + events[1][:10]) == events[0]
     assert streamed.feed(events[1][10:]) == events[1]
 
@@ -124,7 +125,7 @@ def test_an_error_within_a_stream_is_kept_and_relayed() -> None:
 
 
 def test_a_stream_without_end_is_not_followed_for_ever() -> None:
-    streamed = StreamedReply(hides_usage=False, hides_logprobs=False, limit=1000)
+    streamed = OpenAIStream(hides_usage=False, hides_logprobs=False, limit=1000)
     streamed.feed(b"x" * 600)
     with pytest.raises(ReplyTooLong):
         streamed.feed(b"x" * 600)

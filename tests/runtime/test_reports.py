@@ -9,7 +9,7 @@ import aiohttp
 import orjson
 import pytest
 
-from heldout.runtime import Report, ReportKind, Trajectory
+from heldout.runtime import Limits, Report, ReportKind, Trajectory
 from tests.support.runtime_support import JOB_ARN, Bench, Json, running_bench
 
 COMPLETED = Report(ReportKind.COMPLETED)
@@ -193,7 +193,7 @@ async def test_a_bad_reward_after_a_good_one_leaves_the_good_one(bench: Bench) -
         ("/update-reward", {"Rewards": [1], "Metrics": {"a": "b"}}, "Metrics['a'] is 'b'; it must be a finite number"),
         ("/update-reward", {"Rewards": [1], "ClientToken": 5}, "ClientToken is 5; it must be a string"),
         ("/complete-rollout", {"Status": "Ready"}, "Status is 'Ready'; it must be 'ready' or 'failed'"),
-        ("/complete-rollout", b"{}", "TrajectoryId is missing; it must say which trajectory the report is of"),
+        ("/complete-rollout", b"{}", "TrajectoryId is missing; it must name the trajectory that the report is about"),
         ("/complete-rollout", {"TrajectoryId": 7}, "TrajectoryId is 7; it must be a string"),
     ],
 )
@@ -253,28 +253,26 @@ async def test_an_agent_that_hangs_up_does_not_undo_its_report(bench: Bench) -> 
     assert (await reward(bench, trajectory, [0.5]))[0] == 200
 
 
-async def test_a_stop_takes_no_more_and_waits_for_the_reports_that_have_come_in(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("heldout.runtime.service._STOP_SECONDS", 0.0)
+async def test_a_stop_takes_no_more_and_waits_for_the_reports_that_have_come_in() -> None:
     stored, taken = asyncio.Event(), asyncio.Event()
 
     async def store(_: Report) -> None:
         taken.set()
         await stored.wait()
 
-    trajectory = bench.runtime.open("p1", seed=None, on_report=store)
-    reporting = asyncio.create_task(reward(bench, trajectory, [0.5]))
-    await taken.wait()
-    stopping = asyncio.create_task(bench.runtime.stop())
-    await asyncio.sleep(0)
-    with pytest.raises(aiohttp.ClientConnectorError):
-        await complete(bench, bench.open())
-    done, _ = await asyncio.wait([stopping], timeout=0.05)
-    assert not done
-    stored.set()
-    await stopping
-    await asyncio.wait([reporting])
+    async with running_bench(limits=Limits(stop_seconds=0.0)) as bench:
+        trajectory = bench.runtime.open("p1", seed=None, on_report=store)
+        reporting = asyncio.create_task(reward(bench, trajectory, [0.5]))
+        await taken.wait()
+        stopping = asyncio.create_task(bench.runtime.stop())
+        await asyncio.sleep(0)
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await complete(bench, bench.open())
+        done, _ = await asyncio.wait([stopping], timeout=0.05)
+        assert not done
+        stored.set()
+        await stopping
+        await asyncio.wait([reporting])
 
 
 @pytest.mark.parametrize("report", ["complete", "fail", "reward"])

@@ -10,8 +10,7 @@ import orjson
 import pytest
 
 from heldout.policies.base import ModelCall, ModelReply
-from heldout.runtime import JobRuntime, Report
-from heldout.runtime import handler as handler_module
+from heldout.runtime import JobRuntime, Limits, Report
 from tests.support.runtime_support import JOB_ARN, NO_RULES, REGION, Bench, HttpPolicy, running_bench
 
 BODY = orjson.dumps({"model": "default", "messages": [{"role": "user", "content": "hi"}]})
@@ -123,7 +122,7 @@ async def test_a_call_without_a_trajectory_says_how_to_name_one(bench: Bench, se
     async with session.post(f"{bench.runtime.endpoint}/v1/chat/completions", data=BODY, headers=headers) as answer:
         assert answer.status == 400
         assert (await answer.json())["Message"].startswith(
-            "which trajectory? Send the header X-Amzn-SageMaker-Trajectory-Id"
+            "the request names no trajectory: send the header X-Amzn-SageMaker-Trajectory-Id"
         )
 
 
@@ -157,7 +156,7 @@ async def test_a_body_beyond_the_limit_is_refused_with_the_limit(
     data = pieces() if chunked else io.BytesIO(b" " * (65 * 2**20))
     async with session.post(f"{bench.open().base_url}/chat/completions", data=data) as answer:
         assert answer.status == 413
-        assert (await answer.json())["Message"] == "the body is longer than 64 MiB, the most that is taken"
+        assert (await answer.json())["Message"] == "the body is longer than 64 MiB, the most allowed"
 
 
 async def test_a_client_that_asks_before_it_sends_its_body_is_told_to_go_on(
@@ -167,14 +166,14 @@ async def test_a_client_that_asks_before_it_sends_its_body_is_told_to_go_on(
         assert answer.status == 200
 
 
-async def test_a_client_too_slow_with_its_body_is_let_go(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handler_module, "_BODY_SECONDS", 0.05)
-    path = bench.open().base_url.removeprefix(bench.runtime.endpoint)
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(bench.runtime.endpoint.rpartition(":")[2]))
-    writer.write(f"POST {path}/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode())
-    assert await reader.readline() == b"HTTP/1.1 408 Request Timeout\r\n"
-    writer.close()
-    await writer.wait_closed()
+async def test_a_client_too_slow_with_its_body_is_let_go() -> None:
+    async with running_bench(limits=Limits(body_seconds=0.05)) as bench:
+        path = bench.open().base_url.removeprefix(bench.runtime.endpoint)
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(bench.runtime.endpoint.rpartition(":")[2]))
+        writer.write(f"POST {path}/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{".encode())
+        assert await reader.readline() == b"HTTP/1.1 408 Request Timeout\r\n"
+        writer.close()
+        await writer.wait_closed()
 
 
 async def test_a_reply_that_is_no_completion_is_passed_on_and_noted(session: aiohttp.ClientSession) -> None:

@@ -181,13 +181,12 @@ def test_a_token_that_was_verified_before_is_refused_once_it_has_expired() -> No
         access.check_bearer(bearer)
 
 
-def test_only_the_latest_of_the_verified_tokens_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heldout.runtime.access._TOKENS_KEPT", 2)
-    access = Access(job_arn="arn", region=REGION, credentials=[KEYS])
+def test_only_the_latest_of_the_verified_tokens_are_remembered() -> None:
+    access = Access(job_arn="arn", region=REGION, credentials=[KEYS], tokens_kept=2)
     made = [token(expiry=timedelta(minutes=minutes)) for minutes in (1, 2, 3)]
     for one in made:
         access.check_bearer(f"Bearer {one}")
-    assert list(access._token_expiry) == made[1:]
+    assert access.remembered_tokens == tuple(made[1:])
 
 
 def test_a_token_is_not_valid_before_its_time() -> None:

@@ -6,7 +6,7 @@ import importlib.util
 import io
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.machinery import PathFinder
@@ -18,7 +18,10 @@ from aiohttp import web
 
 from heldout.job.records import Turn
 from heldout.policies.base import ModelCall, ModelReply, PolicyUnavailable
-from heldout.runtime import CallRules, Credentials, JobRuntime, Report, Trajectory
+from heldout.runtime import CallRules, Credentials, JobRuntime, Limits, Report, Trajectory
+from heldout.runtime.dialects.base import Dialect
+from heldout.runtime.dialects.table import DIALECTS
+from heldout.runtime.limits import DEFAULT_LIMITS
 
 Json = dict[str, object]
 
@@ -222,7 +225,13 @@ class Bench:
 
 
 @asynccontextmanager
-async def running_bench(rules: CallRules = NO_RULES, *, policy_url: str | None = None) -> AsyncIterator[Bench]:
+async def running_bench(
+    rules: CallRules = NO_RULES,
+    *,
+    policy_url: str | None = None,
+    dialects: Sequence[Dialect] = DIALECTS,
+    limits: Limits = DEFAULT_LIMITS,
+) -> AsyncIterator[Bench]:
     """Starts a model server and a Job Runtime on free ports, and ends both."""
     model = ModelServer()
     app = web.Application(client_max_size=2**26)
@@ -235,7 +244,15 @@ async def running_bench(rules: CallRules = NO_RULES, *, policy_url: str | None =
     port = runner.addresses[0][1]
     policy = HttpPolicy(policy_url or f"http://127.0.0.1:{port}/v1")
     await policy.start()
-    runtime = JobRuntime(job_arn=JOB_ARN, region=REGION, policy=policy, rules=rules, credentials=[KEY_PAIR])
+    runtime = JobRuntime(
+        job_arn=JOB_ARN,
+        region=REGION,
+        policy=policy,
+        rules=rules,
+        credentials=[KEY_PAIR],
+        dialects=dialects,
+        limits=limits,
+    )
     await runtime.start()
     try:
         yield Bench(runtime, model)

@@ -1,9 +1,10 @@
 """The Job Runtime: the HTTP service that agents call for their model and to report how a rollout ended."""
 
-from heldout.runtime.edits import CallRules
+from heldout.runtime.call_rules import CallRules
+from heldout.runtime.limits import Limits
 from heldout.runtime.reports import Report, ReportKind, ReportRefused
 from heldout.runtime.service import JobRuntime
 from heldout.runtime.signing import Credentials
 from heldout.runtime.trajectories import Trajectory
 
-__all__ = ["CallRules", "Credentials", "JobRuntime", "Report", "ReportKind", "ReportRefused", "Trajectory"]
+__all__ = ["CallRules", "Credentials", "JobRuntime", "Limits", "Report", "ReportKind", "ReportRefused", "Trajectory"]

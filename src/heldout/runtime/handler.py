@@ -1,12 +1,13 @@
-"""The Job Runtime's HTTP: which operation a request asks for, whether it may, and the answer.
+"""The Job Runtime's HTTP: finds the operation of a request, checks access, and answers.
 
-Source: CompleteRollout, UpdateReward, Sample and SampleWithResponseStream of botocore's service model `sagemakerjobruntime`
-(2026-02-01); the client published in sagemaker-train 1.27, which sends `JobArn` in the body; OpenAI's API for the rest.
+Source: CompleteRollout and UpdateReward of botocore's service model `sagemakerjobruntime` (2026-02-01); the client published
+in sagemaker-train 1.27, which sends `JobArn` in the body. Model calls: `heldout.runtime.dialects`.
 """
 
 import asyncio
 import enum
 import logging
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import orjson
@@ -15,7 +16,9 @@ from heldout.errors import shown
 from heldout.http.exchange import Answer, BodyTooLong, BodyTooSlow, Request
 from heldout.policies.base import Policy
 from heldout.runtime.access import Access
-from heldout.runtime.model_calls import CHAT_PATH, COMPLETION_PATH, ModelCalls
+from heldout.runtime.dialects.base import AgentRequest, Dialect
+from heldout.runtime.limits import Limits
+from heldout.runtime.model_calls import ModelCalls
 from heldout.runtime.refusals import Refusal, denied, internal, invalid, not_found
 from heldout.runtime.reports import Report, ReportBody, ReportKind, completion, not_in_valid_status, parse_body, reward
 from heldout.runtime.signing import SignedRequest
@@ -23,20 +26,15 @@ from heldout.runtime.trajectories import Trajectories, Trajectory
 
 log = logging.getLogger(__name__)
 
-BODY_BYTES = 64 * 2**20
-"""Most bytes of a request's body: a long conversation with images, far below what AgentCore hands an agent (100 MB)."""
-_BODY_SECONDS = 60.0
-"""How long a request's body may take to arrive once its headers have."""
 _JOB_HEADER = "x-amzn-sagemaker-job-arn"
 _TRAJECTORY_HEADER = "X-Amzn-SageMaker-Trajectory-Id"
+_TRAJECTORY_KEY = _TRAJECTORY_HEADER.lower()
 _JSON = {"Content-Type": "application/json"}
 
 
 class _Operation(enum.Enum):
-    CHAT = enum.auto()
-    COMPLETION = enum.auto()
-    SAMPLE = enum.auto()
-    SAMPLE_STREAMED = enum.auto()
+    """The operations that are no model calls."""
+
     COMPLETE_ROLLOUT = enum.auto()
     UPDATE_REWARD = enum.auto()
     MODELS = enum.auto()
@@ -44,76 +42,121 @@ class _Operation(enum.Enum):
 
 
 _OPERATIONS = {
-    ("POST", "/chat/completions"): _Operation.CHAT,
-    ("POST", "/completions"): _Operation.COMPLETION,
-    ("POST", "/sample"): _Operation.SAMPLE,
-    ("POST", "/sample-with-response-stream"): _Operation.SAMPLE_STREAMED,
     ("POST", "/complete-rollout"): _Operation.COMPLETE_ROLLOUT,
     ("POST", "/update-reward"): _Operation.UPDATE_REWARD,
     ("GET", "/models"): _Operation.MODELS,
     ("GET", "/health"): _Operation.HEALTH,
     ("GET", "/ping"): _Operation.HEALTH,
 }
-_OPERATIONS |= {(method, f"/v1{path}"): operation for (method, path), operation in _OPERATIONS.items()}
 
 
 class _Target(NamedTuple):
-    operation: _Operation
+    serves: _Operation | Dialect
+    path: str
+    """Without `/v1` and without the trajectory's own prefix."""
     trajectory_id: str | None = None
-    """Whose own URL was asked."""
+    """The trajectory whose own URL the request uses."""
     url_token: str = ""
 
 
-class RequestHandler:
-    """Answers the requests of one job's agents."""
+class _Router:
+    """Finds what serves a path: an operation of the Job Runtime, or a dialect. Raises ValueError if two claim one route."""
 
-    def __init__(self, *, access: Access, trajectories: Trajectories, calls: ModelCalls, policy: Policy) -> None:
+    def __init__(self, dialects: Sequence[Dialect]) -> None:
+        self._table: dict[tuple[str, str], _Operation | Dialect] = {}
+        for dialect in dialects:
+            for route in dialect.routes:
+                self._add(route, dialect)
+        for key, operation in _OPERATIONS.items():
+            self._add(key, operation)
+
+    def target(self, method: str, path: str) -> _Target:
+        """Splits a path into the trajectory's own prefix `/trajectories/ID/SECRET`, if it has one, and the rest, and finds what
+        serves the rest. Raises Refusal (404)."""
+        if path.startswith("/trajectories/") and path.count("/") >= 4:
+            _, _, trajectory_id, url_token, below = path.split("/", 4)
+            return self._find(method, f"/{below}", trajectory_id, url_token)
+        return self._find(method, path, None, "")
+
+    def _add(self, key: tuple[str, str], serves: _Operation | Dialect) -> None:
+        if key in self._table:
+            raise ValueError(f"{' '.join(key)} is served twice: by {_name(self._table[key])} and {_name(serves)}")
+        self._table[key] = serves
+
+    def _find(self, method: str, path: str, trajectory_id: str | None, url_token: str) -> _Target:
+        rest = path.removeprefix("/v1") if path.startswith("/v1/") else path
+        serves = self._table.get((method, rest)) or self._subtree(method, rest)
+        if serves is None:
+            known = ", ".join(" ".join(key) for key in self._table)
+            raise not_found(f"there is no operation {method} {shown(path, 200)}; there are {known}")
+        return _Target(serves, rest, trajectory_id, url_token)
+
+    def _subtree(self, method: str, path: str) -> _Operation | Dialect | None:
+        """Returns what serves the nearest subtree that holds the path: `/a/b/`, then `/a/`, for `/a/b/c`."""
+        while path := path.rstrip("/").rpartition("/")[0]:
+            if (serves := self._table.get((method, f"{path}/"))) is not None:
+                return serves
+        return None
+
+
+class RequestHandler:
+    """Answers the requests of one job's agents. Raises ValueError if two dialects serve one route."""
+
+    def __init__(
+        self,
+        *,
+        access: Access,
+        trajectories: Trajectories,
+        calls: ModelCalls,
+        policy: Policy,
+        dialects: Sequence[Dialect],
+        limits: Limits,
+    ) -> None:
         self._access = access
         self._trajectories = trajectories
         self._calls = calls
         self._policy = policy
+        self._limits = limits
+        self._router = _Router(dialects)
         self._reporting: set[asyncio.Task[None]] = set()
 
     async def __call__(self, request: Request) -> Answer | None:
         try:
-            return await self._answer(request)
+            target = self._router.target(request.method, request.path)
         except Refusal as refusal:
-            return _refused(refusal)
+            return refusal.answer()
+        try:
+            return await self._answer(request, target)
+        except Refusal as refusal:
+            return _refused(target.serves, refusal)
         except ConnectionError:
             raise
         except Exception as error:
-            # A bug must cost one request, told to the agent in the words of the wire, and not the server.
-            # Only the path's end is logged: before it may stand a trajectory's secret.
+            # A bug costs one request, which gets an error answer, and leaves the server running.
+            # Only the end of the path is logged: a trajectory's secret may precede it.
             log.exception("the Job Runtime failed on %s .../%s", request.method, request.path.rpartition("/")[2])
-            return _refused(internal(f"{type(error).__name__}: {error}"))
+            return _refused(target.serves, internal(f"{type(error).__name__}: {error}"))
 
     async def finish_reports(self) -> None:
-        """Waits until every report that has come in has been taken."""
+        """Waits until every report that has arrived is stored."""
         while self._reporting:
             await asyncio.wait(self._reporting)
 
-    async def _answer(self, request: Request) -> Answer | None:
-        target = _target(request.method, request.path)
-        operation = target.operation
-        if operation is _Operation.HEALTH:
+    async def _answer(self, request: Request, target: _Target) -> Answer | None:
+        serves = target.serves
+        if serves is _Operation.HEALTH:
             return Answer(200, _JSON, b'{"status":"Healthy"}')
         body = await self._admit(request, target)
-        if operation is _Operation.MODELS:
+        if not isinstance(serves, _Operation):
+            trajectory = self._trajectory(target.trajectory_id or request.headers.get(_TRAJECTORY_KEY))
+            asked = AgentRequest(request.method, target.path, request.headers, body, trajectory)
+            return await self._calls.answer(request, trajectory, serves, asked)
+        if serves is _Operation.MODELS:
             return _models(self._policy.model_name)
-        if operation is _Operation.COMPLETE_ROLLOUT or operation is _Operation.UPDATE_REWARD:
-            return await self._take_report(target, parse_body(body))
-        trajectory = self._trajectory(target.trajectory_id or request.headers.get(_TRAJECTORY_HEADER.lower()))
-        match operation:
-            case _Operation.CHAT:
-                return await self._calls.answer(request, trajectory, body, path=CHAT_PATH)
-            case _Operation.COMPLETION:
-                return await self._calls.answer(request, trajectory, body, path=COMPLETION_PATH)
-            case _:
-                must_stream = operation is _Operation.SAMPLE_STREAMED
-                return await self._calls.answer(request, trajectory, body, path=None, must_stream=must_stream)
+        return await self._take_report(target, parse_body(body))
 
     async def _admit(self, request: Request, target: _Target) -> bytes:
-        """The body of a request that may come in. Nothing is read of one that may not, unless its proof covers the body."""
+        """Checks access and returns the body. A refused request is not read, unless its proof of access covers the body."""
         headers = request.headers
         authorization = headers.get("authorization", "")
         if target.trajectory_id is not None:
@@ -121,19 +164,19 @@ class RequestHandler:
             expected = trajectory.url_token if trajectory else self._access.url_token(target.trajectory_id)
             self._access.check_url_token(target.url_token, expected)
         elif self._access.needs_body(authorization):
-            body = await _read(request)
+            body = await self._read(request)
             self._access.check_signature(SignedRequest(request.method, request.path, request.query, headers, body))
             self._access.check_job(headers.get(_JOB_HEADER))
             return body
         else:
             self._access.check_bearer(authorization)
         self._access.check_job(headers.get(_JOB_HEADER))
-        return await _read(request)
+        return await self._read(request)
 
     def _trajectory(self, trajectory_id: str | None) -> Trajectory:
         if not trajectory_id:
             raise invalid(
-                f"which trajectory? Send the header {_TRAJECTORY_HEADER}, or use the trajectory's own base URL"
+                f"the request names no trajectory: send the header {_TRAJECTORY_HEADER}, or use the trajectory's own base URL"
             )
         trajectory = self._trajectories.get(trajectory_id)
         if trajectory is not None:
@@ -149,19 +192,33 @@ class RequestHandler:
         self._access.check_job(body.text("JobArn"))
         trajectory_id = body.text("TrajectoryId") or target.trajectory_id
         if not trajectory_id:
-            raise invalid("TrajectoryId is missing; it must say which trajectory the report is of")
+            raise invalid("TrajectoryId is missing; it must name the trajectory that the report is about")
         if target.trajectory_id is not None and trajectory_id != target.trajectory_id:
-            raise denied("this URL is that of another trajectory than the body's TrajectoryId")
-        report = completion(body) if target.operation is _Operation.COMPLETE_ROLLOUT else reward(body)
-        await self._hand_on(trajectory_id, report, body.text("ClientToken"))
+            raise denied("this URL belongs to another trajectory than the body's TrajectoryId names")
+        report = completion(body) if target.serves is _Operation.COMPLETE_ROLLOUT else reward(body)
+        await self._store(trajectory_id, report, body.text("ClientToken"))
         if report.kind is ReportKind.FAILED and report.failure_kind == "bad_reward":
             raise invalid(report.message)
         return Answer(200, _JSON, b"{}")
 
-    async def _hand_on(self, trajectory_id: str, report: Report, client_token: str | None) -> None:
+    async def _read(self, request: Request) -> bytes:
+        """Returns the whole body. Raises Refusal (408, 413) if it is too slow or too long."""
+        limits = self._limits
+        try:
+            return await request.read(limit=limits.body_bytes, seconds=limits.body_seconds)
+        except BodyTooSlow:
+            raise Refusal(
+                408, "ValidationException", f"the body did not arrive within {limits.body_seconds:g} s"
+            ) from None
+        except BodyTooLong:
+            mebibytes, odd = divmod(limits.body_bytes, 2**20)
+            most = f"{limits.body_bytes} bytes" if odd else f"{mebibytes} MiB"
+            raise Refusal(413, "ValidationException", f"the body is longer than {most}, the most allowed") from None
+
+    async def _store(self, trajectory_id: str, report: Report, client_token: str | None) -> None:
         trajectory = self._trajectories.get(trajectory_id)
         if trajectory is not None:
-            # Shielded: an agent that hangs up must not interrupt the report's being made to last.
+            # Shielded: an agent that disconnects must not interrupt storing its report.
             task = asyncio.create_task(trajectory.report(report, client_token))
             self._reporting.add(task)
             task.add_done_callback(self._reporting.discard)
@@ -173,23 +230,8 @@ class RequestHandler:
             raise not_in_valid_status(trajectory_id, f"the report {report.kind}: it has ended")
 
 
-def _target(method: str, path: str) -> _Target:
-    """Which operation a path names, and whose own URL it is: `/trajectories/ID/SECRET` may come before any operation.
-
-    Raises Refusal (404).
-    """
-    if path.startswith("/trajectories/") and path.count("/") >= 4:
-        _, _, trajectory_id, url_token, below = path.split("/", 4)
-        return _Target(_operation(method, f"/{below}"), trajectory_id, url_token)
-    return _Target(_operation(method, path))
-
-
-def _operation(method: str, path: str) -> _Operation:
-    operation = _OPERATIONS.get((method, path))
-    if operation is None:
-        known = ", ".join(" ".join(key) for key in _OPERATIONS if not key[1].startswith("/v1/"))
-        raise not_found(f"there is no operation {method} {shown(path, 200)}; there are {known}")
-    return operation
+def _name(serves: _Operation | Dialect) -> str:
+    return "the Job Runtime" if isinstance(serves, _Operation) else f"dialect {serves.name!r}"
 
 
 def _models(name: str) -> Answer:
@@ -197,17 +239,5 @@ def _models(name: str) -> Answer:
     return Answer(200, _JSON, orjson.dumps({"object": "list", "data": [model]}))
 
 
-def _refused(refusal: Refusal) -> Answer:
-    return Answer(refusal.status, refusal.headers(), refusal.body())
-
-
-async def _read(request: Request) -> bytes:
-    """The whole body. Raises Refusal if it is too long or too slow."""
-    try:
-        return await request.read(limit=BODY_BYTES, seconds=_BODY_SECONDS)
-    except BodyTooSlow:
-        raise Refusal(408, "ValidationException", f"the body did not arrive within {_BODY_SECONDS:.0f} s") from None
-    except BodyTooLong:
-        raise Refusal(
-            413, "ValidationException", f"the body is longer than {BODY_BYTES // 2**20} MiB, the most that is taken"
-        ) from None
+def _refused(serves: _Operation | Dialect, refusal: Refusal) -> Answer:
+    return refusal.answer() if isinstance(serves, _Operation) else serves.error(refusal)

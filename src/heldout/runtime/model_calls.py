@@ -1,91 +1,78 @@
-"""Passes a model call on to the policy, the reply back to the agent, and keeps the turn."""
+"""Passes a model call on to the policy and the reply back to the agent, and records the turn. It knows no dialect."""
 
 import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import NamedTuple
 
 import orjson
 
 from heldout.errors import shown
 from heldout.http.exchange import Answer, Request, Stream
 from heldout.policies.base import ModelCall, ModelReply, Policy, PolicyUnavailable
-from heldout.runtime.edits import CallEditor, CallRules, EditedCall, without_logprobs
-from heldout.runtime.refusals import Refusal, internal, invalid, relayed
-from heldout.runtime.replies import ReplyTooLong, StreamedReply, error_text, read_reply
+from heldout.runtime.call_rules import CallRules, JobEdits, seed_of_call
+from heldout.runtime.dialects.base import (
+    AgentRequest,
+    Dialect,
+    DialectCall,
+    ReplyStream,
+    ReplyTooLong,
+    error_text,
+)
+from heldout.runtime.refusals import Refusal, internal, invalid
 from heldout.runtime.reports import not_in_valid_status
 from heldout.runtime.trajectories import HUNG_UP, Call, Trajectory
 
 log = logging.getLogger(__name__)
 
-CHAT_PATH = "/chat/completions"
-COMPLETION_PATH = "/completions"
-
-_REPLY_BYTES = 64 * 2**20
-"""Most bytes of a streamed reply: room for log-probabilities with alternatives, not for a stream that never ends."""
-_UNAVAILABLE = 503
-"""Told to an OpenAI client, with a header by which that client does not try again: the policy's retries are used up."""
-_UNAVAILABLE_AWS = 424
-"""Told to an AWS client instead, which would retry a 503 four times, and each time wait for all the policy's retries."""
-
-
-class _Asked(NamedTuple):
-    """What a call asks the model, taken out of its body."""
-
-    fields: dict[str, object]
-    """A chat's `messages`, or a plain completion's `prompt`, as the agent sent it."""
-    messages: list[object]
-    """The same as messages."""
+_HUNG_UP = "the agent hung up before the answer was complete"
 
 
 class ModelCalls:
-    """The model side of the Job Runtime. `differences` counts the calls that depart from the job's sampling."""
+    """The model side of the Job Runtime.
 
-    def __init__(self, *, policy: Policy, rules: CallRules) -> None:
+    reply_bytes: most bytes of a streamed reply. differences: how many calls differ from the job's sampling, by parameter.
+    """
+
+    def __init__(self, *, policy: Policy, rules: CallRules, reply_bytes: int) -> None:
         self.differences: Counter[str] = Counter()
         self._policy = policy
-        self._editor = CallEditor(rules)
+        self._rules = rules
+        self._reply_bytes = reply_bytes
+        sampling = rules.sampling()
+        self._enforced = sampling if rules.enforce_sampling else ()
+        self._compared = () if rules.enforce_sampling else sampling
 
     async def answer(
-        self,
-        request: Request,
-        trajectory: Trajectory,
-        body: bytes,
-        *,
-        path: str | None,
-        must_stream: bool = False,
+        self, request: Request, trajectory: Trajectory, dialect: Dialect, asked: AgentRequest
     ) -> Answer | None:
-        """Answers a request whose body is a model call of this trajectory; None when the answer has been streamed.
+        """Answers one request of this trajectory, in its dialect; returns None after it streamed the answer.
 
-        path: of the call below the policy's base URL; None for the Sample operations, where the body decides and errors
-        are told as AWS clients expect. Raises Refusal.
+        Raises Refusal, which the caller renders in the dialect.
         """
-        is_sample = path is None
-        sent = _parsed(body)
-        path = path or (COMPLETION_PATH if "prompt" in sent and "messages" not in sent else CHAT_PATH)
-        asked = _taken_messages(sent) if path == CHAT_PATH else _taken_prompt(sent, trajectory)
+        parsed = dialect.parse(asked)
+        if isinstance(parsed, Answer):
+            return parsed
+        edits = JobEdits(
+            self._policy.model_name,
+            seed_of_call(trajectory.seed, trajectory.num_calls),
+            self._enforced,
+            self._rules.wants_logprobs,
+        )
         try:
-            edited = self._editor.edit(
-                sent,
-                asked=asked.fields,
-                model_name=self._policy.model_name,
-                seed=trajectory.seed,
-                call_number=trajectory.num_calls,
-                must_stream=must_stream,
-            )
-            call = trajectory.begin(sent, asked.messages)
+            edited = parsed.edit(edits)
+            call = trajectory.begin(parsed.parameters, parsed.messages)
         except (orjson.JSONEncodeError, RecursionError):
             raise invalid("the body is nested too deeply, more than 250 levels") from None
-        self._count_differences(trajectory, sent)
+        self._count_differences(trajectory, parsed)
         try:
-            reply = await self._policy.call(ModelCall(path, edited.body, trajectory.id, edited.is_streamed))
+            reply = await self._policy.call(ModelCall(edited.path, edited.body, trajectory.id, edited.is_streamed))
             if reply.chunks is not None and reply.status == 200 and not _is_json(reply):
-                await self._relay(request, trajectory, call, edited, reply)
+                await self._relay(request, trajectory, call, parsed, reply)
                 return None
-            return await self._pass_on(trajectory, call, edited, reply, is_sample=is_sample)
+            return await self._pass_on(trajectory, call, parsed, dialect, reply)
         except (PolicyUnavailable, ReplyTooLong) as unavailable:
-            status = _UNAVAILABLE_AWS if is_sample else _UNAVAILABLE
+            status = dialect.unavailable_status
             trajectory.policy_error = str(unavailable)
             trajectory.finish(call, status=status, reply=None, error=str(unavailable))
             raise internal(f"the policy is unavailable: {unavailable}", status) from unavailable
@@ -93,46 +80,50 @@ class ModelCalls:
             if call.is_abandoned:
                 _take_back_cancellation()
                 raise _ended(trajectory) from None
-            trajectory.cut_off(call, status=HUNG_UP, error="the agent hung up before the answer was complete")
+            trajectory.cut_off(call, status=HUNG_UP, error=_HUNG_UP)
             raise
         except ConnectionError:
-            trajectory.cut_off(call, status=HUNG_UP, error="the agent hung up before the answer was complete")
+            trajectory.cut_off(call, status=HUNG_UP, error=_HUNG_UP)
             raise
         except Refusal:
             raise
         except Exception as error:
-            # A bug, here or in a policy: the turn must still be there to see it by. The caller answers 500.
+            # A bug, here or in a policy. The turn is recorded so that the bug can be found; the caller answers 500.
             trajectory.finish(call, status=500, reply=None, error=f"{type(error).__name__}: {error}")
             raise
 
     async def _pass_on(
-        self, trajectory: Trajectory, call: Call, edited: EditedCall, reply: ModelReply, *, is_sample: bool
+        self, trajectory: Trajectory, call: Call, parsed: DialectCall, dialect: Dialect, reply: ModelReply
     ) -> Answer:
-        body = reply.body if reply.chunks is None else await _collected(reply.chunks)
+        if reply.chunks is not None:
+            body = await self._collected(reply.chunks)
+            reply = ModelReply(reply.status, reply.content_type, body)
         if reply.status >= 400:
-            error = f"the policy answered {reply.status}: {error_text(body)}"
+            error = f"the policy answered {reply.status}: {error_text(reply.body)}"
             if reply.status >= 500:
                 trajectory.policy_error = error
             trajectory.finish(call, status=reply.status, reply=None, error=error)
-            if is_sample:
-                raise relayed(reply.status, error)
-            return Answer(reply.status, {"Content-Type": reply.content_type}, body)
-        parsed = _json_or_none(body)
-        kept = read_reply(parsed)
-        error_or_none = None if kept is not None else f"the policy's answer is no completion: {shown(body)}"
+            return dialect.policy_error(reply, error)
+        kept, answer = parsed.read(reply)
+        error_or_none = None if kept is not None else f"the policy's answer is no completion: {shown(reply.body)}"
         trajectory.finish(call, status=reply.status, reply=kept, error=error_or_none)
-        if edited.hides_logprobs and isinstance(parsed, dict):
-            body = without_logprobs(parsed)
-        return Answer(reply.status, {"Content-Type": reply.content_type}, body)
+        return answer
+
+    async def _collected(self, chunks: AsyncIterator[bytes]) -> bytes:
+        """Returns a whole body that arrived in pieces. Raises ReplyTooLong."""
+        body = bytearray()
+        async for chunk in chunks:
+            body += chunk
+            if len(body) > self._reply_bytes:
+                raise ReplyTooLong("the policy's reply is longer than the Job Runtime takes")
+        return bytes(body)
 
     async def _relay(
-        self, request: Request, trajectory: Trajectory, call: Call, edited: EditedCall, reply: ModelReply
+        self, request: Request, trajectory: Trajectory, call: Call, parsed: DialectCall, reply: ModelReply
     ) -> None:
-        """Relays a streamed reply as it comes. Once it has begun, what goes wrong is told as an event in the stream."""
+        """Relays a streamed reply as it arrives. A failure after its beginning becomes an event of the stream."""
         assert reply.chunks is not None
-        streamed = StreamedReply(
-            hides_usage=edited.hides_usage, hides_logprobs=edited.hides_logprobs, limit=_REPLY_BYTES
-        )
+        streamed = parsed.stream(self._reply_bytes)
         call.streamed = streamed
         headers = {"Content-Type": reply.content_type, "Cache-Control": "no-cache"}
         try:
@@ -144,13 +135,13 @@ class ModelCalls:
                 await reply.chunks.aclose()
 
     async def _relay_into(
-        self, answer: Stream, trajectory: Trajectory, call: Call, streamed: StreamedReply, chunks: AsyncIterator[bytes]
+        self, answer: Stream, trajectory: Trajectory, call: Call, streamed: ReplyStream, chunks: AsyncIterator[bytes]
     ) -> None:
         try:
             async for chunk in chunks:
                 relayed_bytes = streamed.feed(chunk)
                 if streamed.is_done:
-                    # Recorded before the agent can see the end, or its next request might overtake the recording.
+                    # Recorded before the agent receives the end, or its next request could overtake the recording.
                     _finish_streamed(trajectory, call, streamed)
                 await answer.write(relayed_bytes)
             rest = streamed.finish()
@@ -159,15 +150,18 @@ class ModelCalls:
         except (PolicyUnavailable, ReplyTooLong) as broken:
             trajectory.policy_error = str(broken)
             trajectory.cut_off(call, status=200, error=str(broken))
-            await answer.write(_error_event(internal(str(broken))))
+            await answer.write(streamed.error_event(internal(str(broken))))
         except asyncio.CancelledError:
             if not call.is_abandoned:
                 raise
             _take_back_cancellation()
-            await answer.write(_error_event(_ended(trajectory)))
+            await answer.write(streamed.error_event(_ended(trajectory)))
 
-    def _count_differences(self, trajectory: Trajectory, sent: dict[str, object]) -> None:
-        for name, theirs, ours in self._editor.differences(sent):
+    def _count_differences(self, trajectory: Trajectory, parsed: DialectCall) -> None:
+        for name, ours in self._compared:
+            theirs = parsed.sampling(name)
+            if theirs == ours:
+                continue
             if not self.differences[name]:
                 log.warning(
                     "an agent calls the model with %s %s where the job has %s; its value stands (enforce_sampling would"
@@ -180,63 +174,15 @@ class ModelCalls:
             trajectory.sampling_differs = True
 
 
-def _parsed(body: bytes) -> dict[str, object]:
-    try:
-        sent = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise invalid(f"the body is not JSON ({error}): {shown(body)}; expected an OpenAI-compatible request") from None
-    if not isinstance(sent, dict):
-        raise invalid(f"the body is {shown(sent)}; expected a JSON object, an OpenAI-compatible request")
-    return sent
-
-
-def _taken_messages(sent: dict[str, object]) -> _Asked:
-    messages = sent.pop("messages", None)
-    if not isinstance(messages, list):
-        raise invalid(f"messages is {shown(messages)}; it must be a list of messages")
-    return _Asked({"messages": messages}, messages)
-
-
-def _taken_prompt(sent: dict[str, object], trajectory: Trajectory) -> _Asked:
-    """One prompt. Several in one call stay with the rest of the request: they continue no conversation."""
-    prompt = sent.get("prompt")
-    if not isinstance(prompt, str) and not (isinstance(prompt, list) and all(type(token) is int for token in prompt)):
-        return _Asked({}, [])
-    del sent["prompt"]
-    return _Asked({"prompt": prompt}, trajectory.messages_of(prompt))
-
-
-def _finish_streamed(trajectory: Trajectory, call: Call, streamed: StreamedReply) -> None:
+def _finish_streamed(trajectory: Trajectory, call: Call, streamed: ReplyStream) -> None:
     reply = streamed.reply()
     error = streamed.error or (None if reply.messages else "the policy's stream held no completion")
     trajectory.finish(call, status=200, reply=reply, error=error)
 
 
 def _is_json(reply: ModelReply) -> bool:
-    """Whether a policy answered a call for a stream with a whole body after all."""
+    """Whether a policy answered a call for a stream with a whole body."""
     return reply.content_type.startswith("application/json")
-
-
-def _json_or_none(body: bytes) -> object:
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return None
-
-
-async def _collected(chunks: AsyncIterator[bytes]) -> bytes:
-    """A whole body that came in pieces. Raises ReplyTooLong."""
-    body = bytearray()
-    async for chunk in chunks:
-        body += chunk
-        if len(body) > _REPLY_BYTES:
-            raise ReplyTooLong("the policy's reply is longer than the Job Runtime takes")
-    return bytes(body)
-
-
-def _error_event(refusal: Refusal) -> bytes:
-    """A server-sent event by which the openai client raises."""
-    return b"data: " + refusal.body() + b"\n\n"
 
 
 def _ended(trajectory: Trajectory) -> Refusal:
@@ -244,7 +190,7 @@ def _ended(trajectory: Trajectory) -> Refusal:
 
 
 def _take_back_cancellation() -> None:
-    """The trajectory cancelled this task so as to wake it; the task itself goes on, to tell the agent."""
+    """Continues the current task, which the trajectory cancelled to wake it: the agent still gets its answer."""
     task = asyncio.current_task()
     if task is not None:
         task.uncancel()

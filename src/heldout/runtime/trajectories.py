@@ -1,4 +1,4 @@
-"""One attempt's side of the Job Runtime: its turns as they are made, and its reports as they come. No HTTP."""
+"""One attempt's side of the Job Runtime: its turns and its reports, as they arrive. No HTTP."""
 
 import asyncio
 import time
@@ -9,16 +9,16 @@ from operator import attrgetter
 
 from heldout.job.records import Turn, turn_json
 from heldout.runtime.capture import Capture, CapturedCall, TextPrompt
+from heldout.runtime.dialects.base import Reply, ReplyStream
 from heldout.runtime.refusals import conflict
-from heldout.runtime.replies import Reply, StreamedReply
 from heldout.runtime.reports import Ledger, Report, ReportRefused, not_in_valid_status
 
 CLOSED = 409
-"""Status of a turn that was cut off by the trajectory's end."""
+"""Status of a turn that the trajectory's end cut off."""
 HUNG_UP = 499
-"""Status of a turn whose agent went away before any answer, as nginx logs it."""
+"""Status of a turn whose agent disconnected before any answer, as nginx logs it."""
 _LEDGERS_KEPT = 4096
-"""Closed trajectories whose reports are still recognised when sent again."""
+"""Closed trajectories whose reports are still recognised when an agent repeats them."""
 
 
 class Call:
@@ -32,17 +32,17 @@ class Call:
         self.captured = captured
         self.task = task
         self.policy_error = policy_error
-        """Its trajectory's, when the call came."""
+        """The trajectory's `policy_error` when the call began."""
         self.started_at = time.time()
         self.started = time.perf_counter()
-        self.streamed: StreamedReply | None = None
-        """Set as soon as a streamed reply comes in."""
+        self.streamed: ReplyStream | None = None
+        """Set when a streamed reply begins."""
         self.is_abandoned = False
-        """Whether its trajectory was closed before it ended; the task that answers it has been cancelled."""
+        """Whether its trajectory was closed first; the task that answers the call is then cancelled."""
 
 
 class Trajectory:
-    """What an attempt records: opened by `JobRuntime.open`, written by the agent's requests, read by the engine."""
+    """The record of one attempt: `JobRuntime.open` creates it, the agent's requests write it, the engine reads it."""
 
     def __init__(
         self,
@@ -57,17 +57,19 @@ class Trajectory:
     ) -> None:
         self.id = trajectory_id
         self.endpoint = endpoint
-        """Where the agent finds the Job Runtime's operations."""
+        """Base URL of the Job Runtime's operations for this agent."""
         self.base_url = base_url
-        """OpenAI base URL of this trajectory alone; who has it needs no key and no header."""
+        """OpenAI base URL of this trajectory alone. It needs no key and no header."""
         self.url_token = url_token
         """The secret in `base_url`."""
         self.turns: list[Turn] = []
         """Finished turns in the order of their calls."""
         self.policy_error: str | None = None
-        """Why the policy could not be reached, or failed; None once it has answered a later call: most clients try again."""
+        """Why the policy was unreachable or failed; None after it answered a later call, since most clients retry."""
         self.sampling_differs = False
-        """Whether a call had other sampling parameters than the job's, or none."""
+        """Whether a call's sampling parameters differed from the job's, or were absent."""
+        self.memory: dict[str, object] = {}
+        """Kept by dialects between requests; see `heldout.runtime.dialects.base.TrajectoryView`."""
         self.seed = seed
         self.ledger = Ledger(trajectory_id)
         self._on_report = on_report
@@ -78,9 +80,9 @@ class Trajectory:
         self._report_lock = asyncio.Lock()
 
     def close(self) -> None:
-        """Takes no further calls and no new reports. Calls in flight are recorded as cut off, and cancelled.
+        """Accepts no further calls and no new reports. Records calls in flight as cut off, and cancels them.
 
-        `turns` stays readable. Safe to call twice.
+        `turns` stays readable. A second call has no effect.
         """
         if self._is_closed:
             return
@@ -91,22 +93,26 @@ class Trajectory:
             if call.task is not None:
                 call.task.cancel()
         self._capture = Capture()
-        # Whoever takes the reports holds this trajectory: held both ways, a rollout's turns would stay until the next collection.
+        self.memory.clear()
+        # The receiver of reports holds this trajectory: a cycle would keep the turns until the next garbage collection.
         self._on_report = _refuse
         self._on_close(self)
 
     def messages_of(self, prompt: TextPrompt) -> list[object]:
-        """A plain completion's prompt as messages, which continue those of earlier calls."""
+        """Returns a text prompt as messages that continue those of earlier calls."""
         return self._capture.messages_of(prompt)
 
     @property
     def num_calls(self) -> int:
-        """Model calls that have come so far, those in flight too."""
+        """Model calls so far, including those in flight."""
         return self._capture.num_calls
 
     def begin(self, request: dict[str, object], messages: list[object]) -> Call:
-        """A model call has come. Raises Refusal (409) if the trajectory is over, orjson.JSONEncodeError or RecursionError,
-        with nothing kept of it, if it is nested too deeply."""
+        """Records the beginning of a model call. request: its parameters without the messages; it must not be changed afterwards.
+
+        Raises Refusal (409) if the trajectory is over; orjson.JSONEncodeError or RecursionError, recording nothing, if the
+        request is nested too deeply.
+        """
         if self._is_closed or not self.ledger.takes_calls:
             raise not_in_valid_status(self.id, "model calls: it has ended")
         call = Call(self._capture.begin(request, messages), asyncio.current_task(), policy_error=self.policy_error)
@@ -114,7 +120,7 @@ class Trajectory:
         return call
 
     def finish(self, call: Call, *, status: int, reply: Reply | None, error: str | None = None) -> None:
-        """Records the call. Only the first time counts: what comes after `close`, or after a stream's end, adds nothing."""
+        """Records the end of a call. Only the first end counts: one after `close`, or after a stream's end, adds nothing."""
         if call not in self._in_flight:
             return
         self._in_flight.remove(call)
@@ -145,7 +151,7 @@ class Trajectory:
             self._capture.end(captured, reply.messages[0])
 
     def cut_off(self, call: Call, *, status: int, error: str) -> None:
-        """Records a call that ended early, with what came of its streamed reply; that may be all that mattered."""
+        """Records a call that ended early, with the part of its streamed reply that arrived. That part may be complete."""
         if call.streamed is None:
             self.finish(call, status=status, reply=None, error=error)
         else:
@@ -153,7 +159,7 @@ class Trajectory:
             self.finish(call, status=200, reply=call.streamed.reply(), error=None if is_complete else error)
 
     async def report(self, report: Report, client_token: str | None) -> None:
-        """Hands a report on, unless it repeats an earlier one; returns when whoever takes it has made it last.
+        """Passes a report to the engine, unless it repeats an earlier one; returns when the engine has stored it.
 
         Raises Refusal (409) if it contradicts an earlier report, comes too late, or is refused.
         """
@@ -174,30 +180,30 @@ async def _refuse(report: Report) -> None:
 
 
 class Trajectories:
-    """Those that are open, and for a while what the closed ones reported. Nothing else of a closed one is kept."""
+    """The open trajectories, and the reports of recently closed ones."""
 
     def __init__(self) -> None:
         self._open: dict[str, Trajectory] = {}
         self._closed: OrderedDict[str, Ledger] = OrderedDict()
 
     def add(self, trajectory: Trajectory) -> None:
-        """Raises ValueError if one of this id is open."""
+        """Adds an open trajectory. Raises ValueError if one with its id is open."""
         if trajectory.id in self._open:
             raise ValueError(f"trajectory {trajectory.id!r} is open already; each attempt needs a name of its own")
         self._closed.pop(trajectory.id, None)
         self._open[trajectory.id] = trajectory
 
     def remove(self, trajectory: Trajectory) -> None:
-        """Keeps only the closed trajectory's ledger, in place of the oldest."""
+        """Removes a closed trajectory. Keeps its ledger, in place of the oldest one."""
         del self._open[trajectory.id]
         self._closed[trajectory.id] = trajectory.ledger
         if len(self._closed) > _LEDGERS_KEPT:
             self._closed.popitem(last=False)
 
     def get(self, trajectory_id: str) -> Trajectory | None:
-        """The open trajectory of this id."""
+        """Returns the open trajectory with this id."""
         return self._open.get(trajectory_id)
 
     def ledger_of_closed(self, trajectory_id: str) -> Ledger | None:
-        """What a recently closed trajectory reported."""
+        """Returns the reports of a recently closed trajectory."""
         return self._closed.get(trajectory_id)

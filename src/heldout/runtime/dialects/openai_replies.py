@@ -1,38 +1,24 @@
-"""Reads what a policy answered: a whole JSON body, or server-sent events that are relayed as they arrive.
+"""Reads OpenAI's replies: a whole JSON body, or server-sent events, which are relayed as they arrive.
 
-Pure: bytes and parsed JSON in, records and bytes out. Source of the formats: OpenAI's API reference, chat completions and
-completions (version of openai 2.54).
+Pure: bytes and parsed JSON in, records and bytes out. Source: OpenAI's API reference, chat completions and completions
+(version of openai 2.54).
 """
 
 import re
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import orjson
 
-from heldout.runtime.edits import without_logprobs
+from heldout.runtime.dialects.base import Reply, ReplyTooLong, error_text
+from heldout.runtime.refusals import Refusal
 
 _EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _LONGEST_END = 4
 
 
-class Reply(NamedTuple):
-    """What is kept of a policy's answer. Fields as in `heldout.job.records.Turn`."""
-
-    messages: list[object]
-    finish_reason: str | None
-    prompt_tokens: int | None
-    response_tokens: int | None
-    logprobs: tuple[float, ...] | None
-
-
-class ReplyTooLong(Exception):
-    """A reply has more bytes than are taken."""
-
-
 def read_reply(body: object) -> Reply | None:
-    """What a parsed, unstreamed reply says; None if it is no completion."""
+    """Returns what is recorded of a whole reply, parsed; None if it is no completion."""
     choices = body.get("choices") if isinstance(body, dict) else None
     if not isinstance(body, dict) or not isinstance(choices, list) or not choices:
         return None
@@ -45,30 +31,27 @@ def read_reply(body: object) -> Reply | None:
     )
 
 
-def error_text(body: bytes) -> str:
-    """What an error reply says, for one line: its OpenAI error message, or else how it begins."""
-    try:
-        parsed = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        parsed = None
-    error = parsed.get("error", parsed) if isinstance(parsed, dict) else None
-    message = error.get("message") if isinstance(error, dict) else error
-    text = message if isinstance(message, str) else body[:400].decode(errors="replace")
-    return " ".join(text.split())[:400]
+def without_logprobs(reply: dict[str, object]) -> bytes:
+    """Returns a reply, or a chunk of one, as JSON whose log-probabilities are null, as if the agent's request had gone alone."""
+    choices = reply.get("choices")
+    for choice in choices if isinstance(choices, list) else []:
+        if isinstance(choice, dict) and "logprobs" in choice:
+            choice["logprobs"] = None
+    return orjson.dumps(reply)
 
 
-class StreamedReply:
-    """Follows a streamed reply: what to relay of each piece, and what the pieces amount to.
+class OpenAIStream:
+    """Follows a streamed reply. It implements `heldout.runtime.dialects.base.ReplyStream`.
 
-    hides_usage, hides_logprobs: take out what the agent did not ask for. limit: most bytes of the whole reply.
-    Only whole events are relayed, byte for byte unless something is taken out of them.
+    hides_usage, hides_logprobs: remove what the agent did not ask for. limit: most bytes of the whole reply.
+    Only whole events are relayed; those with nothing to remove are relayed byte for byte.
     """
 
     def __init__(self, *, hides_usage: bool, hides_logprobs: bool, limit: int) -> None:
         self.is_done = False
-        """Whether the event `[DONE]` has come."""
+        """Whether the event `[DONE]` has arrived."""
         self.error: str | None = None
-        """What an error event in the stream said."""
+        """The message of an error event in the stream."""
         self._hides_usage = hides_usage
         self._hides_logprobs = hides_logprobs
         self._room = limit
@@ -78,7 +61,7 @@ class StreamedReply:
         self._usage: object = None
 
     def feed(self, data: bytes) -> bytes:
-        """Takes the next bytes and returns those to relay. Raises ReplyTooLong once there are more than the limit."""
+        """Takes the policy's next bytes and returns those to relay. Raises ReplyTooLong beyond the limit."""
         self._room -= len(data)
         if self._room < 0:
             raise ReplyTooLong("the policy's streamed reply is longer than the Job Runtime takes")
@@ -93,17 +76,21 @@ class StreamedReply:
         return b"".join(relayed)
 
     def finish(self) -> bytes:
-        """The stream has ended: what is left to relay, if the last event was not closed by an empty line."""
+        """Returns the rest to relay, if no empty line closed the last event."""
         rest, self._rest = bytes(self._rest), bytearray()
         return self._take(rest) if rest else b""
 
+    def error_event(self, refusal: Refusal) -> bytes:
+        """Returns an event on which the openai client raises."""
+        return b"data: " + refusal.body() + b"\n\n"
+
     @property
     def is_complete(self) -> bool:
-        """Whether every choice has said why it finished: nothing of the reply is missing, though [DONE] may be."""
+        """Whether every choice has a finish reason: the reply is whole, even if `[DONE]` is missing."""
         return bool(self._choices) and all(choice.finish_reason for choice in self._choices.values())
 
     def reply(self) -> Reply:
-        """What has come so far, put together."""
+        """Returns the reply as far as it has arrived."""
         choices = [self._choices[index] for index in sorted(self._choices)]
         first = choices[0] if choices else _Choice()
         return Reply(
@@ -159,7 +146,7 @@ class StreamedReply:
 
 @dataclass(slots=True)
 class _Choice:
-    """One choice of a streamed reply, as far as it has come."""
+    """One choice of a streamed reply, as far as it has arrived."""
 
     fields: dict[str, object] = field(default_factory=dict)
     texts: dict[str, list[str]] = field(default_factory=dict)
@@ -182,7 +169,7 @@ class _Choice:
                 self.fields[key] = [*earlier, *value] if are_lists else value  # type: ignore[misc]
 
     def message(self) -> dict[str, object]:
-        """As the reply would have had it unstreamed. Null where there is no content, as OpenAI has it."""
+        """Returns the message of the same reply unstreamed. Content that is absent is null, as OpenAI has it."""
         message = {"role": "assistant", "content": None, **self.fields}
         message.update((key, "".join(texts)) for key, texts in self.texts.items())
         if self.tool_calls:
@@ -193,7 +180,7 @@ class _Choice:
 
 @dataclass(slots=True)
 class _ToolCall:
-    """A tool call of which the arguments come in pieces and all else at once."""
+    """A tool call whose arguments arrive in pieces, and everything else at once."""
 
     fields: dict[str, object] = field(default_factory=dict)
     function: dict[str, object] = field(default_factory=dict)
@@ -215,7 +202,7 @@ class _ToolCall:
 
 
 def _event_data(event: bytes) -> bytes:
-    """The data of a server-sent event: its `data` lines, joined (WHATWG HTML, section 9.2.6)."""
+    """Returns the data of a server-sent event: its `data` lines, joined (WHATWG HTML, section 9.2.6)."""
     if event.startswith(b"data:") and event.find(b"\n") >= len(event) - 2:
         return event[5:].strip()
     lines = [line[5:].removeprefix(b" ") for line in _LINE_END.split(event) if line.startswith(b"data:")]
@@ -237,7 +224,7 @@ def _token_counts(usage: object) -> tuple[int | None, int | None]:
 
 
 def _logprobs(choice: dict[str, object]) -> list[float] | None:
-    """Of each token of a choice; a plain completion has them in a list of their own."""
+    """Returns the log-probability of each token of a choice. Chat completions and completions have different shapes."""
     logprobs = choice.get("logprobs")
     if not isinstance(logprobs, dict):
         return None
