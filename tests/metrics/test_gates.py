@@ -46,6 +46,14 @@ def gate(text: str, rates: list[float]) -> GateResult:
         ("turns/mean < 4", True),
         ("completed >= 1", True),
         ("mean >= -1", True),
+        ("pass@1 >= 0.5", True),
+        ("lower(pass@1) >= 0.5", False),
+        ("mean reward > 0.6", False),
+        ("upper(success rate (pass@1)) >= 0.5", True),
+        ("turns <= 3", True),
+        ("turns a rollout <= 2.5", False),
+        ("agent: completed >= 1", True),
+        ("pass^2 > 0.9", False),
     ],
 )
 def test_a_requirement_holds_or_does_not(text: str, passed: bool) -> None:
@@ -59,10 +67,24 @@ def test_the_reason_has_the_number_and_the_limit() -> None:
 def test_an_unknown_metric_names_the_nearest() -> None:
     with pytest.raises(InputError, match=r"metric 'pas_at_1' is not one of this run's\. Did you mean 'pass_at_1'\?"):
         gate("pas_at_1 >= 0.6", [0.5, 0.5])
+    with pytest.raises(
+        InputError, match=r"metric 'mean rewrd' is not one of this run's\. Did you mean 'mean reward'\?"
+    ):
+        gate("lower(mean rewrd) >= 0.6", [0.5, 0.5])
 
 
 @pytest.mark.parametrize(
-    "text", ["pass_at_1", "pass_at_1 == 0.5", "lower(pass_at_1 >= 0.5", ">= 0.5", "pass_at_1 >= high", ""]
+    "text",
+    [
+        "pass_at_1",
+        "pass_at_1 == 0.5",
+        "lower(pass_at_1 >= 0.5",
+        "  lower(pass_at_1 >= 0.5",
+        "lower( ) >= 0.5",
+        ">= 0.5",
+        "pass_at_1 >= high",
+        "",
+    ],
 )
 def test_what_is_no_requirement_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(InputError, match=r"cannot be read; write METRIC >= NUMBER"):

@@ -291,10 +291,10 @@ def _add_further_commands() -> None:
 
 def add_commands(*, has_serve: bool) -> None:
     """Adds the commands that start no job to `app`; `serve` loads the AWS protocols, which are slow to import."""
-    from heldout.cli import judge, show
+    from heldout.cli import hyperparameters, judge, metrics, show
 
-    show.add_to(app)
-    judge.add_to(app)
+    for group in (show, judge, metrics, hyperparameters):
+        group.add_to(app)
     if has_serve:
         from heldout.cli import serve
 

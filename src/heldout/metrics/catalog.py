@@ -2,23 +2,22 @@
 
 Tables, reports, gates, comparisons, rankings, MLflow and the reference in the docs read these rows; no other module knows a
 metric's wire name, label, unit or direction. To add a metric, write a pure function (see `heldout.metrics.definitions`) and one
-row here. A package of your own adds one through the entry point group `heldout.metrics`, each entry naming a `Metric` or a
-`Family`; examples/extending/metric has one.
+row here. A package of your own adds one through the entry point group `heldout.metrics`: each entry names a `Metric` or a
+`Family`, as the one of examples/extending/metric does.
 
 Wire names are those of the multi-turn RL evaluation of Amazon SageMaker AI, as its documentation lists them (2026-06);
 `agent/` is ours.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import groupby
 
 from heldout.errors import MetricError, did_you_mean, shown
 from heldout.metrics import definitions
-from heldout.metrics.metric import SHARE, Absent, Direction, Family, Metric, MetricTables, Result, Section
+from heldout.metrics.installed import installed_rows
+from heldout.metrics.metric import SHARE, Direction, Family, Metric, MetricTables, Section
 
 MEAN_REWARD = "eval/reward/mean"
 SUCCESS_RATE = "eval/reward/pass_at_1"
@@ -26,7 +25,6 @@ ZERO_REWARD_SHARE = "eval/reward/zero_frac"
 TURNS = "eval/turns/mean"
 RESPONSE_TOKENS = "eval/tokens/response_mean"
 
-ENTRY_POINT_GROUP = "heldout.metrics"
 _AGENT = "agent/"
 _PREFIXES = ("eval/reward/", "eval/turns/", "eval/tokens/", "eval/logprob/", "eval/", _AGENT, "timing_s/")
 """What a person may leave out of a wire name, in the order in which it is added: `mean` is `eval/reward/mean`."""
@@ -54,7 +52,9 @@ def _pass_at(k: str) -> Metric:
         label="success rate (pass@1)" if is_success_rate else f"pass@{k}",
         short_name=f"pass@{k}",
         aliases=("success rate", "success") if is_success_rate else (),
-        meaning=f"Chance that at least one of {k} rollouts of a prompt succeeds, averaged over prompts",
+        meaning="Share of a prompt's rollouts that succeed, averaged over prompts"
+        if is_success_rate
+        else f"Chance that at least one of {k} rollouts of a prompt succeeds, averaged over prompts",
         compute=lambda tables: definitions.pass_at(tables, int(k)),
         unit=SHARE,
         low=0,
@@ -379,50 +379,18 @@ def catalog() -> tuple[Metric | Family, ...]:
     Family, or takes a wire name that another row has.
     """
     rows = list(BUILT_IN)
-    for entry in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda entry: entry.name):
-        row = _loaded(entry)
-        taken = {_pattern(other).name for other in rows}
-        if _pattern(row).name in taken:
+    for source, row in installed_rows():
+        name = pattern(row).name
+        if name in {pattern(other).name for other in rows}:
             raise MetricError(
-                f"metric {shown(entry.value)} has the wire name {_pattern(row).name!r}, which another metric has;"
-                " a metric needs a name of its own"
+                f"metric {shown(source)} has the wire name {name!r}, which another metric has; a metric needs a name of its own"
             )
         rows.append(row)
     return tuple(rows)
 
 
-def _loaded(entry: EntryPoint) -> Metric | Family:
-    try:
-        row = entry.load()
-    except Exception as error:  # other people's module: what it raises on import is theirs
-        raise MetricError(
-            f"metric {shown(entry.value)} cannot be loaded ({type(error).__name__}: {error}); correct or uninstall its package"
-        ) from error
-    if isinstance(row, Metric):
-        return _guarded(row)
-    if isinstance(row, Family):
-        return replace(row, member=partial(_guarded_member, row.member))
-    raise MetricError(
-        f"metric {shown(entry.value)} is {shown(row)}; it must be a heldout.metrics.metric.Metric or Family"
-    )
-
-
-def _guarded_member(member: Callable[[str], Metric], value: str) -> Metric:
-    return _guarded(member(value))
-
-
-def _guarded(metric: Metric) -> Metric:
-    return replace(metric, compute=partial(_compute_guarded, metric))
-
-
-def _compute_guarded(metric: Metric, tables: MetricTables) -> Result:
-    try:
-        return metric.compute(tables)
-    except Exception as error:  # noqa: BLE001  # other people's function: a run's other numbers must not be lost with it
-        return Absent(f"its function raised {type(error).__name__}: {error}")
-
-
-def _pattern(row: Metric | Family) -> Metric:
+def pattern(row: Metric | Family) -> Metric:
+    """The row itself, or the member of a family whose names show where the parameter stands: `pass@{k}`."""
     return row.pattern if isinstance(row, Family) else row
 
 
@@ -503,6 +471,14 @@ def resolve(typed: str, known: Iterable[str], *, problem: str = "is not known") 
     raise MetricError(f"metric {shown(typed)} {problem}.{hint}")
 
 
+def spellings(metric: Metric, known: Iterable[str]) -> list[str]:
+    """All names that mean this metric among the wire names `known`, the wire name and the label first."""
+    names = list(known)
+    endings = [metric.name.removeprefix(prefix) for prefix in _PREFIXES if metric.name.startswith(prefix)]
+    shortest = [ending for ending in endings if _by_ending(ending, names) == [metric.name]][:1]
+    return list(dict.fromkeys((metric.name, metric.label, metric.heading, *metric.aliases, *shortest)))
+
+
 def _by_ending(typed: str, names: list[str]) -> list[str]:
     return [prefix + typed for prefix in _PREFIXES if prefix + typed in names][:1]
 
@@ -524,50 +500,3 @@ def _folded(text: str) -> str:
 def _all_spellings(names: list[str]) -> list[str]:
     endings = [name.removeprefix(prefix) for prefix in _PREFIXES for name in names if name.startswith(prefix)]
     return [*endings, *(spelling for name in names for spelling in _shown_names(name)), *names]
-
-
-@dataclass(frozen=True, slots=True)
-class MetricEntry:
-    """One line of the catalog as plain data: what `heldout metrics` prints and the docs list."""
-
-    name: str
-    """On the wire. `{k}` and `{name}` stand for a parameter."""
-    label: str
-    spellings: tuple[str, ...]
-    """Further names that a person may type."""
-    unit: str
-    range: str
-    """Such as `0 to 1` or `from 0 up`; empty when any number is possible."""
-    direction: str
-    meaning: str
-    uses: tuple[str, ...]
-    """Of run, gate, comparison, plan: where it applies."""
-
-
-def metric_entries() -> list[MetricEntry]:
-    """The whole catalog, in its order; pass@1, which has names of its own and can be planned, comes before pass@k."""
-    rows = [find(SUCCESS_RATE), *map(_pattern, catalog())]
-    return [_entry(row) for row in rows if row is not None]
-
-
-def _entry(metric: Metric) -> MetricEntry:
-    ending = next((metric.name.removeprefix(p) for p in _PREFIXES if metric.name.startswith(p)), metric.name)
-    further = dict.fromkeys((metric.heading, *metric.aliases, ending))
-    return MetricEntry(
-        name=metric.name,
-        label=metric.label,
-        spellings=tuple(spelling for spelling in further if spelling not in (metric.name, metric.label)),
-        unit=metric.unit,
-        range=_range(metric.low, metric.high),
-        direction=metric.direction.value,
-        meaning=metric.meaning,
-        uses=metric.uses,
-    )
-
-
-def _range(low: float | None, high: float | None) -> str:
-    if low is not None and high is not None:
-        return f"{low:g} to {high:g}"
-    if low is not None:
-        return f"from {low:g} up"
-    return "" if high is None else f"up to {high:g}"

@@ -55,7 +55,8 @@ class PolicySection:
     failures: list[Row]
     slices: list[tuple[str, list[Row]]]
     rescorings: list["RescoringCard"]
-    metrics: list[tuple[str, str, str, str]]
+    metrics: list[tuple[str, str, str, str, str]]
+    """Label, wire name, value, interval and note of each."""
     """Label, value, interval, note."""
     reading: list[WorthReading]
 

@@ -200,11 +200,12 @@ def _slice_row(part: Slice, style: str) -> Row:
     return Row(cells, picture, part.note)
 
 
-def _metric_rows(view: PolicyView) -> list[tuple[str, str, str, str]]:
+def _metric_rows(view: PolicyView) -> list[tuple[str, str, str, str, str]]:
     summary = view.summary
     names = sorted({*summary.metrics, *summary.notes}, key=lambda name: (name.startswith("agent/"), name))
     return [
         (
+            label(name),
             visible(name),
             number(summary.metrics[name]) if name in summary.metrics else "–",
             interval_text(summary.intervals.get(name)),

@@ -1,0 +1,93 @@
+"""The `metrics` command: the catalog of metrics, as a table or as JSON."""
+
+from dataclasses import asdict, dataclass
+
+import typer
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from heldout.cli.output import JsonOption, print_json, print_shown
+from heldout.metrics.catalog import SUCCESS_RATE, catalog, find, pattern, spellings
+from heldout.metrics.metric import Metric
+
+
+@dataclass(frozen=True, slots=True)
+class MetricEntry:
+    """One line of the catalog as plain data: what `heldout metrics` prints and the docs list."""
+
+    name: str
+    """On the wire. `{k}` and `{name}` stand for a parameter."""
+    label: str
+    spellings: tuple[str, ...]
+    """Further names that a person may type."""
+    unit: str
+    range: str
+    """Such as `0 to 1` or `from 0 up`; empty when any number is possible."""
+    direction: str
+    meaning: str
+    uses: tuple[str, ...]
+    """Of run, gate, comparison, plan: where it applies."""
+
+
+def metric_entries() -> list[MetricEntry]:
+    """The whole catalog, in its order; pass@1, which has names of its own and can be planned, comes before pass@k."""
+    success_rate = find(SUCCESS_RATE)
+    rows = [*([] if success_rate is None else [success_rate]), *map(pattern, catalog())]
+    names = [row.name for row in rows]
+    return [_entry(row, names) for row in rows]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this command to the command line."""
+    app.command("metrics")(metrics_command)
+
+
+def metrics_command(as_json: JsonOption = False) -> None:
+    """List every metric: its names, unit, range, which way is better, where it applies and what it means."""
+    entries = metric_entries()
+    if as_json:
+        print_json([asdict(entry) for entry in entries])
+    else:
+        print_shown(_table(entries))
+
+
+def _table(entries: list[MetricEntry]) -> RenderableType:
+    table = Table(title="metrics", title_justify="left", title_style="bold", show_lines=True)
+    table.add_column("name", no_wrap=True)
+    for heading in ("also", "unit and range", "meaning"):
+        table.add_column(heading, overflow="fold")
+    for entry in entries:
+        table.add_row(
+            Text(entry.name),
+            Text("\n".join(dict.fromkeys((entry.label, *entry.spellings)))),
+            Text(", ".join(filter(None, (entry.unit or "the agent's own", entry.range)))),
+            Text(_meaning(entry)),
+        )
+    return table
+
+
+def _meaning(entry: MetricEntry) -> str:
+    direction = "" if entry.direction == "neither" else f"; {entry.direction}"
+    return f"{entry.meaning}{direction}. For: {', '.join(entry.uses)}."
+
+
+def _entry(metric: Metric, names: list[str]) -> MetricEntry:
+    return MetricEntry(
+        name=metric.name,
+        label=metric.label,
+        spellings=tuple(name for name in spellings(metric, names) if name not in (metric.name, metric.label)),
+        unit=metric.unit,
+        range=_range(metric.low, metric.high),
+        direction=metric.direction.value,
+        meaning=metric.meaning,
+        uses=metric.uses,
+    )
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is not None and high is not None:
+        return f"{low:g} to {high:g}"
+    if low is not None:
+        return f"from {low:g} up"
+    return "" if high is None else f"up to {high:g}"
