@@ -39,8 +39,9 @@ ROOMS_BELOW = {
     "service": _PIPELINE | {"pipeline", "backends"},
     "evaluator_fields": _PIPELINE | {"pipeline", "backends"},
     "execution": _PIPELINE | {"pipeline", "backends"},
+    "results": _PIPELINE | {"pipeline", "backends", "execution"},
     "evaluator": _PIPELINE | {"pipeline", "backends", "evaluator_fields", "execution"},
-    "cli": _PIPELINE | {"pipeline", "backends", "service", "evaluator", "evaluator_fields", "execution"},
+    "cli": _PIPELINE | {"pipeline", "backends", "service", "evaluator", "evaluator_fields", "execution", "results"},
 }
 
 CLIENTS = {"aiohttp", "boto3", "botocore", "mlflow", "ray", "rich", "typer", "uvloop"}

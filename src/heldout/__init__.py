@@ -14,22 +14,41 @@ if TYPE_CHECKING:
     from heldout.execution import Execution
     from heldout.job.document import JobConfigDocument
     from heldout.job.hyperparameters import Hyperparameters
+    from heldout.results import EvaluationResults, RunResults, compare, gate, load, load_run, plan, rank, rescore
 
 __all__ = [
+    "EvaluationResults",
     "Execution",
     "HeldoutError",
     "Hyperparameters",
     "InputError",
     "JobConfigDocument",
     "MultiTurnRLEvaluator",
+    "RunResults",
     "__version__",
+    "compare",
+    "gate",
+    "load",
+    "load_run",
+    "plan",
+    "rank",
+    "rescore",
 ]
 
 _MODULES = {
+    "EvaluationResults": "heldout.results",
     "Execution": "heldout.execution",
     "Hyperparameters": "heldout.job.hyperparameters",
     "JobConfigDocument": "heldout.job.document",
     "MultiTurnRLEvaluator": "heldout.evaluator",
+    "RunResults": "heldout.results",
+    "compare": "heldout.results",
+    "gate": "heldout.results",
+    "load": "heldout.results",
+    "load_run": "heldout.results",
+    "plan": "heldout.results",
+    "rank": "heldout.results",
+    "rescore": "heldout.results",
 }
 
 

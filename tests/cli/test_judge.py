@@ -109,9 +109,9 @@ def test_more_than_two_runs_are_ranked_with_ties(heldout: Heldout, tmp_path: Pat
 
 
 def test_an_option_that_a_comparison_has_no_use_for_is_refused(heldout: Heldout, worse: Run, better: Run) -> None:
-    with pytest.raises(InputError, match="--metric is what more than two runs are ranked by"):
+    with pytest.raises(InputError, match="--metric ranks more than two runs"):
         heldout("compare", worse.folder, better.folder, "--metric", "eval/reward/mean")
-    with pytest.raises(InputError, match="--margin is of two runs"):
+    with pytest.raises(InputError, match="--margin belongs to a comparison of two runs"):
         heldout("compare", worse.folder, better.folder, worse.folder, "--margin", "0.1")
 
 
@@ -200,7 +200,7 @@ def test_a_partial_run_does_not_pass_a_gate(heldout: Heldout, tmp_path: Path) ->
         (["--require", "pass_at_1 is high"], "cannot be read"),
         (["--require", "pas_at_1 >= 0.5"], "Did you mean 'pass_at_1'|pass_at_1"),
         ([], "a gate needs a condition"),
-        (["--require", "pass_at_1 >= 0", "--margin", "0.1"], "are of --no-regression-against RUN"),
+        (["--require", "pass_at_1 >= 0", "--margin", "0.1"], "need --no-regression-against RUN"),
         (["--require", "pass_at_1 >= 0", "--no-regression-against", "{run}", "--margin", "-1"], "margin"),
     ],
 )

@@ -296,6 +296,6 @@ def test_evaluations_that_are_gone_are_not_listed_and_unknown_arns_are_said(tmp_
 
 def test_a_frame_of_another_kind_is_refused_with_the_kinds_there_are(models: Models) -> None:
     execution = evaluator(model=models.base).evaluate()
-    with pytest.raises(InputError, match="frame is 'arrow'; there are 'pandas' and 'polars'"):
-        execution.rollouts(frame="arrow")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="frame is 'numpy'; it must be 'arrow', 'pandas' or 'polars'"):
+        execution.rollouts(frame="numpy")  # type: ignore[arg-type]
     wait(execution)

@@ -115,19 +115,19 @@ def evaluation_results(evaluation: Evaluation) -> RenderableType:
 
 def run_results(run: Run, *, training: str | None = None) -> RenderableType:
     """One run's numbers and what to know of them. training: a dataset to look for held-out prompts in."""
-    from heldout.report.run_analysis import known_of
+    from heldout.report.run_analysis import analyze
     from heldout.report.terminal import results
 
     title = f"{run.state.name}/{run.state.run_name}"
-    return results(*known_of(run, training=training), title=title, where=run.location, is_partial=_is_partial(run))
+    return results(*analyze(run, training=training), title=title, where=run.location, is_partial=_is_partial(run))
 
 
 def run_document(run: Run, *, training: str | None = None) -> dict[str, object]:
     """One run's numbers and findings as JSON. training: a dataset to look for held-out prompts in."""
-    from heldout.report.run_analysis import known_of
+    from heldout.report.run_analysis import analyze
     from heldout.runs.results import metrics_document
 
-    summary, findings = known_of(run, training=training)
+    summary, findings = analyze(run, training=training)
     numbers = metrics_document(summary, is_partial=_is_partial(run))
     found = [asdict(finding) for finding in findings]
     return {"run": run.location, "status": run.state.status, **numbers, "findings": found}

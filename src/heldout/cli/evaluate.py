@@ -23,7 +23,7 @@ from heldout.backends.local.creation import (
     tracking_for,
 )
 from heldout.backends.local.evaluation import play_evaluation, play_run, run_to_end, stopped_by_signals
-from heldout.backends.local.evaluation_index import find_evaluation, is_known
+from heldout.backends.local.evaluation_index import is_known, locate
 from heldout.backends.registry_file import read_registry
 from heldout.backends.results import rendered_results, results_document
 from heldout.backends.selection import choose_backend
@@ -33,7 +33,6 @@ from heldout.cli.output import (
     EXIT_INTERRUPTED,
     JsonOption,
     PlaceArgument,
-    located,
     output_console,
     print_definition,
     print_json,
@@ -214,7 +213,7 @@ def resume(
         raise InputError(
             f"evaluation {run} was not started on this machine, and managed jobs cannot be gone on with, only started anew"
         )
-    place = find_evaluation(run).location if is_known(run) else located(run)
+    place = locate(run)
     if Evaluation.is_at(place):
         _play(Evaluation.open(place), as_json=as_json, max_runtime_seconds=seconds)
     else:

@@ -1,16 +1,15 @@
-"""What every command of the terminal shares: exit codes, common arguments, JSON."""
+"""Shared by all commands: exit codes, common arguments, tables and JSON on standard output."""
 
 import contextlib
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any, Protocol
 
 import orjson
 import typer
 from rich.console import Console, RenderableType
 
-from heldout.backends.registry_file import read_registry
-from heldout.report.console import plain_console
+from heldout.report.console import TEXT_WIDTH, plain_console
 
 EXIT_DONE = 0
 """The command did what it was asked; every condition of a gate holds."""
@@ -32,33 +31,36 @@ PlaceArgument = Annotated[
     ),
 ]
 
-_WIDTH = 110
-"""Of what is printed to something else than a terminal."""
 
+class Result(Protocol):
+    """A record of `heldout.results`: a table and its JSON."""
 
-def located(place: str) -> str:
-    """A folder or `s3://` URI as it was given; where it lies when HELDOUT_REGISTRY maps its bucket to a folder."""
-    return read_registry().location(place)
+    def __rich__(self) -> RenderableType: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
 
 
 def output_console() -> Console:
-    """Standard output: as wide as the terminal, or of a fixed width."""
+    """Returns standard output, as wide as the terminal, or of a fixed width where it is none."""
     console = plain_console()
-    return console if console.is_terminal else plain_console(width=_WIDTH)
+    return console if console.is_terminal else plain_console(width=TEXT_WIDTH)
 
 
-def print_shown(shown: RenderableType) -> None:
-    """A table or text on standard output."""
-    output_console().print(shown)
+def print_result(result: Result, *, as_json: bool) -> None:
+    """Prints a result on standard output: its table, or its JSON."""
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        output_console().print(result)
 
 
 def print_json(value: object) -> None:
-    """One JSON document on standard output."""
+    """Prints one JSON document on standard output."""
     sys.stdout.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY).decode() + "\n")
 
 
 def print_definition(dry_run: Callable[[], str], *, as_json: bool) -> None:
-    """What a dry run prints and returns: a summary with the pipeline definition; as_json: only that on standard output."""
+    """Prints a dry run's summary and its pipeline definition; as_json: only the definition on standard output."""
     with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
         definition = dry_run()
     if as_json:

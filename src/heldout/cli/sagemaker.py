@@ -7,7 +7,6 @@ import typer
 
 from heldout.cli.output import EXIT_INTERRUPTED, print_json
 from heldout.evaluator import MultiTurnRLEvaluator
-from heldout.execution import Execution
 
 
 def evaluate(evaluator: MultiTurnRLEvaluator, *, as_json: bool) -> None:
@@ -27,13 +26,4 @@ def evaluate(evaluator: MultiTurnRLEvaluator, *, as_json: bool) -> None:
     if as_json:
         print_json(execution.to_dict())
     else:
-        execution.show_results()
-
-
-def show(execution: Execution, *, as_json: bool) -> None:
-    """Shows how far it is, and its numbers."""
-    if as_json:
-        print_json(execution.to_dict())
-    else:
-        print(f"{execution.name}: {execution.status.overall_status}")
         execution.show_results()

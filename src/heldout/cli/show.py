@@ -1,27 +1,19 @@
-"""The commands about evaluations that were started, on this machine or in AWS: show, stop, list."""
+"""The commands for started evaluations, on this machine or in AWS: show, stop, list."""
 
 import sys
-from dataclasses import asdict, fields
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from heldout.backends.local.evaluation_index import find_evaluation, is_known
-from heldout.backends.results import evaluation_document, evaluation_results, run_document, run_results
-from heldout.cli import sagemaker as cli_sagemaker
-from heldout.cli.output import JsonOption, PlaceArgument, located, print_json, print_shown
+from heldout import results
+from heldout.backends.local.evaluation_index import locate
+from heldout.cli.output import JsonOption, PlaceArgument, Result, print_json, print_result
 from heldout.errors import InputError
 from heldout.execution import Execution
-from heldout.pipeline.evaluation import Evaluation, open_only_run
+from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.listing import Listed, Unreadable, listed
 from heldout.pipeline.state import ExecutionState
-from heldout.report.rollout_rows import RolloutRows
-from heldout.report.slices import slices
-from heldout.report.terminal import slice_table
-from heldout.report.trajectory import trajectory
-from heldout.runs.recordings import RecordedTrajectory, open_recordings, open_tables
-from heldout.runs.run import Run
 
 
 def add_to(app: typer.Typer) -> None:
@@ -43,32 +35,29 @@ def show_command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show an evaluation's or a run's numbers, computed again from its files."""
+    """Show an evaluation's or a run's numbers, computed from its files."""
     options = {"--trajectory": trajectory, "--slice": by, "--training": training}
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} show something else each; give one of them")
-    place = find_evaluation(run).location if is_known(run) else located(run)
-    if place.startswith("arn:"):
-        if given:
-            raise InputError(
-                f"--trajectory, --slice and --training are of a run's folder, and {run} is an evaluation in AWS; give the folder "
-                "or the s3:// URI of a run that it left in its output"
-            )
-        cli_sagemaker.show(Execution.get(place), as_json=as_json)
-    elif trajectory is not None:
-        _show_trajectory(open_only_run(place), trajectory, as_json=as_json)
-    elif by is not None:
-        _show_slices(open_only_run(place), by, as_json=as_json)
-    elif Evaluation.is_at(place) and training is None:
-        _show_evaluation(Evaluation.open(place), as_json=as_json)
+    place = locate(run)
+    if place.startswith("arn:") and given:
+        raise InputError(
+            f"--trajectory, --slice and --training are of a run's folder, and {run} is an evaluation in AWS; give the folder "
+            "or the s3:// URI of a run that it left in its output"
+        )
+    if by is not None:
+        _show_slices(results.load_run(place).slices(by), as_json=as_json)
     else:
-        _show_run(open_only_run(place), as_json=as_json, training=training)
+        found = _opened(place, trajectory, training)
+        if place.startswith("arn:") and isinstance(found, results.EvaluationResults) and not as_json:
+            print(f"{found.name}: {found.status}")
+        print_result(found, as_json=as_json)
 
 
 def stop_command(run: PlaceArgument) -> None:
-    """Ask an evaluation to stop; on this machine what is in flight is finished first, unless it is asked again."""
-    execution = Execution.get(_evaluation_of(located(run)))
+    """Ask an evaluation to stop. On this machine it first finishes the rollouts in flight; ask again to stop at once."""
+    execution = Execution.get(_evaluation_of(locate(run)))
     status = execution.status.overall_status
     if status not in ("Executing", "Stopping"):
         print(f"{execution.name} is {status}: there is nothing to stop")
@@ -78,7 +67,7 @@ def stop_command(run: PlaceArgument) -> None:
 
 
 def _evaluation_of(place: str) -> str:
-    """The folder of the evaluation whose run is in this one; any other place as it is."""
+    """Returns the evaluation's folder for the folder of one of its runs, and any other place as it is."""
     if place.startswith("arn:") or not place or Evaluation.is_at(place):
         return place
     above = place.rstrip("/").rpartition("/")[0]
@@ -90,7 +79,7 @@ def list_command(
     as_json: JsonOption = False,
 ) -> None:
     """List the evaluations in an output folder, and their runs."""
-    found = list(listed(located(output)))
+    found = list(listed(locate(output)))
     if as_json:
         print_json([_entry(one) for one in found])
         return
@@ -103,49 +92,26 @@ def list_command(
             print(f"! {one.location}: {one.problem}", file=sys.stderr)
 
 
-def _show_evaluation(evaluation: Evaluation, *, as_json: bool) -> None:
+def _opened(place: str, trajectory: str | None, training: str | None) -> Result:
+    if trajectory is not None:
+        return results.load_run(place).trajectory(trajectory)
+    if training is not None:
+        return results.load_run(place, training=training)
+    return results.load(place)
+
+
+def _show_slices(table: results.SliceTable, *, as_json: bool) -> None:
     if as_json:
-        print_json(evaluation_document(evaluation))
+        print_json(table.to_dict()["slices"])
     else:
-        print_shown(evaluation_results(evaluation))
-
-
-def _show_run(run: Run, *, as_json: bool, training: str | None) -> None:
-    if as_json:
-        print_json(run_document(run, training=training))
-    else:
-        print_shown(run_results(run, training=training))
-
-
-def _show_trajectory(run: Run, trajectory_id: str, *, as_json: bool) -> None:
-    with open_recordings(run) as recordings:
-        played = recordings.read([trajectory_id])[0]
-    if as_json:
-        print_json(_trajectory_document(played))
-    else:
-        print_shown(trajectory(played))
-
-
-def _show_slices(run: Run, column: str, *, as_json: bool) -> None:
-    with open_tables(run) as folder:
-        found = slices(run.prompts_path, RolloutRows.read(folder), column, run.metric_settings)
-    if as_json:
-        print_json([asdict(one) for one in found])
-    else:
-        print_shown(slice_table(found, column, run.metric_settings.confidence))
-
-
-def _trajectory_document(played: RecordedTrajectory) -> dict[str, Any]:
-    turns = [{**asdict(turn), "conversation": played.conversation(turn.index)} for turn in played.turns]
-    rest = {f.name: getattr(played, f.name) for f in fields(played) if f.name not in ("turns", "recorded_turns")}
-    return {**rest, "turns": turns}
+        print_result(table, as_json=False)
 
 
 def _entry(one: Listed | Unreadable) -> dict[str, object]:
     if isinstance(one, Unreadable):
         return {"path": one.location, "problem": one.problem}
     if isinstance(one.state, ExecutionState):
-        told = {"name", "arn", "failure_reason", "created_at", "ended_at"}
-        entry = {"kind": "evaluation", "path": one.location, **one.state.model_dump(mode="json", include=told)}
+        kept = {"name", "arn", "failure_reason", "created_at", "ended_at"}
+        entry = {"kind": "evaluation", "path": one.location, **one.state.model_dump(mode="json", include=kept)}
         return entry | {"status": one.status}
     return {"kind": "run", "path": one.location, **one.state.model_dump(mode="json", exclude={"document"})}

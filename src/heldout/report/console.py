@@ -6,7 +6,18 @@ that looks like a style would vanish, and text that looks like the end of a styl
 
 from functools import partial
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+
+TEXT_WIDTH = 110
+"""Width, in characters, of what is printed to something other than a terminal."""
 
 plain_console = partial(Console, markup=False, emoji=False)
-"""Make a `rich.console.Console` with these options and without markup."""
+"""`rich.console.Console` with its options, without markup."""
+
+
+def text_of(shown: RenderableType) -> str:
+    """Returns a table or text as plain text of `TEXT_WIDTH` characters a line."""
+    console = plain_console(width=TEXT_WIDTH, color_system=None, force_terminal=False, force_jupyter=False)
+    with console.capture() as captured:
+        console.print(shown)
+    return captured.get().rstrip("\n")

@@ -18,7 +18,7 @@ from heldout.metrics.summary import Summary, summarize
 from heldout.report.charts import Curve
 from heldout.report.labels import heading
 from heldout.report.rollout_rows import RolloutRows
-from heldout.report.run_analysis import known_of
+from heldout.report.run_analysis import analyze
 from heldout.report.sanitizing import one_line
 from heldout.report.slices import Slice, columns_of, slices
 from heldout.runs.recordings import RecordedTrajectory, Recordings, open_tables
@@ -65,7 +65,7 @@ class PolicyView:
             tables = self._stack.enter_context(open_tables(self.run))
             self.settings: MetricSettings = self.run.metric_settings
             self.rows = RolloutRows.read(tables)
-            self.summary, self.findings = known_of(self.run, training=self._training)
+            self.summary, self.findings = analyze(self.run, training=self._training)
             self._recordings = Recordings(self.run, tables)
             self._stack.callback(self._recordings.close)
             self._stack = self._stack.pop_all()

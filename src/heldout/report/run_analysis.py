@@ -1,4 +1,4 @@
-"""A run's numbers and findings, worked out once in a process: the report and the table that is shown after it need the same."""
+"""A run's numbers and findings, computed once per process: the report and the terminal's table need the same."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -12,29 +12,31 @@ from heldout.runs.results import summarize_run
 from heldout.runs.run import JobStatus, Run
 
 
-class Known(NamedTuple):
-    """What is known of a run."""
+class RunAnalysis(NamedTuple):
+    """The numbers of a run and what to know before trusting them."""
 
     summary: Summary
     findings: list[Finding]
+    """The most serious first."""
 
 
-def known_of(run: Run, *, training: str | None = None) -> Known:
-    """The run's numbers and findings, computed from its files. training: a dataset to look for held-out prompts in.
+def analyze(run: Run, *, training: str | None = None) -> RunAnalysis:
+    """Computes the run's numbers and findings from its files.
 
-    Raises RunError when no rollout has ended yet, or when files are missing or damaged.
+    training: a dataset that the policy was trained on; a finding names its prompts among the held-out ones. Raises RunError
+    when no rollout has ended yet or files are missing or damaged, DatasetError when the training dataset cannot be read.
     """
     if run.state.status is JobStatus.COMPLETED and training is None and run.rollouts_path.exists():
-        return _remembered(run.folder.absolute(), run.rollouts_path.stat().st_mtime_ns)
-    return _work_out(run, training)
+        return _cached(run.folder.absolute(), run.rollouts_path.stat().st_mtime_ns)
+    return _analyze(run, training)
 
 
 @lru_cache(maxsize=4)
-def _remembered(folder: Path, changed_at_ns: int) -> Known:  # noqa: ARG001  # other files, other results
-    return _work_out(Run.open(folder), None)
+def _cached(folder: Path, changed_at_ns: int) -> RunAnalysis:  # noqa: ARG001  # new files are a new key
+    return _analyze(Run.open(folder), None)
 
 
-def _work_out(run: Run, training: str | None) -> Known:
+def _analyze(run: Run, training: str | None) -> RunAnalysis:
     with open_tables(run) as folder:
         found = find(folder, run.document.hyperparameters, prompts=run.prompts_path, training=training)
-    return Known(summarize_run(run), found)
+    return RunAnalysis(summarize_run(run), found)

@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 import orjson
-import pyarrow.parquet as pq
 
-from heldout.datasets.prompts import PromptReader
-from heldout.errors import InputError, did_you_mean, shown
+from heldout.datasets.columns import check_columns, column_names, read_rows
 from heldout.metrics.catalog import MEAN_REWARD, SUCCESS_RATE
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.summary import summarize
-from heldout.report.rollout_rows import FloatArray, IntArray, RolloutRows
+from heldout.report.rollout_rows import FloatArray, RolloutRows
 
 _MOST_VALUES = 20
 """The most slices shown. The rarest values share the last one."""
@@ -43,11 +41,11 @@ class Slice:
 
 
 def columns_of(prompts: Path) -> list[str]:
-    """List the dataset's other columns in order of first appearance. prompts: the run's prompts.parquet."""
-    names: dict[str, None] = {}
-    for text in _column_texts(prompts)[1]:
-        names.update(dict.fromkeys(orjson.loads(text)))
-    return list(names)
+    """Returns the names of the columns except the prompt, in the order in which they first appear.
+
+    prompts: the run's prompts.parquet.
+    """
+    return column_names(read_rows(prompts)[1])
 
 
 def slices(prompts: Path, rows: RolloutRows, column: str, settings: MetricSettings) -> list[Slice]:
@@ -56,14 +54,8 @@ def slices(prompts: Path, rows: RolloutRows, column: str, settings: MetricSettin
     Every slice has its own interval. They are not corrected for multiple comparisons. Raises InputError when no prompt has
     the column, naming the nearest.
     """
-    indices, texts = _column_texts(prompts)
-    given = [orjson.loads(text) for text in texts]
-    if not any(column in row for row in given):
-        names = columns_of(prompts)
-        hint = did_you_mean(column, names) or (
-            f" There are: {', '.join(names)}." if names else " It has no other columns."
-        )
-        raise InputError(f"no column {shown(column)} in the dataset.{hint}")
+    indices, given = read_rows(prompts)
+    check_columns(given, [column])
     labels, order = _labels([row.get(column) for row in given])
     by_prompt = dict(zip(indices.tolist(), labels, strict=True))
     of_row = np.array([by_prompt.get(index, ABSENT) for index in rows.prompt_index.tolist()], dtype=object)
@@ -83,12 +75,6 @@ def _slice(label: str, rows: RolloutRows, mask: Any, settings: MetricSettings) -
         reward_interval=summary.intervals.get(MEAN_REWARD),
         note=summary.notes.get(SUCCESS_RATE) or summary.notes.get(MEAN_REWARD, ""),
     )
-
-
-def _column_texts(prompts: Path) -> tuple[IntArray, list[str]]:
-    PromptReader(prompts).close()  # raises one line about a missing or damaged file
-    table = pq.read_table(prompts, columns=["prompt_index", "columns"])
-    return table["prompt_index"].to_numpy(), [str(text) for text in table["columns"].to_pylist()]
 
 
 def _labels(values: list[object]) -> tuple[list[str], list[str]]:

@@ -1,6 +1,6 @@
-"""Rescoring: an independent scorer over the trajectories of a run, and how its score goes with the reward.
+"""Rescoring: scores the recorded trajectories of a run with an independent scorer and compares the scores with the rewards.
 
-No model is called. Beside the run's files it leaves
+No model is called. It adds two files to the run:
 
     scores-<scorer>.parquet   a row a rollout: reward, score, the scorer's metrics, its error
     agreement-<scorer>.json   confusion at the thresholds, rank correlation, the rollouts that disagree most first
@@ -10,7 +10,8 @@ import asyncio
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,42 +25,43 @@ from heldout.metrics.agreement import Agreement, agreement
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.summary import Summary, summarize
 from heldout.metrics.table import FloatArray, RolloutTable
-from heldout.rescoring.scorer import Score, Scorer
+from heldout.rescoring.scorer import Score, Scorer, ScorerFunction
 from heldout.rescoring.scores import Disagreement, Rescored, agreement_document
 from heldout.runs.recordings import RecordedTrajectory, Recordings, open_tables
 from heldout.runs.run import Run, write_whole
 from heldout.storage import open_atomic
 
 DEFAULT_CONCURRENCY = 16
-"""Async scorers at work at once: what a judge behind an ordinary API key is given."""
+"""Calls of an async scorer at once: what an ordinary API key allows a judge."""
 _NAMED_DISAGREEMENTS = 50
 _JSON = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY
 
 OnProgress = Callable[[int, int], None]
-"""Called with how many rollouts are scored, and how many there are to score."""
+"""Called with the number of rollouts scored so far and the number to score."""
 
 
 def rescore(
     run: Run,
-    scorer: str,
+    scorer: str | ScorerFunction,
     *,
     threshold: float | None = None,
     concurrency: int = DEFAULT_CONCURRENCY,
-    on_progress: OnProgress = lambda *_: None,
+    on_progress: OnProgress | None = None,
 ) -> Rescored:
-    """Scores every rollout of `run` that has a reward with `scorer` (`file.py:function`), and writes both files.
+    """Scores every rollout of `run` that has a reward, and writes both files.
 
-    threshold: a rollout is a success to the scorer when its score is at least this; by default the job's success threshold.
-    concurrency: calls of an async scorer at once; one that is not async is called one at a time.
-    Files of the same scorer from before are replaced, each whole or not at all. Raises ReferenceProblem when the scorer
-    cannot be loaded, RunError when the run holds no finished rollout, InputError for a concurrency below 1 or a threshold
-    that is no finite number.
+    scorer: a function, or `file.py:function`. It takes a RecordedTrajectory and returns a number, with metrics if it likes; see
+    `heldout.rescoring.scorer`. threshold: a rollout is a success to the scorer when its score is at least this; by default the
+    job's success threshold. concurrency: calls of an async scorer at once; a scorer that is not async is called one at a time.
+    Earlier files of the same scorer are replaced, each whole or not at all. Raises ReferenceProblem when the scorer cannot be
+    loaded, RunError when the run holds no finished rollout, InputError for a concurrency below 1 or a threshold that is not
+    finite.
     """
     if concurrency < 1:
         raise InputError(f"concurrency is {concurrency}; it must be an integer from 1 up")
     if threshold is not None and not math.isfinite(threshold):
         raise InputError(f"threshold is {threshold}; it must be a finite number: the score of a success")
-    loaded = Scorer.load(scorer)
+    loaded = Scorer.load(scorer) if isinstance(scorer, str) else Scorer.of(scorer)
     with open_tables(run) as tables:
         columns: Any = pq.read_table(tables / "rollouts.parquet", columns=_ROLLOUT_COLUMNS)
         scores = _Scores(columns.num_rows)
@@ -67,10 +69,24 @@ def rescore(
         try:
             limit = concurrency if loaded.is_async else 1
             total = columns.num_rows - columns["reward"].null_count
-            asyncio.run(_score_all(recordings, loaded, scores, limit, total, on_progress))
+            _run_to_its_end(_score_all(recordings, loaded, scores, limit, total, on_progress or _no_progress))
         finally:
             recordings.close()
     return _written(run, loaded.name, columns, scores, threshold)
+
+
+def _no_progress(_done: int, _total: int) -> None: ...
+
+
+def _run_to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Runs a coroutine; in a thread where an event loop runs already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(work)
+        return
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pool.submit(asyncio.run, work).result()
 
 
 _ROLLOUT_COLUMNS = ["prompt_index", "rollout_index", "trajectory_id", "reward", "turns"]
@@ -78,7 +94,7 @@ _ROLLOUT_COLUMNS = ["prompt_index", "rollout_index", "trajectory_id", "reward", 
 
 @dataclass(slots=True)
 class _Scores:
-    """Scores by the place of their rollout in rollouts.parquet: 8 bytes a rollout and metric."""
+    """Scores by the row of their rollout in rollouts.parquet: 8 bytes a rollout and metric."""
 
     num_rollouts: int
     values: "array[float]" = field(init=False)
@@ -187,7 +203,7 @@ def _compared(run: Run, name: str, columns: Any, scores: _Scores, threshold: flo
 
 
 def _summary(columns: Any, reward: FloatArray, score: FloatArray, settings: MetricSettings) -> Summary:
-    """The run's numbers with the score as if it were a metric of the agent's: its mean gets the interval that those get."""
+    """Summarizes the run with the score as an agent metric, so that its mean gets the same kind of interval."""
     rollouts = RolloutTable(
         prompt_index=columns["prompt_index"].to_numpy(),
         rollout_index=columns["rollout_index"].to_numpy().astype(np.int64),

@@ -1,13 +1,15 @@
-"""A user's scorer: found, run on one recorded trajectory at a time, and what it returns made into a score.
+"""Loads a user's scorer, calls it with one recorded trajectory at a time, and checks the score that it returns.
 
 A scorer is a function that takes a `RecordedTrajectory` and returns a number, `(number, {"name": number})` or
-`{"score": number, "metrics": {"name": number}}`; it may be async. What it raises is data.
+`{"score": number, "metrics": {"name": number}}`; it may be async. An exception in it is recorded as the
+trajectory's error.
 """
 
 import asyncio
 import inspect
 import math
 import numbers
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,33 +20,37 @@ from heldout.agents.worker.loading import LoadProblem, describe, load, set_path
 from heldout.errors import ReferenceProblem, shown
 from heldout.runs.recordings import RecordedTrajectory
 
+ScorerFunction = Callable[[RecordedTrajectory], Any]
+"""A scorer as a Python function, async or not."""
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What a scorer says of one trajectory."""
+    """A scorer's result for one trajectory."""
 
     value: float
     """NaN when there is an error."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
-    """Why there is no score: what the scorer raised, or what it returned that is no score."""
+    """Why there is no score: the exception in the scorer, or the value it returned that is no score; else None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """A scorer, loaded."""
+    """A scorer that is ready to be called."""
 
     name: str
-    """Of the file or module and the function, fit for a file's name: `judge-strict` for `judge.py:strict`."""
+    """File or module and function, fit for a file's name: `judge-strict` for `judge.py:strict`."""
     is_async: bool
-    _function: Callable[[RecordedTrajectory], Any]
+    _function: ScorerFunction
     _folder: Path
 
     @classmethod
     def load(cls, entry_point: str, *, working_directory: Path | None = None) -> Self:
         """Loads `file.py:function` or `package.module:function`, relative to the current folder by default.
 
-        Raises ReferenceProblem when there is no such file or function, when it cannot be imported, or called with one argument.
+        Raises ReferenceProblem when there is no such file or function, or when it cannot be imported or called with one
+        argument.
         """
         folder = working_directory or Path.cwd()
         check_entry_point(entry_point, working_directory=folder, role="scorer")
@@ -55,18 +61,23 @@ class Scorer:
         except LoadProblem as problem:
             raise ReferenceProblem(str(problem)) from problem
         function: Any = loaded.target
-        if not _takes_one(function):
-            raise ReferenceProblem(
-                f"scorer {entry_point!r} takes {inspect.signature(function)}; it is called with one argument, the trajectory"
-            )
-        is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
-            getattr(function, "__call__", None)  # noqa: B004 - an instance whose call is async
-        )
+        _check_signature(repr(entry_point), function)
         stem = Path(parsed.source).stem if parsed.is_file else parsed.source.rpartition(".")[2]
-        return cls(f"{stem}-{parsed.name}", is_async, function, loaded.folder)
+        return cls(f"{stem}-{parsed.name}", _is_async(function), function, loaded.folder)
+
+    @classmethod
+    def of(cls, function: ScorerFunction) -> Self:
+        """Takes a function of the calling program. Raises ReferenceProblem when it cannot be called with one argument."""
+        if not callable(function):
+            raise ReferenceProblem(f"scorer {shown(function)} is no function; give one, or 'file.py:function'")
+        name: str = getattr(function, "__qualname__", type(function).__qualname__)
+        _check_signature(repr(name), function)
+        module: str = getattr(function, "__module__", type(function).__module__) or "scorer"
+        named = re.sub(r"[^A-Za-z0-9_.-]+", "", f"{module.rpartition('.')[2].strip('_')}-{name.rpartition('.')[2]}")
+        return cls(named, _is_async(function), function, Path.cwd())
 
     async def score(self, trajectory: RecordedTrajectory) -> Score:
-        """What the scorer says. A function that is not async runs in a thread, so that the loop stays free."""
+        """Scores one trajectory. A function that is not async runs in a thread, so that the event loop stays free."""
         try:
             if self.is_async:
                 given = await self._function(trajectory)
@@ -79,19 +90,31 @@ class Scorer:
         return parsed_score(given)
 
 
+def _check_signature(name: str, function: Callable[..., Any]) -> None:
+    if not _takes_one(function):
+        raise ReferenceProblem(
+            f"scorer {name} takes {inspect.signature(function)}; it is called with one argument, the trajectory"
+        )
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    call = getattr(function, "__call__", None)  # noqa: B004 - an instance whose call is async
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+
+
 def _takes_one(function: Callable[..., Any]) -> bool:
-    """Whether it can be called with one argument, as far as can be seen."""
+    """Whether the function can be called with one argument; True where its signature is unknown."""
     try:
         inspect.signature(function).bind(None)
     except TypeError:
         return False
-    except ValueError:  # nothing is known of it: it is written in C
+    except ValueError:  # a function written in C may have no signature
         return True
     return True
 
 
 def parsed_score(given: object) -> Score:
-    """What a scorer returned as a Score; one with an error when it is not a score."""
+    """Converts what a scorer returned; the Score has an error when the value is no finite number."""
     value, metrics = _parts(given)
     number = _finite(value)
     if number is None:
@@ -115,7 +138,7 @@ def _parts(given: object) -> tuple[object, Mapping[str, object]]:
 
 
 def _finite(value: object) -> float | None:
-    """Any kind of number, numpy's too, as a float; None for what is not a finite one."""
+    """Converts a number of any kind, numpy's included; None when it is not finite or no number."""
     if not isinstance(value, numbers.Real) and not hasattr(value, "__float__"):
         return None
     try:

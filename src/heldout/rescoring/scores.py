@@ -1,4 +1,4 @@
-"""What a rescoring came to, as data, and as the JSON that is kept of it."""
+"""The result of a rescoring, and its JSON."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,36 +22,40 @@ class Disagreement:
 
 @dataclass(frozen=True, slots=True)
 class Rescored:
-    """What a rescoring came to."""
+    """The result of scoring a run's recorded trajectories again."""
 
     scorer: str
+    """The scorer's name, as in the names of its files."""
     scores_path: Path
     agreement_path: Path
     scored: int
     """Rollouts with a score."""
     errors: dict[str, int]
-    """What the scorer raised or returned instead of a score, the commonest first, with how often."""
+    """How often the scorer failed, by error, the commonest first."""
     skipped: int
-    """Rollouts that failed: they have no reward, so they were not scored."""
+    """Rollouts that failed. They have no reward, so the scorer is not called for them."""
     score_mean: float | None
     """None when nothing was scored."""
     score_interval: tuple[float, float] | None
     reward_threshold: float
+    """A rollout is a success to the job when its reward is at least this."""
     score_threshold: float
+    """A rollout is a success to the scorer when its score is at least this."""
     agreement: Agreement | None
     """None when nothing was scored."""
     disagreements: tuple[Disagreement, ...]
-    """Those that disagree most first; at most 50."""
+    """The largest disagreement first; at most 50."""
     confidence: float
+    """Of `score_interval` and of the interval of the rank correlation, such as 0.95."""
 
     @property
     def failed(self) -> int:
-        """Rollouts that the scorer gave no score."""
+        """Rollouts for which the scorer returned no score."""
         return sum(self.errors.values())
 
 
 def agreement_document(rescored: Rescored) -> dict[str, Any]:
-    """What `agreement-<scorer>.json` holds; numbers that cannot be had are null."""
+    """Returns the content of `agreement-<scorer>.json`; an unknown number is null."""
     compared = rescored.agreement
     confusion = None if compared is None else compared.confusion
     return {

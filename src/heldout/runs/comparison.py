@@ -1,33 +1,49 @@
-"""Two runs compared, from their files; and the comparison as `comparison.json` holds it."""
+"""Compares and ranks runs from their files; writes a comparison as `comparison.json` holds it."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from heldout.datasets.prompts import PromptReader
+from heldout.errors import MetricError
+from heldout.metrics.catalog import SUCCESS_RATE
 from heldout.metrics.comparison import Comparison, MetricComparison, Side, compare
+from heldout.metrics.ranking import Ranking, rank
 from heldout.runs.results import read_run_tables
 from heldout.runs.run import JobStatus, Run
 
 _MOVES = 20
-"""Prompts named in the document: those that moved most. The runs' tables have them all."""
+"""How many of the prompts that moved most the document names. The runs' tables hold all of them."""
 _PROMPT_CHARACTERS = 200
 
 
 def compare_runs(base: Run, fine_tuned: Run, *, margin: float | None = None) -> Comparison:
-    """Compares two runs on the prompts they share, under the settings of the fine-tuned one's job.
+    """Compares two runs on the prompts they share, under the settings of the fine-tuned run's job.
 
-    margin: the largest difference that does not matter. Raises MetricError when no prompt is shared.
+    margin: the largest difference that does not matter. Raises MetricError when they share no prompt, RunError when a run
+    holds no finished rollout.
     """
     sides = side_of(base), side_of(fine_tuned)
-    if sides[0].name == sides[1].name:  # as the base models' runs of two evaluations: told apart by their evaluations
-        sides = _placed(sides[0], base), _placed(sides[1], fine_tuned)
+    if sides[0].name == sides[1].name:  # such as two evaluations of one base model: their names distinguish the runs
+        sides = _with_evaluation(sides[0], base), _with_evaluation(sides[1], fine_tuned)
     return compare(*sides, fine_tuned.metric_settings, margin=margin)
 
 
+def rank_runs(runs: Sequence[Run], *, metric: str = SUCCESS_RATE) -> Ranking:
+    """Ranks runs by a metric on the prompts that all share, under the settings of the last run's job.
+
+    Each run is named by its location. Raises MetricError for fewer than two runs, a run given twice, no shared prompt, or a
+    metric that a run lacks; RunError when a run holds no finished rollout.
+    """
+    if len(runs) < 2:
+        raise MetricError(f"a ranking needs at least two runs; got {len(runs)}")
+    sides = [replace(side_of(run), name=run.location) for run in runs]
+    return rank(sides, runs[-1].metric_settings, metric=metric)
+
+
 def side_of(run: Run) -> Side:
-    """One run of a comparison; its prompts are told apart by their text."""
+    """Returns a run as one side of a comparison. Prompts with the same text are the same prompt."""
     tables = read_run_tables(run)
     return Side(
         name=run.state.run_name,
@@ -38,12 +54,12 @@ def side_of(run: Run) -> Side:
     )
 
 
-def _placed(side: Side, run: Run) -> Side:
+def _with_evaluation(side: Side, run: Run) -> Side:
     return replace(side, name=f"{run.state.name}/{side.name}")
 
 
 def comparison_document(comparison: Comparison, prompts: Mapping[str, str]) -> dict[str, Any]:
-    """What `comparison.json` holds. prompts: text by key, see `prompt_texts`."""
+    """Returns the content of `comparison.json`. prompts: text by key, see `prompt_texts`."""
     return {
         "verdict": comparison.verdict,
         "primary": comparison.primary,
@@ -73,7 +89,7 @@ def comparison_document(comparison: Comparison, prompts: Mapping[str, str]) -> d
 
 
 def prompt_texts(comparison: Comparison, run: Run) -> dict[str, str]:
-    """Text by key of the prompts that moved most."""
+    """Returns the text, by key, of the prompts that moved most."""
     wanted = {move.key for move in comparison.moves[:_MOVES]}
     return {key: text for _, text in _prompts(run) if (key := _key(text)) in wanted}
 

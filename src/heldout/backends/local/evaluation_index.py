@@ -1,7 +1,7 @@
-"""Which evaluations were started on this machine: one line each in a file of the user's, appended to and never changed.
+"""The index of evaluations started on this machine: one line each in the user's state folder, only ever appended.
 
-Only an index: what an evaluation is and how far it has come is in its folder. A line that cannot be read, or whose
-evaluation is gone, is passed over.
+It holds ARN and location; an evaluation's state is in its folder. A line that cannot be read, or whose evaluation is gone, is
+skipped.
 """
 
 import json
@@ -9,13 +9,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from heldout.backends.registry_file import read_registry
 from heldout.errors import HeldoutError, ReferenceProblem, RunError, did_you_mean
 from heldout.pipeline.evaluation import Evaluation
 from heldout.runs.remote_mirror import state_folder
+from heldout.storage.storage import expanded
 
 
 def remember(evaluation: Evaluation) -> None:
-    """Adds an evaluation to those known."""
+    """Adds an evaluation to the index."""
     line = json.dumps({"arn": evaluation.state.arn, "location": _absolute(evaluation.location)}) + "\n"
     path = _index()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +30,7 @@ def remember(evaluation: Evaluation) -> None:
 
 
 def known_evaluations() -> Iterator[Evaluation]:
-    """Those that are still there, the last started first."""
+    """Yields the evaluations that still exist, the last started first."""
     for location in reversed(list(_locations().values())):
         try:
             yield Evaluation.open(location)
@@ -41,8 +43,20 @@ def is_known(arn: str) -> bool:
     return arn in _locations()
 
 
+def locate(place: str | os.PathLike[str]) -> str:
+    """Returns where a place lies: for an ARN of this machine the evaluation's folder or URI, for an `s3://` URI the folder that
+    the registry file maps its bucket to. Any other place is returned as it is, `~` expanded.
+
+    Raises ReferenceProblem when HELDOUT_REGISTRY names no registry, RunError when the evaluation of the ARN is gone.
+    """
+    given = os.fspath(place)
+    if is_known(given):
+        return find_evaluation(given).location
+    return read_registry().location(expanded(given))
+
+
 def find_evaluation(arn_or_path: str | Path) -> Evaluation:
-    """The evaluation with this execution ARN, or at this path or `s3://` URI.
+    """Opens the evaluation with this execution ARN, or at this path or `s3://` URI.
 
     Raises ReferenceProblem for an ARN that was not started on this machine, RunError when there is no evaluation, or no more.
     """
@@ -65,7 +79,7 @@ def find_evaluation(arn_or_path: str | Path) -> Evaluation:
 
 
 def _locations() -> dict[str, str]:
-    """Location by ARN, in the order in which they were started."""
+    """Returns locations by ARN, in the order in which the evaluations were started."""
     found: dict[str, str] = {}
     path = _index()
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():

@@ -1,0 +1,159 @@
+"""Judges runs: compares and ranks them, checks conditions, plans the next evaluation, scores trajectories again."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from heldout.backends.local.evaluation_index import locate
+from heldout.errors import InputError
+from heldout.execution import Execution
+from heldout.metrics.catalog import SUCCESS_RATE
+from heldout.metrics.gates import GateResult, check_no_regression, check_requirement, parse_requirement
+from heldout.rescoring import rescoring
+from heldout.rescoring.rescoring import DEFAULT_CONCURRENCY, OnProgress
+from heldout.rescoring.scorer import ScorerFunction
+from heldout.results.loading import EvaluationResults, Place, RunResults, load, load_run
+from heldout.results.records import ComparisonResult, GateReport, PlanResult, RankingResult, RescoringResult, compared
+from heldout.runs.comparison import compare_runs, rank_runs
+from heldout.runs.planning import plan_from_pilots, plan_from_rates
+from heldout.runs.run import Run, runs_below
+from heldout.storage import is_remote
+
+_PLACE = (str, os.PathLike, RunResults, EvaluationResults, Execution)
+
+
+def compare(base: Place, fine_tuned: Place | None = None, *, margin: float | None = None) -> ComparisonResult:
+    """Compares two runs on the prompts they share: is the second better, by how much, and how sure is that?
+
+    base: a run; without `fine_tuned`, an evaluation or a folder that holds two runs. margin: the largest difference that does
+    not matter; the verdict then also says whether the runs are equivalent. Raises MetricError when the runs share no prompt,
+    RunError when a run holds no finished rollout. Method: docs/statistics.md.
+    """
+    first, second = _pair(base) if fine_tuned is None else (load_run(base).run, load_run(fine_tuned).run)
+    return compared(first, second, margin=margin)
+
+
+def rank(runs: Sequence[Place], *, metric: str = SUCCESS_RATE) -> RankingResult:
+    """Ranks runs by a metric on the prompts that all of them share; p-values are corrected by Holm's method.
+
+    Each run is named by its location. Raises MetricError for fewer than two runs, a run given twice, no shared prompt, or a
+    metric that a run lacks.
+    """
+    return RankingResult.of(rank_runs([load_run(run).run for run in runs], metric=metric))
+
+
+def gate(
+    run: Place,
+    *requirements: str,
+    no_regression_against: Place | None = None,
+    margin: float | None = None,
+    metric: str | None = None,
+) -> GateReport:
+    """Checks conditions on a run. The report is true when all of them hold; a partial run fails.
+
+    requirements: such as `"pass_at_1 >= 0.6"`, or `"lower(pass_at_1) >= 0.5"` for the low end of the interval.
+    no_regression_against: a run that this one must be shown not to be worse than. margin: the largest loss that does not matter,
+    by default 0. metric: what must not be lost, by default the success rate. Raises InputError without a condition, MetricError
+    for one that cannot be read or names an unknown metric.
+    """
+    if not requirements and no_regression_against is None:
+        raise InputError(
+            "a gate needs a condition: --require 'lower(pass_at_1) >= 0.5' or --no-regression-against RUN; in Python "
+            "gate(run, 'lower(pass_at_1) >= 0.5') or no_regression_against=run"
+        )
+    if no_regression_against is None and not (margin is None and metric is None):
+        raise InputError(
+            "--margin and --metric need --no-regression-against RUN (in Python no_regression_against); give it, or leave them out"
+        )
+    parsed = [parse_requirement(text) for text in requirements]
+    opened = load_run(run)
+    conditions = [check_requirement(requirement, opened.summary) for requirement in parsed]
+    if no_regression_against is not None:
+        reference = load_run(no_regression_against)
+        conditions.append(check_no_regression(compare_runs(reference.run, opened.run), margin or 0.0, metric))
+    if opened.is_partial:
+        missing = opened.summary.missing
+        left = f"{missing} rollouts have not been played" if missing else "it has not ended"
+        conditions.append(GateResult("the run is complete", False, f"the run is partial: {left}"))
+    return GateReport(opened.evaluation_name, tuple(conditions))
+
+
+def plan(
+    difference: float,
+    *,
+    pilot: Place | Sequence[Place] = (),
+    rate: float | None = None,
+    correlation: float = 0.3,
+    likeness: float = 0.5,
+    power: float = 0.8,
+    max_prompts: int | None = None,
+    of_reward: bool = False,
+) -> PlanResult:
+    """Plans how many prompts and rollouts an evaluation needs to show a true difference.
+
+    pilot: a finished run to estimate the spread from; two runs of the same prompts are paired. rate: without a pilot, the
+    success rate to assume. correlation: without a pilot, that of rollouts of one prompt, from 0 to 1. likeness: how alike the
+    two policies find prompts hard, from -1 to 1; two pilots show it themselves. power: the chance of showing the difference.
+    max_prompts: how many prompts there are. of_reward: plan for the mean reward instead of the success rate.
+    Raises InputError without pilot and rate or with both, MetricError for values out of range. Method: docs/statistics.md.
+    """
+    pilots = [pilot] if isinstance(pilot, _PLACE) else list(pilot)
+    if not pilots:
+        if rate is None or of_reward:
+            raise InputError(
+                "a plan needs --pilot RUN, or an assumed success rate: --rate 0.4 (and --correlation 0.3); in Python "
+                "pilot=run or rate=0.4"
+            )
+        return PlanResult.of(
+            plan_from_rates(
+                difference, rate, correlation=correlation, likeness=likeness, power=power, max_prompts=max_prompts
+            )
+        )
+    if rate is not None:
+        raise InputError("--rate is assumed only without a pilot; leave out one of --rate and --pilot")
+    runs = [load_run(one).run for one in pilots]
+    return PlanResult.of(
+        plan_from_pilots(difference, runs, likeness=likeness, power=power, max_prompts=max_prompts, of_reward=of_reward)
+    )
+
+
+def rescore(
+    run: Place,
+    scorer: str | ScorerFunction,
+    *,
+    threshold: float | None = None,
+    concurrency: int = DEFAULT_CONCURRENCY,
+    on_progress: OnProgress | None = None,
+) -> RescoringResult:
+    """Scores a run's recorded trajectories with an independent scorer, and compares the scores with the rewards.
+
+    scorer: a function, async or not, or `"file.py:function"`. It takes a `RecordedTrajectory` and returns a number,
+    `(number, {"name": number})` or `{"score": number, "metrics": {...}}`. threshold: the score of a success; by default the job's
+    success threshold. concurrency: calls of an async scorer at once. on_progress: called with the number of rollouts scored and
+    the number to score. Writes `scores-<scorer>.parquet` and `agreement-<scorer>.json` into the run's folder.
+    Raises ReferenceProblem when the scorer cannot be loaded, RunError when the run holds no finished rollout.
+    """
+    rescored = rescoring.rescore(
+        load_run(run).run, scorer, threshold=threshold, concurrency=concurrency, on_progress=on_progress
+    )
+    return RescoringResult.of(rescored)
+
+
+def _pair(place: Place) -> tuple[Run, Run]:
+    """Returns the two runs of an evaluation, or of a folder that holds two runs."""
+    if (
+        isinstance(place, str | os.PathLike)
+        and not is_remote(location := locate(place))
+        and not location.startswith("arn:")
+    ):
+        runs = [Run.open(folder) for folder in runs_below(Path(location))]
+    else:
+        found = load(place)
+        runs = [run.run for run in found.runs.values()] if isinstance(found, EvaluationResults) else [found.run]
+    if len(runs) != 2:
+        raise InputError(f"{_shown(place)} holds {len(runs)} runs; give two runs, or an evaluation that compared two")
+    return runs[0], runs[1]
+
+
+def _shown(place: Place) -> str:
+    return repr(os.fspath(place)) if isinstance(place, str | os.PathLike) else repr(place)
