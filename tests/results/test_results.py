@@ -11,10 +11,12 @@ import pytest
 import typer
 
 import heldout
+from heldout.backends.local.evaluation_index import remember
 from heldout.cli import judge, show
 from heldout.errors import InputError, MetricError, ReferenceProblem, RunError
 from heldout.runs.recordings import RecordedTrajectory
 from heldout.runs.run import Run
+from tests.support.evaluations import finished_evaluation
 from tests.support.report_runs import Play, written_run
 
 # Twenty prompts of four rollouts: the better policy wins two more of each.
@@ -234,6 +236,36 @@ def test_a_run_is_rescored_by_a_function_of_the_program(played: heldout.RunResul
 
 async def test_a_run_is_rescored_where_an_event_loop_runs_already(played: heldout.RunResults) -> None:
     assert heldout.rescore(played, slow_judge).score_mean == pytest.approx(2 / 3)
+
+
+def test_an_evaluation_gives_its_runs_and_their_comparison(tmp_path: Path, printed_json: Callable[..., Any]) -> None:
+    folder = tmp_path / "test"
+    base = _run(folder / "base-model-eval", WORSE)
+    tuned = _run(folder / "fine-tuned-model-eval", BETTER, run_name="fine-tuned-model-eval")
+    place = finished_evaluation(folder, base, tuned).location
+    found = heldout.load(place)
+    assert isinstance(found, heldout.EvaluationResults)
+    assert (found.status, list(found.runs)) == ("Succeeded", ["base-model-eval", "fine-tuned-model-eval"])
+    assert found.comparison is not None
+    assert found.comparison.metrics["eval/reward/pass_at_1"].difference == pytest.approx(0.5)
+    assert found.metrics["base-model-eval"] == found.runs["base-model-eval"].metrics
+    frame = found.rollouts("polars", columns=["prompt"])
+    assert frame.group_by("run").len()["len"].to_list() == [80, 80]
+    assert printed_json("show", place) == _json(found.to_dict())
+    assert printed_json("compare", place) == _json(heldout.compare(found).to_dict())
+    assert "evaluation " in str(found)
+    with pytest.raises(RunError, match=r"has 2 runs; name one: .*base-model-eval or .*fine-tuned-model-eval"):
+        heldout.load_run(place)
+
+
+def test_an_evaluation_is_found_by_its_arn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    folder = tmp_path / "test"
+    base = _run(folder / "base-model-eval", WORSE)
+    tuned = _run(folder / "fine-tuned-model-eval", BETTER, run_name="fine-tuned-model-eval")
+    evaluation = finished_evaluation(folder, base, tuned)
+    remember(evaluation)
+    assert heldout.load(evaluation.state.arn).location == str(folder)
 
 
 def test_a_place_that_holds_nothing_is_named(tmp_path: Path, better: str) -> None:
