@@ -46,12 +46,17 @@ def output_console() -> Console:
     return console if console.is_terminal else plain_console(width=TEXT_WIDTH)
 
 
+def print_shown(shown: RenderableType) -> None:
+    """Prints a table or text on standard output."""
+    output_console().print(shown)
+
+
 def print_result(result: Result, *, as_json: bool) -> None:
     """Prints a result on standard output: its table, or its JSON."""
     if as_json:
         print_json(result.to_dict())
     else:
-        output_console().print(result)
+        print_shown(result)
 
 
 def print_json(value: object) -> None:
