@@ -31,13 +31,14 @@ class Measure:
     turns_per_rollout: int
     wall_seconds: float
     calls_per_second: float
-    playing_peak_mib: float
-    """Most memory the engine had resident before it began to write the results."""
-    peak_mib: float
-    """The same over its whole life."""
+    playing_peak_mib: float | None
+    """Peak resident memory of the engine until it writes the results; None if it was never sampled while playing."""
+    peak_mib: float | None
+    """Peak resident memory of the engine over its whole life; None if it was never sampled."""
     largest_other_peak_mib: float
-    """Of the largest process beside the engine: the one that writes the results."""
-    journal_bytes_per_turn: float
+    """Peak of the largest other process, the one that writes the results."""
+    journal_bytes_per_turn: float | None
+    """None if the journal was never sampled."""
     parquet_bytes_per_turn: float
     show_seconds: float
     show_cpu_seconds: float
@@ -45,22 +46,23 @@ class Measure:
 
 
 class _Watch:
-    """Follows a run from outside: what the engine's memory is while it plays, and how large its journal became."""
+    """Samples a run from outside: the engine's memory while it plays, and the size of its journal."""
 
     def __init__(self, run: Path) -> None:
         self._run = run
-        self.playing_peak_mib = 0.0
-        self.journal_bytes = 0
+        self.playing_peak_mib: float | None = None
+        self.journal_bytes: int | None = None
 
     def __call__(self, pid: int) -> None:
         try:
             status = json.loads((self._run / "job.json").read_bytes())["secondary_status"]
             size = sum(path.stat().st_size for path in (self._run / "journal").iterdir())
         except OSError:
-            return  # not there yet, or already taken away
-        self.journal_bytes = max(self.journal_bytes, size)
-        if status == "Evaluating":
-            self.playing_peak_mib = max(self.playing_peak_mib, memory_mib(pid, "VmRSS") or 0.0)
+            return  # not yet created, or already removed
+        self.journal_bytes = max(self.journal_bytes or 0, size)
+        resident = memory_mib(pid, "VmRSS")
+        if status == "Evaluating" and resident is not None:
+            self.playing_peak_mib = max(self.playing_peak_mib or 0.0, resident)
 
 
 def measure(server: Server, rollouts: int, turns: int) -> Measure:
@@ -86,9 +88,9 @@ def measure(server: Server, rollouts: int, turns: int) -> Measure:
         wall_seconds=usage.wall_seconds,
         calls_per_second=calls / usage.wall_seconds,
         playing_peak_mib=watch.playing_peak_mib,
-        peak_mib=usage.main_peak_mib,
+        peak_mib=usage.main_peak_mib or None,
         largest_other_peak_mib=usage.largest_peak_mib,
-        journal_bytes_per_turn=watch.journal_bytes / calls,
+        journal_bytes_per_turn=None if watch.journal_bytes is None else watch.journal_bytes / calls,
         parquet_bytes_per_turn=parquet_bytes / calls,
         show_seconds=show.wall_seconds,
         show_cpu_seconds=show.cpu_seconds,
@@ -107,31 +109,37 @@ def _is_right(run: Path, size: Size, calls: int) -> bool:
 
 
 def verdicts(by_rollouts: Sequence[Measure], by_turns: Sequence[Measure]) -> list[dict[str, object]]:
-    """The targets; growth is what the largest has over the smallest."""
+    """The targets. Growth is the ratio of the largest evaluation to the smallest."""
     least, most = by_rollouts[0], by_rollouts[-1]
     short, long = by_turns[0], by_turns[-1]
+    turns = f"{long.turns_per_rollout} turns over {short.turns_per_rollout}"
     return [
-        verdict(f"engine's peak MiB at {most.rollouts} rollouts", most.peak_mib, 250.0, at_most=True),
-        verdict(
+        *_target(f"engine's peak MiB at {most.rollouts} rollouts", most.peak_mib, 250.0),
+        *_target(
             "engine's peak while playing, largest over smallest",
-            most.playing_peak_mib / least.playing_peak_mib,
+            _ratio(most.playing_peak_mib, least.playing_peak_mib),
             1.1,
-            at_most=True,
         ),
-        verdict("engine's peak, largest over smallest", most.peak_mib / least.peak_mib, 1.1, at_most=True),
-        verdict(
-            f"journal bytes per turn, {long.turns_per_rollout} turns over {short.turns_per_rollout}",
-            long.journal_bytes_per_turn / short.journal_bytes_per_turn,
-            1.0,
-            at_most=True,
+        *_target("engine's peak, largest over smallest", _ratio(most.peak_mib, least.peak_mib), 1.1),
+        *_target(
+            f"journal bytes per turn, {turns}", _ratio(long.journal_bytes_per_turn, short.journal_bytes_per_turn), 1.0
         ),
-        verdict(
-            f"Parquet bytes per turn, {long.turns_per_rollout} turns over {short.turns_per_rollout}",
-            long.parquet_bytes_per_turn / short.parquet_bytes_per_turn,
-            1.0,
-            at_most=True,
+        *_target(
+            f"Parquet bytes per turn, {turns}", _ratio(long.parquet_bytes_per_turn, short.parquet_bytes_per_turn), 1.0
         ),
     ]
+
+
+def _ratio(largest: float | None, smallest: float | None) -> float | None:
+    return None if largest is None or not smallest else largest / smallest
+
+
+def _target(name: str, value: float | None, bound: float) -> list[dict[str, object]]:
+    """The verdict on a value; none if an evaluation ended before it was sampled."""
+    if value is None:
+        print(f"UNKNOWN {name}: an evaluation ended before it was sampled; use a larger one")
+        return []
+    return [verdict(name, value, bound, at_most=True)]
 
 
 def main() -> None:
@@ -154,12 +162,16 @@ def main() -> None:
 def _printed(one: Measure) -> Measure:
     print(
         f"{one.rollouts:6} rollouts of {one.turns_per_rollout:3} turns: {one.wall_seconds:7.1f} s, engine"
-        f" {one.playing_peak_mib:.0f} MiB playing and {one.peak_mib:.0f} MiB at most, journal"
-        f" {one.journal_bytes_per_turn:.0f} and Parquet {one.parquet_bytes_per_turn:.0f} bytes a turn, show"
+        f" {_shown(one.playing_peak_mib)} MiB playing and {_shown(one.peak_mib)} MiB at most, journal"
+        f" {_shown(one.journal_bytes_per_turn)} and Parquet {one.parquet_bytes_per_turn:.0f} bytes a turn, show"
         f" {one.show_seconds:.1f} s ({one.show_cpu_seconds:.1f} s of CPU, {one.show_peak_mib:.0f} MiB)",
         flush=True,
     )
     return one
+
+
+def _shown(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.0f}"
 
 
 if __name__ == "__main__":

@@ -253,7 +253,7 @@ async def test_a_machine_that_was_cut_off_writes_no_more_once_another_has_taken_
     b = await _playing("b")  # nothing is heard of a meanwhile
     await b.finish_rollouts(1)
     monkeypatch.setattr("heldout.runs.remote_mirror._SEAL_EVERY_SECONDS", 0.0)
-    with pytest.raises(JobFailed, match=r"was taken up by machine '.*' meanwhile"):
+    with pytest.raises(JobFailed, match=r"was taken over by machine '.*' after this machine's renewals failed"):
         await a.mirror.keep_up(a.journal)
     with pytest.raises(JobFailed):
         await a.mirror.finish()
@@ -266,7 +266,7 @@ async def test_a_machine_that_was_cut_off_writes_no_more_once_another_has_taken_
     await again.stop()
 
 
-def test_of_two_machines_that_begin_at_the_same_moment_one_has_the_run(
+def test_of_two_machines_that_claim_a_run_at_the_same_time_one_gets_it(
     service: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = Storage.at(LOCATION)
@@ -276,7 +276,7 @@ def test_of_two_machines_that_begin_at_the_same_moment_one_has_the_run(
     read_version, blind = Storage.read_version, iter([None])
     with monkeypatch.context() as late:
         late.setattr(Storage, "read_version", lambda self, name: next(blind, read_version(self, name)))
-        with pytest.raises(RunError, match="at the same moment"):
+        with pytest.raises(RunError, match="at the same time"):
             Claim.take(storage, before=None, note=pytest.fail)
     first.check()
     first.release()

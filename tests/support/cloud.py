@@ -1,4 +1,4 @@
-"""An account in AWS for tests: a server of its protocols with two models, and evaluators of Heldout that run there."""
+"""An AWS account for tests: a live service with two models, and evaluators that use it."""
 
 import functools
 import json
@@ -20,31 +20,34 @@ from tests.support.service_registry import MODEL, RUNTIME, registry_of, registry
 
 AGENT = f"{AGENTS / 'agreeing.py'}:play"
 OUTPUT = "s3://my-bucket/out"
+HELD = "arn:aws:lambda:us-west-2:123456789012:function:held"
+"""A function that plays a prompt until the file that the prompt names exists."""
+HELD_ENTRY = f'[agents."{HELD}"]\nagent = "{AGENTS / "agreeing.py"}:until_released"\n'
 DEADLINE_SECONDS = 180.0
 BUCKETS = '[buckets."my-bucket"]\nfolder = "bucket"\n'
 
 
 class Cloud(NamedTuple):
-    """A server with two models, the base's saying "no" and the tuned one's "yes"."""
+    """A server with two models: the base model replies "no", the tuned model "yes"."""
 
     url: str
     folder: Path
     buckets: str
-    """A registry that maps nothing but the bucket."""
+    """Path of a registry file that maps only the bucket."""
     everything: str
-    """The server's registry, for an evaluation on this machine."""
+    """Path of the server's registry file, for an evaluation on this machine."""
 
 
 @contextmanager
 def cloud_in(folder: Path) -> Iterator[Cloud]:
-    """The server, with its files in this folder; while inside, what asks AWS asks it."""
+    """Runs the server with its files in `folder`. In the block, AWS clients connect to it."""
     write_prompts(folder / "bucket" / "prompts.jsonl", range(8))
     (folder / "buckets.toml").write_text(BUCKETS)
     with (
         pytest.MonkeyPatch.context() as patch,
         model_server(folder, "no", "base") as base,
         model_server(folder, "yes", "tuned") as tuned,
-        served(folder / "server", registry_of(folder, base, tuned, AGENT)) as server,
+        served(folder / "server", registry_of(folder, base, tuned, AGENT, HELD_ENTRY)) as server,
     ):
         forget_aws(patch)
         patch.setenv("XDG_STATE_HOME", str(folder / "state"))
@@ -59,21 +62,21 @@ def cloud_in(folder: Path) -> Iterator[Cloud]:
 
 @contextmanager
 def between_sagemaker_and(cloud: Cloud) -> Iterator[Middle]:
-    """What stands between SageMaker's client and the server, while inside."""
+    """Puts an intercepting proxy between SageMaker clients and the server in the block."""
     with pytest.MonkeyPatch.context() as patch, middle(cloud.url) as made:
         patch.setenv("AWS_ENDPOINT_URL_SAGEMAKER", made.url)
         yield made
 
 
 def write_prompts(path: Path, prompts: Iterable[object]) -> None:
-    """A dataset of these prompts, as text."""
+    """Writes a dataset of these prompts."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps({"prompt": str(prompt)}) + "\n" for prompt in prompts))
 
 
 @functools.lru_cache(maxsize=1)
 def session() -> boto3.Session:
-    """One for all: the models of the services are read once."""
+    """One shared session, so that botocore reads each service's model once."""
     return boto3.Session()
 
 
@@ -95,6 +98,6 @@ def wait(execution: Execution) -> None:
 
 
 def documents(definition: str) -> dict[str, dict[str, Any]]:
-    """The job documents of a pipeline definition, by step."""
+    """The job documents of a pipeline definition by step name."""
     steps = [step for step in json.loads(definition)["Steps"] if step["Type"] == "Job"]
     return {step["Name"]: json.loads(step["Arguments"]["JobConfigDocument"]) for step in steps}

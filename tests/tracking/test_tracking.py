@@ -16,8 +16,7 @@ import pytest
 from heldout.errors import InputError, MissingExtra, ReferenceProblem, RunError, StorageError
 from heldout.runs.comparison import compare_runs, comparison_document, prompt_texts
 from heldout.runs.run import BASE_RUN, FINE_TUNED_RUN, JobStatus, Run
-from heldout.tracking.checks import check_store
-from heldout.tracking.connection import run_link, ui_command
+from heldout.tracking.connection import check_store, run_link, ui_command
 from heldout.tracking.run_logging import LoggedRun, log_comparison, log_run, run_url
 from tests.support.jobs import played, rows
 

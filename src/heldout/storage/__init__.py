@@ -1,4 +1,4 @@
-"""One door to files: local paths and `s3://`."""
+"""Access to files on local paths and in `s3://`."""
 
 from heldout.storage.base import FileInfo, Files, Versioned
 from heldout.storage.local import discard_partial_files, open_atomic, why_not_writable

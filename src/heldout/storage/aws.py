@@ -1,4 +1,4 @@
-"""Region, endpoint and credentials for S3, found where the AWS tools look for them."""
+"""Region, endpoint and credentials for S3, from the places where AWS tools look for them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,36 +12,36 @@ if TYPE_CHECKING:
     import botocore.session
     from obstore.store import S3Credential
 
-# botocore renews what expires; asking it again this often is cheap and never too late.
+# botocore renews expiring credentials; a query this often is cheap and never too late.
 _CREDENTIALS_KEPT = timedelta(minutes=5)
 _DEFAULT_REGION = "us-east-1"
 
 
 @dataclass(frozen=True, slots=True)
 class AwsSettings:
-    """How to reach S3."""
+    """Settings of an S3 client."""
 
     region: str
     endpoint: str | None
-    """URL of an S3-compatible service; None for Amazon's own."""
+    """URL of an S3-compatible service; None for Amazon S3."""
     credentials: "Callable[[], S3Credential]"
     origin: str
-    """Where the credentials came from, for error lines."""
+    """Source of the credentials, for error messages."""
 
 
 def aws_settings(location: str, environ: Mapping[str, str]) -> AwsSettings:
-    """The settings to reach `location` with.
+    """Finds the settings for `location`.
 
-    Looked at: `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_DEFAULT_REGION`, `AWS_ACCESS_KEY_ID` with
-    `AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN`; then everything botocore looks at (`AWS_PROFILE`, the shared
-    configuration and credentials files, single sign-on, container and instance roles). Without a region: us-east-1.
-    Raises ReferenceProblem when there are no credentials.
+    Reads `AWS_ENDPOINT_URL_S3`, `AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_DEFAULT_REGION`, and `AWS_ACCESS_KEY_ID` with
+    `AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN`; then botocore's sources (`AWS_PROFILE`, the shared configuration and
+    credentials files, single sign-on, container and instance roles). The default region is us-east-1.
+    Raises ReferenceProblem if there are no credentials.
     """
     return _from_environment(environ) or _from_botocore(location, environ)
 
 
 def _from_environment(environ: Mapping[str, str]) -> AwsSettings | None:
-    """Settings from variables alone, which spares the second that importing botocore takes; None if files may have a say."""
+    """Settings from variables alone, which avoids the slow import of botocore; None if configuration files may add to them."""
     key, secret = environ.get("AWS_ACCESS_KEY_ID"), environ.get("AWS_SECRET_ACCESS_KEY")
     region, endpoint = _region(environ), _endpoint(environ)
     configuration = Path(environ.get("AWS_CONFIG_FILE") or "~/.aws/config").expanduser()
@@ -57,7 +57,7 @@ def _from_environment(environ: Mapping[str, str]) -> AwsSettings | None:
 
 
 def _from_botocore(location: str, environ: Mapping[str, str]) -> AwsSettings:
-    # Imported here because it takes most of a second, and only s3:// without credentials in the environment needs it.
+    # Imported here: it takes most of a second, and only s3:// without credentials in the environment needs it.
     import botocore.exceptions
     import botocore.session
 

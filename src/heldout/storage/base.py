@@ -1,4 +1,4 @@
-"""What every kind of file store can do: one protocol, one module per kind behind it."""
+"""The protocol of file stores. Each kind of store is one module."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,29 +8,29 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 @dataclass(frozen=True, slots=True)
 class FileInfo:
-    """One file below a root."""
+    """A file below a root."""
 
     name: str
-    """Path relative to the root, parts separated by `/` on every system."""
+    """Path relative to the root, with `/` as separator on every system."""
     size: int
     """Bytes."""
 
 
 class Versioned(NamedTuple):
-    """What a file held at one moment."""
+    """One version of a file."""
 
     data: bytes
     version: str
-    """Names this content of this file; equal when nobody has written since."""
+    """Identifies the version; two reads have the same one if there was no write between them."""
     age_seconds: float
-    """Since it was written, by this machine's clock."""
+    """Seconds since the write, by this machine's clock."""
 
 
 class Files(Protocol):
-    """The files below one root. Names are relative, separated by `/`, and checked by the caller (`heldout.storage.Storage`).
+    """The files below one root. Names are relative paths with `/` as separator; the caller checks them.
 
-    Every method raises `heldout.errors.StorageError` when reading or writing fails, and `ReferenceProblem` when the root
-    itself names nothing usable (no such bucket, no credentials).
+    `heldout.storage.Storage` documents each method. Every method raises `heldout.errors.StorageError` if reading or writing
+    fails, and `ReferenceProblem` if the root is unusable (no such bucket, no credentials).
     """
 
     def list(self, prefix: str) -> Iterator[FileInfo]: ...

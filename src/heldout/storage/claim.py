@@ -1,10 +1,10 @@
-"""The lock of a remote place: one machine at a time works on what is there.
+"""The lock of a remote location: one machine at a time works there.
 
-    claim.json      who works there, and a count that goes up every few seconds
+    claim.json      the machine that holds the claim, and a count that it increments every few seconds
 
-It is taken, renewed and lost by conditional writes, so of two that take it at the same moment one has it. Nothing releases it
-when a machine dies: whoever finds one that is not renewed any more takes it over, and the other, should it live after all,
-finds that out when it next renews and must write no more. No clock is compared with another machine's.
+A machine takes and renews the claim by conditional writes, so of two that take it at the same time one succeeds. A machine that
+dies cannot release its claim; another machine takes it over once the renewals have stopped. If the first machine is still alive,
+its next renewal fails and it must not write again. Clocks of different machines are never compared.
 """
 
 import logging
@@ -26,18 +26,18 @@ log = logging.getLogger(__name__)
 CLAIM_FILE = "claim.json"
 _RENEW_EVERY_SECONDS = 10.0
 _WATCH_SECONDS = 45.0
-"""Without a renewal for so long its holder is dead, or cut off: some renewals may fail and be tried again."""
+"""A claim without a renewal for this long is taken over. The time allows for several failed renewals."""
 _LOOK_EVERY_SECONDS = 1.0
 _SURELY_OLD_SECONDS = 20 * 60.0
-"""S3 refuses whoever's clock is off by more than a quarter of an hour, so what looks this old is."""
+"""A claim this old needs no watch: S3 refuses clients whose clocks differ from its own by more than 15 minutes."""
 
 
 class Claim:
-    """A claim that is held until `release`, unless another machine takes it over, which `check` tells."""
+    """A claim, held until `release` or until another machine takes it over (see `check`)."""
 
     def __init__(self, storage: Storage, token: str) -> None:
         self.token = token
-        """Of this claim alone."""
+        """Identifies this claim."""
         self._storage = storage
         self._count = 0
         self._version: str | None = None
@@ -47,10 +47,11 @@ class Claim:
 
     @classmethod
     def take(cls, storage: Storage, *, before: str | None, note: Callable[[str], None]) -> Self:
-        """before: `token` of a claim whose holder is known to be dead, and is not waited for.
+        """Takes the claim on a location.
 
-        A claim of another is watched for some seconds, which `note` is told: it is taken over if it is not renewed. Raises
-        RunError when it is, or when another takes it at the same moment.
+        Another machine's claim is watched for some seconds and taken over if it is not renewed; `note` gets a line about the
+        wait. before: `token` of a claim whose holder is known to be dead; it is taken over at once.
+        Raises RunError if the claim is renewed, or if another machine takes it at the same time.
         """
         found = storage.read_version(CLAIM_FILE)
         if found is not None and _token(found) != before:
@@ -59,38 +60,38 @@ class Claim:
         claim._version = None if found is None else found.version
         if not claim._write():
             raise RunError(
-                f"{storage.location} was taken up by {claim._lost} at the same moment; one machine at a time plays a run"
+                f"{storage.location} was claimed by {claim._lost} at the same time; one machine at a time works on a run"
             )
         threading.Thread(target=claim._keep_renewed, daemon=True).start()
         return claim
 
     def check(self) -> None:
-        """Raises JobFailed when another machine has taken over; StorageError, ReferenceProblem when the place refuses to say."""
+        """Raises JobFailed if another machine has taken over; StorageError or ReferenceProblem if the location cannot be read."""
         self._renew()
         if self._lost is not None:
             raise JobFailed(
-                f"{self._storage.location} was taken up by {self._lost} meanwhile, when nothing was heard of this machine; "
-                "it goes on there"
+                f"{self._storage.location} was taken over by {self._lost} after this machine's renewals failed; "
+                "the run continues there"
             )
 
     def release(self) -> None:
-        """Lets go, if the place can be reached; what is not let go of is taken over from a dead one."""
+        """Releases the claim. If the location cannot be reached, the claim expires like that of a dead machine."""
         self._released.set()
         try:
             self._renew()
             with self._turn:
                 if self._lost is None:
                     self._storage.delete(CLAIM_FILE)
-                    self._lost = "nobody"
+                    self._lost = "no machine"
         except HeldoutError as error:
-            log.warning("the claim on %s is not released: %s", self._storage.location, error)
+            log.warning("the claim on %s was not released: %s", self._storage.location, error)
 
     def _keep_renewed(self) -> None:
         while not self._released.wait(_RENEW_EVERY_SECONDS) and self._lost is None:
             try:
                 self._renew()
             except HeldoutError as error:
-                log.info("the claim on %s is not renewed: %s", self._storage.location, error)
+                log.info("the claim on %s was not renewed: %s", self._storage.location, error)
 
     def _renew(self) -> None:
         with self._turn:
@@ -98,7 +99,7 @@ class Claim:
                 self._write()
 
     def _write(self) -> bool:
-        """Writes the next count over the version that was last seen; False, and `_lost`, when another has written."""
+        """Replaces the version last seen by the next count. Returns False and sets `_lost` if another machine has written."""
         self._count += 1
         written = orjson.dumps({"machine": socket.gethostname(), "token": self.token, "count": self._count})
         for _ in range(2):
@@ -110,7 +111,7 @@ class Claim:
             if found is not None and _token(found) != self.token:
                 self._lost = _machine(found)
                 return False
-            # It is gone, removed by hand; or this write or one before it succeeded, and its answer was lost.
+            # The file was removed by hand, or this write or an earlier one succeeded and its reply was lost.
             self._version = None if found is None else found.version
             if found is not None and found.data == written:
                 return True
@@ -119,7 +120,7 @@ class Claim:
 
 
 def holder(storage: Storage, *, but: str | None) -> str | None:
-    """The machine that works on a remote place, as far as one look tells; None when it seems to be none.
+    """The machine that seems to work on a remote location, after one read; None if there seems to be none.
 
     but: `token` of a claim whose holder is known to be dead.
     """
@@ -130,13 +131,11 @@ def holder(storage: Storage, *, but: str | None) -> str | None:
 
 
 def _watched(storage: Storage, found: Versioned, note: Callable[[str], None]) -> Versioned | None:
-    """The claim as it stands when its holder is known to be gone. Raises RunError when it is not."""
+    """Watches a claim until its holder counts as dead; the version to replace. Raises RunError if it is renewed."""
     if found.age_seconds > _SURELY_OLD_SECONDS:
         return found
     holder = _machine(found)
-    note(
-        f"{storage.location} was being worked on by {holder}; {_WATCH_SECONDS:g} s are waited to see whether it still is"
-    )
+    note(f"{storage.location} was being worked on by {holder}; waiting {_WATCH_SECONDS:g} s for a sign of life")
     deadline = time.monotonic() + _WATCH_SECONDS
     while time.monotonic() < deadline:
         time.sleep(_LOOK_EVERY_SECONDS)

@@ -1,4 +1,4 @@
-"""Files of this machine, each replaced as a whole and on the disk before a write returns."""
+"""Files on this machine. A write replaces the whole file and is durable when it returns."""
 
 import os
 import secrets
@@ -12,16 +12,16 @@ from typing import BinaryIO
 from heldout.errors import HeldoutError, StorageError, did_you_mean
 from heldout.storage.base import FileInfo
 
-# What a killed writer may leave behind; such files are never listed.
+# Suffix of files that a killed writer may leave behind. They are never listed.
 _PARTIAL_SUFFIX = ".heldout-partial"
 
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """A new file that appears at `path` whole, when the block ends well, and not at all when it raises.
+    """Opens a new file that replaces `path` when the block ends, and is discarded if the block raises.
 
-    A reader sees the old file or the new one, also after a power cut: data and folder are synchronised before the block
-    returns. Folders above `path` are made. Raises StorageError when the file system refuses.
+    A reader sees the old file or the whole new one, also after a power failure: data and folder are synchronised before the
+    block returns. Missing folders are created. Raises StorageError if the file system refuses.
     """
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_PARTIAL_SUFFIX}")
     with _refusals_explained("write", path):
@@ -39,21 +39,21 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 def discard_partial_files(folder: Path) -> None:
-    """Removes what killed writers left directly in `folder`. Only for who knows that nobody writes there now."""
+    """Removes the files that killed writers left directly in `folder`. Call it only if no process writes there."""
     for path in folder.glob(f".*{_PARTIAL_SUFFIX}"):
         path.unlink(missing_ok=True)
 
 
 def why_not_writable(folder: Path) -> str | None:
-    """Why nothing could be written below `folder`, which need not exist; None when it could. Leaves nothing behind."""
-    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
-    if not there.is_dir():
-        return f"{str(there)!r} is not a folder"
+    """The reason why files cannot be written below `folder`, which need not exist; None if they can. Leaves no file behind."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        return f"{str(existing)!r} is not a folder"
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=existing):
             return None
     except OSError as error:
-        return f"{str(there)!r}: {error.strerror or error}"
+        return f"{str(existing)!r}: {error.strerror or error}"
 
 
 def synchronise_folder(folder: Path) -> None:
@@ -123,19 +123,19 @@ class LocalFiles:
 
 
 def _below(root: Path) -> Iterator[Path]:
-    """What lies below a folder and is none; linked folders are followed, but for those that lead back to where they are."""
+    """All files below a folder. Links to folders are followed, except links to a folder above them."""
     for name, folders, names in os.walk(root, onerror=_raise_unless_missing, followlinks=True):
         folder = Path(name)
-        folders[:] = [one for one in folders if not _leads_back(folder / one)]
+        folders[:] = [one for one in folders if not _is_cycle(folder / one)]
         yield from (folder / one for one in names)
 
 
-def _leads_back(folder: Path) -> bool:
+def _is_cycle(folder: Path) -> bool:
     return folder.is_symlink() and folder.resolve() in {parent.resolve() for parent in folder.parents}
 
 
 def _raise_unless_missing(error: OSError) -> None:
-    """A folder that cannot be read is not an empty one."""
+    """Raises unless the folder is missing: an unreadable folder must not count as empty."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error
 
@@ -151,7 +151,7 @@ def _refusals_explained(verb: str, path: Path) -> Iterator[None]:
 
 
 def _make_folder(folder: Path) -> None:
-    """Makes `folder` and those above it; each new name is on the disk when this returns."""
+    """Creates `folder` and missing folders above it. The new names are durable when this returns."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)

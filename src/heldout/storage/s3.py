@@ -1,4 +1,4 @@
-"""Objects in S3, or in anything that speaks its protocol, through obstore."""
+"""Objects in S3 or in a compatible service, through obstore."""
 
 import io
 import re
@@ -23,15 +23,15 @@ from heldout.errors import HeldoutError, ReferenceProblem, StorageError, did_you
 from heldout.storage.aws import AwsSettings, aws_settings
 from heldout.storage.base import FileInfo, Versioned
 
-# One request costs a round trip of some 50 ms; at 8 MiB that wait is no longer what limits a sequential read.
+# A request takes a round trip of some 50 ms; with 8 MiB a request, latency no longer limits a sequential read.
 _READ_AHEAD_BYTES = 8 * 1024 * 1024
-# Six tries over about two seconds: outlasts a connection dropped or a server restarting a worker, and still tells
-# soon that nothing listens at an endpoint.
+# Six tries over about two seconds: enough for a dropped connection or a restarting server worker, and short enough
+# to report an endpoint without a server soon.
 _RETRIES = 5
 
 
 class S3Files:
-    """The objects of a bucket below a prefix. Settings are looked up in `environ`, as AWS tools do, at the first call."""
+    """Objects of a bucket below a prefix. The first call reads the settings from `environ`, like AWS tools."""
 
     def __init__(self, bucket: str, prefix: str, environ: Mapping[str, str], *, kms_key: str | None = None) -> None:
         self._bucket = bucket
@@ -44,7 +44,7 @@ class S3Files:
         with self._refusals_explained(prefix):
             pages = obstore.list(self._store, self._key(prefix) or None)
             found = {self._name(entry["path"]): entry["size"] for page in pages for entry in page}
-        # A key that ends in `/`, by which consoles mark a folder, arrives here as the folder itself.
+        # Consoles mark a folder by a key that ends in `/`; obstore returns it as the folder itself.
         found.pop("", None)
         found.pop(prefix, None)
         yield from (FileInfo(name, size) for name, size in sorted(found.items()))
@@ -114,7 +114,7 @@ class S3Files:
             obstore.delete(self._store, self._key(name))
 
     def read_range(self, name: str, start: int, end: int, e_tag: str | None) -> memoryview:
-        """Bytes `start` to `end` (exclusive) of the version of an object that `e_tag` names."""
+        """Reads bytes `start` to `end` (exclusive) of the version with this ETag; of the current version if it is None."""
         with self._refusals_explained(name):
             options: obstore.GetOptions = {"range": (start, end)}
             if e_tag is not None:
@@ -189,7 +189,7 @@ class S3Files:
 
 
 class _ObjectReader(io.RawIOBase):
-    """An object as an unbuffered file: each read is one ranged request for the version that was opened."""
+    """An object as an unbuffered file. Each read is one range request for the opened version."""
 
     def __init__(self, files: S3Files, name: str, size: int, e_tag: str | None) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ class _ObjectReader(io.RawIOBase):
         return self._position
 
     def readall(self) -> bytes:
-        # The inherited one asks for 8 KiB at a time, each a request.
+        # The inherited method reads 8 KiB at a time, one request each.
         data = bytearray(max(0, self._size - self._position))
         self.readinto(memoryview(data))
         return bytes(data)
@@ -230,6 +230,6 @@ class _ObjectReader(io.RawIOBase):
 
 
 def _error_code(message: str) -> str | None:
-    """The `Code` of S3's XML error body, where the message carries one."""
+    """The `Code` of the XML error body in obstore's message, if it has one."""
     found = re.search(r"<Code>(\w+)</Code>", message)
     return found.group(1) if found else None

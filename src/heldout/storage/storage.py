@@ -1,4 +1,4 @@
-"""The door itself: a root, local or remote, and the files below it."""
+"""Storage: the files below a root, on a local path or in `s3://`."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -16,12 +16,12 @@ _FILE = "file://"
 
 
 def is_remote(location: str) -> bool:
-    """Whether `location` is not on this machine: an `s3://` URI."""
+    """Whether `location` is an `s3://` URI."""
     return location.startswith(_S3)
 
 
 def split_location(location: str) -> tuple[str, str]:
-    """The folder a location lies in, and its name there; the name is empty where nothing lies above (a bucket, `/`, `..`).
+    """The parent folder of a location and its name there. The name is empty if there is no parent (a bucket, `/`, `..`).
 
     "s3://bucket/a/b.csv" -> ("s3://bucket/a", "b.csv"); "b.csv" -> (".", "b.csv"); "s3://bucket" -> ("s3://bucket", "")
     """
@@ -35,24 +35,24 @@ def split_location(location: str) -> tuple[str, str]:
 
 
 class Storage:
-    """The files below one root: a folder, or a bucket and prefix. Names are relative to it, parts separated by `/`.
+    """The files below one root: a folder, or a bucket and prefix. Names are relative paths with `/` as separator.
 
-    What was written is there for every reader when the call returns, whole. Every method raises
-    `heldout.errors.StorageError` when reading or writing fails, and `ReferenceProblem` when the root names nothing
-    usable (no such bucket, no credentials) or a name leads out of it.
+    A write is complete and visible to every reader when the call returns. Every method raises `heldout.errors.StorageError` if
+    reading or writing fails, and `ReferenceProblem` if the root is unusable (no such bucket, no credentials) or a name leads out
+    of it.
     """
 
     def __init__(self, location: str, files: Files) -> None:
         self.location = location
-        """As given to `at`."""
+        """The location that was given to `at`."""
         self._files = files
 
     @staticmethod
     def at(location: str, *, kms_key: str | None = None) -> "Storage":
-        """The storage at a local path, a `file://` URI or `s3://bucket/prefix`; touches neither disk nor network.
+        """The storage at a local path, a `file://` URI or `s3://bucket/prefix`. Does no I/O.
 
-        kms_key: ARN or id of the AWS KMS key that new objects are encrypted with; only for `s3://`. By default the
-        bucket decides. Raises ReferenceProblem for anything else.
+        kms_key: ARN or id of the AWS KMS key that encrypts new objects; only for `s3://`. By default the bucket's setting
+        applies. Raises ReferenceProblem for any other location, and for a key with a local path.
         """
         if is_remote(location):
             bucket, _, prefix = location.removeprefix(_S3).partition("/")
@@ -64,7 +64,7 @@ class Storage:
         return Storage(location, LocalFiles(_local_path(location)))
 
     def list(self, prefix: str = "") -> Iterator[FileInfo]:
-        """Every file at any depth below the folder `prefix`, sorted by name; none if there is no such folder."""
+        """All files at any depth below the folder `prefix`, sorted by name. A missing folder has none."""
         return self._files.list(_checked(prefix.rstrip("/")) if prefix else "")
 
     def children(self, prefix: str = "") -> Sequence[str]:
@@ -72,57 +72,57 @@ class Storage:
         return self._files.children(_checked(prefix.rstrip("/")) if prefix else "")
 
     def read(self, name: str) -> bytes:
-        """A whole file, in memory."""
+        """Reads a whole file into memory."""
         return self._files.read(_checked(name))
 
     def open(self, name: str) -> BinaryIO:
-        """A buffered, seekable file to read, fetched as it is read; the caller closes it.
+        """Opens a buffered, seekable file that is fetched while it is read. The caller closes it.
 
-        An object that changes while it is read raises StorageError rather than mixing two versions.
+        Reading raises StorageError if the object changes meanwhile, so that two versions never mix.
         """
         return self._files.open(_checked(name))
 
     def write(self, name: str, data: bytes) -> None:
-        """Makes or replaces a file; readers see the old one or the whole new one, and on return it is durable."""
+        """Creates or replaces a file. Readers see the old file or the whole new one; on return the new one is durable."""
         self._files.write(_checked(name), data)
 
     def upload(self, name: str, path: Path) -> str | None:
-        """`write` with the contents of a local file, in bounded memory; the version it has now, where there are versions."""
+        """Writes the contents of a local file, in bounded memory. Returns the new version, or None on local paths."""
         return self._files.upload(_checked(name), path)
 
     def read_version(self, name: str) -> Versioned | None:
-        """A whole file and which version of it that is; None when there is none. Only of `s3://`."""
+        """Reads a whole file and its version; None if it does not exist. Only for `s3://`."""
         return self._objects().read_version(_checked(name))
 
     def replace(self, name: str, data: bytes, version: str | None) -> str | None:
-        """`write`, if the file is still at `version` (None: if there is none): its new version, or None when it is not.
+        """Writes a file if it is still at `version` (None: if it does not exist). Returns the new version, or None if it is not.
 
-        Of several that replace the same version at the same time one succeeds, where the service knows conditional writes
-        (Amazon S3: PutObject with If-Match and If-None-Match); one that does not, and says so, writes unconditionally. None may
-        also mean that this very write succeeded and its answer was lost: whoever must know reads again. Only of `s3://`.
+        Of several concurrent calls for one version, one succeeds. This needs conditional writes (Amazon S3: PutObject with
+        If-Match and If-None-Match); a service that answers NotImplemented gets an unconditional write. A return value of None may
+        also mean that this write succeeded and its reply was lost; read the file to find out. Only for `s3://`.
         """
         return self._objects().replace(_checked(name), data, version)
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file (not a folder) of this name."""
+        """Whether a file (not a folder) of this name exists."""
         return self._files.exists(_checked(name))
 
     def delete(self, name: str) -> None:
-        """Removes a file; one that is not there is no error."""
+        """Deletes a file. A missing file is ignored."""
         self._files.delete(_checked(name))
 
     def _objects(self) -> S3Files:
         if not isinstance(self._files, S3Files):
-            raise ReferenceProblem(f"versions are of objects in s3://, and {self.location!r} is a local path")
+            raise ReferenceProblem(f"only objects in s3:// have versions, and {self.location!r} is a local path")
         return self._files
 
 
 def expanded(name: str) -> str:
-    """`name` with `~` or `~user` at its beginning replaced by that user's home, as a shell does only for words of its own.
+    """Replaces `~` or `~user` at the beginning of a name by that user's home. Other names are returned unchanged.
 
-    For whatever may be a path: an agent, a model, a dataset, a folder. What begins with no such thing stays as it is.
+    Apply it to every name that may be a path: an agent, a model, a dataset, a folder. A shell expands only whole words.
     """
-    return os.path.expanduser(name)  # noqa: PTH111 - a Path would take the second slash out of http://
+    return os.path.expanduser(name)  # noqa: PTH111 - a Path would remove the second slash of http://
 
 
 def _local_path(location: str) -> Path:

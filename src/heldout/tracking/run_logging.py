@@ -1,7 +1,7 @@
-"""Run folders and their comparison in MLflow. Reads what is on disk and never runs anything.
+"""Logs run folders and their comparison to MLflow. Reads run folders and never runs anything.
 
-A run folder remembers its MLflow run in `mlflow.json`, so that logging it again (after it was resumed, or rescored) brings
-that run up to date. Everything of a run is logged under the names of the wire contract; where MLflow shows what:
+A run folder keeps the ids of its MLflow run in `mlflow.json`, so that logging it again after it was resumed or rescored updates
+that run. Names are those of the wire contract. MLflow shows:
 
     metrics        every metric, `<name>.low` and `<name>.high`; on the fine-tuned run `difference/<name>` as well
     parameters     model, agent, dataset and every hyperparameter
@@ -39,7 +39,7 @@ RECORD_FILE = "mlflow.json"
 MAX_TRACES = 100
 _OWN_TAGS = "heldout."
 _METRICS_AT_ONCE = 1_000
-"""What MLflow takes in one call."""
+"""MLflow's limit of one call."""
 _DIGEST_CHARACTERS = 36
 _STATUS = {
     JobStatus.IN_PROGRESS: "RUNNING",
@@ -52,16 +52,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LoggedRun:
-    """Where a run is in MLflow; the first four are the service's MlflowDetails."""
+    """The MLflow run of a run folder. The first four fields are the service's MlflowDetails."""
 
     experiment_name: str
     experiment_id: str
     run_name: str
     run_id: str
     url: str | None
-    """Opens the run in a browser; None where that needs a link made for the moment, see `run_url`."""
+    """The URL of the run's page; None for a store whose links expire (see `run_url`)."""
     ui_command: str | None
-    """What serves `url` first when the store has no server of its own: `mlflow ui ...` (of the package `mlflow`)."""
+    """The command that serves `url` for a store without a server: `mlflow ui ...` (package `mlflow`)."""
 
 
 def log_run(
@@ -73,11 +73,12 @@ def log_run(
     tags: Mapping[str, str] | None = None,
     max_traces: int = MAX_TRACES,
 ) -> LoggedRun:
-    """Logs a run as it is on disk, and brings its MLflow run up to date when it was logged there before.
+    """Logs a run, or updates its MLflow run if it was logged to the same store and experiment before.
 
-    tracking_uri: anything MLflow takes, or a SageMaker MLflow ARN. max_traces: how many trajectories become traces.
-    Raises RunError when there is no run, MissingExtra when MLflow is not installed, InputError for an experiment that was
-    deleted, StorageError when the store cannot be reached or refuses something.
+    tracking_uri: any MLflow tracking URI or a SageMaker MLflow ARN. tags: of the MLflow run. max_traces: how many trajectories
+    become traces at most.
+    Raises RunError if there is no run, MissingExtra if MLflow is not installed, InputError for a deleted experiment,
+    StorageError if the store cannot be reached or refuses a request.
     """
     run = Run.open(run_folder)
     data = RunData.of(run)
@@ -101,12 +102,12 @@ def log_run(
 
 
 def log_comparison(comparison: Path, *, base: Path, fine_tuned: Path, tracking_uri: str) -> None:
-    """Puts a comparison on the MLflow runs of both its run folders.
+    """Logs a comparison to the MLflow runs of both its run folders.
 
-    Both get the verdict as tag `heldout.verdict`, and in their description a table of base, fine-tuned, difference, interval and
-    p-value with links to both side by side; comparison.json and the evaluation's report as artifacts. The fine-tuned run also
-    gets the metrics `difference/<name>` with `.low`, `.high` and `.p_value`.
-    Raises RunError when a run was not logged or there is no comparison; otherwise like `log_run`.
+    Both runs get the verdict as tag `heldout.verdict`; in their description a table of base, fine-tuned, difference, interval and
+    p-value, with links that show both side by side; and comparison.json and the evaluation's report as artifacts. The fine-tuned
+    run also gets the metrics `difference/<name>` with `.low`, `.high` and `.p_value`.
+    Raises RunError if a run was not logged or there is no comparison; otherwise like `log_run`.
     """
     compared = ComparisonData.read(comparison)
     of_base, of_fine_tuned = _record(base), _record(fine_tuned)
@@ -123,9 +124,9 @@ def log_comparison(comparison: Path, *, base: Path, fine_tuned: Path, tracking_u
 
 
 def run_url(run_folder: Path) -> str | None:
-    """Opens a logged run in a browser; for a SageMaker ARN a link that works once, for five minutes.
+    """The URL of a logged run's page; for a SageMaker ARN a link that works once, within five minutes.
 
-    None where there is no such link. Raises RunError when the run was not logged.
+    None if there is no such link. Raises RunError if the run was not logged.
     """
     record = _record(run_folder)
     return run_link(record["tracking_uri"], record["experiment_id"], record["run_id"])
@@ -144,7 +145,7 @@ def _record(run_folder: Path) -> dict[str, Any]:
 
 
 def _mlflow_run(store: Connection, run: Run, experiment_id: str, run_name: str) -> "MlflowRun":
-    """The MLflow run that this run was logged as, or a new one."""
+    """The MLflow run of an earlier logging, or a new one."""
     earlier = _earlier(store, run, experiment_id)
     if earlier is not None:
         store.client.update_run(earlier.info.run_id, status="RUNNING", name=run_name)
@@ -164,7 +165,7 @@ def _earlier(store: Connection, run: Run, experiment_id: str) -> "MlflowRun | No
     try:
         found = store.client.get_run(record["run_id"])
     except MlflowException:
-        return None  # deleted for good, or another store at the same address
+        return None  # permanently deleted, or another store at the same address
     return found if found.info.lifecycle_stage == "active" else None
 
 
@@ -172,7 +173,7 @@ def _log_data(store: Connection, run: Run, data: RunData, target: "MlflowRun", t
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 
     run_id = target.info.run_id
-    # MLflow refuses a parameter with another value; one that moved with its folder keeps what it was first.
+    # MLflow refuses to change a parameter, so a path that moved with its folder keeps its first value.
     params = [Param(key, value) for key, value in data.parameters.items() if key not in target.data.params]
     run_tags = {"mlflow.note.content": data.note, **data.tags, **tags}
     for stale in target.data.tags.keys() - run_tags.keys():
@@ -221,7 +222,7 @@ def _log_traces(store: Connection, run: Run, logged: LoggedRun, max_traces: int)
 
 
 def _put_comparison(store: Connection, run: Run, run_id: str, compared: ComparisonData, note: str) -> None:
-    """note: what comes before the run's own description."""
+    """note: Markdown to put before the run's own description."""
     own = RunData.of(run).note
     store.client.set_tag(run_id, "mlflow.note.content", f"{note}\n\n---\n\n{own}")
     store.client.set_tag(run_id, "heldout.verdict", compared.verdict)

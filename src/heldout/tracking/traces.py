@@ -1,8 +1,7 @@
-"""Recorded trajectories as MLflow traces: the rollout is the root span, each turn a span below it.
+"""Recorded trajectories as MLflow traces: the rollout is the root span, each turn is a child span.
 
-Spans are built from what was recorded and sent to the store as they are. MLflow's own way to make spans
-(`MlflowClient.start_span`) goes through a tracer and a tracking URI that are the whole process's, and would write
-traces of the user's application where ours belong. Checked against MLflow 3.17.
+Spans are built from the recordings and sent to the store directly. MLflow's own API (`MlflowClient.start_span`) uses the
+process-wide tracer and tracking URI, and would mix traces of the user's application with ours. Checked against MLflow 3.17.
 """
 
 import base64
@@ -35,19 +34,19 @@ from heldout.report.message_text import said
 from heldout.runs.recordings import RecordedTrajectory, RecordedTurn, Recordings
 from heldout.runs.run import Run
 
-_READ_AT_ONCE = 20
-"""Trajectories in memory together."""
+_BATCH_TRAJECTORIES = 20
+"""Trajectories in memory at the same time."""
 _PREVIEW_CHARACTERS = 500
 _TRACE_PREFIX = "tr-"
 _NANOSECONDS = 1_000_000_000
 
 
 class LoggedTraces(NamedTuple):
-    """How many trajectories became traces."""
+    """Counts of the logged traces."""
 
     logged: int
     finished: int
-    """Finished rollouts of the run."""
+    """Number of finished rollouts of the run."""
 
     @property
     def is_capped(self) -> bool:
@@ -61,10 +60,10 @@ class LoggedTraces(NamedTuple):
 def log_traces(
     client: TracingClient, run: Run, *, experiment_id: str, run_id: str, run_name: str, max_traces: int, source: str
 ) -> LoggedTraces:
-    """Logs the deciding attempts of up to `max_traces` finished rollouts; a second time replaces the first.
+    """Logs the final attempts of up to `max_traces` finished rollouts. Logging a run again replaces its traces.
 
-    Each prompt's first rollout comes before any prompt's second: two runs on the same prompts show the same rollouts.
-    source: whose rewards they are, for people.
+    The first rollout of every prompt comes before the second of any, so that two runs on the same prompts show the same rollouts.
+    source: the agent that gave the rewards, as MLflow shows it.
     """
     if not run.rollouts_path.exists():
         return LoggedTraces(0, 0)
@@ -75,8 +74,8 @@ def log_traces(
     )
     recordings = Recordings(run, run.folder)
     try:
-        for start in range(0, len(chosen.choices), _READ_AT_ONCE):
-            batch = chosen.choices[start : start + _READ_AT_ONCE]
+        for start in range(0, len(chosen.choices), _BATCH_TRAJECTORIES):
+            batch = chosen.choices[start : start + _BATCH_TRAJECTORIES]
             played = recordings.read([choice.trajectory_id for choice in batch])
             _send(client, experiment_id, [_Trace(p, c.started_at, target) for p, c in zip(played, batch, strict=True)])
     finally:
@@ -109,9 +108,9 @@ def _choose(rollouts: Path, most: int) -> _Chosen:
 
 
 def _forget_others(client: TracingClient, target: _Target, wanted: set[str]) -> None:
-    """Deletes traces that an earlier logging of this run chose and this one does not."""
+    """Deletes traces of an earlier logging of this run that are not logged again."""
     found = client.search_traces(locations=[target.experiment_id], run_id=target.run_id, include_spans=False)
-    # A file store cannot replace a trace; elsewhere one that stays keeps what people noted on it.
+    # A file store cannot replace a trace. In other stores a replaced trace keeps its users' notes.
     kept = set() if urlsplit(client.tracking_uri).scheme in ("", "file") else wanted
     stale = [trace.info.trace_id for trace in found if trace.info.trace_id not in kept]
     if stale:
@@ -124,13 +123,13 @@ def _send(client: TracingClient, experiment_id: str, traces: Sequence["_Trace"])
     try:
         client.log_spans(experiment_id, [span for of_trace in spans for span in of_trace])
     except (NotImplementedError, MlflowException):
-        # Servers before 3.4 and file stores keep the spans of a trace as its artifact.
+        # File stores and servers before MLflow 3.4 store the spans of a trace as an artifact.
         for info, of_trace in zip(kept, spans, strict=True):
             client._upload_trace_data(info, TraceData(of_trace))
 
 
 class _Trace:
-    """One trajectory on its way to MLflow."""
+    """Builds the MLflow trace of one trajectory."""
 
     def __init__(self, played: RecordedTrajectory, started_at: datetime, target: _Target) -> None:
         self._played = played
@@ -159,7 +158,7 @@ class _Trace:
                 "run_name": target.run_name,
                 **({"flags": ", ".join(played.flags)} if played.flags else {}),
             },
-            assessments=[self._feedback(name, value) for name, value in self._judgements()],
+            assessments=[self._feedback(name, value) for name, value in self._scores()],
         )
 
     def spans(self) -> list[Span]:
@@ -168,8 +167,8 @@ class _Trace:
         root = self._span(
             "rollout",
             SpanType.AGENT,
-            inputs=self._given(),
-            outputs=self._outcome(),
+            inputs=self._inputs(),
+            outputs=self._outputs(),
             start=self._start,
             seconds=played.seconds,
             error=played.error,
@@ -185,7 +184,7 @@ class _Trace:
         ]
 
     def _turn_span(self, turn: RecordedTurn, stored: Turn) -> Span:
-        """What this turn sent that is new, and the reply: a conversation is in its turns once, as it is in the run."""
+        """The span of a turn, with its new messages and its reply: as in the run, each message is stored once."""
         request = orjson.loads(stored.request) if stored.request else {}
         return self._span(
             f"turn {turn.index}",
@@ -223,7 +222,7 @@ class _Trace:
         attributes: dict[str, object],
         number: int = 0,
     ) -> Span:
-        """number: of the span in its trace; 0 is the root."""
+        """number: position of the span in its trace; 0 is the root."""
         values = {
             "mlflow.traceRequestId": self._trace_id,
             "mlflow.spanType": kind,
@@ -245,15 +244,15 @@ class _Trace:
             }
         )
 
-    def _given(self) -> dict[str, object]:
+    def _inputs(self) -> dict[str, object]:
         return {"prompt": self._played.prompt} | ({"columns": self._played.columns} if self._played.columns else {})
 
     def _preview(self) -> str:
-        """The prompt; with the rollout's number where MLflow, which pairs two runs' traces by this, could mix them up."""
+        """The prompt, with the rollout index from the second rollout on: MLflow pairs two runs' traces by this text."""
         rollout = f" · rollout {self._played.rollout_index}" if self._played.rollout_index else ""
         return f"{self._played.prompt[:_PREVIEW_CHARACTERS]}{rollout}"
 
-    def _outcome(self) -> dict[str, object]:
+    def _outputs(self) -> dict[str, object]:
         played = self._played
         if played.error is not None:
             return {"error": played.error, "error_kind": played.error_kind}
@@ -262,7 +261,7 @@ class _Trace:
             outcome["rewards"] = played.rewards
         return outcome | ({"metrics": played.metrics} if played.metrics else {})
 
-    def _judgements(self) -> Iterator[tuple[str, float | bool | None]]:
+    def _scores(self) -> Iterator[tuple[str, float | bool | None]]:
         yield "reward", self._played.reward
         yield "success", self._played.is_success
         yield from self._played.metrics.items()
@@ -278,18 +277,18 @@ class _Trace:
             source=AssessmentSource(source_type="CODE", source_id=self._target.source),
             metadata={"mlflow.assessment.sourceRunId": self._target.run_id},
         )
-        # MLflow draws a new id for each; with the same one, logging again replaces it.
+        # MLflow draws a random id. With a constant one, logging again replaces the feedback.
         feedback.assessment_id = f"a-{hashlib.sha256(self._id + name.encode()).hexdigest()[:32]}"
         return feedback
 
 
 def _id(run_id: str, trajectory_id: str) -> bytes:
-    """16 bytes, always the same for the same trajectory in the same MLflow run."""
+    """16 bytes that identify a trajectory in an MLflow run; constant across loggings."""
     return hashlib.sha256(f"{run_id}/{trajectory_id}".encode()).digest()[:16]
 
 
 def _span_id(number: int) -> bytes:
-    """8 bytes, unique in its trace and not all zero."""
+    """8 bytes, unique in the trace and not all zero."""
     return (number + 1).to_bytes(8)
 
 

@@ -15,6 +15,7 @@ from heldout.errors import CloudError, JobFailed, ReferenceProblem, RunError
 from tests.support.cloud import (
     BUCKETS,
     DEADLINE_SECONDS,
+    HELD,
     OUTPUT,
     Cloud,
     between_sagemaker_and,
@@ -206,10 +207,16 @@ def test_managed_jobs_cannot_be_gone_on_with(compared: Execution) -> None:
 
 
 @pytest.mark.slow
-def test_stopping_stops(cloud: Cloud) -> None:
-    write_prompts(cloud.folder / "bucket" / "slow.jsonl", range(8))
-    execution = evaluator(dataset="s3://my-bucket/slow.jsonl").evaluate()
+def test_a_stopped_evaluation_ends_as_stopped(cloud: Cloud) -> None:
+    # Two of eight rollouts at a time, and none ends before the stop: the execution cannot succeed.
+    release = cloud.folder / "release"
+    write_prompts(cloud.folder / "bucket" / "held.jsonl", [release] * 8)
+    made = evaluator(dataset="s3://my-bucket/held.jsonl", agent_config=HELD)
+    made.hyperparameters.rollout_max_concurrency = 2
+    execution = made.evaluate()
     execution.stop()
+    assert execution.status.overall_status in ("Stopping", "Stopped")
+    release.touch()
     deadline = time.monotonic() + DEADLINE_SECONDS
     while execution.status.overall_status in ("Executing", "Stopping"):
         assert time.monotonic() < deadline

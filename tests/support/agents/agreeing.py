@@ -1,8 +1,12 @@
-"""An agent that asks its model once and is rewarded when the reply is "yes"; `slowly` takes the prompt's number of seconds."""
+"""Agents that call their model once and get reward 1 for the reply "yes".
+
+`slowly` then sleeps for the seconds in its prompt; `until_released` waits for the file that its prompt names.
+"""
 
 import json
 import time
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 
@@ -18,4 +22,11 @@ def play(payload: dict[str, Any]) -> dict[str, Any]:
 def slowly(payload: dict[str, Any]) -> dict[str, Any]:
     played = play(payload)
     time.sleep(float(payload["prompt"]))
+    return played
+
+
+def until_released(payload: dict[str, Any]) -> dict[str, Any]:
+    played = play(payload)
+    while not Path(payload["prompt"]).exists():
+        time.sleep(0.05)
     return played

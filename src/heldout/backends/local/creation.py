@@ -20,8 +20,7 @@ from heldout.pipeline.resolution import Policies
 from heldout.pipeline.steps import JobStep
 from heldout.runs.remote_mirror import state_folder
 from heldout.storage import is_remote
-from heldout.tracking.checks import check_store
-from heldout.tracking.connection import require_packages
+from heldout.tracking.connection import check_store, require_packages
 
 NO_TRACKING = "off"
 """In the place of a tracking URI: MLflow hears nothing."""

@@ -26,7 +26,7 @@ from heldout.pipeline.definition import JOB_CATEGORY
 from heldout.report import comparison_tables
 from heldout.runs.comparison import compare_runs, comparison_document, prompt_texts
 from heldout.runs.run import BASE_RUN, FINE_TUNED_RUN, Run
-from heldout.tracking.logged_metrics import logged_metrics
+from heldout.tracking.connection import logged_metrics
 
 
 class CloudEvaluation(StartedEvaluation):
