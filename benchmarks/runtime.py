@@ -1,7 +1,7 @@
-"""What does recording add to a chat completion? The Job Runtime alone under load, beside a gateway, a bare relay and nothing.
+"""What does recording add to a chat completion? Compares the Job Runtime with a gateway, a bare relay, and direct calls.
 
-Trajectories of 8 calls over 96 connections. For the Job Runtime each is also opened, completed and rewarded, and durable on
-disk before its reward is answered. Latency is measured twice: at full load, where it is mostly waiting, and paced.
+Trajectories have 8 calls and use 96 connections. The Job Runtime also opens, completes and rewards each trajectory, and
+stores it durably before it answers the reward. Latency is measured at full load, where it is mostly waiting, and paced.
 """
 
 import argparse
@@ -28,9 +28,9 @@ from heldout.runs import journal
 
 SEED = 7
 TRAJECTORIES = {"heldout": 2500, "gateway": 96, "relay": 2500, "direct": 5000}
-"""Enough for some seconds at each one's pace."""
+"""Enough for some seconds at each contender's rate."""
 PACED_CALLS_PER_SECOND = 100.0
-"""Below what the slowest takes."""
+"""Below the slowest contender's rate."""
 PACED_TRAJECTORIES = 96
 _POLL_SECONDS = 0.2
 _LONGEST_SECONDS = 300.0
@@ -48,7 +48,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One contender under one load, once."""
+    """One measurement of one contender under one load."""
 
     contender: str
     load: str
@@ -68,7 +68,7 @@ class Measure:
 
 @contextmanager
 def service(contender: str, server: Server) -> Iterator[Service]:
-    """Starts a contender before the model server; for `direct` there is only the model server."""
+    """Starts a contender in front of the model server. `direct` starts none."""
     folder = WORK / "runtime" / contender
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -106,7 +106,7 @@ def _start_ours(contender: str, server: Server, folder: Path, log: int) -> tuple
 
 
 def _start_gateway(_: str, server: Server, folder: Path, log: int) -> tuple[subprocess.Popen[str], dict[str, int]]:
-    """Its own command, with its SQLite store; spared what Heldout does not do here: more logging, log-probabilities."""
+    """Starts the gateway's own command with its SQLite store. Logging and log-probabilities are off, as for Heldout here."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -127,7 +127,7 @@ def _start_gateway(_: str, server: Server, folder: Path, log: int) -> tuple[subp
 
 
 def measure(contender: str, server: Server, connections: int, load: str, trajectories: int) -> Measure:
-    """One contender under one load, started anew; ends the benchmark if it did not record every call."""
+    """Starts a contender and measures it under one load. Exits if it did not record every call."""
     with service(contender, server) as under_load:
         _play(contender, under_load, connections, connections, 0.0)  # warm-up: connections opened, code run once
         server.report()
@@ -138,7 +138,7 @@ def measure(contender: str, server: Server, connections: int, load: str, traject
         seen = server.report().calls
         expected = trajectories * workload.turns()
         recorded = _recorded(contender, under_load.folder) - connections * workload.turns()
-        if contender == "gateway":  # it answers first and records later: what it owes then is part of its time
+        if contender == "gateway":  # it answers first and records later: the delay is part of its time
             while recorded < expected and figures["seconds"] < _LONGEST_SECONDS:
                 time.sleep(_POLL_SECONDS)
                 figures["seconds"] += _POLL_SECONDS
@@ -172,7 +172,7 @@ def _play(contender: str, under_load: Service, connections: int, trajectories: i
 
 
 def _recorded(contender: str, folder: Path) -> int:
-    """Model calls that are on disk, each with its messages and its reply."""
+    """Returns the number of model calls on disk, each with its messages and its reply."""
     match contender:
         case "heldout":
             lines = [line.attempt for line in journal.read(folder / "journal")]
@@ -196,7 +196,7 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def summary(measures: Sequence[Measure]) -> list[dict[str, object]]:
-    """Median and spread, a row a contender and load; latency also as what it adds to the model server's own, by round."""
+    """Returns a row for each contender and load: median and spread, and the latency added to the model server's in each round."""
     rows: list[dict[str, object]] = []
     direct = {
         load: [one for one in measures if (one.contender, one.load) == ("direct", load)] for load in ("full", "paced")
@@ -215,7 +215,7 @@ def summary(measures: Sequence[Measure]) -> list[dict[str, object]]:
 
 
 def verdicts(measures: Sequence[Measure]) -> list[dict[str, object]]:
-    """The targets, as far as those they need took part."""
+    """Checks the targets whose contenders took part."""
     rates = {
         name: [one.calls_per_second for one in measures if (one.contender, one.load) == (name, "full")]
         for name in TRAJECTORIES
@@ -231,7 +231,7 @@ def verdicts(measures: Sequence[Measure]) -> list[dict[str, object]]:
 
 
 def _over(peer: str, rates: Mapping[str, Sequence[float]]) -> Spread | None:
-    """The Job Runtime's calls per second over a peer's, round by round."""
+    """Returns the ratio of the Job Runtime's calls per second to a peer's, by round."""
     ratios = [ours / theirs for ours, theirs in zip(rates["heldout"], rates[peer], strict=False)]
     return Spread.of(ratios) if ratios else None
 

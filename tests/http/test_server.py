@@ -1,4 +1,4 @@
-"""The HTTP server that the Job Runtime answers on, at the wire: what clients in the wild do, and what must not hold it up."""
+"""The HTTP server on the wire: the behaviour of real clients, and clients that must not block it."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ POST = b"POST /echo?a=1 HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"
 
 
 async def echo(request: Request) -> Answer:
-    """Says the method, the path, the query and the body again."""
+    """Answers with the request's method, path, query and body."""
     try:
         body = await request.read(limit=2**20, seconds=30)
     except BodyTooLong:
@@ -46,8 +46,8 @@ async def serving(handler: Handler, *, idle_seconds: float = 60.0) -> AsyncItera
         await server.stop(1.0)
 
 
-async def said(port: int, *pieces: bytes) -> bytes:
-    """All that comes back on one connection until the server closes it."""
+async def exchanged(port: int, *pieces: bytes) -> bytes:
+    """Returns everything the server sends on one connection until it closes it."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     for piece in pieces:
         writer.write(piece)
@@ -65,7 +65,7 @@ def closing(request: bytes) -> bytes:
 
 async def test_a_request_and_its_answer() -> None:
     async with serving(echo) as port:
-        answer = await said(port, closing(POST))
+        answer = await exchanged(port, closing(POST))
     assert answer == b"HTTP/1.1 200 OK\r\nX-Path: /echo?a=1\r\nContent-Length: 8\r\nConnection: close\r\n\r\nPOST abc"
 
 
@@ -73,7 +73,7 @@ async def test_requests_sent_all_at_once_are_answered_in_their_order() -> None:
     bodies = [b"%03d" % number for number in range(40)]
     requests = [POST.replace(b"abc", body) for body in bodies]
     async with serving(echo) as port:
-        answer = await said(port, b"".join(requests[:-1]) + closing(requests[-1]))
+        answer = await exchanged(port, b"".join(requests[:-1]) + closing(requests[-1]))
     assert [part[:3] for part in answer.split(b"POST ")[1:]] == bodies
 
 
@@ -84,7 +84,7 @@ def test_a_request_may_come_in_any_pieces(cuts: list[int]) -> None:
 
     async def play() -> bytes:
         async with serving(echo) as port:
-            return await said(port, *(request[a:b] for a, b in pairwise(edges)))
+            return await exchanged(port, *(request[a:b] for a, b in pairwise(edges)))
 
     assert asyncio.run(play()).endswith(b"POST abc")
 
@@ -98,34 +98,34 @@ def test_a_request_may_come_in_any_pieces(cuts: list[int]) -> None:
 )
 async def test_a_stream_is_framed_as_the_client_understands_it(version: bytes, framed: bytes) -> None:
     async with serving(in_pieces) as port:
-        answer = await said(port, b"GET / HTTP/" + version + b"\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = await exchanged(port, b"GET / HTTP/" + version + b"\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert answer == b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n" + framed
 
 
 @pytest.mark.parametrize("handler", [echo, in_pieces])
 async def test_head_is_answered_without_a_body(handler: Handler) -> None:
     async with serving(handler) as port:
-        answer = await said(port, b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        answer = await exchanged(port, b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert answer.endswith(b"\r\n\r\n")
 
 
-async def test_an_old_client_that_keeps_its_connection_is_told_that_it_may() -> None:
+async def test_an_http_1_0_client_may_keep_its_connection() -> None:
     request = b"GET /%d HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"
     async with serving(echo) as port:
-        answer = await said(port, request % 1, b"GET /2 HTTP/1.0\r\n\r\n")
+        answer = await exchanged(port, request % 1, b"GET /2 HTTP/1.0\r\n\r\n")
     assert answer.count(b"Connection: keep-alive") == 1
     assert b"X-Path: /2?" in answer
 
 
 @pytest.mark.parametrize("body", [b"", b"abc"])
-async def test_a_client_that_would_rather_speak_http_2_is_answered_in_1_1(body: bytes) -> None:
-    """As the JDK's HttpClient asks with every first request."""
+async def test_a_client_that_asks_for_http_2_is_answered_in_1_1(body: bytes) -> None:
+    """The JDK's HttpClient asks for HTTP/2 with every first request."""
     head = (
         b"POST /x HTTP/1.1\r\nHost: x\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAA\r\n"
     )
     length = b"Content-Length: %d\r\n" % len(body) if body else b""
     async with serving(echo) as port:
-        answer = await said(port, head + length + b"\r\n" + body, closing(POST))
+        answer = await exchanged(port, head + length + b"\r\n" + body, closing(POST))
     assert b"POST " + body + b"HTTP/1.1 200" in answer
     assert answer.endswith(b"POST abc")
 
@@ -133,7 +133,9 @@ async def test_a_client_that_would_rather_speak_http_2_is_answered_in_1_1(body: 
 async def test_a_client_that_asks_for_http_2_in_each_of_several_requests_at_once_is_answered_each_time() -> None:
     upgrade = b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
     async with serving(echo) as port:
-        answer = await said(port, b"GET /1 HTTP/1.1\r\n" + upgrade + b"GET /2 HTTP/1.1\r\n" + upgrade + closing(POST))
+        answer = await exchanged(
+            port, b"GET /1 HTTP/1.1\r\n" + upgrade + b"GET /2 HTTP/1.1\r\n" + upgrade + closing(POST)
+        )
     assert answer.count(b"HTTP/1.1 200") == 3
     assert answer.index(b"X-Path: /1?") < answer.index(b"X-Path: /2?") < answer.index(b"X-Path: /echo?")
 
@@ -147,9 +149,9 @@ async def test_a_client_that_asks_for_http_2_in_each_of_several_requests_at_once
         (b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\nabc", b"400 Bad Request"),
     ],
 )
-async def test_what_is_not_http_is_refused(sent: bytes, status: bytes) -> None:
+async def test_bytes_that_are_not_http_are_refused(sent: bytes, status: bytes) -> None:
     async with serving(echo) as port:
-        assert (await said(port, sent)).startswith(b"HTTP/1.1 " + status)
+        assert (await exchanged(port, sent)).startswith(b"HTTP/1.1 " + status)
 
 
 async def test_a_head_without_end_is_refused() -> None:
@@ -165,11 +167,11 @@ async def test_a_head_without_end_is_refused() -> None:
 
 
 async def test_one_header_sent_twice_is_one_list() -> None:
-    async def tell(request: Request) -> Answer:
+    async def header(request: Request) -> Answer:
         return Answer(200, {}, request.headers["x-a"].encode())
 
-    async with serving(tell) as port:
-        answer = await said(port, b"GET / HTTP/1.1\r\nX-A: 1\r\nConnection: close\r\nx-a: 2\r\n\r\n")
+    async with serving(header) as port:
+        answer = await exchanged(port, b"GET / HTTP/1.1\r\nX-A: 1\r\nConnection: close\r\nx-a: 2\r\n\r\n")
     assert answer.endswith(b"\r\n\r\n1,2")
 
 
@@ -181,14 +183,14 @@ async def test_a_client_that_sends_too_much_still_reads_the_answer() -> None:
             assert await answer.read() == b"POST fits"
 
 
-async def test_a_stream_that_begins_before_the_body_is_here_is_the_connections_last_answer() -> None:
+async def test_a_stream_that_begins_before_the_body_arrived_is_the_connections_last_answer() -> None:
     async with serving(in_pieces) as port:
-        answer = await said(port, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
+        answer = await exchanged(port, b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc")
     assert b"Connection: close\r\n" in answer
     assert answer.endswith(b"3\r\ntwo\r\n0\r\n\r\n")
 
 
-async def test_a_body_that_nobody_reads_does_not_pile_up() -> None:
+async def test_an_unread_body_does_not_pile_up() -> None:
     may_read = asyncio.Event()
     held: list[int] = []
 
@@ -207,14 +209,14 @@ async def test_a_body_that_nobody_reads_does_not_pile_up() -> None:
     assert held[0] < 2**21
 
 
-async def test_a_handler_hears_that_its_client_went_away() -> None:
+async def test_a_handler_is_cancelled_when_its_client_disconnects() -> None:
     is_begun, is_cancelled = asyncio.Event(), asyncio.Event()
 
     async def wait(_: Request) -> Answer:
         is_begun.set()
         try:
             await asyncio.Event().wait()
-            return Answer(200, {}, b"nobody is there to read this")
+            return Answer(200, {}, b"the client has gone")
         finally:
             is_cancelled.set()
 
@@ -240,7 +242,7 @@ async def test_a_stream_to_a_client_that_reads_nothing_waits_for_it() -> None:
         writer.write(POST)
         await reader.readline()
         before = -1
-        while before != len(sent):  # until nothing moves any more
+        while before != len(sent):  # until the stream has stopped
             before = len(sent)
             await asyncio.sleep(0.05)
         writer.transport.abort()
@@ -262,10 +264,10 @@ async def test_a_handler_that_fails_costs_its_connection_and_is_logged(caplog: p
 
 async def test_a_silent_connection_is_closed() -> None:
     async with serving(echo, idle_seconds=0.05) as port:
-        assert await said(port) == b""
+        assert await exchanged(port) == b""
 
 
-async def test_stopping_lets_the_request_under_way_end() -> None:
+async def test_stopping_lets_the_current_request_end() -> None:
     is_begun, may_end = asyncio.Event(), asyncio.Event()
 
     async def slow(_: Request) -> Answer:
@@ -275,7 +277,7 @@ async def test_stopping_lets_the_request_under_way_end() -> None:
 
     server = Server(slow, idle_seconds=60, linger_seconds=0.1)
     port = await server.start("127.0.0.1", 0)
-    asking = asyncio.create_task(said(port, POST))
+    asking = asyncio.create_task(exchanged(port, POST))
     await is_begun.wait()
     stopping = asyncio.create_task(server.stop(10))
     await asyncio.sleep(0)

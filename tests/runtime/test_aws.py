@@ -1,4 +1,4 @@
-"""Agents that use AWS's clients: boto3, and the client published in sagemaker-train, unmodified."""
+"""Agents that use AWS's clients unmodified: boto3, and the client published in sagemaker-train."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -292,7 +292,7 @@ async def test_a_report_refused_by_the_engine_is_a_conflict(bench: Bench) -> Non
 async def post(
     bench: Bench, path: str, body: bytes, headers: dict[str, str], *, method: str = "POST"
 ) -> requests.Response:
-    """A request by the plainest client, which sends what it is told to."""
+    """Sends a request as given."""
     encoded = {name: value.encode("latin-1") for name, value in headers.items()}
     return await asyncio.to_thread(
         requests.request, method, bench.runtime.endpoint + path, data=body, headers=encoded, timeout=10

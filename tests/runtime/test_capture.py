@@ -1,4 +1,4 @@
-"""Each message of a trajectory is stored once, and every conversation can be had back."""
+"""Each message of a trajectory is stored once, and every conversation can be rebuilt."""
 
 import tracemalloc
 
@@ -115,7 +115,7 @@ def test_storage_grows_with_the_conversation_and_not_with_its_square() -> None:
 
 
 def complete(capture: Capture, prompt: TextPrompt, reply: str | None = None) -> Turn:
-    """One plain completion."""
+    """Records one completion."""
     return play(capture, capture.messages_of(prompt), None if reply is None else said(reply))
 
 
@@ -190,7 +190,7 @@ def test_every_conversation_can_be_had_back_from_the_turns(calls: list[tuple[lis
 
 
 def bare(value: object) -> object:
-    """Without the keys that are null."""
+    """Returns the value without null keys."""
     if isinstance(value, dict):
         return {key: bare(item) for key, item in value.items() if item is not None}
     return [bare(item) for item in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""Agents that use the real openai client, by the trajectory's own base URL or with the job's secret."""
+"""Agents that use the real openai client, with the trajectory's own base URL or the job's secret."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ async def bench() -> AsyncIterator[Bench]:
 
 
 def client(trajectory: Trajectory) -> AsyncOpenAI:
-    """That of an agent which only knows its base URL."""
+    """Returns the client of an agent that knows only its base URL."""
     return AsyncOpenAI(base_url=trajectory.base_url, api_key="unused")
 
 
@@ -43,7 +43,7 @@ async def ask(trajectory: Trajectory, **fields: object) -> openai.types.chat.Cha
 
 
 async def ask_once(trajectory: Trajectory) -> None:
-    """Without the client's own retries."""
+    """Returns the client without its own retries."""
     async with client(trajectory) as agent:
         await agent.with_options(max_retries=0).chat.completions.create(model="default", messages=ASK)
 

@@ -1,4 +1,4 @@
-"""Streamed replies are relayed as they came, but for what the agent did not ask for, and put together as if unstreamed."""
+"""Streamed replies are relayed without what the agent did not ask for, and recorded as if unstreamed."""
 
 import orjson
 import pytest
@@ -35,7 +35,7 @@ def request(**fields: object) -> Json:
 
 @pytest.mark.parametrize("answer", ANSWERS)
 @pytest.mark.parametrize("fields", [{}, {"logprobs": True}, {"n": 3}, {"n": 2, "logprobs": True}])
-def test_a_streamed_reply_amounts_to_the_same_as_an_unstreamed_one(answer: Answer, fields: Json) -> None:
+def test_a_streamed_reply_is_recorded_like_an_unstreamed_one(answer: Answer, fields: Json) -> None:
     sent = request(**fields)
     _, streamed = follow(list(streamed_events(sent, answer)))
     assert streamed.reply() == read_reply(whole_reply(sent, answer))

@@ -1,4 +1,4 @@
-"""The service itself: its names and addresses, its limits, and what it does with clients that misbehave."""
+"""The service itself: its names and addresses, its limits, and its answers to clients that misbehave."""
 
 import asyncio
 import io
@@ -58,7 +58,7 @@ async def test_two_open_trajectories_cannot_have_one_name(bench: Bench) -> None:
         bench.open("p1")
 
 
-async def test_a_public_url_is_what_agents_are_told() -> None:
+async def test_agents_receive_the_public_url() -> None:
     runtime = unstarted(public_url="https://runtime.example:8443/")
     assert runtime.endpoint == "https://runtime.example:8443"
     assert runtime.open("p1", seed=None, on_report=ignore).base_url.startswith(
@@ -159,14 +159,14 @@ async def test_a_body_beyond_the_limit_is_refused_with_the_limit(
         assert (await answer.json())["Message"] == "the body is longer than 64 MiB, the most allowed"
 
 
-async def test_a_client_that_asks_before_it_sends_its_body_is_told_to_go_on(
+async def test_a_client_that_asks_before_it_sends_its_body_may_continue(
     bench: Bench, session: aiohttp.ClientSession
 ) -> None:
     async with session.post(f"{bench.open().base_url}/chat/completions", data=BODY, expect100=True) as answer:
         assert answer.status == 200
 
 
-async def test_a_client_too_slow_with_its_body_is_let_go() -> None:
+async def test_a_client_too_slow_with_its_body_is_refused() -> None:
     async with running_bench(limits=Limits(body_seconds=0.05)) as bench:
         path = bench.open().base_url.removeprefix(bench.runtime.endpoint)
         reader, writer = await asyncio.open_connection("127.0.0.1", int(bench.runtime.endpoint.rpartition(":")[2]))
@@ -260,7 +260,7 @@ async def test_a_bug_in_a_policy_costs_one_call_and_is_logged(
 
 
 class FixedPolicy(HttpPolicy):
-    """Always comes to the same."""
+    """Answers every call the same way."""
 
     def __init__(self, outcome: ModelReply | Exception) -> None:
         super().__init__("")

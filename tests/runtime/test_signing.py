@@ -1,4 +1,4 @@
-"""Signatures are checked as AWS checks them: against botocore's signer and the published token generator."""
+"""Signatures are verified as AWS does: tested against botocore's signer and the published token generator."""
 
 import base64
 import time
@@ -23,7 +23,7 @@ SESSION = Credentials("ASIAEXAMPLE", "another/secret", "a+session/token==")
 
 
 class Provider:
-    """What the token generator takes its key pair from."""
+    """The session from which the token generator reads its key pair."""
 
     def __init__(self, keys: Credentials) -> None:
         self._keys = keys

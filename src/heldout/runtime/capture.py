@@ -1,14 +1,15 @@
-"""Finds what is new in each model call of a trajectory, so that every message is stored once. Pure: no clock, no socket.
+"""Finds the new messages of each model call in a trajectory, so that every message is stored once. Pure.
 
-The conversations of a trajectory form a tree, since a call usually continues an earlier one and sometimes branches off
-it. A call walks the tree along its messages; where it leaves, its own begin. One call takes time in proportion to its
-conversation, and the tree holds each message once.
+The conversations of a trajectory form a tree: a call usually continues an earlier one, and sometimes branches off. A call
+follows the tree along its messages; where it leaves the tree, its new messages begin. The time of one call is proportional
+to the length of its conversation.
 
-Messages are the same if they are equal as JSON but for keys whose value is null: clients drop and add those when they send
-a reply back. (As Python compares: 1, 1.0 and true are equal.)
+Two messages are equal if their JSON is equal apart from keys whose value is null: clients drop and add such keys when they
+send a reply back. (Python compares: 1, 1.0 and true are equal.)
 
-A plain completion has no messages but one prompt, which holds what was said before. It is kept as messages all the same:
-what it begins with of an earlier prompt and its reply, and the rest. Their contents together are the prompt.
+A completion has one prompt instead of messages, and the prompt repeats the earlier prompts and replies. It is stored as
+messages too: the earlier messages that it begins with, and the rest as a message of the user. Their contents, joined, are
+the prompt.
 """
 
 from typing import NamedTuple, TypeGuard
@@ -16,11 +17,11 @@ from typing import NamedTuple, TypeGuard
 from heldout.job.records import turn_json
 
 TextPrompt = str | list[int]
-"""The prompt of a plain completion: text, or the tokens' ids."""
+"""The prompt of a completion: text, or token ids."""
 
 
 class _Node:
-    """A message in its place: after the messages on the way to it, and first said by a turn."""
+    """A message at its place in the tree. The path to it is the conversation before it. turn: the first turn that has it."""
 
     __slots__ = ("children", "message", "turn")
 
@@ -30,7 +31,7 @@ class _Node:
         self.children: list[_Node] = []
 
     def child(self, message: object) -> "_Node | None":
-        """The child that says this message; the latest is tried first, being the usual one."""
+        """Returns the child with this message. The latest child is tried first: it is the usual one."""
         if not self.children:
             return None
         for child in reversed(self.children):
@@ -45,7 +46,7 @@ class _Node:
         return None
 
     def beginning(self, prompt: TextPrompt, start: int) -> "tuple[_Node, TextPrompt] | None":
-        """The child with whose content the prompt goes on from `start`, and that content; the longest, if several do."""
+        """Returns the child whose content is at `start` of the prompt, and that content; the longest one if there are several."""
         longest: tuple[_Node, TextPrompt] | None = None
         for child in self.children:
             content = child.message.get("content") if isinstance(child.message, dict) else None
@@ -60,31 +61,31 @@ class _Node:
 
 
 class CapturedCall(NamedTuple):
-    """What is stored of a model call when it begins. Fields as in `heldout.job.records.Turn`."""
+    """What is recorded when a model call begins. Fields as in `heldout.job.records.Turn`."""
 
     turn: int
-    """Its index."""
+    """The turn's index."""
     parent: int | None
     shared_messages: int
     messages: bytes
     request: bytes
     end: _Node
-    """Where its reply belongs."""
+    """The place of its reply."""
 
 
 class Capture:
-    """What an open trajectory remembers of its calls: its conversations, each message once, and its last parameters."""
+    """The conversations of an open trajectory, each message once, and the parameters of its calls."""
 
     def __init__(self) -> None:
         self._root = _Node(None, None)
         self._tip = self._root
-        """Where the latest conversation ends, which the next call usually continues."""
+        """The end of the latest conversation, which the next call usually continues."""
         self._path: list[object] = []
-        """The messages on the way to it."""
+        """The messages on the way to the tip."""
         self._requests: list[dict[str, object]] = []
 
     def messages_of(self, prompt: TextPrompt) -> list[object]:
-        """A plain completion's prompt as messages: those of earlier calls that it begins with, and the rest as the user's."""
+        """Returns a prompt as messages: those of earlier calls that it begins with, and the rest as the user's."""
         messages: list[object] = []
         node, start = self._root, 0
         while (next_one := node.beginning(prompt, start)) is not None:
@@ -97,13 +98,13 @@ class Capture:
 
     @property
     def num_calls(self) -> int:
-        """Calls that were begun."""
+        """Calls so far, including those in flight."""
         return len(self._requests)
 
     def begin(self, request: dict[str, object], messages: list[object]) -> CapturedCall:
-        """A call is made. request: what it sent beside its messages; it must not be changed afterwards.
+        """Records the beginning of a call. request: its parameters without the messages; it must not be changed afterwards.
 
-        Raises orjson.JSONEncodeError or RecursionError, and remembers nothing of the call, if it is nested too deeply.
+        Raises orjson.JSONEncodeError or RecursionError, recording nothing, if the request is nested too deeply.
         """
         index = self.num_calls
         node, path, found = self._follow(messages)
@@ -124,17 +125,17 @@ class Capture:
         return CapturedCall(index, parent, shared, new_json, request_json, end)
 
     def end(self, call: CapturedCall, message: object) -> None:
-        """The call was answered with this message; a later call may continue from it."""
+        """Records a call's reply; a later call may continue from it."""
         node = call.end.child(message) or call.end.add(message, call.turn)
         if call.end is self._tip:
             self._tip = node
             self._path.append(node.message)
 
     def _follow(self, messages: list[object]) -> tuple[_Node, list[object], list[object]]:
-        """As far as the messages lead through the tree: the last node, and the messages on the way to it in two parts.
+        """Follows the messages through the tree; returns the last node, and the messages on the way to it in two parts.
 
-        The first part is the path remembered from the latest call, if the messages begin with it: one comparison, and
-        usually all there is to do.
+        The first part is the path of the latest call, if the messages begin with it: one comparison, and usually all the
+        work.
         """
         path = self._path
         node = self._tip
@@ -151,7 +152,7 @@ class Capture:
 
 
 def _is_at(content: object, prompt: TextPrompt, start: int) -> TypeGuard[TextPrompt]:
-    """Whether the prompt has this content, which is not empty, at `start`."""
+    """Whether the prompt has this content at `start`; False for empty content."""
     if not content:
         return False
     if isinstance(prompt, str):
@@ -160,7 +161,7 @@ def _is_at(content: object, prompt: TextPrompt, start: int) -> TypeGuard[TextPro
 
 
 def _without_nulls(value: object) -> object:
-    """The JSON value without the keys that are null, at every depth; the very same object if there are none."""
+    """Returns the JSON value without null keys, at every depth; the same object if there are none."""
     if not _has_nulls(value):
         return value
     if isinstance(value, dict):
@@ -169,7 +170,7 @@ def _without_nulls(value: object) -> object:
 
 
 def _has_nulls(value: object) -> bool:
-    """Whether a key is null somewhere in the JSON value. A loop, since nearly every message is flat and has none."""
+    """Whether a key is null at any depth. A loop for speed: nearly every message is flat and has none."""
     if type(value) is dict:
         for item in value.values():
             if item is None or (type(item) is not str and _has_nulls(item)):

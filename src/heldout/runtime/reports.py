@@ -1,7 +1,7 @@
-"""How agents report the end of a rollout: what they may say, and what is news. No I/O.
+"""Reports of a rollout's end: their parsing, and which of them are new. No I/O.
 
 Source: botocore's service model `sagemakerjobruntime` (2026-02-01), CompleteRollout and UpdateReward, and the client published
-in sagemaker-train 1.27 (`sagemaker.train.rft.feedback`), which looks for the words of `_NOT_VALID`.
+in sagemaker-train 1.27 (`sagemaker.train.rft.feedback`), which searches messages for `_NOT_VALID`.
 """
 
 import enum
@@ -14,39 +14,39 @@ from heldout.errors import shown
 from heldout.runtime.refusals import Refusal, conflict, invalid
 
 _NOT_VALID = "is not in valid status"
-"""The published client stays quiet about a refusal that has these words."""
+"""The published client logs no error for a refusal with these words."""
 _TOKEN_LIMIT = 16
-"""Client tokens remembered of one trajectory; a rollout needs two."""
+"""Client tokens remembered for each trajectory; a rollout needs two."""
 
 
 class ReportKind(enum.StrEnum):
-    """What an agent can report."""
+    """The kinds of reports."""
 
     COMPLETED = "completed"
-    """No more turns will come; the reward may."""
+    """No more turns follow; the reward may."""
     FAILED = "failed"
-    """The agent gave the rollout up, or reported a reward that is none."""
+    """The agent abandoned the rollout, or reported an invalid reward."""
     REWARDED = "rewarded"
     """The rollout's reward."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One thing an agent reported of its rollout, for the first time."""
+    """One new report of an agent about its rollout."""
 
     kind: ReportKind
     rewards: tuple[float, ...] = ()
-    """One value, or one for each turn; all finite, as is their sum. Empty unless REWARDED."""
+    """One value, or one for each turn. The values and their sum are finite. Empty unless REWARDED."""
     metrics: tuple[tuple[str, float], ...] = ()
-    """Named finite numbers that came beside the reward."""
+    """Named finite numbers sent with the reward."""
     message: str = ""
-    """One line on what went wrong, for FAILED."""
+    """For FAILED: the cause, on one line."""
     failure_kind: str = ""
     """For FAILED: `reported_failed` or `bad_reward`, as in `heldout.job.records.Failure`."""
 
 
 class ReportRefused(Exception):
-    """Raised by who takes the reports: this one comes at the wrong time. The agent is answered with a Conflict."""
+    """Raised by the receiver of reports when one comes at the wrong time. The agent gets a Conflict (409)."""
 
 
 class ReportBody(NamedTuple):
@@ -55,7 +55,7 @@ class ReportBody(NamedTuple):
     fields: dict[str, object]
 
     def text(self, name: str) -> str | None:
-        """A member that must be a string; None if it is not there. Raises Refusal (400)."""
+        """Returns a member that must be a string; None if absent. Raises Refusal (400)."""
         value = self.fields.get(name)
         if value is not None and not isinstance(value, str):
             raise invalid(f"{name} is {shown(value)}; it must be a string")
@@ -63,7 +63,7 @@ class ReportBody(NamedTuple):
 
 
 def parse_body(body: bytes) -> ReportBody:
-    """The body's members. NaN and Infinity are let through: clients written in Python send them. Raises Refusal (400)."""
+    """Parses a body. NaN and Infinity are accepted: Python clients send them. Raises Refusal (400)."""
     try:
         fields = json.loads(body or b"{}")
     except (ValueError, RecursionError):
@@ -74,7 +74,7 @@ def parse_body(body: bytes) -> ReportBody:
 
 
 def completion(body: ReportBody) -> Report:
-    """What a CompleteRollout reports. Raises Refusal (400) for an unknown status."""
+    """Returns the report of a CompleteRollout. Raises Refusal (400) for an unknown status."""
     status = body.text("Status")
     if status in (None, "ready"):
         return Report(ReportKind.COMPLETED)
@@ -84,9 +84,9 @@ def completion(body: ReportBody) -> Report:
 
 
 def reward(body: ReportBody) -> Report:
-    """What an UpdateReward reports: REWARDED, or FAILED if what it gives is no reward.
+    """Returns the report of an UpdateReward: REWARDED, or FAILED if the reward is invalid.
 
-    Raises Refusal (400) if there are no `Rewards` at all, or `Metrics` that are not finite numbers by name.
+    Raises Refusal (400) if `Rewards` is missing, or if `Metrics` has anything but names and finite numbers.
     """
     if "Rewards" not in body.fields:
         raise invalid("Rewards is missing; it must be a list of finite numbers: one, or one for each turn")
@@ -102,7 +102,7 @@ def reward(body: ReportBody) -> Report:
 
 
 def finite_number(value: object) -> float | None:
-    """A JSON number as a float; None for what is none (true and false too), or is too large for one."""
+    """Returns a JSON number as a float; None for any other value (booleans too), or one that is not finite."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -114,7 +114,7 @@ def finite_number(value: object) -> float | None:
 
 @dataclass(slots=True)
 class Ledger:
-    """What a trajectory has reported so far; it outlives the trajectory for a while, to recognise repeats."""
+    """The reports of one trajectory so far. Kept for a while after the trajectory's end, to recognise repeats."""
 
     trajectory_id: str
     is_completed: bool = False
@@ -124,11 +124,11 @@ class Ledger:
 
     @property
     def takes_calls(self) -> bool:
-        """Whether the agent has not yet said that it is through."""
+        """Whether model calls are still accepted: no end and no reward was reported."""
         return not (self.is_completed or self.failure_kind or self.rewards)
 
     def is_news(self, report: Report, client_token: str | None) -> bool:
-        """Whether the report says something new; False if it repeats an earlier one or no longer matters.
+        """Whether the report is new; False if it repeats an earlier one or no longer matters.
 
         Raises Refusal (409) if it contradicts an earlier one.
         """
@@ -147,7 +147,7 @@ class Ledger:
                 return self._is_new_reward(report.rewards)
 
     def enter(self, report: Report, client_token: str | None) -> None:
-        """The report was taken."""
+        """Records a report that was stored."""
         self.is_completed = self.is_completed or report.kind is ReportKind.COMPLETED
         self.failure_kind = report.failure_kind or self.failure_kind
         if report.kind is ReportKind.REWARDED:
@@ -157,7 +157,9 @@ class Ledger:
 
     def _is_new_reward(self, rewards: tuple[float, ...]) -> bool:
         if self.failure_kind == "bad_reward":
-            raise not_in_valid_status(self.trajectory_id, "a reward: it has failed with one that was no finite number")
+            raise not_in_valid_status(
+                self.trajectory_id, "a reward: it has failed with one that was not a finite number"
+            )
         if self.failure_kind:
             # The published client sends reward 0.0 after reporting a failure.
             return False
@@ -167,7 +169,7 @@ class Ledger:
 
 
 def not_in_valid_status(trajectory_id: str, for_what: str) -> Refusal:
-    """The Conflict by which the published client knows that a trajectory is over."""
+    """Returns the Conflict from which the published client learns that a trajectory has ended."""
     return conflict(f"Trajectory {trajectory_id} {_NOT_VALID} for {for_what}")
 
 

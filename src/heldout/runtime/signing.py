@@ -1,8 +1,7 @@
-"""Checks AWS Signature Version 4, on requests (header or presigned query) and on SageMaker's bearer tokens. Pure functions: the
-time comes in.
+"""Verifies AWS Signature Version 4 of requests (header or presigned query) and of SageMaker's bearer tokens.
 
-Source: "AWS Signature Version 4 for API requests" (IAM user guide); the token's form was read off the published package
-sagemaker-core 2.27 (`sagemaker.core.token_generator`). Both are tested against botocore's own signer.
+Pure functions: the time is an argument. Source: "AWS Signature Version 4 for API requests" (IAM user guide); for tokens, the
+published package sagemaker-core 2.27 (`sagemaker.core.token_generator`). Both are tested against botocore's own signer.
 """
 
 import base64
@@ -22,15 +21,15 @@ TOKEN_PREFIX = "sagemaker-api-key-"
 _SERVICE = "sagemaker"
 _S3 = "s3"
 _UNSIGNED = "UNSIGNED-PAYLOAD"
-"""What S3, and no other service, takes instead of a body's hash; its presigned requests always have it."""
+"""S3 alone accepts this in place of a body's hash. Its presigned requests always have it."""
 _TOKEN_HOST = "sagemaker.amazonaws.com"
 _TOKEN_ACTION = "CallWithBearerToken"
 _TOKEN_SECONDS = 43_200
-"""Longest life of a token: what the published generator allows."""
+"""Longest life of a token, as in the published generator."""
 _PRESIGNED_SECONDS = 604_800
 """Longest life of a presigned request: a week."""
 _SKEW_SECONDS = 900
-"""How far the agent's clock may be from ours."""
+"""Largest difference between the agent's clock and this machine's."""
 _EMPTY_HASH = hashlib.sha256(b"").hexdigest()
 
 
@@ -44,34 +43,34 @@ class Credentials:
 
 
 class SignatureRefused(Exception):
-    """A signature does not hold; the message is one line and holds no secret."""
+    """A signature is invalid. The message is one line without secrets."""
 
 
 class SignatureIncomplete(SignatureRefused):
-    """A part of the signature is missing or is not formed as it must be."""
+    """A part of the signature is missing or malformed."""
 
 
 class KeyUnknown(SignatureRefused):
-    """It is made with a key pair that is not one of those that may sign."""
+    """The signature's key pair is not one of the allowed ones."""
 
 
 class SignedRequest(NamedTuple):
-    """What a signature covers of a request, as it came over the wire."""
+    """The parts of a request that a signature covers, as received."""
 
     method: str
     path: str
     query: str
     headers: Mapping[str, str]
-    """Looked up by lower-case name."""
+    """Names in lower case."""
     body: bytes
 
 
 class Scope(NamedTuple):
-    """What a signature says it was made with and for."""
+    """The access key, date, region and service that a signature names."""
 
     access_key: str
     date: str
-    """As in 20260131."""
+    """Such as 20260131."""
     region: str
     service: str
 
@@ -80,12 +79,12 @@ class Scope(NamedTuple):
 
 
 def is_signed(request: SignedRequest) -> bool:
-    """Whether a request says that it is signed, by a header or in its query."""
+    """Whether a request has a signature, in a header or in its query."""
     return request.headers.get("authorization", "").startswith(ALGORITHM) or _is_presigned(request)
 
 
 def signed_scope(request: SignedRequest) -> Scope:
-    """What the signature of a request says it is for; nothing is verified. Raises SignatureIncomplete."""
+    """Returns the scope that a request's signature names, without verifying it. Raises SignatureIncomplete."""
     return _scope(_claim(request))
 
 
@@ -98,12 +97,12 @@ def verify_request(
     service: str = _SERVICE,
     what: str = "job",
 ) -> None:
-    """Checks the signature of a request, its body included: in the `Authorization` header, or else in its query.
+    """Verifies the signature of a request and its body: in the `Authorization` header, or else in the query.
 
-    credentials: key pairs that may sign. region, service: those the signature must be for. now: Unix time, seconds. what: is
-    asked, in words. Raises SignatureRefused if the signature is missing a part, is not made with one of the key pairs, is for
-    another region or service, does not cover the host, the date, the body and every `x-amz-` header, is older than 15 minutes,
-    or, presigned, older than it says.
+    credentials: key pairs that may sign. region, service: the required ones. now: Unix time, seconds. what: the name of the
+    protected thing in messages. Raises SignatureRefused if a part is missing, the key pair is not allowed, the region or
+    service differs, the signature does not cover the host, the date, the body and every `x-amz-` header, its date is more
+    than 15 minutes from `now`, or a presigned request has expired.
     """
     claim = _claim(request)
     scope = _checked_scope(claim, region, service, what)
@@ -116,7 +115,7 @@ def verify_request(
         raise SignatureRefused("the header x-amz-content-sha256 is not the hash of the body")
     names = claim.signed_headers.split(";")
     needed = {"host"} if claim.expires else {"host", "x-amz-date"}
-    # Without them a signature for one operation would let in the request for another.
+    # An uncovered header could turn a signature for one operation into a request for another.
     needed |= {name for name in request.headers if name.startswith("x-amz-")}
     if not needed <= set(names):
         raise SignatureRefused(
@@ -129,7 +128,7 @@ def verify_request(
         claim.signed_headers,
         body_hash,
     )
-    # Clients sign what they mean, and write it down in their own way: a space as `+`, a path with a part that changes nothing.
+    # Clients send other spellings than they sign: a space as `+`, or a path with redundant parts. Each spelling is tried.
     canonicals = [
         "\n".join((request.method, quote(path, safe="/~"), _canonical_query(text), *rest))
         for path in dict.fromkeys((request.path, _normalized(request.path)))
@@ -139,7 +138,7 @@ def verify_request(
 
 
 def verify_token(token: str, *, credentials: Sequence[Credentials], region: str, now: float) -> float:
-    """Checks a bearer token: `sagemaker-api-key-` and the base64 of a presigned URL without its scheme.
+    """Verifies a bearer token: `sagemaker-api-key-` and the base64 of a presigned URL without its scheme.
 
     credentials, region, now: as for `verify_request`. Returns the Unix time at which the token expires, in seconds.
     Raises SignatureRefused if it is malformed, expired, for another region, or made with another key pair.
@@ -152,7 +151,7 @@ def verify_token(token: str, *, credentials: Sequence[Credentials], region: str,
     scope = _checked_scope(_query_claim(parameters), region, _SERVICE, "job")
     signer = _signer(credentials, scope.access_key, parameters.get("X-Amz-Security-Token"), "job")
     expires_at = _token_expiry(signed_at, parameters.get("X-Amz-Expires", ""), now)
-    # The version is appended after signing, so the signature covers neither it nor itself.
+    # The generator appends the version after signing, so the signature covers neither the version nor itself.
     covered = [pair for pair in query.split("&") if not pair.startswith(("X-Amz-Signature=", "Version="))]
     canonical = "\n".join(
         ("POST", "/", _canonical_query("&".join(covered)), f"host:{_TOKEN_HOST}", "", "host", _EMPTY_HASH)
@@ -162,7 +161,7 @@ def verify_token(token: str, *, credentials: Sequence[Credentials], region: str,
 
 
 class _Claim(NamedTuple):
-    """The parts of a signature, as they came."""
+    """The parts of a signature, as received."""
 
     credential: str
     signed_headers: str
@@ -170,7 +169,7 @@ class _Claim(NamedTuple):
     signed_at: str
     session_token: str | None
     expires: str
-    """Seconds, of a presigned request; empty for one signed in its header."""
+    """Lifetime of a presigned request in seconds; empty for one signed in its header."""
 
 
 def _is_presigned(request: SignedRequest) -> bool:
@@ -221,7 +220,7 @@ def _checked_scope(claim: _Claim, region: str, service: str, what: str) -> Scope
     if scope.region != region:
         raise SignatureRefused(f"the signature is for the region {scope.region!r}; the {what} is in {region!r}")
     if not claim.signed_at.startswith(scope.date):
-        raise SignatureRefused(f"the signature's date {claim.signed_at!r} is not of the day in its credential")
+        raise SignatureRefused(f"the signature's date {claim.signed_at!r} is not on the day in its credential")
     return scope
 
 
@@ -250,7 +249,7 @@ def _check_date(claim: _Claim, now: float) -> None:
 
 
 def _is_lifetime(seconds: str) -> bool:
-    """Whether a presigned request may say that it lives so long."""
+    """Whether a presigned request may have this lifetime."""
     return seconds.isascii() and seconds.isdigit() and len(seconds) < 7 and int(seconds) <= _PRESIGNED_SECONDS
 
 
@@ -294,7 +293,7 @@ def _encoded_anew(query: str) -> str:
 
 
 def _normalized(path: str) -> str:
-    """A path without empty parts, `.` and `..`."""
+    """Returns a path without empty parts, `.` and `..`."""
     parts: list[str] = []
     for part in path.split("/"):
         if part == "..":
@@ -310,7 +309,7 @@ def _pair(part: str) -> tuple[str, str]:
 
 
 def _compare(signer: Credentials, scope: Scope, signed_at: str, canonicals: Sequence[str], signature: str) -> None:
-    """Raises SignatureRefused unless the signature is for one of the ways to write the request down."""
+    """Raises SignatureRefused unless the signature matches one of the request's canonical spellings."""
     for canonical in canonicals:
         text = "\n".join((ALGORITHM, signed_at, str(scope), hashlib.sha256(_bytes(canonical)).hexdigest()))
         expected = _hmac(_signing_key(signer.secret_key, scope), text).hex()
@@ -332,5 +331,5 @@ def _hmac(key: bytes, text: str) -> bytes:
 
 
 def _bytes(text: str) -> bytes:
-    """Header bytes that are no UTF-8 arrive as surrogates; they must fail to match, not to encode."""
+    """Returns the text's bytes. Header bytes that are not UTF-8 arrive as surrogates: they must fail to match, not to encode."""
     return text.encode("utf-8", "surrogateescape")
