@@ -27,7 +27,14 @@ from heldout.errors import InputError, ReferenceProblem, did_you_mean, shown
 from heldout.job.hyperparameters import Hyperparameters
 from heldout.job.kinds.base import AgentReference, ModelReference, Reference, Section
 from heldout.job.kinds.model_package import ModelPackage, ModelPackageConfig
-from heldout.job.references import AGENT_KINDS, MODEL_KINDS, agent_kinds, checked_tracking_uri, model_kinds
+from heldout.job.references import (
+    AGENT_KINDS,
+    MODEL_KINDS,
+    agent_kinds,
+    checked_tracking_uri,
+    model_kinds,
+    problems_of_packages,
+)
 
 MAX_RUNTIME_SECONDS = 72 * 60 * 60
 """The longest a job may run: the service's bound."""
@@ -307,13 +314,20 @@ def _problems(error: ValidationError) -> Iterator[str]:
         where = ".".join(str(part) for part in problem["loc"]) or "the document"
         if problem["type"] == "extra_forbidden":
             nearest = did_you_mean(str(problem["loc"][-1]), _WIRE_NAMES)
-            yield f"{where} is not a field there.{nearest}"
+            yield f"{where} is not a field there.{nearest or _packages_hint(problem['loc'])}"
         elif problem["type"] == "missing":
             yield f"{where} is missing"
         elif isinstance(own := problem.get("ctx", {}).get("error"), ReferenceProblem):
             yield f"{where}: {own}"  # it says of the value what may be said
         else:
             yield f"{where} is {shown(problem['input'])}; {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _packages_hint(place: tuple[int | str, ...]) -> str:
+    """The end of the error line for a member that a kind of someone else's package may have written."""
+    if place[0] not in ("AgentConfig", "EvaluationConfig") or len(place) != 2:
+        return ""
+    return f" If a package adds this kind, install it.{problems_of_packages()}"
 
 
 def _wire_names(section: type[BaseModel]) -> Iterator[str]:

@@ -7,7 +7,7 @@ kind takes, and for lists of every kind. Parsing looks at the text alone: whethe
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
 from heldout.errors import ReferenceProblem, shown
@@ -65,19 +65,25 @@ def parse_agent(text: str, qualifier: str | None = None) -> AgentReference:
 def model_kinds() -> Iterator[type[ModelReference]]:
     """Every kind of model. Those of installed packages come last and are loaded only when the iterator reaches them.
 
-    Raises ReferenceProblem when one cannot be loaded.
+    Leaves out an entry point that cannot be loaded; `problems_of_packages` names it.
     """
     yield from MODEL_KINDS
-    yield from _installed_models()
+    yield from cast("tuple[type[ModelReference], ...]", _installed(MODEL_GROUP, ModelReference).kinds)
 
 
 def agent_kinds() -> Iterator[type[AgentReference]]:
     """Every kind of agent. Those of installed packages come last and are loaded only when the iterator reaches them.
 
-    Raises ReferenceProblem when one cannot be loaded.
+    Leaves out an entry point that cannot be loaded; `problems_of_packages` names it.
     """
     yield from AGENT_KINDS
-    yield from _installed_agents()
+    yield from cast("tuple[type[AgentReference], ...]", _installed(AGENT_GROUP, AgentReference).kinds)
+
+
+def problems_of_packages() -> str:
+    """Name each entry point of installed packages that cannot be used, as the end of an error line; empty without any."""
+    found = (_installed(MODEL_GROUP, ModelReference), _installed(AGENT_GROUP, AgentReference))
+    return "".join(problem for installed in found for problem in installed.problems)
 
 
 def named_models() -> Mapping[str, str]:
@@ -110,34 +116,33 @@ def _not_one_of(role: str, text: str, kinds: Iterable[type[Reference]]) -> Refer
     kinds = tuple(kinds)
     forms = ", ".join(form.text for kind in kinds for form in kind.forms)
     hints = "".join(kind.hint(text) for kind in kinds)
-    return ReferenceProblem(f"{role} {shown(text)} is not one of: {forms}.{hints}")
+    return ReferenceProblem(f"{role} {shown(text)} is not one of: {forms}.{hints}{problems_of_packages()}")
+
+
+class _Installed(NamedTuple):
+    """What installed packages add to an entry-point group."""
+
+    kinds: tuple[type[Reference], ...]
+    problems: tuple[str, ...]
+    """One sentence for each entry point that cannot be used."""
 
 
 @functools.cache
-def _installed_models() -> tuple[type[ModelReference], ...]:
-    return tuple(_installed(MODEL_GROUP, ModelReference))  # type: ignore[type-abstract]
-
-
-@functools.cache
-def _installed_agents() -> tuple[type[AgentReference], ...]:
-    return tuple(_installed(AGENT_GROUP, AgentReference))  # type: ignore[type-abstract]
-
-
-def _installed(group: str, base: type[R]) -> Iterator[type[R]]:
+def _installed(group: str, base: type[Reference]) -> _Installed:
     from importlib.metadata import entry_points  # takes 20 ms that a job with a listed kind does not need
 
+    kinds: list[type[Reference]] = []
+    problems: list[str] = []
     for point in sorted(entry_points(group=group), key=lambda point: point.name):
         origin = f"{point.name} = {point.value!r}" + (f" of package {point.dist.name}" if point.dist else "")
         try:
             kind = point.load()
-        except Exception as error:  # someone else's module may raise anything
-            raise ReferenceProblem(
-                f"entry point {origin} in group {group!r} cannot be loaded: {type(error).__name__}: {error}; update or "
-                "uninstall the package"
-            ) from error
-        if not (isinstance(kind, type) and issubclass(kind, base)):
-            raise ReferenceProblem(
-                f"entry point {origin} in group {group!r} names {shown(kind)}; expected a subclass of "
-                f"heldout.job.kinds.base.{base.__name__}"
-            )
-        yield kind
+        except Exception as error:  # noqa: BLE001 - someone else's module may raise anything; what uses the kind says so
+            problems.append(f" Entry point {origin} cannot be loaded: {type(error).__name__}: {error}.")
+            continue
+        if isinstance(kind, type) and issubclass(kind, base):
+            kinds.append(kind)
+        else:
+            expected = f"heldout.job.kinds.base.{base.__name__}"
+            problems.append(f" Entry point {origin} names {shown(kind)}; expected a subclass of {expected}.")
+    return _Installed(tuple(kinds), tuple(problems))

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol, cast
 
-from heldout.errors import ReferenceProblem, did_you_mean
+from heldout.errors import ReferenceProblem
 from heldout.job.kinds.base import ModelReference
-from heldout.job.references import named_models
+from heldout.job.references import MODEL_KINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def make_policy(model: ModelReference, settings: PolicySettings | None = None) -
         raise ReferenceProblem(
             f"model {model.text!r} is not on this machine; give an endpoint (http://host:port/v1#served-name) or an "
             "embedded model, or map it in a registry (--registry FILE or HELDOUT_REGISTRY)."
-            f"{did_you_mean(model.text, named_models())}"
+            + "".join(kind.hint(model.text) for kind in MODEL_KINDS)
         )
     maker = cast("_Maker", pkgutil.resolve_name(model.maker))
     return maker(model, settings or PolicySettings())
