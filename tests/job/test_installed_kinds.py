@@ -100,7 +100,7 @@ def site(tmp_path: Path) -> Path:
 def heldout(site: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command in a process that sees the packages of `site`, started in the folder above it."""
     environment = os.environ | {"PYTHONPATH": str(site), "XDG_STATE_HOME": str(site.parent / "state")}
-    command = [Path(sys.executable).with_name("heldout"), *arguments]
+    command = [str(Path(sys.executable).with_name("heldout")), *arguments]
     return subprocess.run(
         command, cwd=site.parent, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
@@ -167,6 +167,5 @@ def test_a_run_whose_package_is_gone_says_which_section_is_not_known(site: Path)
     (site / "heldout_echo-0.1.0.dist-info" / "entry_points.txt").unlink()
     done = heldout(site, "resume", "out/first")
     assert done.returncode == 2, done.stderr
-    assert (
-        "EvaluationConfig.EchoModelConfig is not a field there. If a package adds this kind, install it." in done.stderr
-    )
+    assert "EvaluationConfig.EchoModelConfig is not a field there." in done.stderr
+    assert "If a package adds this kind, install it." in done.stderr

@@ -2,13 +2,14 @@
 
 import json
 import math
+from pathlib import PurePath
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from heldout.errors import HyperparameterError, InputError, ReferenceProblem, shown
-from heldout.job.document import JobConfigDocument
+from heldout.job.document import AgentConfig, EvaluationConfig, JobConfigDocument
 from heldout.job.hyperparameters import SPECIFICATIONS, Hyperparameters, canonical_name
 from heldout.job.kinds.agentcore import AgentCoreRuntime
 from heldout.job.kinds.embedded import EmbeddedModel
@@ -19,8 +20,6 @@ from heldout.job.kinds.hub_model import HubModel
 from heldout.job.kinds.lambda_function import LambdaAgent
 from heldout.job.kinds.model_package import ModelPackage
 from heldout.job.references import parse_agent, parse_model
-
-NAMES = frozenset({"smollm2-135m"})
 
 SDK = {
     "eval_group_size": "4",
@@ -219,6 +218,77 @@ def test_an_agent_that_names_nothing_usable_says_why(text: str, words: str) -> N
         parse_agent(text)
     assert words in str(error.value)
     assert repr(text) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://a:1/v1,http://b:2/v1?key-variable=MY_KEY#m",
+        "http://127.0.0.1:8000/v1",
+        "smollm2-135m+/adapters/tuned.gguf",
+        "/weights/model.gguf",
+        "openai-reasoning-gpt-oss-20b",
+    ],
+)
+def test_a_model_comes_back_from_a_document_as_it_was_written(text: str) -> None:
+    config = EvaluationConfig.of(parse_model(text), Hyperparameters({}), accept_eula=True)
+    assert EvaluationConfig.model_validate_json(config.model_dump_json(by_alias=True)).model.text == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/home/me/agent.py:play",
+        "package.module:play",
+        "http://127.0.0.1:8080/path",
+        "arn:aws:bedrock-agentcore:us-west-2:123456789012:runtime/my-agent",
+        "arn:aws:lambda:us-west-2:123456789012:function:forward",
+    ],
+)
+def test_an_agent_comes_back_from_a_document_as_it_was_written(text: str) -> None:
+    config = AgentConfig(agent=parse_agent(text), runtime_url="http://10.0.0.5:9000")
+    assert AgentConfig.model_validate_json(config.model_dump_json(by_alias=True)) == config
+    assert config.agent.text == text
+
+
+def test_relative_paths_are_below_the_folder_in_which_the_job_was_written() -> None:
+    folder = PurePath("/home/me")
+    assert parse_model("smollm2-135m+tuned.gguf").located(folder).text == "smollm2-135m+/home/me/tuned.gguf"
+    assert parse_model("w.gguf").located(folder).text == "/home/me/w.gguf"
+    assert parse_agent("agent.py:play").located(folder).text == "/home/me/agent.py:play"
+    assert parse_agent("package.agent:play").located(folder).text == "package.agent:play"
+
+
+def test_a_model_has_a_short_name_and_a_longer_one() -> None:
+    names = [
+        (model.label, model.description)
+        for model in (
+            parse_model("http://h:1/v1#m"),
+            parse_model("weights/small.gguf+tuned.gguf"),
+            parse_model("arn:aws:sagemaker:us-west-2:aws:hub-content/SageMakerPublicHub/Model/gpt/1.0.0"),
+        )
+    ]
+    assert names == [
+        ("m", "m at http://h:1/v1"),
+        ("small+adapter", "weights/small.gguf + tuned.gguf"),
+        ("gpt", "arn:aws:sagemaker:us-west-2:aws:hub-content/SageMakerPublicHub/Model/gpt/1.0.0"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("section", "changes"),
+    [
+        ("EvaluationConfig", {"ModelPackageConfig": {"InputModelPackageArn": "arn:tuned"}}),
+        ("EvaluationConfig", {"Model": "smollm2-135m"}),
+        ("EvaluationConfig", {"model": "smollm2-135m"}),
+        ("AgentConfig", {"Agent": "agent.py:play"}),
+    ],
+)
+def test_a_document_holds_a_model_and_an_agent_only_where_the_service_expects_them(
+    section: str, changes: dict[str, object]
+) -> None:
+    with pytest.raises(InputError, match=rf"{section}\.{next(iter(changes))} is not a field there"):
+        JobConfigDocument.parse(_wire(**{section: changes}))
 
 
 def _wire(**changes: object) -> str:

@@ -314,7 +314,7 @@ def _problems(error: ValidationError) -> Iterator[str]:
         where = ".".join(str(part) for part in problem["loc"]) or "the document"
         if problem["type"] == "extra_forbidden":
             nearest = did_you_mean(str(problem["loc"][-1]), _WIRE_NAMES)
-            yield f"{where} is not a field there.{nearest or _packages_hint(problem['loc'])}"
+            yield f"{where} is not a field there.{nearest}{_packages_hint(problem['loc'])}"
         elif problem["type"] == "missing":
             yield f"{where} is missing"
         elif isinstance(own := problem.get("ctx", {}).get("error"), ReferenceProblem):
