@@ -70,29 +70,29 @@ def called(functions: Any, event: dict[str, Any], name: str = "forward", **setti
     return reply, json.loads(reply["Payload"].read() or b"null")
 
 
-def test_an_agent_gets_the_payload_and_the_session_and_its_answer_comes_back(runtimes: Any) -> None:
+def test_an_agent_gets_the_payload_and_session_and_its_answer_is_returned(runtimes: Any) -> None:
     assert invoked(runtimes, "anything") == {"echo": {"ask": "anything"}}
     assert invoked(runtimes, "session", runtimeSessionId=SESSION, qualifier="PROD") == {"session": SESSION}
     assert len(invoked(runtimes, "session")["session"]) >= 33
 
 
-def test_an_agent_finds_the_job_runtime_at_this_server(server: Served, runtimes: Any) -> None:
+def test_an_agent_reaches_the_job_runtime_at_the_servers_address(server: Served, runtimes: Any) -> None:
     assert invoked(runtimes, "process")["endpoint"] == server.url
 
 
-def test_what_an_agent_raises_is_an_error_of_its_runtime(runtimes: Any) -> None:
+def test_an_exception_of_an_agent_is_a_runtime_client_error(runtimes: Any) -> None:
     with pytest.raises(runtimes.exceptions.RuntimeClientError, match="LookupError: no such move") as error:
         invoked(runtimes, "raise")
     assert error.value.response["ResponseMetadata"]["HTTPStatusCode"] == 424
 
 
-def test_an_agent_whose_process_ends_is_there_again_for_the_next(runtimes: Any) -> None:
+def test_an_agent_whose_process_ended_is_restarted_for_the_next_invocation(runtimes: Any) -> None:
     with pytest.raises(runtimes.exceptions.RuntimeClientError):
         invoked(runtimes, "exit")
     assert invoked(runtimes, "still there?") == {"echo": {"ask": "still there?"}}
 
 
-def test_invocations_of_one_session_wait_for_each_other_and_all_are_answered(runtimes: Any) -> None:
+def test_invocations_of_one_session_run_one_at_a_time_and_all_are_answered(runtimes: Any) -> None:
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda _: invoked(runtimes, "session", runtimeSessionId=SESSION), range(8)))
     assert answers == [{"session": SESSION}] * 8
@@ -109,7 +109,7 @@ def test_a_session_id_too_short_is_refused_as_the_service_does(runtimes: Any) ->
         invoked(runtimes, "session", runtimeSessionId="short")
 
 
-def test_the_registry_s_runtimes_are_listed_and_described(server: Served) -> None:
+def test_the_registrys_runtimes_are_listed_and_described(server: Served) -> None:
     control = server.client("bedrock-agentcore-control")
     (runtime,) = control.list_agent_runtimes()["agentRuntimes"]
     assert (runtime["agentRuntimeArn"], runtime["agentRuntimeName"], runtime["status"]) == (RUNTIME, "players", "READY")
@@ -128,19 +128,19 @@ def test_a_function_is_found_by_any_of_its_names(functions: Any, name: str) -> N
     assert answer == {"echo": {"ask": "anything"}}
 
 
-def test_what_a_function_raises_is_a_function_error(functions: Any) -> None:
+def test_an_exception_of_a_function_is_a_function_error(functions: Any) -> None:
     reply, answer = called(functions, {"ask": "raise"})
     assert (reply["StatusCode"], reply["FunctionError"]) == (200, "Unhandled")
     assert answer["errorType"] == "LookupError"
     assert answer["errorMessage"].startswith("no such move")
 
 
-def test_a_function_whose_process_ends_is_a_function_error_too(functions: Any) -> None:
+def test_the_end_of_a_functions_process_is_a_function_error(functions: Any) -> None:
     _, answer = called(functions, {"ask": "exit"})
     assert answer["errorType"] == "Runtime.ExitError"
 
 
-def test_an_event_is_taken_at_once_and_played_later(functions: Any, tmp_path: Path) -> None:
+def test_an_event_is_accepted_at_once_and_runs_later(functions: Any, tmp_path: Path) -> None:
     reply, _ = called(functions, {"ask": "write", "path": str(tmp_path / "played")}, InvocationType="Event")
     assert reply["StatusCode"] == 202
     deadline = time.monotonic() + 60
@@ -149,7 +149,7 @@ def test_an_event_is_taken_at_once_and_played_later(functions: Any, tmp_path: Pa
         time.sleep(0.02)
 
 
-def test_a_dry_run_plays_nothing(functions: Any, tmp_path: Path) -> None:
+def test_a_dry_run_invokes_no_agent(functions: Any, tmp_path: Path) -> None:
     reply, _ = called(functions, {"ask": "write", "path": str(tmp_path / "played")}, InvocationType="DryRun")
     assert reply["StatusCode"] == 204
     called(functions, {"ask": "anything"})
@@ -163,7 +163,7 @@ def test_a_function_that_is_not_mapped_is_not_found_and_a_payload_must_be_json(f
         functions.invoke(FunctionName="forward", Payload=b"{")
 
 
-def test_an_agent_that_cannot_be_loaded_is_an_error_that_says_why_and_is_tried_again(tmp_path: Path) -> None:
+def test_an_agent_that_fails_to_load_gives_the_reason_and_is_retried(tmp_path: Path) -> None:
     with served(tmp_path / "state", registry_of(tmp_path, agent="agent.py:play")) as server:
         runtimes = server.client("bedrock-agentcore")
         with pytest.raises(ClientError, match=r"agent\.py"):
@@ -172,7 +172,7 @@ def test_an_agent_that_cannot_be_loaded_is_an_error_that_says_why_and_is_tried_a
         assert invoked(runtimes, "anything") == {"echo": {"ask": "anything"}}
 
 
-def test_an_agent_behind_an_address_is_invoked_there(tmp_path: Path) -> None:
+def test_an_agent_container_is_invoked_at_its_url(tmp_path: Path) -> None:
     with container() as url, served(tmp_path / "state", registry_of(tmp_path, agent=url)) as server:
         assert invoked(server.client("bedrock-agentcore"), "anything", runtimeSessionId=SESSION) == {
             "path": "/invocations",

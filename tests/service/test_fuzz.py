@@ -1,4 +1,4 @@
-"""Whatever is asked of any operation, the answer is one that botocore understands, and never that the server failed."""
+"""Fuzzing of every operation: botocore can parse each answer, and none is an InternalFailure."""
 
 import copy
 import functools
@@ -39,11 +39,11 @@ MISSING = object()
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """A server, and what there is on it."""
+    """A server with one resource of each kind."""
 
     server: Served
     names: list[str]
-    """Names and ARNs of all kinds."""
+    """Names and ARNs of the resources."""
     document: dict[str, Any]
     definition: dict[str, Any]
 
@@ -52,7 +52,7 @@ class World:
         return self.server.client(service)
 
     def strings(self, member: str) -> list[str]:
-        """Those that may mean something as this member."""
+        """Strings that are meaningful for this member."""
         if member.endswith("Document"):
             return [json.dumps(self.document)]
         if member.endswith("Definition"):
@@ -64,7 +64,7 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("fuzzed")
     with registry(folder), pytest.MonkeyPatch.context() as patch:
-        for name in ("supervise", "resume", "stop"):  # nothing is played
+        for name in ("supervise", "resume", "stop"):  # no rollout runs
             patch.setattr(Supervisor, name, lambda *_, **__: None)
         text = (folder / REGISTRY_FILE).read_text() + registry_text(NOWHERE, NOWHERE)
         names = Registry.parse(text, where="registry", folder=folder)
@@ -173,7 +173,7 @@ def problems(shape: Any, value: Any, where: str = "reply") -> Iterator[str]:
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
 @FUZZED
 @given(data=st.data())
-def test_any_request_is_answered_as_the_model_says(
+def test_any_request_gets_an_answer_that_matches_the_model(
     world: World, operation: OperationModel, data: st.DataObject
 ) -> None:
     shape: Any = operation.input_shape
@@ -253,7 +253,7 @@ def changed(draw: st.DrawFn, value: Any) -> Any:
 
 @settings(FUZZED, max_examples=150)
 @given(data=st.data())
-def test_any_document_and_any_definition_is_taken_or_refused_with_a_reason(world: World, data: st.DataObject) -> None:
+def test_any_document_or_definition_is_accepted_or_refused_with_a_reason(world: World, data: st.DataObject) -> None:
     client = world.client()
     name = f"n{uuid.uuid4().hex}"  # another each time, when hypothesis repeats what it drew too
     given_document, steps = data.draw(changed(world.document)), data.draw(changed(world.definition))

@@ -1,4 +1,4 @@
-"""The server as badly behaved programs find it: what is no proper request is refused as a service would, or told in one line."""
+"""Malformed and hostile HTTP requests: the server refuses them like a service, with at most one log line."""
 
 import gzip
 import logging
@@ -58,7 +58,7 @@ def answer(service: Served, sent: bytes) -> tuple[int, bytes]:
         request({"X-Long": "a" * 10_000}),
     ],
 )
-def test_what_is_no_http_is_refused_with_one_line_in_the_log_at_most(
+def test_malformed_http_is_refused_with_at_most_one_log_line(
     service: Served, sent: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -66,9 +66,7 @@ def test_what_is_no_http_is_refused_with_one_line_in_the_log_at_most(
     assert len(caplog.text.splitlines()) <= 1
 
 
-def test_a_client_that_goes_away_in_the_middle_of_its_request_leaves_nothing_in_the_log(
-    service: Served, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_connection_reset_during_a_request_is_not_logged(service: Served, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         for _ in range(3):
             with connected(service) as connection:
@@ -80,37 +78,37 @@ def test_a_client_that_goes_away_in_the_middle_of_its_request_leaves_nothing_in_
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "PUT", "DELETE"])
-def test_operations_named_by_a_target_are_asked_for_by_post(service: Served, method: str) -> None:
+def test_operations_named_by_a_target_header_need_post(service: Served, method: str) -> None:
     assert answer(service, request(LISTING, line=f"{method} / HTTP/1.1"))[0] == 404
 
 
-def test_a_body_that_is_compressed_is_refused_as_it_came(service: Served) -> None:
-    """Signatures are for the body as it came; and few bytes may be made into very many."""
+def test_a_compressed_body_is_refused_without_decompressing_it(service: Served) -> None:
+    """Signatures cover the body as sent, and a few compressed bytes may expand to very many."""
     headers = LISTING | {"Content-Encoding": "gzip"}
-    assert answer(service, request(headers))[0] == 200  # it was none
+    assert answer(service, request(headers))[0] == 200  # an empty body
     status, rest = answer(service, request(headers, gzip.compress(b"{}")))
     assert (status, b"SerializationException" in rest) == (400, True)
 
 
 @pytest.mark.parametrize("body", [b"[]", b"1", b'"text"', b"null"])
-def test_a_body_that_is_no_structure_is_refused_in_every_protocol(service: Served, body: bytes) -> None:
+def test_a_body_that_is_not_an_object_is_refused_in_every_protocol(service: Served, body: bytes) -> None:
     for sent in (request(LISTING, body), request({}, body, "POST /runtimes/ HTTP/1.1")):
         status, rest = answer(service, sent)
         assert (status, b"SerializationException" in rest) == (400, True)
 
 
-def test_bytes_that_are_no_text_are_in_no_jobs_name(service: Served) -> None:
+def test_a_job_header_with_invalid_text_names_no_job(service: Served) -> None:
     sent = request({"X-Amzn-SageMaker-Job-Arn": "\xff"}, line="POST /v1/chat/completions HTTP/1.1")
     status, rest = answer(service, sent)
     assert (status, b"there is no job" in rest) == (404, True)
 
 
-def test_a_path_is_an_operations_whatever_is_in_it(service: Served) -> None:
+def test_a_path_with_control_characters_is_routed_to_its_operation(service: Served) -> None:
     status, rest = answer(service, request({}, line="POST /2015-03-31/functions/a%0Ab/invocations HTTP/1.1"))
     assert (status, b"failed to satisfy constraint" in rest) == (400, True)
 
 
-def test_an_answer_in_xml_can_be_read_whatever_was_asked(service: Served) -> None:
+def test_an_xml_error_is_valid_xml_whatever_the_request_held(service: Served) -> None:
     form = b"Action=GetRole&Version=2010-05-08&RoleName=a%00%1F%EF%BF%BE%3C%C3%A9"
     status, rest = answer(service, request({"Content-Type": "application/x-www-form-urlencoded"}, form))
     assert status == 400
@@ -119,7 +117,7 @@ def test_an_answer_in_xml_can_be_read_whatever_was_asked(service: Served) -> Non
     assert "Value 'a���<é' at 'roleName' failed to satisfy constraint" in message
 
 
-def test_a_body_may_come_in_chunks_by_http_1_0_or_when_it_is_asked_for(service: Served) -> None:
+def test_chunked_bodies_http_1_0_and_expect_continue_are_supported(service: Served) -> None:
     chunked = request(LISTING | {"Transfer-Encoding": "chunked"}, b"1\r\n{\r\n1\r\n}\r\n0\r\n\r\n")
     assert answer(service, chunked.replace(b"Content-Length: 17\r\n", b""))[0] == 200
     assert answer(service, request(LISTING, line="POST / HTTP/1.0"))[0] == 200
@@ -127,7 +125,7 @@ def test_a_body_may_come_in_chunks_by_http_1_0_or_when_it_is_asked_for(service: 
     assert (status, b"200 OK" in rest) == (100, True)
 
 
-def test_requests_of_one_connection_are_answered_in_their_order_however_fast_they_come(service: Served) -> None:
+def test_pipelined_requests_are_answered_in_order(service: Served) -> None:
     kept = request(LISTING | {"Connection": "keep-alive"})
     unknown = request(LISTING | {"X-Amz-Target": "SageMaker.Nothing", "Connection": "keep-alive"})
     status, rest = answer(service, (kept + unknown) * 20 + request(LISTING))
@@ -135,7 +133,7 @@ def test_requests_of_one_connection_are_answered_in_their_order_however_fast_the
     assert statuses == [200, 404] * 20 + [200]
 
 
-def test_clients_that_never_finish_keep_nobody_else_waiting_and_leave_nothing_open(service: Served) -> None:
+def test_unfinished_requests_block_no_other_client_and_leak_no_descriptor(service: Served) -> None:
     def num_open() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
 

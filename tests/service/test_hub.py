@@ -65,7 +65,7 @@ def test_the_hub_lists_in_pages(sagemaker: Any) -> None:
     assert "NextToken" not in second
 
 
-def test_names_and_times_filter_the_hub_s_list(sagemaker: Any) -> None:
+def test_the_hubs_list_is_filtered_by_names_and_times(sagemaker: Any) -> None:
     def names(**filters: Any) -> list[str]:
         found = sagemaker.list_hub_contents(HubName=HUB, HubContentType="Model", **filters)["HubContentSummaries"]
         return [summary["HubContentName"] for summary in found]
@@ -74,7 +74,7 @@ def test_names_and_times_filter_the_hub_s_list(sagemaker: Any) -> None:
     assert names(CreationTimeBefore="2020-01-01T00:00:00Z") == []
 
 
-def test_a_version_that_a_model_does_not_have_is_told_as_one(sagemaker: Any) -> None:
+def test_an_unknown_version_of_a_model_is_named_in_the_error(sagemaker: Any) -> None:
     with pytest.raises(
         ClientError, match=f"hub content '{MODEL}' of type Model has no version '2.0.0'; it has '1.0.0'"
     ):
@@ -83,7 +83,7 @@ def test_a_version_that_a_model_does_not_have_is_told_as_one(sagemaker: Any) -> 
         )
 
 
-def test_a_model_says_which_hyperparameters_its_evaluation_has(server: Served, sagemaker: Any) -> None:
+def test_a_models_recipe_points_to_its_hyperparameters(server: Served, sagemaker: Any) -> None:
     content = sagemaker.describe_hub_content(HubName=HUB, HubContentType="Model", HubContentName=MODEL)
     (recipe,) = json.loads(content["HubContentDocument"])["RecipeCollection"]
     assert (recipe["Type"], recipe["EvaluationType"]) == ("Evaluation", "MTRLEvaluation")
@@ -94,7 +94,7 @@ def test_a_model_says_which_hyperparameters_its_evaluation_has(server: Served, s
     assert (overrides["sampling_temperature"]["min"], overrides["sampling_temperature"]["max"]) == (0, 2)
 
 
-def test_with_an_s3_service_of_the_user_s_the_hyperparameters_are_in_its_default_bucket(
+def test_the_hyperparameters_are_in_the_default_bucket_of_the_users_s3_service(
     server: Served, sagemaker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def bucket() -> str:
@@ -123,7 +123,7 @@ def test_a_model_that_is_not_mapped_is_not_found_and_the_nearest_is_named(sagema
 
 
 @pytest.mark.parametrize("settings", [{}, {"s3": {"payload_signing_enabled": False}}])
-def test_other_objects_of_s3_are_said_to_be_elsewhere_however_they_are_signed(
+def test_other_s3_requests_get_an_error_that_names_the_remedy_however_signed(
     server: Served, settings: dict[str, Any]
 ) -> None:
     with pytest.raises(ClientError, match="AWS_ENDPOINT_URL_S3"):
@@ -166,7 +166,7 @@ def test_a_group_lists_its_packages(sagemaker: Any) -> None:
     assert sagemaker.describe_model_package_group(ModelPackageGroupName="tuned")["ModelPackageGroupArn"] == GROUP_ARN
 
 
-def test_groups_are_made_listed_and_deleted_but_not_those_with_packages(sagemaker: Any) -> None:
+def test_groups_are_created_listed_and_deleted_unless_they_have_packages(sagemaker: Any) -> None:
     sagemaker.create_model_package_group(ModelPackageGroupName="mine", ModelPackageGroupDescription="of my own")
     with pytest.raises(ClientError, match="already exists"):
         sagemaker.create_model_package_group(ModelPackageGroupName="mine")
@@ -179,7 +179,7 @@ def test_groups_are_made_listed_and_deleted_but_not_those_with_packages(sagemake
         sagemaker.delete_model_package_group(ModelPackageGroupName="tuned")
 
 
-def test_there_is_a_default_mlflow_app_from_the_start_and_another_can_be_made_it(tmp_path: Path) -> None:
+def test_the_server_has_a_default_mlflow_app_and_another_can_become_the_default(tmp_path: Path) -> None:
     with served(tmp_path) as server:
         sagemaker = server.client("sagemaker")
 
@@ -203,7 +203,7 @@ def test_there_is_a_default_mlflow_app_from_the_start_and_another_can_be_made_it
             sagemaker.describe_mlflow_app(Arn=arn)
 
 
-def test_a_mapped_mlflow_app_opens_where_the_registry_says(sagemaker: Any) -> None:
+def test_a_mapped_mlflow_app_opens_at_the_registrys_url(sagemaker: Any) -> None:
     url = sagemaker.create_presigned_mlflow_app_url(Arn=TRACKING_SERVER)["AuthorizedUrl"]
     assert url == "http://mlflow.example:5000"
 
@@ -213,7 +213,7 @@ def test_a_mapped_store_without_a_server_says_how_to_open_it(sagemaker: Any) -> 
         sagemaker.create_presigned_mlflow_app_url(Arn=STORE)
 
 
-def test_the_app_that_comes_with_the_server_cannot_be_deleted_even_when_another_is_the_default(tmp_path: Path) -> None:
+def test_the_servers_own_app_cannot_be_deleted_even_if_another_is_the_default(tmp_path: Path) -> None:
     with served(tmp_path) as server:
         sagemaker = server.client("sagemaker")
         asked = {"ArtifactStoreUri": "s3://my-bucket/mlflow", "RoleArn": ROLE, "AccountDefaultStatus": "ENABLED"}
@@ -222,7 +222,7 @@ def test_the_app_that_comes_with_the_server_cannot_be_deleted_even_when_another_
             sagemaker.delete_mlflow_app(Arn=server.context.arn("mlflow-app/app-heldout"))
 
 
-def test_apps_and_groups_have_the_tags_they_were_made_with(sagemaker: Any) -> None:
+def test_apps_and_groups_have_the_tags_they_were_created_with(sagemaker: Any) -> None:
     tags = [{"Key": "team", "Value": "evals"}]
     made = {"ArtifactStoreUri": "s3://my-bucket/mlflow", "RoleArn": ROLE, "Tags": tags}
     app = sagemaker.create_mlflow_app(Name="tagged", **made)["Arn"]
@@ -236,7 +236,7 @@ def test_apps_and_groups_have_the_tags_they_were_made_with(sagemaker: Any) -> No
             sagemaker.list_tags(ResourceArn=arn)
 
 
-def test_whatever_the_server_names_can_be_tagged_though_no_request_made_it(server: Served, sagemaker: Any) -> None:
+def test_resources_of_the_registry_can_be_tagged(server: Served, sagemaker: Any) -> None:
     arns = [
         sagemaker.describe_model_package(ModelPackageName="tuned/1")["ModelPackageArn"],
         sagemaker.describe_model_package_group(ModelPackageGroupName="tuned")["ModelPackageGroupArn"],
@@ -253,7 +253,7 @@ def test_whatever_the_server_names_can_be_tagged_though_no_request_made_it(serve
         sagemaker.list_tags(ResourceArn="arn:aws:sagemaker:eu-west-1:000000000000:nothing")
 
 
-def test_a_presigned_link_lets_in_and_no_other_way_does(server: Served, sagemaker: Any) -> None:
+def test_an_app_opens_only_through_a_presigned_link(server: Served, sagemaker: Any) -> None:
     arn = sagemaker.list_mlflow_apps(SortBy="Name", SortOrder="Descending")["Summaries"][0]["Arn"]
     url = sagemaker.create_presigned_mlflow_app_url(Arn=arn)["AuthorizedUrl"]
     root = url.partition("/auth")[0]
@@ -268,14 +268,14 @@ def test_a_presigned_link_lets_in_and_no_other_way_does(server: Served, sagemake
         assert browser.post(f"{root}/api/2.0/mlflow/runs/search", json={"experiment_ids": ["1"]}).json() == {"runs": []}
 
 
-def test_a_link_is_to_the_address_by_which_the_caller_came(server: Served) -> None:
+def test_a_link_uses_the_address_of_the_callers_request(server: Served) -> None:
     sagemaker = client(server.url.replace("127.0.0.1", "localhost"), "sagemaker")
     url = sagemaker.create_presigned_mlflow_app_url(Arn=server.context.arn("mlflow-app/app-heldout"))["AuthorizedUrl"]
     assert url.startswith(f"http://localhost:{server.url.rpartition(':')[2]}/")
 
 
 @pytest.mark.slow
-def test_the_link_opens_mlflow_s_pages(server: Served, sagemaker: Any) -> None:
+def test_the_link_opens_mlflows_pages(server: Served, sagemaker: Any) -> None:
     url = sagemaker.create_presigned_mlflow_app_url(Arn=server.context.arn("mlflow-app/app-heldout"))["AuthorizedUrl"]
     with requests.Session() as browser:
         page = browser.get(url, headers={"Accept": "text/html"})
@@ -293,7 +293,7 @@ def test_the_link_opens_mlflow_s_pages(server: Served, sagemaker: Any) -> None:
         ({"mlflow": "arn:aws:sagemaker:us-west-2:000000000000:mlflow-app/app-of-mine"}, "app-of-mine' does not exist"),
     ],
 )
-def test_a_job_of_something_that_is_not_here_names_what_is_near(
+def test_a_job_with_an_unknown_name_gets_the_nearest_one(
     server: Served, sagemaker: Any, change: dict[str, str], words: str
 ) -> None:
     asked = {"model": MODEL, "agent": RUNTIME, "mlflow": TRACKING_SERVER} | change
@@ -312,7 +312,7 @@ def test_a_job_of_something_that_is_not_here_names_what_is_near(
     assert words in message
 
 
-def test_an_artifact_is_made_once_and_found_by_its_source(sagemaker: Any) -> None:
+def test_an_artifact_is_created_once_and_found_by_its_source(sagemaker: Any) -> None:
     source = {"SourceUri": PACKAGE, "SourceTypes": [{"SourceIdType": "Custom", "Value": "now"}]}
     made = [sagemaker.create_artifact(Source=source, ArtifactType="Model", Properties={"a": "b"}) for _ in range(2)]
     assert made[0]["ArtifactArn"] == made[1]["ArtifactArn"]

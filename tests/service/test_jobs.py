@@ -1,4 +1,4 @@
-"""SageMaker's jobs, served here: through boto3, against a real server, with real rollouts."""
+"""Job operations through boto3, against a real server with real rollouts."""
 
 import json
 import os
@@ -83,14 +83,14 @@ def test_the_developer_guides_job_is_created_played_described_listed_and_deleted
         "only one that is InProgress can be stopped"
         in refused(client.stop_job, JobName="guide", JobCategory=CATEGORY)[1]
     )
-    for _ in range(2):  # as often as one likes
+    for _ in range(2):  # deleting again succeeds
         client.delete_job(JobName="guide", JobCategory=CATEGORY)
     assert refused(client.describe_job, JobName="guide", JobCategory=CATEGORY)[0] == "ResourceNotFound"
     assert client.list_jobs(JobCategory=CATEGORY, NameContains="guid")["JobSummaries"] == []
-    assert rows(run)  # what was found out stays
+    assert rows(run)  # the run stays
 
 
-def test_a_job_that_is_stopped_keeps_what_was_finished_and_stays_stopped(client: Any, folder: Path) -> None:
+def test_a_stopped_job_keeps_finished_rollouts_and_stays_stopped(client: Any, folder: Path) -> None:
     given = document(folder, ["0.05"] * 400, agent=SLOW_AGENT, rollout_max_concurrency=2)
     create(client, "stopped", given)
     asked = {"JobName": "stopped", "JobCategory": CATEGORY}
@@ -107,7 +107,7 @@ def test_a_job_that_is_stopped_keeps_what_was_finished_and_stays_stopped(client:
     client.delete_job(**asked)
 
 
-def test_a_job_that_is_stopped_between_two_pages_is_listed_once(client: Any, folder: Path) -> None:
+def test_a_job_stopped_between_two_pages_is_listed_once(client: Any, folder: Path) -> None:
     create(client, "paged", document(folder, ["0.1"] * 400, agent=SLOW_AGENT, rollout_max_concurrency=2))
     asked = {"JobCategory": CATEGORY, "NameContains": "paged", "MaxResults": 1}
     create(client, "paged-later", document(folder, ["1"]))
@@ -119,7 +119,7 @@ def test_a_job_that_is_stopped_between_two_pages_is_listed_once(client: Any, fol
 
 
 @pytest.mark.slow
-def test_a_job_whose_process_is_killed_goes_on_and_repeats_no_rollout(client: Any, folder: Path) -> None:
+def test_a_job_whose_process_is_killed_resumes_and_repeats_no_rollout(client: Any, folder: Path) -> None:
     create(client, "killed", document(folder, ["0.1"] * 30, agent=SLOW_AGENT, rollout_max_concurrency=3))
     run_folder = folder / "bucket" / "output" / "killed" / "base-model-eval"
     progress = run_folder / "progress.json"
@@ -135,7 +135,7 @@ def test_a_job_whose_process_is_killed_goes_on_and_repeats_no_rollout(client: An
     assert len(played) == 30  # what was in flight left no trace; what was finished was not played again
 
 
-def test_a_job_whose_folder_is_being_made_is_starting_and_can_be_asked_to_stop(service: Served, client: Any) -> None:
+def test_a_job_without_a_folder_yet_is_starting_and_can_be_stopped(service: Served, client: Any) -> None:
     record = JobRecord(
         name="in-the-making",
         arn=service.context.arn(f"job/{CATEGORY}/in-the-making"),
@@ -191,7 +191,7 @@ def test_listing_a_page_of_many_jobs_reads_only_the_runs_of_that_page(
         assert len(client.list_jobs(**filters, StatusEquals="Completed")["JobSummaries"]) == 30
 
 
-def test_a_job_that_is_asked_to_stop_while_its_folder_is_made_stops(
+def test_a_stop_request_during_the_creation_of_a_job_stops_it(
     client: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     making = Run.create
@@ -222,7 +222,7 @@ def changed(given: dict[str, Any], section: str, **members: Any) -> dict[str, An
 
 
 @pytest.mark.parametrize(
-    ("section", "members", "told"),
+    ("section", "members", "expected"),
     [
         (
             "EvaluationConfig",
@@ -241,8 +241,8 @@ def changed(given: dict[str, Any], section: str, **members: Any) -> dict[str, An
         ("OutputDataConfig", {"S3OutputPath": "s3://bucket/../out"}, "leads out of the folder that stands for bucket"),
     ],
 )
-def test_a_document_that_cannot_be_played_is_refused_at_once(
-    client: Any, folder: Path, section: str, members: dict[str, Any] | None, told: str
+def test_an_unplayable_document_is_refused_at_once(
+    client: Any, folder: Path, section: str, members: dict[str, Any] | None, expected: str
 ) -> None:
     given = document(folder, ["1"])
     if members is None:
@@ -251,11 +251,11 @@ def test_a_document_that_cannot_be_played_is_refused_at_once(
         given = changed(given, section, **members)
     code, message = refused(create, client=client, name="refused", given=given)
     assert code == "ValidationException"
-    assert told in message
+    assert expected in message
     assert refused(client.describe_job, JobName="refused", JobCategory=CATEGORY)[0] == "ResourceNotFound"
 
 
-def test_an_output_that_cannot_be_reached_is_refused_and_not_tried_again(
+def test_an_unreachable_output_is_refused_without_a_retry(
     client: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
@@ -268,7 +268,7 @@ def test_an_output_that_cannot_be_reached_is_refused_and_not_tried_again(
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"JobCategory": "AgentRFT"}, "jobs of category 'AgentRFT' are not served here"),
         ({"JobConfigSchemaVersion": "2.0.0"}, "JobConfigSchemaVersion '2.0.0' does not exist"),
@@ -277,16 +277,16 @@ def test_an_output_that_cannot_be_reached_is_refused_and_not_tried_again(
         ({"RoleArn": "arn:aws:iam::123456789012:user/me"}, "at 'roleArn' failed to satisfy constraint"),
     ],
 )
-def test_a_request_that_cannot_be_meant_is_refused(
-    client: Any, folder: Path, changes: dict[str, Any], told: str
+def test_a_request_with_invalid_parameters_is_refused(
+    client: Any, folder: Path, changes: dict[str, Any], expected: str
 ) -> None:
     code, message = refused(create, client=client, name="refused", given=document(folder, ["1"]), **changes)
     assert code == "ValidationException"
-    assert told in message
+    assert expected in message
 
 
 @pytest.mark.parametrize("operation", ["describe_job", "stop_job", "delete_job"])
-def test_a_job_that_there_is_not_is_a_resource_not_found(client: Any, operation: str) -> None:
+def test_an_unknown_job_is_a_resource_not_found(client: Any, operation: str) -> None:
     code, message = refused(getattr(client, operation), JobName="nothing", JobCategory=CATEGORY)
     assert (code, message) == ("ResourceNotFound", f"job 'nothing' of category {CATEGORY} does not exist")
 
@@ -298,7 +298,7 @@ def schema_of(client: Any) -> Any:
     return json.loads(described["JobConfigSchema"])
 
 
-def test_the_schema_is_what_documents_are_held_against(client: Any, folder: Path) -> None:
+def test_the_published_schema_accepts_the_same_documents_as_the_parser(client: Any, folder: Path) -> None:
     validator = jsonschema.Draft202012Validator(schema_of(client))
     validator.check_schema(validator.schema)
     fine = document(folder, ["1"])
@@ -366,7 +366,7 @@ def test_an_s3_prefix_of_a_mapped_bucket_is_any_beginning_of_keys(client: Any, f
 
 
 @pytest.mark.parametrize(
-    ("tags", "told"),
+    ("tags", "expected"),
     [
         ([{"Key": "a", "Value": "1"}, {"Key": "a", "Value": "2"}], "Tags has the key 'a' twice"),
         ([{"Key": "AWS:a", "Value": ""}], "keys that begin with 'aws:' are reserved by AWS"),
@@ -379,8 +379,8 @@ def test_an_s3_prefix_of_a_mapped_bucket_is_any_beginning_of_keys(client: Any, f
         ([{"Key": f"{n}", "Value": ""} for n in range(51)], "tags' failed to satisfy constraint"),
     ],
 )
-def test_tags_that_aws_does_not_take_are_refused_and_nothing_is_made(
-    client: Any, folder: Path, tags: list[dict[str, str]], told: str
+def test_tags_that_aws_refuses_are_refused_and_nothing_is_created(
+    client: Any, folder: Path, tags: list[dict[str, str]], expected: str
 ) -> None:
     given = document(folder, ["1"])
     refusals = [refused(create, client=client, name="tagged", given=given, Tags=tags)]
@@ -397,7 +397,7 @@ def test_tags_that_aws_does_not_take_are_refused_and_nothing_is_made(
     refusals.append(refused(client.add_tags, ResourceArn=arn, Tags=tags))
     for code, message in refusals:
         assert code == "ValidationException"
-        assert told in message
+        assert expected in message
     assert refused(client.describe_job, JobName="tagged", JobCategory=CATEGORY)[0] == "ResourceNotFound"
     assert client.list_pipelines(PipelineNamePrefix="tagged")["PipelineSummaries"] == []
     assert not (folder / "bucket" / "output" / "tagged").exists()

@@ -68,7 +68,7 @@ def paged(client: Any, stream: str, direction: str, **asked: Any) -> list[list[s
 # Real jobs.
 
 
-def test_a_jobs_stream_says_what_it_played_and_when(service: Served, client: Any, folder: Path) -> None:
+def test_a_jobs_stream_has_its_progress_with_times(service: Served, client: Any, folder: Path) -> None:
     sagemaker = service.client("sagemaker")
     create(sagemaker, "real", document(folder, ["1", "raise no luck"], rollout_max_retries=0))
     job = ended(sagemaker, "real")
@@ -106,9 +106,7 @@ def test_each_job_of_an_execution_has_its_own_lines(service: Served, client: Any
 
 
 @pytest.mark.slow
-def test_lines_outlive_the_process_that_wrote_them_and_the_next_ones_follow(
-    service: Served, client: Any, folder: Path
-) -> None:
+def test_lines_of_a_resumed_job_follow_those_of_its_first_process(service: Served, client: Any, folder: Path) -> None:
     sagemaker = service.client("sagemaker")
     create(sagemaker, "killed", document(folder, ["0.5"] * 30, agent=SLOW_AGENT, rollout_max_concurrency=3))
     asked = {**GROUP, "logStreamName": "killed/runner", "startFromHead": True}
@@ -126,7 +124,7 @@ def test_lines_outlive_the_process_that_wrote_them_and_the_next_ones_follow(
 # Groups and streams.
 
 
-def test_there_is_one_group_that_is_found_by_its_name_a_part_of_it_and_its_arn(client: Any) -> None:
+def test_the_log_group_is_found_by_name_by_part_of_it_and_by_arn(client: Any) -> None:
     (group,) = client.describe_log_groups()["logGroups"]
     assert group["logGroupName"] == JOB_LOG_GROUP == "/aws/sagemaker/Job/AgentRFTEvaluation"
     for asked in (
@@ -159,7 +157,7 @@ def test_streams_are_listed_in_pages_by_name_or_by_their_last_line(service: Serv
     assert stream["lastEventTimestamp"] == NOON_MS + 3_000_000
 
 
-def test_the_stream_of_a_job_that_has_said_nothing_yet_is_there_and_empty(service: Served, client: Any) -> None:
+def test_a_job_without_log_lines_has_an_empty_stream(service: Served, client: Any) -> None:
     stream = logged(service, named("silent"))
     (found,) = client.describe_log_streams(**GROUP, logStreamNamePrefix=stream)["logStreams"]
     assert "lastEventTimestamp" not in found
@@ -175,7 +173,7 @@ def test_the_stream_of_a_job_that_has_said_nothing_yet_is_there_and_empty(servic
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 10, 10_000])
 @pytest.mark.parametrize("direction", ["f", "b"])
-def test_pages_of_any_size_give_every_line_once(service: Served, client: Any, limit: int, direction: str) -> None:
+def test_pages_of_any_size_hold_every_line_once(service: Served, client: Any, limit: int, direction: str) -> None:
     job = named("paged")
     logged(service, job, (0, "of the other run"), run="other")
     stream = logged(service, job, *[(number, f"line {number}") for number in range(7)])
@@ -187,7 +185,7 @@ def test_pages_of_any_size_give_every_line_once(service: Served, client: Any, li
     assert [line for page in pages for line in page] == [f"line {number}" for number in range(7)]
 
 
-def test_a_token_is_given_back_until_there_is_more_and_then_gives_what_is_new(service: Served, client: Any) -> None:
+def test_a_token_repeats_at_the_end_and_later_returns_the_new_lines(service: Served, client: Any) -> None:
     job = named("followed")
     stream = logged(service, job, (0, "first"))
     asked = {**GROUP, "logStreamName": stream, "startFromHead": True}
@@ -201,7 +199,7 @@ def test_a_token_is_given_back_until_there_is_more_and_then_gives_what_is_new(se
     assert texts(client.get_log_events(**asked, nextToken=page["nextBackwardToken"])) == ["first"]
 
 
-def test_without_a_token_the_last_lines_come_first_unless_the_head_is_asked_for(service: Served, client: Any) -> None:
+def test_without_a_token_the_last_page_is_returned_unless_start_from_head(service: Served, client: Any) -> None:
     stream = logged(service, named("tail"), *[(number, f"line {number}") for number in range(5)])
     asked = {**GROUP, "logStreamName": stream, "limit": 2}
     assert texts(client.get_log_events(**asked)) == ["line 3", "line 4"]
@@ -213,14 +211,14 @@ def test_a_page_holds_no_more_than_a_megabyte(service: Served, client: Any) -> N
     assert [len(page) for page in paged(client, stream, "f")] == [17, 3]
 
 
-def test_a_time_range_has_its_start_and_not_its_end(service: Served, client: Any) -> None:
+def test_a_time_range_includes_its_start_and_excludes_its_end(service: Served, client: Any) -> None:
     stream = logged(service, named("times"), *[(number, f"line {number}") for number in range(5)])
     between = {"startTime": NOON_MS + 1, "endTime": NOON_MS + 3}
     for direction in ("f", "b"):
         assert [line for page in paged(client, stream, direction, **between) for line in page] == ["line 1", "line 2"]
 
 
-def test_a_server_that_was_started_again_goes_on_from_the_same_token(tmp_path: Path) -> None:
+def test_tokens_stay_valid_after_a_restart_of_the_server(tmp_path: Path) -> None:
     with served(tmp_path / "state") as first:
         stream = logged(first, "restarted", (0, "before"))
         page = first.client("logs").get_log_events(**GROUP, logStreamName=stream, startFromHead=True)
@@ -261,7 +259,7 @@ def filtered(client: Any, prefix: str, **asked: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("limit", [1, 2, 4, 10_000])
-def test_lines_of_several_streams_come_in_the_order_of_their_times(client: Any, mixed: str, limit: int) -> None:
+def test_lines_of_several_streams_are_sorted_by_time(client: Any, mixed: str, limit: int) -> None:
     sizes = {"PaginationConfig": {"PageSize": limit}}
     assert filtered(client, mixed, **sizes) == EVERYTHING
     backward = {"startFromHead": False, "startTime": NOON_MS}
@@ -281,11 +279,11 @@ def test_lines_of_several_streams_come_in_the_order_of_their_times(client: Any, 
         ("?WARN ?well", [1, 2]),
     ],
 )
-def test_patterns_say_which_lines(client: Any, mixed: str, pattern: str, expected: Sequence[int]) -> None:
+def test_filter_patterns_select_lines(client: Any, mixed: str, pattern: str, expected: Sequence[int]) -> None:
     assert filtered(client, mixed, filterPattern=pattern) == [EVERYTHING[number] for number in expected]
 
 
-def test_an_event_says_its_stream_and_has_an_id_of_its_own(client: Any, mixed: str) -> None:
+def test_an_event_has_its_stream_and_a_unique_id(client: Any, mixed: str) -> None:
     events = client.filter_log_events(**GROUP, logStreamNamePrefix=mixed, startTime=NOON_MS + 2, endTime=NOON_MS + 4)
     assert [event["message"] for event in events["events"]] == EVERYTHING[2:5]  # its end is in it, unlike GetLogEvents'
     assert [event["logStreamName"][-8] for event in events["events"]] == ["a", "b", "a"]
@@ -298,7 +296,7 @@ def test_an_event_says_its_stream_and_has_an_id_of_its_own(client: Any, mixed: s
 
 
 @pytest.mark.parametrize(
-    ("operation", "changes", "code", "told"),
+    ("operation", "changes", "code", "expected"),
     [
         ("get_log_events", {"logGroupName": "/aws/other"}, "ResourceNotFoundException", "log group does not exist"),
         ("get_log_events", {"logStreamName": "nobody/runner"}, "ResourceNotFoundException", "log stream does not"),
@@ -332,18 +330,18 @@ def test_an_event_says_its_stream_and_has_an_id_of_its_own(client: Any, mixed: s
         ("describe_log_streams", {"logGroupName": None}, "InvalidParameterException", "exactly one of"),
     ],
 )
-def test_what_cannot_be_answered_is_refused_in_the_services_words(
-    service: Served, client: Any, operation: str, changes: dict[str, Any], code: str, told: str
+def test_invalid_log_requests_get_the_services_errors(
+    service: Served, client: Any, operation: str, changes: dict[str, Any], code: str, expected: str
 ) -> None:
     asked: dict[str, Any] = dict(GROUP)
     if operation == "get_log_events":
         asked["logStreamName"] = logged(service, "refused")
     asked = {name: value for name, value in (asked | changes).items() if value is not None}
     assert (refusal := refused(getattr(client, operation), **asked))[0] == code
-    assert told in refusal[1]
+    assert expected in refusal[1]
 
 
-def test_an_operation_that_is_not_served_says_so(client: Any) -> None:
+def test_an_unsupported_log_operation_is_unknown(client: Any) -> None:
     assert refused(client.create_log_group, logGroupName="mine")[0] == "UnknownOperationException"
 
 

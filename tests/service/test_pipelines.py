@@ -1,4 +1,4 @@
-"""SageMaker's pipelines, served here: their definitions and versions, and executions that play real rollouts."""
+"""Pipeline operations: definitions, versions, and executions with real rollouts."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def evaluation_of(folder: Path, arn: str) -> Evaluation:
     return Evaluation.open_folder(found)
 
 
-def test_an_execution_plays_its_pipelines_job_which_is_one_of_sagemakers_jobs_too(client: Any, folder: Path) -> None:
+def test_an_execution_plays_its_pipelines_job_which_is_also_listed_as_a_job(client: Any, folder: Path) -> None:
     given = document(folder, ["1", "0"])
     text = definition(given)
     pipeline = create(client, "one", text, Tags=[{"Key": "SagemakerModelEvaluation", "Value": "true"}])
@@ -93,15 +93,15 @@ def test_an_execution_plays_its_pipelines_job_which_is_one_of_sagemakers_jobs_to
     assert described == given
     listed = client.list_jobs(JobCategory=CATEGORY, StatusEquals="Completed")["JobSummaries"]
     assert job_arn in [summary["JobArn"] for summary in listed]
-    told = client.describe_pipeline_definition_for_execution(PipelineExecutionArn=arn)
-    assert told["PipelineDefinition"] == text
+    expected = client.describe_pipeline_definition_for_execution(PipelineExecutionArn=arn)
+    assert expected["PipelineDefinition"] == text
     assert client.describe_pipeline(PipelineName="one")["LastRunTime"] == execution["CreationTime"]
     (summary,) = client.list_pipeline_executions(PipelineName="one")["PipelineExecutionSummaries"]
     assert (summary["PipelineExecutionArn"], summary["PipelineExecutionStatus"]) == (arn, "Succeeded")
 
 
 def executed_together(client: Any, folder: Path, count: int) -> None:
-    """Starts versions of one pipeline at once, each with a definition of its own, and looks at what each came to."""
+    """Executes versions of one pipeline concurrently, each with its own definition, and checks each result."""
     create(client, f"together-{count}", definition(document(folder, ["0"])))
     arns = {}
     for number in range(count):
@@ -125,7 +125,7 @@ def test_ten_executions_at_the_same_time_each_have_their_own_definition(client: 
 
 
 @pytest.mark.parametrize("name", ["_of__a_base_model-", "___"])
-def test_a_steps_job_can_be_asked_for_whatever_the_step_is_called(client: Any, folder: Path, name: str) -> None:
+def test_a_steps_job_is_found_whatever_the_steps_name(client: Any, folder: Path, name: str) -> None:
     pipeline = f"named-{len(name)}"
     create(client, pipeline, definition(document(folder, ["1"])).replace("EvaluateBaseModel", name))
     arn = start(client, pipeline)
@@ -135,7 +135,7 @@ def test_a_steps_job_can_be_asked_for_whatever_the_step_is_called(client: Any, f
     assert describe(client, job.rpartition("/")[2])["JobStatus"] == "Completed"
 
 
-def test_what_a_step_makes_has_tags_from_the_definition_and_takes_others(client: Any, folder: Path) -> None:
+def test_resources_of_a_step_have_the_definitions_tags_and_accept_more(client: Any, folder: Path) -> None:
     given = json.loads(definition(document(folder, ["1"])))
     (job_step,) = (step for step in given["Steps"] if step["Type"] == "Job")
     job_step["Arguments"]["Tags"] = [{"Key": "from", "Value": "the definition"}]
@@ -158,7 +158,7 @@ def test_what_a_step_makes_has_tags_from_the_definition_and_takes_others(client:
 
 
 @pytest.mark.slow
-def test_an_execution_that_is_stopped_can_be_retried_and_keeps_what_was_finished(client: Any, folder: Path) -> None:
+def test_a_stopped_execution_can_be_retried_and_keeps_finished_rollouts(client: Any, folder: Path) -> None:
     given = document(folder, ["0.4"] * 60, agent=SLOW_AGENT, rollout_max_concurrency=3)
     create(client, "stopped", definition(given))
     arn = start(client, "stopped")
@@ -202,7 +202,7 @@ def test_an_execution_that_is_stopped_can_be_retried_and_keeps_what_was_finished
 
 
 @pytest.mark.slow
-def test_an_execution_whose_process_was_told_to_stop_by_someone_else_goes_on(client: Any, folder: Path) -> None:
+def test_an_execution_stopped_by_a_signal_alone_is_resumed(client: Any, folder: Path) -> None:
     create(client, "hushed", definition(document(folder, ["0.2"] * 60, agent=SLOW_AGENT, rollout_max_concurrency=3)))
     arn = start(client, "hushed")
     progress = evaluation_of(folder, arn).folder / "progress.json"
@@ -217,9 +217,7 @@ def test_an_execution_whose_process_was_told_to_stop_by_someone_else_goes_on(cli
     assert len(played) == len({row["prompt_index"] for row in played}) == 60
 
 
-def test_the_job_of_an_execution_whose_process_was_killed_is_in_progress_all_the_while(
-    client: Any, folder: Path
-) -> None:
+def test_the_job_of_a_killed_execution_stays_in_progress(client: Any, folder: Path) -> None:
     create(client, "killed", definition(document(folder, ["0.2"] * 40, agent=SLOW_AGENT, rollout_max_concurrency=3)))
     arn = start(client, "killed")
     evaluation = evaluation_of(folder, arn)
@@ -243,7 +241,7 @@ def test_the_job_of_an_execution_whose_process_was_killed_is_in_progress_all_the
     assert evaluation_of(folder, arn).runs()[run_name].state.arn == run.state.arn
 
 
-def test_an_execution_that_is_asked_to_stop_while_its_folder_is_made_stops(
+def test_a_stop_request_during_the_creation_of_an_execution_stops_it(
     client: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     making = Evaluation.create
@@ -264,7 +262,7 @@ def test_an_execution_that_is_asked_to_stop_while_its_folder_is_made_stops(
     assert execution_ended(client, start(client, "hasty"))["PipelineExecutionStatus"] == "Stopped"
 
 
-def test_a_client_token_makes_the_same_request_once(client: Any, folder: Path) -> None:
+def test_a_repeated_client_token_creates_nothing_new(client: Any, folder: Path) -> None:
     text, used = definition(document(folder, ["1"])), token()
     first = create(client, "once", text, ClientRequestToken=used)
     assert create(client, "once", text, ClientRequestToken=used) == first
@@ -285,7 +283,7 @@ def test_a_client_token_makes_the_same_request_once(client: Any, folder: Path) -
     assert refused(client.delete_pipeline, PipelineName="once", ClientRequestToken=token())[0] == "ResourceNotFound"
 
 
-def test_of_requests_at_the_same_time_one_makes_the_pipeline(service: Served, folder: Path) -> None:
+def test_of_concurrent_requests_one_creates_the_pipeline(service: Served, folder: Path) -> None:
     text, used = definition(document(folder, ["1"])), token()
     clients = [service.client("sagemaker") for _ in range(6)]
 
@@ -331,7 +329,7 @@ def test_versions_keep_their_definitions_and_are_found_by_number_and_alias(clien
     assert refused(client.describe_pipeline, PipelineName="versions", **both)[0] == "ValidationException"
 
 
-def test_pipelines_are_listed_by_prefix_in_pages_the_last_created_first(client: Any, folder: Path) -> None:
+def test_pipelines_are_listed_by_prefix_in_pages_newest_first(client: Any, folder: Path) -> None:
     text = definition(document(folder, ["1"]))
     for number in range(5):
         create(client, f"listed-{number}", text)
@@ -370,7 +368,7 @@ def test_a_definition_can_be_read_from_a_bucket(client: Any, folder: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("{", "Invalid pipeline definition: pipeline definition is not JSON"),
         ('{"Version": "1"}', "Version is '1'; it must be '2020-12-01'"),
@@ -393,13 +391,13 @@ def test_a_definition_can_be_read_from_a_bucket(client: Any, folder: Path) -> No
         ),
     ],
 )
-def test_a_definition_that_cannot_be_executed_is_refused(client: Any, text: str, told: str) -> None:
+def test_a_definition_that_cannot_be_executed_is_refused(client: Any, text: str, expected: str) -> None:
     code, message = refused(create, client=client, name="refused", text=text)
     assert code == "ValidationException"
-    assert told in message
+    assert expected in message
 
 
-def test_an_execution_that_cannot_be_played_is_refused_at_once(client: Any, folder: Path) -> None:
+def test_an_unplayable_execution_is_refused_at_once(client: Any, folder: Path) -> None:
     given = document(folder, ["1"])
     given["EvaluationConfig"]["BaseModelArn"] = "somewhere-else"
     create(client, "unplayable", definition(given))
@@ -410,7 +408,7 @@ def test_an_execution_that_cannot_be_played_is_refused_at_once(client: Any, fold
 
 
 @pytest.mark.slow
-def test_parameters_are_those_that_the_definition_has(client: Any, folder: Path) -> None:
+def test_an_execution_takes_exactly_the_definitions_parameters(client: Any, folder: Path) -> None:
     text = json.loads(definition(document(folder, ["1"])))
     text["Parameters"] = [{"Name": "reason", "Type": "String"}]
     text["Steps"][0]["Arguments"]["Actions"][0]["Properties"]["Reason"] = {"Get": "Parameters.reason"}

@@ -1,4 +1,4 @@
-"""`heldout serve` as a person starts it; and what is left of everything when it is killed."""
+"""`heldout serve` as a process: start, shutdown, kill and restart."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ class Started(NamedTuple):
 
     process: subprocess.Popen[str]
     line: str
-    """What it said when it began to accept requests."""
+    """The line that it printed when it was ready."""
 
     @property
     def client(self) -> Any:
@@ -48,7 +48,7 @@ class Started(NamedTuple):
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """With a key pair, and nothing of the person's own."""
+    """The environment with a key pair and without the developer's AWS settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "HELDOUT_"))}
     return kept | {
         "AWS_ACCESS_KEY_ID": KEYS.access_key,
@@ -59,13 +59,13 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def arguments(folder: Path) -> list[str]:
-    """Of the command line."""
+    """Arguments of the command line."""
     return ["serve", "--port", "0", "--registry", str(folder / REGISTRY_FILE), "--state", str(folder / "state")]
 
 
 @contextlib.contextmanager
 def started(folder: Path) -> Iterator[Started]:
-    """A server that is killed when it has not ended by itself."""
+    """Runs a server in a process of its own, which is killed at the end of the block."""
     command = [sys.executable, "-c", "from heldout.cli.main import main; main()", *arguments(folder)]
     process = subprocess.Popen(command, env=environment(folder), stdout=subprocess.PIPE, text=True)
     try:
@@ -96,7 +96,7 @@ def kill_holder(folder: Path, name: str) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def test_a_killed_servers_jobs_go_on_and_its_next_start_takes_up_those_that_died_with_it(tmp_path: Path) -> None:
+def test_jobs_outlive_a_killed_server_and_its_next_start_resumes_those_that_died(tmp_path: Path) -> None:
     given = document(tmp_path, ["0.1"] * 40, agent=SLOW_AGENT, rollout_max_concurrency=3)
     with registry(tmp_path):
         with started(tmp_path) as server:
@@ -115,8 +115,8 @@ def test_a_killed_servers_jobs_go_on_and_its_next_start_takes_up_those_that_died
 
 
 @pytest.mark.slow
-def test_a_machine_that_is_shut_down_interrupts_jobs_and_stops_none(tmp_path: Path) -> None:
-    """Every process is told to end, the server among them; nobody asked for the job to stop."""
+def test_a_shutdown_interrupts_jobs_and_the_next_start_resumes_them(tmp_path: Path) -> None:
+    """A shutdown sends SIGTERM to every process, including the server, without a stop request for the job."""
     given = document(tmp_path, ["0.1"] * 60, agent=SLOW_AGENT, rollout_max_concurrency=3)
     with registry(tmp_path):
         with started(tmp_path) as server:
@@ -136,7 +136,7 @@ def test_a_machine_that_is_shut_down_interrupts_jobs_and_stops_none(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_what_was_asked_to_stop_is_not_taken_up_again(tmp_path: Path) -> None:
+def test_a_job_asked_to_stop_is_not_resumed(tmp_path: Path) -> None:
     with registry(tmp_path):
         with started(tmp_path) as server:
             given = document(tmp_path, ["30"] * 4, agent=SLOW_AGENT, rollout_max_concurrency=2)
@@ -152,14 +152,14 @@ def test_what_was_asked_to_stop_is_not_taken_up_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_that_was_told_of_and_not_begun_when_the_server_was_killed_is_begun(tmp_path: Path) -> None:
+def test_a_job_recorded_but_not_started_before_a_kill_is_started(tmp_path: Path) -> None:
     with registry(tmp_path) as names:
         with served(tmp_path / "state", names) as server:
             create(server.client("sagemaker"), "told", document(tmp_path, ["1"]))
             assert ended(server.client("sagemaker"), "told")["JobStatus"] == "Completed"
             record = server.context.store.find(JobRecord, "told")
             assert record is not None
-            # As it is between the two: the record is durable, the folder is not there.
+            # The state between the two steps: the record is durable, the folder is missing.
             server.context.store.put(record.model_copy(update={"is_made": False}))
             shutil.rmtree(record.folder)
         with served(tmp_path / "state", names) as server:
@@ -167,7 +167,7 @@ def test_a_job_that_was_told_of_and_not_begun_when_the_server_was_killed_is_begu
     assert [row["reward"] for row in rows(run_of(tmp_path, "told"))] == [1.0]
 
 
-def test_a_server_answers_while_it_takes_up_what_was_left_and_what_is_stopped_then_is_not_gone_on_with(
+def test_a_server_answers_while_it_resumes_jobs_and_a_job_stopped_then_is_not_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     may_resume, supervise = threading.Event(), Supervisor.supervise
@@ -178,7 +178,7 @@ def test_a_server_answers_while_it_takes_up_what_was_left_and_what_is_stopped_th
 
     with registry(tmp_path) as names:
         monkeypatch.setattr(Supervisor, "supervise", lambda *_: None)
-        with served(tmp_path / "state", names) as server:  # it dies before a process of the job is there
+        with served(tmp_path / "state", names) as server:  # it ends before the job's process starts
             create(server.client("sagemaker"), "left", document(tmp_path, ["30"], agent=SLOW_AGENT))
         monkeypatch.setattr(Supervisor, "supervise", delayed)
         with served(tmp_path / "state", names) as server:
@@ -198,17 +198,17 @@ threading.Event().wait()
 """
 
 
-def test_what_a_server_keeps_beside_it_ends_when_it_is_killed() -> None:
+def test_the_watchdog_ends_its_command_when_the_server_is_killed() -> None:
     server = subprocess.Popen([sys.executable, "-c", KEEPING], stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     assert server.stdout.readline() == "running\n"
     server.kill()
-    # All three write to it: it ends when the last of them has.
+    # All three processes write to the pipe: it closes when the last one ends.
     assert server.communicate(timeout=DEADLINE_SECONDS)[0] == ""
 
 
 @pytest.mark.slow
-def test_mlflows_pages_go_with_a_server_that_is_killed_and_come_with_the_next(tmp_path: Path) -> None:
+def test_mlflows_server_ends_with_a_killed_server_and_starts_with_the_next(tmp_path: Path) -> None:
     (tmp_path / REGISTRY_FILE).write_text("")
 
     def running() -> list[str]:
@@ -226,7 +226,7 @@ def test_mlflows_pages_go_with_a_server_that_is_killed_and_come_with_the_next(tm
         until(running, lambda found: not found)
 
 
-def test_a_server_says_one_line_when_it_accepts_requests_and_ends_on_ctrl_c(tmp_path: Path) -> None:
+def test_a_server_prints_one_line_when_ready_and_ends_on_ctrl_c(tmp_path: Path) -> None:
     (tmp_path / REGISTRY_FILE).write_text("")
     with started(tmp_path) as server:
         assert server.line.startswith("serving on http://127.0.0.1:")
@@ -236,7 +236,7 @@ def test_a_server_says_one_line_when_it_accepts_requests_and_ends_on_ctrl_c(tmp_
         assert server.process.wait(timeout=60) == 0
 
 
-def test_a_server_that_cannot_be_started_says_why_in_one_line(
+def test_a_server_that_cannot_start_gives_the_reason_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / REGISTRY_FILE).write_text("")

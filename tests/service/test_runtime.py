@@ -113,9 +113,7 @@ def test_an_agent_reaches_the_model_and_reports_at_the_server_with_boto3(server:
     assert [(row["reward"], row["turns"]) for row in played] == [(1.0, 2), (0.5, 2), (0.0, 2)]
 
 
-def test_reports_on_a_job_that_has_ended_are_a_conflict_in_the_words_that_clients_look_for(
-    server: Served, job: str
-) -> None:
+def test_reports_on_an_ended_job_are_a_conflict_with_the_text_that_clients_match(server: Served, job: str) -> None:
     runtime = server.client("sagemakerjobruntime")
     with pytest.raises(runtime.exceptions.ConflictException, match="not in valid status"):
         runtime.update_reward(JobArn=job, TrajectoryId="some-trajectory", Rewards=[1.0])
@@ -123,7 +121,7 @@ def test_reports_on_a_job_that_has_ended_are_a_conflict_in_the_words_that_client
         runtime.sample(JobArn=job, TrajectoryId="some-trajectory", Body=b"{}")
 
 
-def test_a_job_that_is_not_there_is_not_found_and_one_that_is_not_named_is_asked_for(server: Served, job: str) -> None:
+def test_an_unknown_job_is_not_found_and_a_request_without_a_job_is_invalid(server: Served, job: str) -> None:
     runtime = server.client("sagemakerjobruntime")
     with pytest.raises(runtime.exceptions.ResourceNotFoundException, match="there is no job"):
         runtime.complete_rollout(JobArn=f"{job}-2", TrajectoryId="some-trajectory")
@@ -143,7 +141,7 @@ def play(payload):
 """
 
 
-def test_who_cannot_sign_does_not_learn_which_jobs_there_are(server: Served, job: str) -> None:
+def test_an_unauthenticated_caller_cannot_learn_which_jobs_exist(server: Served, job: str) -> None:
     playing = begun(server, WAITING_AGENT, ("1",), "playing")
     run = server.context.state.parent / "bucket" / "output" / "playing" / "base-model-eval"
     until(lambda: (run / "runtime-address").exists(), bool)
@@ -175,7 +173,7 @@ def test_who_cannot_sign_does_not_learn_which_jobs_there_are(server: Served, job
 
 
 @pytest.mark.slow
-def test_an_agent_on_the_published_handler_does_so_with_its_bearer_tokens(
+def test_an_agent_on_the_published_handler_authenticates_with_bearer_tokens(
     server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1] / "support" / "agents"))

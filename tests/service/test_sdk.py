@@ -88,7 +88,7 @@ def ran(name: str, settings: dict[str, Any], folder: Path, environment: dict[str
 
 
 @pytest.mark.slow
-def test_the_sdk_finds_all_it_looks_for_before_it_starts_anything(tmp_path: Path) -> None:
+def test_the_sdks_dry_run_finds_all_resources(tmp_path: Path) -> None:
     with serving(tmp_path, registry_text(NOWHERE, NOWHERE)) as environment:
         seen = used(tmp_path, environment, dry_run=True, model=PACKAGE)
     assert seen == {"models": [MODEL], "runtimes": [RUNTIME], "training_jobs": []}
@@ -96,7 +96,7 @@ def test_the_sdk_finds_all_it_looks_for_before_it_starts_anything(tmp_path: Path
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", list(Shape))
-def test_an_evaluation_of_the_sdk_runs_here_to_its_end(tmp_path: Path, shape: Shape) -> None:
+def test_an_evaluation_of_the_sdk_completes(tmp_path: Path, shape: Shape) -> None:
     arguments: dict[str, Any] = {
         "model": MODEL if shape is Shape.BASE_ONLY else PACKAGE,
         "evaluate_base_model": shape is Shape.COMPARISON,
@@ -130,7 +130,7 @@ def test_an_evaluation_of_the_sdk_runs_here_to_its_end(tmp_path: Path, shape: Sh
 
 
 @pytest.mark.slow
-def test_the_sdks_log_streamer_reads_what_a_job_said(tmp_path: Path) -> None:
+def test_the_sdks_log_streamer_reads_a_jobs_log(tmp_path: Path) -> None:
     write_prompts(tmp_path / "bucket" / "eval", (*PROMPTS, "raise no luck"))
     with (
         model_server(tmp_path, "of the base") as model,

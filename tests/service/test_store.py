@@ -1,4 +1,4 @@
-"""What a server keeps: whole, also where a write failed before, and client tokens for their time."""
+"""The record store: failed writes, foreign files, and the lifetime of client tokens."""
 
 import resource
 from pathlib import Path
@@ -11,7 +11,7 @@ from heldout.service.tags import Tags
 from heldout.service.wire.faults import ServiceError
 
 
-def test_after_a_write_for_which_there_was_no_room_the_next_is_made(tmp_path: Path) -> None:
+def test_a_write_succeeds_after_one_that_failed_on_a_full_disk(tmp_path: Path) -> None:
     store = Store(tmp_path / "service.db")
     # More than SQLite keeps in memory until the transaction ends.
     large = Tags(arn="large", tags={"text": "x" * 8_000_000})
@@ -28,14 +28,14 @@ def test_after_a_write_for_which_there_was_no_room_the_next_is_made(tmp_path: Pa
     assert Store(tmp_path / "service.db").find(Tags, "large") == large
 
 
-def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_refused_and_left_unchanged(tmp_path: Path) -> None:
     (tmp_path / "service.db").write_text("something else\n" * 100)
     with pytest.raises(RunError, match=r"service\.db' cannot be used: file is not a database; move it away"):
         Store(tmp_path / "service.db")
     assert (tmp_path / "service.db").read_text() == "something else\n" * 100
 
 
-def test_a_client_token_stands_for_its_first_request_for_a_day_and_is_forgotten_then(tmp_path: Path) -> None:
+def test_a_client_token_is_kept_for_a_day(tmp_path: Path) -> None:
     now, made = [1_000_000.0], list[int]()
 
     def ask(store: Store, size: int = 1) -> int:
@@ -52,16 +52,16 @@ def test_a_client_token_stands_for_its_first_request_for_a_day_and_is_forgotten_
     with pytest.raises(ServiceError, match="client token 'token' was used for another CreateThing request"):
         ask(store, size=2)
     now[0] += 2 * 3600
-    assert ask(store, size=2) == 2  # a new request to a server that never ended
+    assert ask(store, size=2) == 2  # the token has expired while the server was running
     store.close()
     now[0] += 25 * 3600
     store = Store(tmp_path / "service.db", clock=lambda: now[0])
     now[0] -= 25 * 3600
-    assert ask(store, size=3) == 3  # forgotten when the server was started
+    assert ask(store, size=3) == 3  # the token has expired before the restart
     store.close()
 
 
-def test_nothing_is_written_to_a_file_that_was_taken_away(tmp_path: Path) -> None:
+def test_a_moved_database_file_is_not_written(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     store = Store(tmp_path / "state" / "service.db")
     (tmp_path / "state").rename(tmp_path / "moved")

@@ -1,4 +1,4 @@
-"""The AWS protocols as clients see them: what is asked arrives as it was meant, what is answered too, and who may ask."""
+"""The AWS protocols with botocore as the client: parsing, rendering, authentication, validation and paging."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def refused(call: Any, **params: Any) -> tuple[str, int, str]:
-    """Code, HTTP status and message of the error that a call ends in."""
+    """Code, HTTP status and message of the error that a call raises."""
     with pytest.raises(ClientError) as caught:
         call(**params)
     reply: Any = caught.value.response
@@ -55,7 +55,7 @@ def operations() -> list[OperationModel]:
 
 
 def values(shape: Any, depth: int = 0) -> st.SearchStrategy[Any]:
-    """Any value of a shape, as botocore's clients take it; structures are given members enough to be told from nothing."""
+    """Any value of a shape, as botocore's clients take it; structures have at least one member."""
     words = st.text("abcXYZ019", min_size=1, max_size=8)
     match shape.type_name:
         case "structure":
@@ -88,7 +88,7 @@ def _some(members: dict[str, st.SearchStrategy[Any]], most: int) -> st.SearchStr
 
 
 def is_empty(value: Any) -> bool:
-    """Whether nothing of it goes over the wire: structures and lists of nothing but empty structures and lists."""
+    """Whether a value leaves nothing on the wire: nested structures and lists without a scalar."""
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
     return inside is not None and all(is_empty(inner) for inner in inside)
 
@@ -106,7 +106,9 @@ def without_empty(value: Any) -> Any:
 @pytest.mark.parametrize("operation", operations(), ids=lambda operation: operation.name)
 @settings(max_examples=4, deadline=None)
 @given(data=st.data())
-def test_a_request_arrives_as_botocore_was_given_it(operation: OperationModel, data: st.DataObject) -> None:
+def test_a_request_is_parsed_to_the_parameters_that_botocore_serialized(
+    operation: OperationModel, data: st.DataObject
+) -> None:
     shape: Any = operation.input_shape
     params = {} if shape is None else without_empty(data.draw(values(shape)))
     path_labels = {n for n, m in shape.members.items() if m.serialization.get("location") == "uri"} if shape else set()
@@ -127,14 +129,14 @@ def test_a_request_arrives_as_botocore_was_given_it(operation: OperationModel, d
     received = parse_request(operation, SignedRequest(str(request.method), parts.path, parts.query, headers, body))
     payload = shape and shape.serialization.get("payload")
     if payload and payload not in params:
-        received.pop(payload, None)  # a body that is not there and an empty one are the same
+        received.pop(payload, None)  # a missing body and an empty one are equal
     assert received == params
 
 
 @pytest.mark.parametrize("operation", operations(), ids=lambda operation: operation.name)
 @settings(max_examples=4, deadline=None)
 @given(data=st.data())
-def test_a_reply_is_read_by_botocore_as_it_was_meant(operation: OperationModel, data: st.DataObject) -> None:
+def test_a_reply_is_parsed_by_botocore_to_the_same_values(operation: OperationModel, data: st.DataObject) -> None:
     shape: Any = operation.output_shape
     reply = {} if shape is None else without_empty(data.draw(values(shape)))
     rendered = render_reply(operation, reply)
@@ -175,21 +177,21 @@ def test_a_wrong_key_pair_is_refused_as_aws_refuses_it(service: Served, keys: Cr
     assert refused(service.client("sagemaker", keys).list_pipelines)[:2] == (code, 403)
 
 
-def test_a_query_protocol_has_its_own_names_for_the_same_refusals(service: Served) -> None:
+def test_the_query_protocol_has_its_own_error_codes(service: Served) -> None:
     wrong = Credentials(KEYS.access_key, "another/secret")
     assert refused(service.client("sts", wrong).get_caller_identity)[:2] == ("SignatureDoesNotMatch", 403)
     other = Credentials("AKIDOTHER", "secret")
     assert refused(service.client("sts", other).get_caller_identity)[:2] == ("InvalidClientTokenId", 403)
 
 
-def test_a_signature_for_another_region_is_refused_and_told_of_both(service: Served) -> None:
+def test_a_signature_for_another_region_is_refused_with_both_regions_named(service: Served) -> None:
     code, status, message = refused(service.client("sagemaker", region="eu-west-1").list_pipelines)
     assert (code, status) == ("InvalidSignatureException", 403)
     assert "'eu-west-1'" in message
     assert repr(REGION) in message
 
 
-def test_a_body_that_was_changed_on_the_way_is_refused(service: Served) -> None:
+def test_a_body_changed_after_signing_is_refused(service: Served) -> None:
     request = AWSRequest("POST", service.url, data=b"{}", headers={"X-Amz-Target": "SageMaker.ListPipelines"})
     SigV4Auth(BotoCredentials(KEYS.access_key, KEYS.secret_key), "sagemaker", REGION).add_auth(request)
     headers = {name: _text(value) for name, value in request.headers.items()}
@@ -200,7 +202,7 @@ def test_a_body_that_was_changed_on_the_way_is_refused(service: Served) -> None:
         assert json.loads(reply.read())["__type"] == "InvalidSignatureException"
 
 
-def test_a_signature_for_one_service_opens_no_other(service: Served) -> None:
+def test_a_signature_for_one_service_is_refused_by_another(service: Served) -> None:
     request = AWSRequest("POST", service.url, data=b"{}", headers={"X-Amz-Target": "SageMaker.ListPipelines"})
     SigV4Auth(BotoCredentials(KEYS.access_key, KEYS.secret_key), "sts", REGION).add_auth(request)
     headers = {name: _text(value) for name, value in request.headers.items()}
@@ -212,7 +214,7 @@ def test_a_signature_for_one_service_opens_no_other(service: Served) -> None:
     assert refusal["message"] == "Credential should be scoped to correct service: 'sagemaker'."
 
 
-def test_a_presigned_request_is_let_in_until_it_is_changed(service: Served) -> None:
+def test_a_presigned_request_is_admitted_unless_it_was_changed(service: Served) -> None:
     url = service.client("sts").generate_presigned_url("get_caller_identity", ExpiresIn=60)
     with urllib.request.urlopen(urllib.request.Request(url, method="POST")) as reply:
         assert b"<Account>000000000000</Account>" in reply.read()
@@ -222,7 +224,7 @@ def test_a_presigned_request_is_let_in_until_it_is_changed(service: Served) -> N
 
 
 @pytest.mark.parametrize(("signer", "seconds"), [(SigV4Auth, 900), (SigV4QueryAuth, 3600)])
-def test_a_signature_is_good_for_its_time_and_no_longer(signer: Any, seconds: int) -> None:
+def test_a_signature_expires(signer: Any, seconds: int) -> None:
     made = AWSRequest("POST", "http://host/?Action=GetCallerIdentity&Version=2011-06-15")
     signer(BotoCredentials(KEYS.access_key, KEYS.secret_key), "sts", REGION).add_auth(made)
     parts = urlsplit(str(made.prepare().url))
@@ -263,7 +265,7 @@ ASKED: tuple[dict[str, Any] | str, ...] = (
 
 
 @pytest.mark.parametrize("signer", [SigV4Auth, SigV4QueryAuth])
-def test_a_signature_holds_however_path_and_query_are_written_and_for_no_other(signer: Any) -> None:
+def test_a_signature_covers_path_and_query_in_every_spelling(signer: Any) -> None:
     authenticator = Authenticator(lambda: [KEYS], REGION)
     for path, asked in [(path, "a=1") for path in WRITTEN] + [("/p", asked) for asked in ASKED]:
         url, params = (f"http://host{path}?{asked}", None) if isinstance(asked, str) else (f"http://host{path}", asked)
@@ -288,7 +290,7 @@ def test_a_body_that_the_signature_does_not_cover_is_refused(service: Served, ki
     assert "x-amz-content-sha256 is not the hash of the body" in reply.json()["message"]
 
 
-def test_without_verification_everyone_on_this_machine_is_let_in(tmp_path: Any) -> None:
+def test_without_verification_every_local_program_is_admitted(tmp_path: Any) -> None:
     with served(tmp_path, has_auth=False) as running:
         assert (
             running.client("sagemaker", Credentials("anyone", "anything")).list_pipelines()["PipelineSummaries"] == []
@@ -306,7 +308,7 @@ def test_without_verification_everyone_on_this_machine_is_let_in(tmp_path: Any) 
         ({"Origin": "http://page.example"}, 403),
     ],
 )
-def test_without_verification_no_web_page_is_let_in(tmp_path: Any, headers: dict[str, str], status: int) -> None:
+def test_without_verification_web_pages_are_refused(tmp_path: Any, headers: dict[str, str], status: int) -> None:
     target = {"X-Amz-Target": "SageMaker.ListPipelines", "Content-Type": "application/x-amz-json-1.1"}
     with served(tmp_path, has_auth=False) as running:
         reply = requests.post(running.url, b"{}", headers=target | headers)
@@ -315,9 +317,9 @@ def test_without_verification_no_web_page_is_let_in(tmp_path: Any, headers: dict
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "127.0.0.1.example", "localhost.example"])
-def test_no_verification_is_for_this_machine_alone(tmp_path: Any, host: str) -> None:
-    told = re.escape(f"--no-auth would admit everyone who can reach {host!r}")
-    with pytest.raises(InputError, match=told), served(tmp_path, has_auth=False, host=host):
+def test_verification_can_be_disabled_on_loopback_addresses_only(tmp_path: Any, host: str) -> None:
+    expected = re.escape(f"--no-auth would admit everyone who can reach {host!r}")
+    with pytest.raises(InputError, match=expected), served(tmp_path, has_auth=False, host=host):
         pass
 
 
@@ -332,7 +334,7 @@ def test_signatures_cannot_be_verified_without_a_key_pair(tmp_path: Any, monkeyp
         pass
 
 
-def test_a_profile_that_there_is_not_is_named(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_profile_is_named(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     forget_aws(monkeypatch)
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(InputError, match=r"no AWS key pair .*\(nobody\) could not be found"), served(tmp_path, keys=()):
@@ -345,7 +347,7 @@ def test_a_second_server_does_not_share_the_first_ones_state(service: Served) ->
 
 
 @pytest.mark.parametrize(
-    ("params", "told"),
+    ("params", "expected"),
     [
         ({}, "Value null at 'jobCategory' failed to satisfy constraint: Member must not be null"),
         (
@@ -369,12 +371,12 @@ def test_a_second_server_does_not_share_the_first_ones_state(service: Served) ->
         ({"JobCategory": CATEGORY, "NextToken": "bm9uZQ=="}, "NextToken was not returned by this operation"),
     ],
 )
-def test_what_the_model_does_not_allow_is_a_validation_exception(
-    service: Served, params: dict[str, Any], told: str
+def test_parameters_that_break_the_model_are_a_validation_exception(
+    service: Served, params: dict[str, Any], expected: str
 ) -> None:
     code, status, message = refused(service.client("sagemaker").list_jobs, **params)
     assert (code, status) == ("ValidationException", 400)
-    assert told in message
+    assert expected in message
 
 
 def test_constraints_hold_at_every_depth(service: Served) -> None:
@@ -404,7 +406,7 @@ def test_a_body_that_cannot_be_read_is_a_serialization_exception(body: bytes) ->
     assert caught.value.code == "SerializationException"
 
 
-def test_an_operation_that_is_not_served_is_said_to_be_unknown(service: Served) -> None:
+def test_an_unsupported_operation_is_unknown(service: Served) -> None:
     assert refused(service.client("sagemaker").list_models)[:2] == ("UnknownOperationException", 404)
 
 
@@ -442,7 +444,7 @@ def test_pages_have_every_item_once_and_in_order(names: set[int], size: int, ord
     assert all(len(page) == size for page in found[:-1])
 
 
-def test_what_is_added_and_deleted_between_two_pages_neither_repeats_nor_hides_an_item() -> None:
+def test_changes_between_two_pages_neither_repeat_nor_hide_an_item() -> None:
     params = {"MaxResults": 2}
     first = paged("Items", items([1, 2, 3, 4]), params, {"Name": "Name"})
     then = paged("Items", items([0, 1, 3, 4, 5]), params | {"NextToken": first["NextToken"]}, {"Name": "Name"})

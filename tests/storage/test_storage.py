@@ -91,7 +91,7 @@ def test_a_missing_file_names_the_nearest_one(storage: Storage) -> None:
             read("runs/metric.json")
 
 
-def test_a_tilde_is_the_home_of_a_user_that_there_is_and_else_part_of_the_name(
+def test_a_tilde_is_the_home_of_an_existing_user_and_otherwise_part_of_the_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -102,12 +102,12 @@ def test_a_tilde_is_the_home_of_a_user_that_there_is_and_else_part_of_the_name(
     assert (tmp_path / "~no-such-user" / "a").read_bytes() == b"2"
 
 
-def test_a_folder_that_the_file_system_refuses_is_no_empty_one(tmp_path: Path) -> None:
+def test_an_unreadable_folder_is_an_error_and_not_empty(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"^cannot list '.*x': File name too long$"):
         list(Storage.at(str(tmp_path)).list("x" * 1000))
 
 
-def test_linked_folders_are_followed_but_not_back_to_where_they_are(tmp_path: Path) -> None:
+def test_linked_folders_are_followed_unless_they_form_a_cycle(tmp_path: Path) -> None:
     root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
     for folder in (root, elsewhere):
         folder.mkdir()
@@ -118,7 +118,7 @@ def test_linked_folders_are_followed_but_not_back_to_where_they_are(tmp_path: Pa
     assert [file.name for file in Storage.at(str(root)).list("")] == ["more/prompts.csv", "prompts.csv"]
 
 
-def test_what_a_killed_writer_left_behind_is_never_listed(tmp_path: Path) -> None:
+def test_partial_files_of_a_killed_writer_are_never_listed(tmp_path: Path) -> None:
     storage = Storage.at(str(tmp_path))
     (tmp_path / ".a.1234.heldout-partial").write_bytes(b"half")
     storage.write("a", b"whole")
@@ -132,7 +132,7 @@ def test_a_name_that_leads_out_of_the_root_is_refused(storage: Storage, name: st
 
 
 @pytest.mark.parametrize("location", ["gs://bucket/x", "https://host/x", "hf://datasets/x", "s3://", "s3:///x", ""])
-def test_a_location_that_is_no_storage_is_refused(location: str) -> None:
+def test_an_unsupported_location_is_refused(location: str) -> None:
     with pytest.raises(ReferenceProblem, match=r"expected .*s3://bucket/prefix"):
         Storage.at(location)
 
@@ -205,7 +205,7 @@ def test_an_endpoint_where_nothing_listens_is_named(monkeypatch: pytest.MonkeyPa
         Storage.at("s3://b").read("a")
 
 
-def test_missing_credentials_say_where_was_looked(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_name_the_places_that_were_searched(service: str, monkeypatch: pytest.MonkeyPatch) -> None:
     forget_aws(monkeypatch)
     monkeypatch.setenv("AWS_ENDPOINT_URL", service)
     with pytest.raises(

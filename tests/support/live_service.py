@@ -1,4 +1,4 @@
-"""A server of the AWS protocols on this machine for tests, and real clients of it."""
+"""A live service for tests, and real clients of it."""
 
 import asyncio
 import functools
@@ -31,12 +31,12 @@ class Served:
     context: Context
 
     def client(self, service: str, keys: Credentials = KEYS, region: str = REGION, **settings: Any) -> Any:
-        """A boto3 client of one of its services, which tries once."""
+        """A boto3 client of one service, without retries."""
         return client(self.url, service, keys, region, **settings)
 
 
 def client(url: str, service: str, keys: Credentials = KEYS, region: str = REGION, **settings: Any) -> Any:
-    """A boto3 client of one service of the server at `url`, which tries once and sends what it is given unchecked."""
+    """A boto3 client of one service at `url`, without retries and without parameter validation."""
     return _session().client(
         service,  # type: ignore[call-overload]
         endpoint_url=url,
@@ -52,13 +52,13 @@ def client(url: str, service: str, keys: Credentials = KEYS, region: str = REGIO
 
 @functools.lru_cache(maxsize=1)
 def _session() -> boto3.session.Session:
-    """One for all: the models of the services are read once."""
+    """One shared session, so that botocore reads each service's model once."""
     return boto3.session.Session()
 
 
 @contextmanager
 def served(state: Path, registry: Registry | None = None, **settings: Any) -> Iterator[Served]:
-    """A server in a thread of its own, with its state in this folder. settings: as `Settings` has them."""
+    """Runs a server in a thread of its own. state: its state folder. settings: fields of `Settings`."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()

@@ -31,14 +31,14 @@ def s3_service() -> Iterator[str]:
 
 
 def s3_client(url: str) -> Any:
-    """A boto3 client of the service, to look at it from outside."""
+    """A boto3 client of the service, independent of Heldout."""
     return boto3.client(
         "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="someone", aws_secret_access_key="secret"
     )
 
 
 def use_service(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Sets the variables that a person sets to use an S3-compatible service, and no others."""
+    """Sets exactly the variables that select an S3-compatible service."""
     forget_aws(monkeypatch)
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
     monkeypatch.setenv("AWS_REGION", "us-east-1")
@@ -47,7 +47,7 @@ def use_service(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
 
 
 def forget_aws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing AWS tools look at is left: no variables, no files, no instance role."""
+    """Removes every source of AWS settings: variables, files and the instance role."""
     for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN", "REGION", "DEFAULT_REGION", "PROFILE"):
         monkeypatch.delenv(f"AWS_{name}", raising=False)
     for name in ("ENDPOINT_URL", "ENDPOINT_URL_S3"):

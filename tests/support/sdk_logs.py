@@ -2,7 +2,7 @@
 
     python sdk_logs.py SETTINGS
 
-SETTINGS is JSON: `job`, the job's name. The last line that it prints is what it read, as JSON.
+SETTINGS is JSON: `job`, the job's name. The last line of its output is the lines it read, as JSON.
 """
 
 import contextlib

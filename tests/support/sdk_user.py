@@ -2,8 +2,8 @@
 
     python sdk_user.py SETTINGS
 
-SETTINGS is JSON: `evaluator`, the evaluator's arguments; `hyperparameters` to set; `dry_run`, whether to start nothing. The last
-line that it prints is what it saw, as JSON.
+SETTINGS is JSON: `evaluator`, the evaluator's arguments; `hyperparameters` to set; `dry_run`, whether to start nothing. The
+last line of its output is its observations as JSON.
 """
 
 import json
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def watched(execution: Any) -> dict[str, Any]:
-    """What there is to see of an execution until it has ended."""
+    """Waits for an execution and describes it."""
     execution.wait(poll=1, timeout=300)
     execution.refresh()
     jobs = [AgentRFTEvaluationJob.from_job(job) for job in Job.get_all(job_category="AgentRFTEvaluation")]
@@ -52,7 +52,7 @@ def watched(execution: Any) -> dict[str, Any]:
 
 
 def described(job: AgentRFTJob) -> dict[str, Any]:
-    """What the SDK's wrapper tells of a job."""
+    """A job by the SDK's wrapper."""
     job.refresh()
     return {
         "name": job.job_name,

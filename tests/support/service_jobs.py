@@ -1,4 +1,4 @@
-"""Jobs as clients of AWS ask for them, on a served machine whose registry maps their names to a scripted model and agents."""
+"""AWS jobs for tests of the service, with a registry that maps their names to a scripted model and agents."""
 
 import json
 import time
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @contextmanager
 def registry(folder: Path) -> Iterator[Registry]:
-    """The model, the agents, and the bucket `bucket`, which is `folder`/bucket; also in a file there."""
+    """A registry of the model, the agents and the bucket `bucket` (`folder`/bucket). Also written to `folder`/REGISTRY_FILE."""
     with model_server(folder) as model:
         text = f"""
             [models."scripted"]
@@ -46,7 +46,7 @@ def registry(folder: Path) -> Iterator[Registry]:
 
 
 def document(folder: Path, prompts: Sequence[str], *, agent: str = AGENT, **hyperparameters: Any) -> dict[str, Any]:
-    """A job's document as the developer guide writes it, with its prompts in the bucket below `folder`."""
+    """A job document in the developer guide's form, with its prompts in the bucket below `folder`."""
     name = f"prompts-{abs(hash(tuple(prompts)))}.jsonl"
     (folder / "bucket").mkdir(exist_ok=True)
     (folder / "bucket" / name).write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
@@ -61,14 +61,14 @@ def document(folder: Path, prompts: Sequence[str], *, agent: str = AGENT, **hype
 
 
 def definition(*documents: dict[str, Any]) -> str:
-    """A pipeline of one job, or of a base model's and a fine-tuned one's."""
+    """A pipeline definition of one job, or of a base model's and a fine-tuned model's job."""
     jobs = [JobConfigDocument.parse(json.dumps(each)) for each in documents]
     around = Surroundings(REGION, "000000000000", ROLE, "pipeline")
     return json.dumps(render(EvaluationJobs(jobs[0], jobs[1] if len(jobs) > 1 else None), around))
 
 
 def create(client: Any, name: str, given: dict[str, Any], **changes: Any) -> str:
-    """Creates a job; gives its ARN."""
+    """Creates a job and returns its ARN."""
     asked = {
         "JobName": name,
         "RoleArn": ROLE,
@@ -97,7 +97,7 @@ def execution_ended(client: Any, arn: str) -> dict[str, Any]:
 
 
 def until(look: Callable[[], T], is_it: Callable[[T], bool]) -> T:
-    """What `look` gives once it is so."""
+    """Calls `look` until its value passes `is_it`, and returns the value."""
     deadline = time.monotonic() + DEADLINE_SECONDS
     while not is_it(found := look()):
         assert time.monotonic() < deadline, f"not in {DEADLINE_SECONDS} seconds: {found}"
@@ -106,12 +106,12 @@ def until(look: Callable[[], T], is_it: Callable[[T], bool]) -> T:
 
 
 def run_of(folder: Path, name: str, run: str = "base-model-eval") -> Run:
-    """The run that a job of this name, or an execution whose evaluation has it, left in the bucket."""
+    """The run in the bucket of a job, or of an execution's evaluation, with this name."""
     return Run.open(folder / "bucket" / "output" / name / run)
 
 
 def refused(call: Any, **params: Any) -> tuple[str, str]:
-    """Code and message of the error that a call ends in."""
+    """Code and message of the error that a call raises."""
     with pytest.raises(ClientError) as caught:
         call(**params)
     reply: Any = caught.value.response

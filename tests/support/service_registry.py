@@ -1,4 +1,4 @@
-"""A registry as tests of the server use it: AWS names of models, packages, agents and a bucket, mapped to what tests have."""
+"""A registry for tests: AWS names of models, packages, agents and a bucket, mapped to local ones."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def registry_of(
 
 
 def registry_text(model: str, tuned: str, agent: str = f"{PLAYERS}:play") -> str:
-    """The registry as a file has it. model, tuned: `http://...#name`."""
+    """The text of the registry file. model, tuned: `http://...#name`."""
     return f"""
 [models."{MODEL}"]
 endpoint = "{model}"

@@ -147,7 +147,7 @@ def asked_for(requests: list[Any]) -> set[str]:
 
 
 @pytest.mark.parametrize("package", ["sagemaker_mlflow", "mlflow"])
-def test_a_store_that_needs_a_missing_package_is_said_before_anything_starts(
+def test_a_store_that_needs_a_missing_package_is_reported_before_the_job_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], package: str
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)

@@ -120,7 +120,7 @@ def test_a_run_has_the_users_tags_its_job_and_its_status(evaluated: Evaluated) -
     assert run.inputs.dataset_inputs[0].dataset.name == "prompts.jsonl"
 
 
-def test_tables_and_reports_are_artifacts_beside_the_store(evaluated: Evaluated) -> None:
+def test_tables_and_reports_are_artifacts_next_to_the_store(evaluated: Evaluated) -> None:
     client, run_id = evaluated.client, evaluated.tuned.run_id
     names = {file.path for file in client.list_artifacts(run_id)}
     assert {"metrics.json", "job.json", "rollouts.parquet", "trajectories.parquet", "attempts.parquet"} <= names
@@ -177,7 +177,7 @@ def test_the_comparison_is_on_the_fine_tuned_run_as_metrics_and_on_both_as_a_ver
         assert "`eval/reward/mean`" in data.tags["mlflow.note.content"]
 
 
-def test_a_runs_link_opens_it_and_its_description_both_runs_side_by_side(evaluated: Evaluated) -> None:
+def test_a_runs_link_opens_the_run_and_its_description_links_to_both_runs(evaluated: Evaluated) -> None:
     note = evaluated.client.get_run(evaluated.logged.run_id).data.tags["mlflow.note.content"]
     link = note.partition("[all numbers](#/compare-runs?runs=")[2].partition(")")[0]
     assert evaluated.logged.run_id in link
@@ -199,9 +199,7 @@ def test_logging_a_run_again_updates_it_and_adds_nothing(evaluated: Evaluated) -
     assert len(evaluated.client.get_metric_history(again.run_id, "eval/reward/mean")) == 1
 
 
-def test_fewer_traces_than_rollouts_are_one_of_each_prompt_first_and_the_run_says_so(
-    evaluated: Evaluated, tmp_path: Path
-) -> None:
+def test_a_cap_on_traces_keeps_first_rollouts_and_is_noted_on_the_run(evaluated: Evaluated, tmp_path: Path) -> None:
     logged = _log(evaluated.base, experiment_name="capped", max_traces=9)
     places = {(t.info.tags["rollout_index"], t.info.tags["prompt_index"]) for t in _traces(evaluated, logged)}
     assert places == {("0", str(prompt)) for prompt in range(8)} | {("1", "0")}
@@ -225,7 +223,7 @@ def test_a_failed_job_is_a_failed_run_with_its_reason(evaluated: Evaluated) -> N
     evaluated.client.delete_run(logged.run_id)
 
 
-def test_the_users_own_tracking_uri_and_environment_stay_as_they_are(evaluated: Evaluated) -> None:
+def test_the_users_tracking_uri_and_environment_stay_unchanged(evaluated: Evaluated) -> None:
     import mlflow
 
     before = mlflow.get_tracking_uri()
@@ -248,7 +246,7 @@ def test_a_store_that_cannot_be_used_is_named_without_its_password(evaluated: Ev
 
 
 @pytest.mark.parametrize(("given", "requests"), [(None, 3), ("0", 1)])
-def test_a_server_that_refuses_is_tried_a_few_times_or_as_often_as_the_environment_says(
+def test_a_refusing_server_is_retried_a_few_times_or_as_the_environment_sets(
     evaluated: Evaluated, monkeypatch: pytest.MonkeyPatch, given: str | None, requests: int
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
@@ -279,7 +277,7 @@ def test_a_server_that_refuses_is_tried_a_few_times_or_as_often_as_the_environme
 @pytest.mark.parametrize(
     "uri", ["sqlite:///m.db", "postgresql+psycopg2://h/d", "databricks", "arn:aws:sagemaker:x", "file:///x"]
 )
-def test_every_kind_of_store_that_mlflow_has_is_taken(uri: str) -> None:
+def test_every_kind_of_mlflow_store_is_accepted(uri: str) -> None:
     check_store(uri)
 
 
@@ -294,7 +292,7 @@ def test_every_kind_of_store_that_mlflow_has_is_taken(uri: str) -> None:
         ("http://", "no MLflow server answers"),
     ],
 )
-def test_a_store_that_cannot_be_is_found_out_before_a_job(uri: str, words: str) -> None:
+def test_an_unusable_store_is_reported_before_the_job_starts(uri: str, words: str) -> None:
     with pytest.raises(ReferenceProblem, match=words):
         check_store(uri)
 
