@@ -311,7 +311,7 @@ def test_a_runtime_url_that_is_none_is_named(url: str) -> None:
         exposure_of(AgentConfig(agent=LambdaAgent(LAMBDA_ARN)), {"HELDOUT_RUNTIME_URL": url})
 
 
-@pytest.mark.parametrize("asked", ["2", formatdate(time.time() + 2, usegmt=True)])
+@pytest.mark.parametrize("asked", ["2", formatdate(time.time() + 2, usegmt=True)], ids=["seconds", "date"])
 async def test_aws_is_asked_again_when_it_says(asked: str) -> None:
     waits: list[float] = []
     busy: Any = {"Error": {"Code": "ThrottlingException"}, "ResponseMetadata": {"HTTPHeaders": {"retry-after": asked}}}

@@ -12,7 +12,6 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from heldout.agents import worker_process as process
 from heldout.agents.base import InvocationResult, Outcome
 from heldout.agents.entry_point import EntryPointAgent
 from heldout.agents.entry_point_lookup import parse_entry_point
@@ -205,17 +204,15 @@ async def test_a_stuck_attempt_leaves_the_others_on_its_worker_time_to_finish() 
         assert (await other).outcome is Outcome.RETURNED
 
 
-async def test_an_attempt_that_blocks_the_loop_alone_has_timed_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "CANCEL_ANSWER_SECONDS", 0.3)
-    async with hosted("troublesome.py:play") as agent:
+async def test_an_attempt_that_blocks_the_loop_alone_has_timed_out() -> None:
+    async with hosted("troublesome.py:play", cancel_answer_seconds=0.3) as agent:
         result = await agent.invoke(attempt("block", timeout_seconds=0.2))
         assert (result.outcome, result.output) == (Outcome.TIMED_OUT, "playing block\n")
         assert body(await agent.invoke(attempt("hello")))["reward"] == 1.0
 
 
-async def test_attempts_behind_a_blocked_loop_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "CANCEL_ANSWER_SECONDS", 0.3)
-    async with hosted("troublesome.py:play") as agent:
+async def test_attempts_behind_a_blocked_loop_are_lost() -> None:
+    async with hosted("troublesome.py:play", cancel_answer_seconds=0.3) as agent:
         results = await asyncio.gather(
             agent.invoke(attempt("meet-and-block", timeout_seconds=0.5)), agent.invoke(attempt("meet 3600"))
         )

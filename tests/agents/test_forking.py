@@ -1,4 +1,4 @@
-"""Workers are forks of one process that imported what the agent imports first, wherever nobody can tell the difference."""
+"""Workers share the import of known packages; in all else each is a process of its own."""
 
 import asyncio
 import contextlib
@@ -13,16 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from heldout.agents import entry_point
 from heldout.agents.base import Outcome
 from heldout.agents.entry_point import EntryPointAgent
-from heldout.agents.prestart import open_ahead
+from heldout.agents.prestart import start_early
 from heldout.errors import ReferenceProblem
 from tests.support.agents_support import attempt, hosted, is_alive, until
 
 AGENT = """
 import os, random, time
-import heavy
+import requests
 
 def play(payload):
     time.sleep(0.2)
@@ -31,7 +30,7 @@ def play(payload):
 
 
 class World:
-    """A folder with an agent, and an installed module `heavy` that notes which processes import it."""
+    """A folder with an agent, and an installed package that notes which processes import it, under the name of a known one."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -40,31 +39,37 @@ class World:
         self._imports = folder / "imports"
         self.environment = {"PYTHONPATH": str(self.installed), "IMPORTS": str(self._imports)}
 
-    def write(self, agent: str, *, heavy: str = "", value: str = "random.random()") -> None:
-        """The agent's file, whose attempts tell VALUE, and what `heavy` does beside noting."""
+    def write(self, agent: str, *, package: str = "", value: str = "random.random()", name: str = "requests") -> None:
+        """Writes the agent's file, whose attempts answer VALUE, and the package `name`, which runs `package` when imported."""
         self.write_module("agent.py", agent.replace("VALUE", value))
-        noting = "import os\nwith open(os.environ['IMPORTS'], 'a') as noted:\n    print(os.getpid(), file=noted)\n"
-        (self.installed / "heavy.py").write_text(noting + textwrap.dedent(heavy))
+        (self.installed / f"{name}.py").write_text(_NOTING + textwrap.dedent(package))
 
     def write_module(self, name: str, source: str) -> None:
-        """A module of the agent's own."""
+        """Writes a module of the agent's own."""
         path = self.folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(textwrap.dedent(source))
 
     @property
     def imports(self) -> list[int]:
-        """The processes that imported `heavy`."""
+        """The processes that imported the package."""
         return [int(line) for line in self._imports.read_text().split()] if self._imports.exists() else []
 
-    async def played(self, entry_point: str = "agent.py:play", *, is_isolated: bool = False) -> list[dict[str, object]]:
-        """What eight attempts at once on two workers came to."""
-        async with hosted(entry_point, workers=2, environment=self.environment, folder=self.folder) as agent:
+    async def played(
+        self, entry_point: str = "agent.py:play", *, is_isolated: bool = False, forks: bool = True
+    ) -> list[dict[str, object]]:
+        """The answers of eight attempts at once on two workers."""
+        async with hosted(
+            entry_point, workers=2, environment=self.environment, folder=self.folder, forks=forks
+        ) as agent:
             return await answers(agent, is_isolated=is_isolated)
 
 
+_NOTING = "import os\nwith open(os.environ['IMPORTS'], 'a') as noted:\n    print(os.getpid(), file=noted)\n"
+
+
 async def answers(agent: EntryPointAgent, *, is_isolated: bool = False) -> list[dict[str, object]]:
-    """What eight attempts at once came to."""
+    """The answers of eight attempts at once."""
     results = await asyncio.gather(*(agent.invoke(attempt("hello", is_isolated=is_isolated)) for _ in range(8)))
     found = [result.body for result in results]
     assert all(isinstance(body, dict) for body in found), results
@@ -78,33 +83,57 @@ def world(tmp_path: Path) -> World:
 
 
 @pytest.mark.parametrize("is_isolated", [False, True])
-async def test_what_an_agent_imports_first_is_imported_once_for_all_its_workers(
-    world: World, is_isolated: bool
-) -> None:
+async def test_a_known_package_is_imported_once_for_all_workers(world: World, is_isolated: bool) -> None:
     world.write(AGENT)
     played = await world.played(is_isolated=is_isolated)
     assert len({one["pid"] for one in played}) == (8 if is_isolated else 2)
     assert [*{one["parent"] for one in played}] == world.imports
-    assert len({one["value"] for one in played}) == 8  # of `random.random()`, which forks would share
+    assert len({one["value"] for one in played}) == 8  # numbers of `random.random()`
+
+
+async def test_any_other_package_is_imported_by_each_worker(world: World) -> None:
+    world.write(AGENT.replace("requests", "heavy"), name="heavy")
+    played = await world.played()
+    assert set(world.imports) == {one["pid"] for one in played}
+    assert len(world.imports) == 2
+
+
+@pytest.mark.parametrize("is_isolated", [False, True])
+async def test_where_forks_are_unsafe_each_worker_is_a_new_interpreter(world: World, is_isolated: bool) -> None:
+    world.write(AGENT.replace("    time", "    print(payload['prompt'])\n    time"), value="os.environ['JOB']")
+    world.environment["JOB"] = "held-out"
+    played = await world.played(is_isolated=is_isolated, forks=False)
+    assert {one["pid"] for one in played} <= set(world.imports)
+    assert len({one["pid"] for one in played}) == (8 if is_isolated else 2)
+    assert {one["value"] for one in played} == {"held-out"}
+
+
+async def test_a_new_interpreter_keeps_the_output_and_the_exit_of_an_attempt(tmp_path: Path) -> None:
+    (tmp_path / "agent.py").write_text("import os\ndef play(payload):\n    print('about to go')\n    os._exit(3)\n")
+    async with hosted("agent.py:play", folder=tmp_path, forks=False) as agent:
+        result = await agent.invoke(attempt("hello"))
+    assert (result.outcome, result.message) == (Outcome.CRASHED, "the agent's process ended with exit status 3")
+    assert result.output == "about to go\n"
 
 
 @pytest.mark.parametrize(
-    ("heavy", "workers"),
-    [
-        ("import httpx", 4),
-        ("import aiohttp", 1),
-        ("import httpx, threading\nthreading.Thread(target=time.sleep, args=[60], daemon=True).start()", 1),
-    ],
-    ids=["httpx", "aiohttp", "no-forks"],
+    ("package", "forks", "workers"),
+    [("httpx", True, 4), ("aiohttp", True, 1), ("httpx", False, 1)],
+    ids=["httpx", "aiohttp", "new-interpreters"],
 )
-async def test_many_attempts_get_more_workers_than_cores_where_these_are_forks_with_httpx(
-    world: World, heavy: str, workers: int, monkeypatch: pytest.MonkeyPatch
+async def test_many_attempts_get_more_workers_than_cores_where_these_share_the_import_of_httpx(
+    world: World, package: str, forks: bool, workers: int
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    monkeypatch.setattr(entry_point, "_FURTHER_AFTER_SECONDS", 0)
-    world.write(AGENT, heavy=f"import time\n{heavy}")
+    world.write(f"import {package}\n{AGENT}")
     async with hosted(
-        "agent.py:play", workers=None, concurrency=50, environment=world.environment, folder=world.folder
+        "agent.py:play",
+        workers=None,
+        concurrency=50,
+        environment=world.environment,
+        folder=world.folder,
+        forks=forks,
+        cores=1,
+        further_after_seconds=0,
     ) as agent:
         played = await asyncio.gather(*(agent.invoke(attempt("hello")) for _ in range(50)))
     spread = Counter(result.body["pid"] for result in played if isinstance(result.body, dict))
@@ -112,118 +141,68 @@ async def test_many_attempts_get_more_workers_than_cores_where_these_are_forks_w
     assert max(spread.values()) <= 50 / workers + 1  # all at once: none had more than its share
 
 
-async def test_a_worker_holds_on_to_nothing_of_the_others(world: World) -> None:
+async def test_a_worker_holds_on_to_no_pipe_of_the_others(world: World) -> None:
     world.write(AGENT, value="[os.readlink(f'/proc/self/fd/{fd}') for fd in os.listdir('/proc/self/fd')[:-1]]")
     held = [one["value"] for one in await world.played(is_isolated=True)]
-    assert not [place for places in held for place in places if "pidfd" in place]  # type: ignore[attr-defined]
+    pipes = [{place for place in places if place.startswith("pipe:")} for places in held]  # type: ignore[attr-defined]
+    assert all(pipes)
+    assert max(Counter(pipe for of_one in pipes for pipe in of_one).values()) == 1
 
 
 @pytest.mark.parametrize(
-    "heavy",
+    ("package", "value"),
     [
-        "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()",
-        "import socket\nCONNECTION = socket.socket()",
-        "import random, time\nGENERATOR = random.Random(time.time())",
-        "import random\nGENERATOR = random.Random()\nGENERATOR.seed(7)",
-        "import copy, random\nGENERATOR = copy.copy(random.Random(7))",
-        "import random\nclass Generator(random.Random):\n    def seed(self, *_): pass\nGENERATORS = {'mine': Generator()}",
-        "import random\nclass Generator(random.Random):\n    __hash__ = None\nGENERATOR = Generator()",
+        ("import random\nGENERATOR = random.Random()", "requests.GENERATOR.random()"),
+        ("import random\nGENERATOR = random.Random()\nGENERATOR.random()", "requests.GENERATOR.random()"),
+        (
+            "import random\nclass Generator(random.Random): pass\nGENERATOR = Generator()",
+            "requests.GENERATOR.random()",
+        ),
+        ("import numpy.random", "float(requests.numpy.random.random())"),
     ],
-    ids=["thread", "connection", "seeded", "seeded-later", "copied", "with-a-seed-of-its-own", "unhashable"],
+    ids=["new", "used", "narrower", "numpy"],
 )
-async def test_what_processes_cannot_share_is_imported_in_each_worker(world: World, heavy: str) -> None:
-    world.write(AGENT, heavy=heavy)
-    played = await world.played()
-    assert len(world.imports) == 2
-    assert set(world.imports) == {one["pid"] for one in played}
-
-
-@pytest.mark.parametrize(
-    "heavy",
-    [
-        "import random\nGENERATOR = random.Random()",
-        "import random\nGENERATOR = random.Random()\nGENERATOR.random()",
-        "import random\nclass Generator(random.Random): pass\nGENERATOR = Generator()",
-    ],
-    ids=["new", "used", "narrower"],
-)
-async def test_generators_that_an_import_makes_draw_other_numbers_in_each_worker(world: World, heavy: str) -> None:
-    world.write(AGENT, heavy=heavy, value="heavy.GENERATOR.random()")
+async def test_generators_of_a_shared_package_draw_other_numbers_in_each_worker(
+    world: World, package: str, value: str
+) -> None:
+    world.write(AGENT, package=package, value=value)
     played = await world.played(is_isolated=True)
     assert [*{one["parent"] for one in played}] == world.imports
     assert len({one["value"] for one in played}) == 8
 
 
-async def test_httpx_comes_without_its_own_command_which_can_still_be_imported(world: World) -> None:
-    command = "__import__('importlib').import_module('httpx._main').main.name"
-    world.write(AGENT, heavy="import httpx", value=f"['rich' in __import__('sys').modules, {command}]")
-    (value,) = {str(one["value"]) for one in await world.played(is_isolated=True)}
-    assert value == "[False, 'main']"
+async def test_a_file_of_the_agent_named_like_a_known_package_is_the_agents(world: World) -> None:
+    world.write(AGENT, value="requests.MINE")
+    world.write_module("requests.py", _NOTING + "MINE = True\n")
+    played = await world.played()
+    assert all(one["value"] is True for one in played)
+    assert set(world.imports) == {one["pid"] for one in played}
 
 
-async def test_an_agent_written_with_aiohttp_is_imported_once_for_all_its_workers(world: World) -> None:
-    world.write(AGENT, heavy="import aiohttp")
+@pytest.mark.parametrize(
+    ("agent", "modules"),
+    [
+        ("import own.board\n", {"own/board.py": "import requests\n"}),
+        ("from own import board\n", {"own/__init__.py": "", "own/board.py": "from requests import os\n"}),
+        (
+            "from own.board import SIZE\n",
+            {"own/board.py": "from . import rules\nSIZE = 3\n", "own/rules.py": "import requests\n"},
+        ),
+        ("import first\n", {"first.py": "import second\n", "second.py": "import first\nimport requests\n"}),
+    ],
+    ids=["module", "package", "relative", "circle"],
+)
+async def test_a_known_package_that_only_the_agents_own_modules_import_is_shared_too(
+    world: World, agent: str, modules: dict[str, str]
+) -> None:
+    world.write(agent + AGENT.replace("import requests\n", ""))
+    for name, source in modules.items():
+        world.write_module(name, source)
     played = await world.played()
     assert [*{one["parent"] for one in played}] == world.imports
 
 
-@pytest.mark.parametrize(
-    ("agent", "modules"),
-    [
-        ("import os\nos.environ['LEVEL'] = 'debug'\n", {}),
-        ("import os\nif os.name == 'posix':\n    os.environ['LEVEL'] = 'debug'\n", {}),
-        ("from settings import LEVEL\n", {"settings.py": "import os\nos.environ['LEVEL'] = LEVEL = 'debug'\n"}),
-        ("import settings\n", {"settings.py": "import os\nos.environ.update(LEVEL='debug')\n"}),
-        ("from own import settings\n", {"own/settings.py": "import os\nos.environ.setdefault('LEVEL', 'debug')\n"}),
-        (
-            "import own.settings\n",
-            {"own/__init__.py": "import os\nos.putenv\nos.environ['LEVEL'] = 'debug'\n", "own/settings.py": ""},
-        ),
-        (
-            "def setting():\n    import os\n    os.environ['LEVEL'] = 'debug'\nclass Setting:\n    done = setting()\n",
-            {},
-        ),
-        ("def setting():\n    import os\n    os.environ['LEVEL'] = 'debug'\ndef later(done=setting()): ...\n", {}),
-        ("def setting(function):\n    import os\n    os.environ['LEVEL'] = 'debug'\n@setting\ndef later(): ...\n", {}),
-    ],
-)
-async def test_what_an_agent_does_before_an_import_comes_before_it(
-    world: World, agent: str, modules: dict[str, str]
-) -> None:
-    world.write(agent + AGENT, heavy="LEVEL = os.environ.get('LEVEL')", value="heavy.LEVEL")
-    for name, source in modules.items():
-        world.write_module(name, source)
-    played = await world.played()
-    assert {one["value"] for one in played} == {"debug"}
-
-
-@pytest.mark.parametrize(
-    ("agent", "modules"),
-    [
-        ('"""An agent."""\nfrom __future__ import annotations\nSIZE: int = 3\nNAMES = ["a", SIZE + 1]\n', {}),
-        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from nowhere import Board\n", {}),
-        (
-            "def board(size=3): return open('/')\nclass Board(dict):\n    '''A board.'''\n    SIZE = 3\n    def a(self): ...\n",
-            {},
-        ),
-        (
-            "from own.board import SIZE\n",
-            {"own/board.py": "from . import rules\nfrom .rules import SIZE\n", "own/rules.py": "SIZE = 3\n"},
-        ),
-        ("import first\n", {"first.py": "import second\n", "second.py": "import first\n"}),
-    ],
-)
-async def test_code_that_does_nothing_is_passed_and_own_modules_are_followed(
-    world: World, agent: str, modules: dict[str, str]
-) -> None:
-    world.write(agent + AGENT)
-    for name, source in modules.items():
-        world.write_module(name, source)
-    await world.played()
-    assert len(world.imports) == 1
-
-
-async def test_an_agent_in_a_module_of_a_package_is_followed_like_a_file(world: World) -> None:
+async def test_an_agent_in_a_module_of_a_package_shares_imports_like_a_file(world: World) -> None:
     world.write("")
     world.write_module("own/__init__.py", "")
     world.write_module("own/agent.py", AGENT.replace("VALUE", "0"))
@@ -231,35 +210,54 @@ async def test_an_agent_in_a_module_of_a_package_is_followed_like_a_file(world: 
     assert [*{one["parent"] for one in played}] == world.imports
 
 
+@pytest.mark.parametrize(
+    ("agent", "modules"),
+    [
+        ("import os\nos.environ['OPENAI_LOG'] = 'debug'\n", {}),
+        ("import settings\n", {"settings.py": "import os\nos.environ.update(OPENAI_LOG='debug')\n"}),
+    ],
+    ids=["own-file", "own-module"],
+)
+async def test_a_variable_that_an_agent_sets_before_an_import_is_read_by_the_import(
+    world: World, agent: str, modules: dict[str, str]
+) -> None:
+    world.write(agent + AGENT, package="LEVEL = os.environ.get('OPENAI_LOG')", value="requests.LEVEL")
+    for name, source in modules.items():
+        world.write_module(name, source)
+    played = await world.played()
+    assert {one["value"] for one in played} == {"debug"}
+
+
 async def test_an_import_that_fails_fails_where_the_agent_makes_it(world: World) -> None:
-    guarded = "try:\n    import heavy\nexcept ValueError:\n    import random\n"
-    world.write(guarded + AGENT.replace("import heavy\n", ""), heavy="raise ValueError('no licence')")
+    guarded = "try:\n    import requests\nexcept ValueError:\n    import random\n"
+    world.write(guarded + AGENT.replace("import requests\n", ""), package="raise ValueError('no licence')")
     assert len(await world.played()) == 8
-    world.write(AGENT, heavy="raise ValueError('no licence')")
+    world.write(AGENT, package="raise ValueError('no licence')")
     with pytest.raises(ReferenceProblem, match=r"cannot be imported: ValueError: no licence \(agent.py:3\)$"):
         await world.played()
 
 
-async def test_an_import_that_ends_its_process_says_so(world: World) -> None:
-    world.write(AGENT, heavy="print('no licence', flush=True)\nos._exit(7)")
+@pytest.mark.parametrize("name", ["requests", "heavy"])
+async def test_an_import_that_ends_its_process_is_reported(world: World, name: str) -> None:
+    world.write(AGENT.replace("requests", name), package="print('no licence', flush=True)\nos._exit(7)", name=name)
     with pytest.raises(
         ReferenceProblem, match=r"cannot be imported: its process ended with exit status 7 while starting: no licence$"
     ):
         await world.played()
 
 
-async def test_what_imports_print_is_no_attempts_output_and_what_they_hold_on_to_writes_to_the_attempt(
+async def test_output_of_an_import_belongs_to_no_attempt_and_its_handlers_write_to_the_attempt_that_logs(
     world: World,
 ) -> None:
-    agent = AGENT.replace("    time.sleep(0.2)\n", "    heavy.log.warning(payload['prompt'])\n    time.sleep(0.2)\n")
-    heavy = "import logging\nprint('hello from heavy')\nlog = logging.Logger('heavy')\nlog.addHandler(logging.StreamHandler())"
-    world.write(agent, heavy=heavy)
+    agent = AGENT.replace("    time.sleep(0.2)\n", "    requests.log.warning(payload['prompt'])\n    time.sleep(0.2)\n")
+    package = "import logging\nprint('hello')\nlog = logging.Logger('mine')\nlog.addHandler(logging.StreamHandler())"
+    world.write(agent, package=package)
     async with hosted("agent.py:play", environment=world.environment, folder=world.folder) as agent_played:
         results = await asyncio.gather(*(agent_played.invoke(attempt(str(number))) for number in range(4)))
     assert [result.output for result in results] == ["0\n", "1\n", "2\n", "3\n"]
 
 
-async def test_workers_end_with_the_process_they_are_forks_of_and_others_play_on(world: World) -> None:
+async def test_workers_end_with_the_process_they_are_forks_of_and_others_take_their_place(world: World) -> None:
     begun = world.folder / "60"
     world.write(
         AGENT.replace("time.sleep(0.2)", "open(payload['prompt'], 'w').close(); time.sleep(float(payload['prompt']))")
@@ -279,7 +277,7 @@ async def test_workers_end_with_the_process_they_are_forks_of_and_others_play_on
 
 
 @pytest.fixture
-def ahead(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+def current(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     """A world that is this process's environment and working directory."""
     monkeypatch.chdir(world.folder)
     for name, value in world.environment.items():
@@ -288,46 +286,22 @@ def ahead(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     return world
 
 
-async def play_ahead(world: World, *arguments: str) -> list[dict[str, object]]:
-    """Opens the process for a command ahead, and plays its agent with `JOB` in the environment and without `OUTSIDE`."""
-    open_ahead(arguments)
+@pytest.mark.parametrize("arguments", [["--agent", "agent.py:play"], ["--limit", "3", "--agent=agent.py:play"]])
+async def test_imports_begin_early_for_a_command_with_a_local_agent_and_workers_have_the_environment_of_the_job(
+    current: World, arguments: list[str]
+) -> None:
+    current.write(AGENT, value="[os.environ['JOB'], os.environ.get('OUTSIDE')]")
+    start_early(["evaluate", *arguments])
+    await until(lambda: len(current.imports) == 1)  # before any agent is started
     os.environ.pop("OUTSIDE")
     agent = EntryPointAgent("agent.py:play", environment={"JOB": "held-out"}, workers=2)
     await agent.start()
     try:
-        return await answers(agent)
+        played = await answers(agent)
     finally:
         await agent.stop()
-
-
-@pytest.mark.parametrize("arguments", [["--agent", "agent.py:play"], ["--limit", "3", "--agent=agent.py:play"]])
-async def test_a_process_opened_ahead_makes_the_workers_and_they_have_the_environment_of_the_job(
-    ahead: World, arguments: list[str]
-) -> None:
-    ahead.write(AGENT, value="[os.environ['JOB'], os.environ.get('OUTSIDE')]")
-    open_ahead(["evaluate", *arguments])
-    await until(lambda: len(ahead.imports) == 1)  # nobody has asked for it yet
-    played = await play_ahead(ahead)
-    assert [*{one["parent"] for one in played}] == ahead.imports
+    assert [*{one["parent"] for one in played}] == current.imports
     assert [one["value"] for one in played] == [["held-out", None]] * 8
-
-
-@pytest.mark.parametrize(
-    ("reading", "value"),
-    [
-        ("os.environ.get('JOB')", "held-out"),
-        ("os.getenv('JOB')", "held-out"),
-        ("'OUTSIDE' in os.environ", False),
-        ("dict(os.environ).get('JOB')", "held-out"),
-        ("'JOB' in [*os.environ]", True),
-    ],
-)
-async def test_what_reads_a_variable_of_the_job_when_it_is_imported_reads_that_of_the_job(
-    ahead: World, reading: str, value: object
-) -> None:
-    ahead.write(AGENT, heavy=f"READ = {reading}", value="heavy.READ")
-    played = await play_ahead(ahead, "evaluate", "--agent", "agent.py:play")
-    assert [one["value"] for one in played] == [value] * 8
 
 
 @pytest.mark.parametrize(
@@ -342,16 +316,16 @@ async def test_what_reads_a_variable_of_the_job_when_it_is_imported_reads_that_o
         [],
     ],
 )
-def test_nothing_is_opened_ahead_for_commands_without_an_agent_of_this_machine(
-    ahead: World, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+def test_nothing_begins_early_for_a_command_without_a_local_agent(
+    current: World, arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ahead.write(AGENT)
+    current.write(AGENT)
     monkeypatch.setattr(subprocess, "Popen", None)
-    open_ahead(arguments)
+    start_early(arguments)
 
 
 def test_a_command_that_refuses_its_input_leaves_no_process(world: World) -> None:
-    world.write(AGENT, heavy="import time\ntime.sleep(60)")
+    world.write(AGENT, package="import time\ntime.sleep(60)")
     arguments = ["--model", "http://127.0.0.1:1/v1#m", "--agent", "agent.py:play", "--dataset", "nowhere.jsonl"]
     command = [str(Path(sys.executable).with_name("heldout")), "evaluate", *arguments]
     refused = subprocess.run(

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from aiohttp import web
 
@@ -33,6 +34,15 @@ def attempt(
     return Invocation(trajectory_id, json.dumps(payload).encode(), timeout_seconds, is_isolated)
 
 
+class Options(TypedDict, total=False):
+    """What a test may set of an EntryPointAgent besides the usual."""
+
+    forks: bool
+    cores: int
+    further_after_seconds: float
+    cancel_answer_seconds: float
+
+
 @asynccontextmanager
 async def hosted(
     entry_point: str,
@@ -41,10 +51,16 @@ async def hosted(
     concurrency: int = 1,
     environment: Mapping[str, str] | None = None,
     folder: Path = AGENTS,
+    **options: Unpack[Options],
 ) -> AsyncIterator[EntryPointAgent]:
-    """An entry point below `folder`, started; stopped at the end."""
+    """Starts an entry point below `folder` and stops it at the end."""
     agent = EntryPointAgent(
-        entry_point, environment=environment or {}, concurrency=concurrency, workers=workers, working_directory=folder
+        entry_point,
+        environment=environment or {},
+        concurrency=concurrency,
+        workers=workers,
+        working_directory=folder,
+        **options,
     )
     await agent.start()
     try:
@@ -71,7 +87,7 @@ def is_alive(pid: int) -> bool:
 
 
 class ScriptedRuntime:
-    """Stands in for the Job Runtime: answers chat completions from `replies` (then with the last), and keeps all that came."""
+    """Stands in for the Job Runtime: answers chat completions from `replies`, then with the last one, and keeps all requests."""
 
     def __init__(self) -> None:
         self.url = ""

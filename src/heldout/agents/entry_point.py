@@ -8,27 +8,28 @@ from pathlib import Path
 
 from heldout.agents.base import Agent, AgentSettings, Invocation, InvocationResult, Outcome
 from heldout.agents.entry_point_lookup import check_entry_point, parse_entry_point
-from heldout.agents.fork_server import WorkerProblem, WorkerSettings, WorkerStarter
-from heldout.agents.worker_process import WorkerGone, WorkerProcess
+from heldout.agents.launcher import WorkerProblem, WorkerSettings, WorkerStarter
+from heldout.agents.prestart import FORKS
+from heldout.agents.worker_process import CANCEL_ANSWER_SECONDS, WorkerGone, WorkerProcess
 from heldout.errors import ReferenceProblem
 from heldout.http.connections import Connections
 from heldout.job.kinds.base import SourceFile
 from heldout.job.kinds.entry_point import EntryPoint
 
 _GIVE_UP_AFTER = 3
-"""So many starts that failed in a row, with no worker left: the agent counts as unreachable until one succeeds."""
+"""After so many failed starts in a row, with no worker left, the agent counts as unreachable until a start succeeds."""
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 10.0
 _KEEP_SECONDS = 60.0
 _CONNECT_SECONDS = 30.0
-"""A worker whose loop is busy takes a connection late; one that is gone refuses at once."""
+"""A worker whose loop is busy accepts a connection late; one that has ended refuses at once."""
 _SPREAD_SECONDS = 5.0
-"""How long the first attempts are held back for workers that are still starting, so that the first does not get them all."""
+"""How long the first attempts wait for workers that are still starting, so that the first worker does not get them all."""
 _ATTEMPTS_PER_WORKER = 12
-"""For each call httpx, and so the openai client, looks at every connection of its pool for every idle one: a rollout has one."""
+"""For each call httpx, and so the openai client, searches all connections of its pool once per idle one; a rollout has one."""
 _MOST_PER_CORE = 4
 _FURTHER_AFTER_SECONDS = 0.5
-"""How long the first workers, one per core, have the processors to themselves, for the first attempts to get under way."""
+"""How long the first workers, one per core, have the processors to themselves, so that the first attempts begin soon."""
 
 
 def make(agent: EntryPoint, settings: AgentSettings) -> "EntryPointAgent":
@@ -47,9 +48,9 @@ def sources(agent: EntryPoint) -> Iterator[SourceFile]:
 
 
 class EntryPointAgent(Agent):
-    """Plays attempts in worker processes, each on the one with the fewest.
+    """Plays attempts in worker processes, each attempt on the worker that plays the fewest.
 
-    A worker that dies is replaced. So is one with an attempt that cannot be cancelled, once the others on it are done.
+    Replaces a worker that dies. Replaces one with an attempt that cannot be cancelled, once its other attempts are done.
     """
 
     def __init__(
@@ -60,17 +61,29 @@ class EntryPointAgent(Agent):
         concurrency: int = 1,
         workers: int | None = None,
         working_directory: Path | None = None,
+        forks: bool = FORKS,
+        cores: int | None = None,
+        further_after_seconds: float = _FURTHER_AFTER_SECONDS,
+        cancel_answer_seconds: float = CANCEL_ANSWER_SECONDS,
     ) -> None:
-        """`environment` is set in the workers on top of this process's own. concurrency: attempts that may play at once.
-        workers: by default one per core, or, where they are forks with httpx, one for 12 of those attempts if that is more.
+        """Prepares the agent; starts nothing. Raises ReferenceProblem when `entry_point` is not an entry point.
 
-        Raises ReferenceProblem when `entry_point` is not one.
+        environment: variables of the workers, on top of this process's own.
+        concurrency: the most attempts that play at once.
+        workers: how many processes. By default one per core; where workers share the import of httpx, one per 12 attempts that
+        play at once, if that is more.
+        forks: whether workers are forks of one process that has imported known packages, or new interpreters.
+        cores: by default those of this machine.
+        further_after_seconds: when workers beyond one per core start, after the first one serves.
+        cancel_answer_seconds: a worker that does not answer a cancellation within this time counts as blocked.
         """
         parse_entry_point(entry_point)
         folder = (working_directory or Path.cwd()).resolve()
-        self._settings = WorkerSettings(entry_point, {**os.environ, **environment}, folder)
+        self._settings = WorkerSettings(entry_point, {**os.environ, **environment}, folder, forks)
         self._starter = WorkerStarter(self._settings)
-        self._num_workers = workers or os.cpu_count() or 1
+        self._further_after_seconds = further_after_seconds
+        self._cancel_answer_seconds = cancel_answer_seconds
+        self._num_workers = workers or cores or os.cpu_count() or 1
         wanted = min(math.ceil(concurrency / _ATTEMPTS_PER_WORKER), _MOST_PER_CORE * self._num_workers)
         self._num_further = 0 if workers else max(0, wanted - self._num_workers)
         self._connections: Connections | None = None
@@ -78,7 +91,7 @@ class EntryPointAgent(Agent):
         self._processes: set[WorkerProcess] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._room = asyncio.Semaphore(2 * (self._num_workers + self._num_further))
-        """Retired workers play on beside their replacements, but not without bound."""
+        """Bounds the retired workers that still play while their replacements run."""
         self._isolated_room = asyncio.Semaphore(self._num_workers)
         self._changed = asyncio.Event()
         self._num_waiting = 0
@@ -87,7 +100,7 @@ class EntryPointAgent(Agent):
         self._problem = ""
 
     async def start(self) -> None:
-        """Starts all workers and returns when the first serves. Raises ReferenceProblem when the agent cannot be loaded."""
+        """Starts all workers; returns when the first serves. Raises ReferenceProblem when the agent cannot be loaded."""
         check_entry_point(self._settings.entry_point, working_directory=self._settings.working_directory)
         self._connections = Connections(keep_alive_seconds=_KEEP_SECONDS, connect_seconds=_CONNECT_SECONDS)
         self._num_starting = self._num_workers
@@ -102,7 +115,7 @@ class EntryPointAgent(Agent):
         asyncio.get_running_loop().call_later(_SPREAD_SECONDS, self._stop_spreading)
 
     async def stop(self) -> None:
-        """Ends every worker; the agent's own clean-up code gets two seconds."""
+        """Ends every worker, after at most two seconds for the agent's own clean-up."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -114,7 +127,7 @@ class EntryPointAgent(Agent):
             self._connections.close()
 
     async def invoke(self, invocation: Invocation) -> InvocationResult:
-        """Plays one attempt on the least loaded worker, or alone in a process of its own."""
+        """Plays one attempt on the least loaded worker; an isolated one in a process of its own."""
         if invocation.is_isolated:
             return await self._play_isolated(invocation)
         while (worker := await self._next_worker()) is not None:
@@ -125,7 +138,7 @@ class EntryPointAgent(Agent):
         return InvocationResult(Outcome.UNREACHABLE, message=self._problem)
 
     async def is_busy(self) -> bool:
-        """Whether the agent in any worker says that it works in the background."""
+        """Whether the agent in any worker reports work in the background."""
         return any(await asyncio.gather(*(worker.is_busy() for worker in self._processes)))
 
     async def _play_isolated(self, invocation: Invocation) -> InvocationResult:
@@ -140,7 +153,7 @@ class EntryPointAgent(Agent):
                 self._in_background(worker.close())
 
     async def _next_worker(self) -> WorkerProcess | None:
-        """The worker to play on, as soon as there is one; None when workers cannot start any more."""
+        """Waits for a worker to play on; None when workers can no longer start."""
         self._num_waiting += 1
         try:
             while (worker := self._least_loaded()) is None:
@@ -160,7 +173,7 @@ class EntryPointAgent(Agent):
         return worker if worker.num_playing < math.ceil(total / self._num_workers) else None
 
     async def _keep_worker(self) -> None:
-        """Keeps one worker there: starts it, and another when it retires, with pauses when that fails."""
+        """Keeps one worker running: starts it, and another when it retires, with pauses when starts fail."""
         is_first = True
         while True:
             await self._room.acquire()
@@ -173,7 +186,7 @@ class EntryPointAgent(Agent):
             else:
                 self._num_failures = 0
                 self._ready.append(worker)
-            if is_first and self._num_starting:  # none are left to wait for once `_stop_spreading` was called
+            if is_first and self._num_starting:  # `_stop_spreading` may have set it to zero
                 self._num_starting -= 1
             is_first = False
             self._notify()
@@ -186,24 +199,24 @@ class EntryPointAgent(Agent):
             await asyncio.sleep(min(_FIRST_PAUSE_SECONDS * 2**self._num_failures, _LONGEST_PAUSE_SECONDS))
 
     async def _keep_further(self) -> None:
-        """Keeps more workers than cores, where that gains: any that is no fork imports all that the agent needs once more."""
+        """Keeps more workers than cores where they share the import of httpx: only there they gain more than they cost."""
         if not self._num_further:
             return
-        try:
-            imported = await self._starter.imported()
-        except WorkerProblem:
-            return  # who keeps the first workers says so
-        if not (imported.can_fork and imported.has_httpx):
+        while not self._ready:
+            await self._changed.wait()
+        if not self._starter.preloads_httpx:
             return
         self._num_workers += self._num_further
         self._num_starting += self._num_further
-        await asyncio.sleep(_FURTHER_AFTER_SECONDS)
+        await asyncio.sleep(self._further_after_seconds)
         for _ in range(self._num_further):
             self._in_background(self._keep_worker())
 
     def _new_worker(self) -> WorkerProcess:
         assert self._connections is not None  # `start` comes before `invoke`
-        worker = WorkerProcess(self._settings, self._starter, self._connections)
+        worker = WorkerProcess(
+            self._settings, self._starter, self._connections, cancel_answer_seconds=self._cancel_answer_seconds
+        )
         self._processes.add(worker)
         worker.exited.add_done_callback(lambda _: self._processes.discard(worker))
         return worker

@@ -1,6 +1,6 @@
-"""Opens the process that an agent's workers are made from; for a command that names the agent, before Heldout itself is imported.
+"""Starts the launcher of an agent's workers; for `heldout evaluate` before Heldout itself is imported.
 
-Both take a while, and neither needs the other. Nothing heavy is imported here.
+The launcher then imports the agent's libraries while the command imports its own. Importing this module is cheap.
 """
 
 import contextlib
@@ -12,76 +12,83 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+FORKS = sys.platform == "linux"
+"""Whether workers are forks. On macOS system libraries may break in a fork."""
 
-class Opened(NamedTuple):
-    """A process of `heldout.agents.worker`, and our end of the socket on which it is asked for workers."""
+
+class StartedLauncher(NamedTuple):
+    """A running `heldout.agents.worker` process."""
 
     process: subprocess.Popen[bytes]
     channel: socket.socket
+    """The engine's end of the socket that carries requests for workers."""
     environment: Mapping[str, str]
-    """All of what it was started with."""
+    """The whole environment that the process was started with."""
 
 
-_ahead: dict[tuple[str, Path], Opened] = {}
+_started_early: dict[tuple[str, Path], StartedLauncher] = {}
 """By entry point and working directory."""
 
 
-def open_process(entry_point: str, environment: Mapping[str, str], working_directory: Path) -> Opened:
-    """Starts such a process. Raises OSError if that is not possible."""
+def start_launcher(
+    entry_point: str, environment: Mapping[str, str], working_directory: Path, *, forks: bool = FORKS
+) -> StartedLauncher:
+    """Starts a launcher whose workers are forks, or else new interpreters. Raises OSError if the system refuses."""
     ours, theirs = socket.socketpair()
     command = [sys.executable, "-P", "-X", "faulthandler", "-m", "heldout.agents.worker"]
     with theirs:
         try:
             process = subprocess.Popen(
-                [*command, entry_point, str(os.getpid()), str(theirs.fileno())],
+                [*command, entry_point, str(os.getpid()), str(theirs.fileno()), "fork" if forks else "exec"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 cwd=working_directory,
                 env=dict(environment),
                 pass_fds=(theirs.fileno(),),
-                start_new_session=True,  # Ctrl-C at the terminal is the engine's to handle, and its children end with it
+                start_new_session=True,  # the engine handles Ctrl-C; one signal ends the launcher with its children
                 bufsize=0,
             )
         except OSError:
             ours.close()
             raise
-    return Opened(process, ours, environment)
+    return StartedLauncher(process, ours, environment)
 
 
-def open_ahead(arguments: Sequence[str]) -> None:
-    """Starts the process for the agent of `heldout evaluate`, if that is what the arguments say. It ends with this one."""
-    entry_point = _entry_point(arguments)
+def start_early(arguments: Sequence[str]) -> None:
+    """Starts the launcher of the local agent that the arguments of `heldout` name; does nothing for any other command."""
+    entry_point = _local_agent(arguments)
     if entry_point is None:
         return
     folder = Path.cwd()
-    with contextlib.suppress(OSError):  # whoever needs it will open it, and say what is wrong
-        _ahead[entry_point, folder] = open_process(entry_point, dict(os.environ), folder)
+    with contextlib.suppress(OSError):  # the agent's own start meets the same error and reports it
+        _started_early[entry_point, folder] = start_launcher(entry_point, dict(os.environ), folder)
 
 
-def close_ahead() -> None:
-    """Ends what was opened ahead and not taken: the command had no use for it."""
-    while _ahead:
-        _, opened = _ahead.popitem()
-        opened.process.kill()
-        opened.process.wait()
-        assert opened.process.stdout is not None
-        opened.process.stdout.close()
-        opened.channel.close()
+def take_early(entry_point: str, working_directory: Path) -> StartedLauncher | None:
+    """Hands over the launcher that was started early for this agent; None if there is none or it was taken."""
+    return _started_early.pop((entry_point, working_directory), None)
 
 
-def taken(entry_point: str, working_directory: Path) -> Opened | None:
-    """The process that was opened ahead for this agent, once."""
-    return _ahead.pop((entry_point, working_directory), None)
+def end_unused() -> None:
+    """Ends the launchers that were started early and not taken."""
+    while _started_early:
+        _, started = _started_early.popitem()
+        started.process.kill()
+        started.process.wait()
+        assert started.process.stdout is not None
+        started.process.stdout.close()
+        started.channel.close()
 
 
-def _entry_point(arguments: Sequence[str]) -> str | None:
+def _local_agent(arguments: Sequence[str]) -> str | None:
+    """The entry point after `--agent` of `heldout evaluate`."""
     if list(arguments[:1]) != ["evaluate"] or {"--dry-run", "--help"} & set(arguments):
         return None
     for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
         name, _, value = argument.partition("=")
         if name == "--agent":
-            agent = os.path.expanduser(value or following)  # noqa: PTH111  # the text is the key, as it is given
-            is_elsewhere = agent.startswith(("http://", "https://", "arn:"))
-            return agent if ":" in agent and not is_elsewhere else None
+            agent = os.path.expanduser(value or following)  # noqa: PTH111  # the text itself is the key, unnormalized
+            is_remote = agent.startswith(("http://", "https://", "arn:"))
+            return agent if ":" in agent and not is_remote else None
     return None

@@ -1,4 +1,4 @@
-"""One worker process as the engine sees it: started, played on, cancelled on, ended; and what its attempts printed."""
+"""One worker process, as the engine sees it: starts and ends it, plays and cancels attempts on it, keeps their output."""
 
 import asyncio
 import json
@@ -9,34 +9,43 @@ from dataclasses import replace
 
 from heldout.agents.agentcore_contract import one_line, read_answer, says_busy
 from heldout.agents.base import Invocation, InvocationResult, Outcome
-from heldout.agents.fork_server import (
+from heldout.agents.launcher import Child, WorkerProblem, WorkerSettings, WorkerStarter
+from heldout.agents.processes import shown_exit
+from heldout.agents.worker_protocol import (
+    CANCEL_SECONDS,
+    KEY_HEADER,
+    LOOP_ANSWER_SECONDS,
+    SESSION_HEADER,
     START_SECONDS,
-    Child,
-    WorkerProblem,
-    WorkerSettings,
-    WorkerStarter,
-    died_while_starting,
-    shown_exit,
-    took_too_long,
+    FrameReader,
+    Tail,
+    read_pipe,
 )
-from heldout.agents.pipes import Tail, read_pipe
-from heldout.agents.worker_protocol import CANCEL_SECONDS, KEY_HEADER, LOOP_ANSWER_SECONDS, SESSION_HEADER, FrameReader
 from heldout.http.connections import Connections, NotConnected, Site
 
 CANCEL_ANSWER_SECONDS = LOOP_ANSWER_SECONDS + 2 * CANCEL_SECONDS + 1
-"""A worker's own checks on a cancelled attempt take less; without an answer by then its loop is blocked."""
+"""A worker's own checks on a cancelled attempt take less; if it gives no answer by then, its loop is blocked."""
 _STOP_SECONDS = 2.0
-"""How long a worker told to stop has for the agent's own clean-up (atexit, an application's lifespan)."""
+"""How long the agent's own clean-up (atexit, an application's lifespan) may take when a worker is stopped."""
 
 
 class WorkerGone(Exception):
-    """The worker was gone before it got the attempt: another can play it."""
+    """The worker ended before it got the attempt: another worker can play it."""
 
 
 class WorkerProcess:
     """One worker process. `start` it, `play` attempts on it concurrently, `close` it."""
 
-    def __init__(self, settings: WorkerSettings, starter: WorkerStarter, connections: Connections) -> None:
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        starter: WorkerStarter,
+        connections: Connections,
+        *,
+        cancel_answer_seconds: float = CANCEL_ANSWER_SECONDS,
+    ) -> None:
+        """cancel_answer_seconds: a worker that does not answer a cancellation within this time counts as blocked."""
+        self._cancel_answer_seconds = cancel_answer_seconds
         self._settings = settings
         self._starter = starter
         self._connections = connections
@@ -56,37 +65,35 @@ class WorkerProcess:
         self.exited: asyncio.Future[int] = loop.create_future()
         """Resolves to the exit status, negative for a signal, once all output is in."""
         self.retired = asyncio.Event()
-        """Set when the worker takes no more attempts: it ended, or an attempt on it cannot be cancelled. It then ends with the
-        last of its attempts."""
+        """Set when the worker takes no more attempts: it ended, or an attempt on it cannot be cancelled. A worker that retires
+        so ends with its last attempt."""
         self.num_taken = 0
-        """Attempts it was ever given."""
+        """Attempts that it was given so far."""
 
     @property
     def num_playing(self) -> int:
-        """Attempts in flight that someone still waits for."""
+        """Attempts in flight that were not given up."""
         return len(self._playing)
 
     async def start(self) -> None:
-        """Starts the process and waits until it serves. Raises WorkerProblem if it cannot."""
-        await self._spawn()
+        """Starts the process and waits until it serves. Raises WorkerProblem if it cannot serve."""
+        self._spawn()
         started: set[asyncio.Future[dict[str, object]] | asyncio.Future[int]] = {self._ready, self.exited}
         await asyncio.wait(started, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        word = self._ready.result() if self._ready.done() else {}
-        if "port" in word:
-            self._site = Site(f"http://127.0.0.1:{word['port']}")
+        message = self._ready.result() if self._ready.done() else {}
+        if "port" in message:
+            self._site = Site(f"http://127.0.0.1:{message['port']}")
             return
-        if not self.exited.done() and "problem" not in word:
+        if not self.exited.done() and "problem" not in message:
             self.kill()
-            raise WorkerProblem(took_too_long(self._settings))
+            raise WorkerProblem(f"agent {self._settings.entry_point!r} took over {START_SECONDS:.0f} s to import")
         status = await self._exit_status()
-        if self._child is not None and self._child.problem:
-            raise WorkerProblem(f"a worker process cannot be started: {self._child.problem}")
-        raise WorkerProblem(str(word["problem"]) if word else died_while_starting(self._settings, status, self._stray))
+        raise WorkerProblem(str(message.get("problem") or self._why_it_ended(status)))
 
     async def play(self, invocation: Invocation) -> InvocationResult:
-        """Plays one attempt, until it is over. Raises WorkerGone if the worker ended before it got the attempt.
+        """Plays one attempt to its end. Raises WorkerGone if the worker ended before it got the attempt.
 
-        A timeout, or cancelling this, cancels the attempt in the worker; if that is not possible the worker retires.
+        A timeout, or cancelling this call, cancels the attempt in the worker; if it cannot be cancelled, the worker retires.
         """
         session = invocation.trajectory_id
         self._playing[session] = output = Tail()
@@ -103,7 +110,7 @@ class WorkerProcess:
         return replace(result, output=output.text())
 
     async def is_busy(self) -> bool:
-        """Whether the agent in this process says it works in the background."""
+        """Whether the agent in this process reports work in the background."""
         if self._site is None:
             return False
         try:
@@ -120,7 +127,7 @@ class WorkerProcess:
             self._child.kill()
 
     async def close(self) -> None:
-        """Ends the process, giving the agent's clean-up a moment. Attempts in flight are lost."""
+        """Ends the process after the agent's clean-up, which may take two seconds. Attempts in flight are lost."""
         if self._child is not None and not self.exited.done():
             self._ended_because = self._ended_because or "the agent was stopped"
             self._child.terminate()
@@ -130,11 +137,20 @@ class WorkerProcess:
         for task in list(self._tasks):
             await asyncio.wait({task})
 
-    async def _spawn(self) -> None:
+    def _why_it_ended(self, status: int) -> str:
+        """The reason, in one line, why the process ended before it served."""
+        assert self._child is not None
+        if self._child.problem:
+            return f"a worker process cannot be started: {self._child.problem}"
+        last_line = self._stray.last_line() or self._child.launcher.printed.last_line()
+        reason = f"its process {shown_exit(status)} while starting" + (f": {last_line}" if last_line else "")
+        return f"agent {self._settings.entry_point!r} cannot be imported: {one_line(reason)}"
+
+    def _spawn(self) -> None:
         theirs = self._open_pipes()
         try:
-            self._child = await self._starter.start(self._key, theirs, self._on_exit)
-        except BaseException:  # there is no process: that it was stopped while waiting for one is no other case
+            self._child = self._starter.start(self._key, theirs, self._on_exit)
+        except WorkerProblem:
             _close(self._ours)
             self.exited.set_result(1)
             raise
@@ -145,7 +161,7 @@ class WorkerProcess:
             asyncio.get_running_loop().add_reader(fd, read)
 
     def _open_pipes(self) -> list[int]:
-        """Opens the pipes between us and the worker; returns its ends: lifeline, output and frames."""
+        """Opens the pipes to the worker; returns its ends: lifeline, output and frames."""
         fds: list[int] = []
         try:
             for _ in range(3):
@@ -195,7 +211,7 @@ class WorkerProcess:
         return read_answer(status, content_type, body)
 
     async def _held(self, invocation: Invocation, answer: InvocationResult) -> InvocationResult:
-        """What came of an attempt that was answered: as a rule its answer, unless the process ends before the attempt is over."""
+        """Waits until an answered attempt is over; the result is its answer, unless the process ends first."""
         over = asyncio.ensure_future(invocation.until_over(answer))
         try:
             either: set[asyncio.Future[None] | asyncio.Future[int]] = {over, self.exited}
@@ -224,7 +240,7 @@ class WorkerProcess:
         return InvocationResult(Outcome.TIMED_OUT, message=f"no answer within {seconds:g} s")
 
     async def _lose(self, error: OSError) -> InvocationResult:
-        """What came of an attempt whose connection broke: nearly always the process is gone."""
+        """The result of an attempt whose connection broke: nearly always the process has ended."""
         self.retired.set()
         await asyncio.wait({self.exited}, timeout=LOOP_ANSWER_SECONDS)
         if not self.exited.done():
@@ -232,7 +248,7 @@ class WorkerProcess:
         return self._ended()
 
     def _ended(self) -> InvocationResult:
-        """What came of an attempt whose process has ended."""
+        """The result of an attempt whose process has ended."""
         if self._num_inside_at_exit > 1 or self._ended_because:
             return self._lost()
         return InvocationResult(Outcome.CRASHED, message=f"the agent's process {shown_exit(self.exited.result())}")
@@ -242,7 +258,7 @@ class WorkerProcess:
         return InvocationResult(Outcome.LOST, message=f"{reason}, with {self._num_inside_at_exit} attempts in it")
 
     async def _abandon(self, session: str) -> None:
-        """Ends an attempt that nobody waits for any more, with the whole process if there is no other way."""
+        """Ends an attempt that was given up, with the whole process if there is no other way."""
         state = await self._cancel(session)
         if state == "blocked" and not self.exited.done():
             self._ended_because = "its event loop was blocked when an attempt ran out of time"
@@ -255,7 +271,7 @@ class WorkerProcess:
 
     async def _cancel(self, session: str) -> str:
         try:
-            async with asyncio.timeout(CANCEL_ANSWER_SECONDS):
+            async with asyncio.timeout(self._cancel_answer_seconds):
                 _, _, body = await self._ask("POST", "/cancel", self._headers(session))
         except OSError:  # TimeoutError is one
             return "blocked"
@@ -264,7 +280,7 @@ class WorkerProcess:
     def _leave(self, session: str) -> None:
         self._playing.pop(session, None)
         if self.retired.is_set() and not self._playing:
-            self.kill()  # at most attempts that cannot be cancelled are left
+            self.kill()  # only attempts that cannot be cancelled may be left
 
     def _headers(self, session: str) -> dict[str, str]:
         return {SESSION_HEADER: session, KEY_HEADER: self._key}
@@ -275,9 +291,9 @@ class WorkerProcess:
         task.add_done_callback(self._tasks.discard)
 
     def _read_output(self) -> None:
-        """Takes in all that was written so far: the event loop may hear of an answer before it hears of the output.
+        """Reads all output written so far: the event loop may report an answer before it reports the output.
 
-        One read of each pipe is enough, a pipe holds no more; and a flood must not keep the engine here.
+        One read of each pipe takes all that the pipe holds; a loop could keep the engine here during a flood.
         """
         if not self.exited.done():
             self._read_frames()

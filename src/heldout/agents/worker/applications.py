@@ -14,9 +14,9 @@ from types import FrameType, MappingProxyType
 from typing import Any
 from urllib.parse import unquote
 
+from heldout.agents.worker.functions import MAX_THREADS
 from heldout.agents.worker.loading import LoadProblem
 from heldout.agents.worker.reply import Reply
-from heldout.agents.worker.threads import MAX_THREADS
 from heldout.http.exchange import Request
 
 _Message = MutableMapping[str, Any]

@@ -14,9 +14,11 @@ from typing import NoReturn
 
 from heldout.agents.worker.loading import LoadedAgent, LoadProblem, describe, print_error
 from heldout.agents.worker.reply import Reply
-from heldout.agents.worker.threads import MAX_THREADS
 from heldout.http.exchange import Request
 
+MAX_THREADS = 4096
+"""The most threads of an agent. A thread is created only when all others are busy, so a high limit costs nothing, and no attempt
+waits for a thread of another, as it would with asyncio's default of a few per core."""
 _CUSTOM_HEADERS = "x-amzn-bedrock-agentcore-runtime-custom-"
 
 

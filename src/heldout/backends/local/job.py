@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from heldout.agents.scheduling import run_on
+from heldout.agents.processes import share_processors
 from heldout.backends.local.services import Services, region_of, services_of
 from heldout.backends.results import load, numbers_of, write_numbers
 from heldout.backends.results_process import in_results_process, warm_up
@@ -54,7 +54,7 @@ async def run_job(
     failures comes back. Either way job.json says so and what was finished is kept. RunError, with nothing touched, when only
     the tables are left of a run that is not done.
     """
-    run_on()
+    share_processors()
     with run.locked(lock):
         if mirror is not None:
             await asyncio.to_thread(mirror.claim)
