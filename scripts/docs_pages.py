@@ -24,6 +24,7 @@ from heldout.datasets.arrow import DESCRIPTION
 from heldout.datasets.prompts import PROMPTS_SCHEMA
 from heldout.job import registry
 from heldout.job.hyperparameters import SPECIFICATIONS
+from heldout.metrics.catalog import metric_entries
 from heldout.runs import run
 from heldout.runs.columns import COLUMNS
 
@@ -98,6 +99,32 @@ def hyperparameters() -> str:
         "hyphens may stand for underscores.\n\n"
     )
     return head + "\n".join(_table(("name", "default", "expected", "meaning", "other spellings"), rows)) + "\n"
+
+
+def metrics() -> str:
+    """Every metric of the catalog: names, unit, range, direction, meaning, uses."""
+    parts = [
+        "# Metrics",
+        "",
+        "A metric has a name on the wire, which is its name in `metrics.json` and MLflow, and names for people. `heldout gate`, "
+        "`compare` and the Python API take any of them. `{k}` and `{name}` stand for a number or a name of yours. Methods and "
+        "intervals: [Statistics](../explanation/statistics.md).",
+        "",
+    ]
+    rows = [
+        (
+            f"`{one.name}`",
+            ", ".join(map(_cell, (one.label, *one.spellings))),
+            _cell(one.unit),
+            _cell(one.range),
+            _cell(one.direction),
+            _cell(one.meaning),
+            ", ".join(one.uses),
+        )
+        for one in metric_entries()
+    ]
+    head = ("wire name", "names for people", "unit", "range", "direction", "meaning", "used by")
+    return "\n".join([*parts, *_table(head, rows)]) + "\n"
 
 
 def run_folder() -> str:
@@ -180,6 +207,7 @@ def exit_codes() -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "reference/commands.md": commands,
     "reference/hyperparameters.md": hyperparameters,
+    "reference/metrics.md": metrics,
     "reference/run-folder.md": run_folder,
     "reference/python.md": python_api,
     "reference/registry.md": registry_file,
