@@ -1,4 +1,4 @@
-"""An independent score beside the reward: where they agree, and what to open first where they do not."""
+"""Agreement of the reward with an independent score, and the order in which disagreements are listed."""
 
 import numpy as np
 import pytest

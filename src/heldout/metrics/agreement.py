@@ -1,4 +1,4 @@
-"""Do two scorers agree? The reward against an independent score over the same rollouts: how reward hacking is caught."""
+"""Agreement of two scorers: the reward against an independent score of the same rollouts, to catch reward hacking."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from heldout.metrics.table import BoolArray, FloatArray, Groups, IntArray
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """Rollouts by what the reward and the score say of them, each against its threshold."""
+    """Counts of rollouts by whether reward and score, each against its threshold, call them a success."""
 
     both_succeed: int
     only_reward: int
@@ -20,14 +20,14 @@ class Confusion:
 
     @property
     def agreement(self) -> float:
-        """Share of rollouts on which both say the same; NaN for none."""
+        """Share of rollouts on which both agree, in [0, 1]; NaN without rollouts."""
         total = self.both_succeed + self.only_reward + self.only_score + self.neither
         return (self.both_succeed + self.neither) / total if total else float("nan")
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How an independent score goes with the reward."""
+    """How well an independent score agrees with the reward."""
 
     num_rollouts: int
     """Rollouts with both a reward and a score."""
@@ -49,7 +49,7 @@ def agreement(
     score_threshold: float,
     confidence: float = 0.95,
 ) -> Agreement:
-    """Compares reward and score, shape (n,) each; NaN where there is none, such as for a failed rollout.
+    """Compare reward and score, shape (n,) each; NaN where there is none, such as for a failed rollout.
 
     Raises MetricError when the shapes differ or no rollout has both.
     """

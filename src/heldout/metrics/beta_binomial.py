@@ -1,4 +1,4 @@
-"""What counts of successes say about rates, when prompts differ in difficulty: a beta-binomial posterior on a grid.
+"""Posterior of a success rate from counts of successes when prompts differ in difficulty: beta-binomial, on a grid.
 
 Prompt i has its own success rate, drawn from a beta distribution with mean m; the correlation r between two rollouts of one
 prompt says how far the rates spread. Limits for m come from its posterior, r averaged out. The prior is chosen for coverage
@@ -10,7 +10,7 @@ and nothing else:
   rollouts to identical ones, a little more towards the former, with extra weight on either end: both ends are common in
   practice, and neither is found by a grid of points in between.
 
-scipy is imported where it is used: an evaluation that starts must not wait for what only its end needs.
+scipy is imported where it is used, so that an evaluation starts without waiting for it.
 """
 
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ class CountTables:
 
 @dataclass(frozen=True, slots=True)
 class Quantity:
-    """What of a prompt's success rate p is averaged over prompts: 1 - (1 - p)^k, or p^k."""
+    """The function of a prompt's success rate p that is averaged over prompts: 1 - (1 - p)^k, or p^k."""
 
     k: int = 1
     is_power: bool = False
@@ -106,7 +106,7 @@ class Grid:
 
 
 class Posterior(NamedTuple):
-    """What the model says of a quantity, for several evaluations."""
+    """The posterior of a quantity, for several evaluations."""
 
     limits_R2: FloatArray
     """Equal-tailed limits, shape (num_evaluations, 2)."""

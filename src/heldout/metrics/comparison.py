@@ -19,7 +19,7 @@ __all__ = ["Comparison", "Equivalence", "MetricComparison", "PromptMove", "Side"
 
 @dataclass(frozen=True, slots=True)
 class PromptMove:
-    """How one prompt fared."""
+    """One prompt's mean reward in both runs."""
 
     key: str
     base: float
@@ -36,7 +36,7 @@ class PromptMove:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two runs on the prompts they share."""
+    """The result of a comparison: two runs on the prompts they share."""
 
     base: str
     """The run's name."""
@@ -57,13 +57,13 @@ class Comparison:
     moves: tuple[PromptMove, ...]
     """Every shared prompt, those that moved most first."""
     notes: tuple[str, ...]
-    """What a reader must know: partial runs, prompts left out, metrics that could not be compared."""
+    """Warnings: partial runs, prompts left out, metrics that could not be compared."""
     confidence: float
 
 
 @np.errstate(over="ignore", divide="ignore", invalid="ignore")  # numbers that overflow are left out, with a note
 def compare(base: Side, fine_tuned: Side, settings: MetricSettings, *, margin: float | None = None) -> Comparison:
-    """Compares two runs prompt by prompt.
+    """Compare two runs prompt by prompt.
 
     Rollouts of prompts with the same key are one group. For each metric: the value of each run on the shared prompts, the
     difference, its interval and the p-value of no difference, both from one sign-flip test (`heldout.metrics.subset_means`),
@@ -102,7 +102,7 @@ def compare(base: Side, fine_tuned: Side, settings: MetricSettings, *, margin: f
 def holm(p_values: Iterable[float]) -> list[float]:
     """p-values corrected so that the chance of any false finding among them stays at the level of one test.
 
-    Valid however the tests hang together. Source: Holm 1979, Scand. J. Statist. 6, 65-70.
+    Valid for tests that depend on each other in any way. Source: Holm 1979, Scand. J. Statist. 6, 65-70.
     """
     values = np.array(list(p_values), dtype=np.float64)
     order = np.argsort(values, kind="stable")
@@ -128,7 +128,7 @@ def _judge_all(
 
 
 def _by_prompts(all_columns: list[MetricColumns]) -> list[list[MetricColumns]]:
-    """Metrics with equally many prompts together: they can share their subsets."""
+    """Group metrics with the same number of prompts: they share their random subsets."""
     batches: dict[int, list[MetricColumns]] = {}
     for columns in all_columns:
         batches.setdefault(len(columns.base), []).append(columns)
@@ -148,7 +148,7 @@ def _all_columns(pairs: Pairs, settings: MetricSettings) -> list[MetricColumns]:
 
 
 def _parted(columns: list[MetricColumns]) -> tuple[list[MetricColumns], list[str]]:
-    """Those that can be compared, and the names of those whose values, added up or squared, are beyond what a float can hold."""
+    """The metrics that can be compared, and the names of those whose values, added up or squared, overflow a float."""
     is_held = [bool(np.isfinite(np.square(column.differences).sum())) for column in columns]
     overflowing = [column.name for column, held in zip(columns, is_held, strict=True) if not held]
     return [column for column, held in zip(columns, is_held, strict=True) if held], overflowing

@@ -93,7 +93,7 @@ def check_requirement(requirement: Requirement, summary: Summary) -> GateResult:
 def check_no_regression(comparison: Comparison, margin: float, metric: str | None = None) -> GateResult:
     """Check that a run is not worse than its reference by more than `margin`: the whole interval of the difference must say so.
 
-    A loss is a lower value, and a higher one for metrics of which lower is better. Too few prompts to show it do not pass.
+    A loss is a decrease, or an increase where lower is better. Too few prompts to show it do not pass.
     comparison: reference as base, the run as fine-tuned. metric: any name of the metric; None for the comparison's primary one.
     margin: at least 0, in the metric's unit.
     Raises MetricError for a margin below 0 or a metric that was not compared.

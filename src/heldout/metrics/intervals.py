@@ -1,9 +1,9 @@
-"""Intervals for means, rates and quantiles when prompts are what was sampled.
+"""Intervals for means, rates and quantiles, with prompts as the unit that was sampled.
 
 Rollouts of a prompt belong together: they enter as their prompt's value or counts, and their number only shows in how much
 prompts scatter. docs/explanation/statistics.md says which method is used where, why, and what coverage was measured.
 
-scipy is imported where it is used: an evaluation that starts must not wait for what only its end needs.
+scipy is imported where it is used, so that an evaluation starts without waiting for it.
 """
 
 import math
@@ -47,7 +47,7 @@ class Quantile(NamedTuple):
     """The least value that at least this share of the rows does not exceed."""
     interval: Interval | None
     no_interval: str | None
-    """Why there is no interval; None when there is one."""
+    """The reason for a missing interval; None when there is one."""
 
 
 def rate_interval(

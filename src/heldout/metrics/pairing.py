@@ -1,4 +1,4 @@
-"""Which prompts two runs share: by content, whatever their row numbers."""
+"""Pairing of two runs by prompt: prompts are matched by content, not by row number."""
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -18,11 +18,11 @@ class Side:
     name: str
     rollouts: RolloutTable
     prompt_keys: Mapping[int, str]
-    """By prompt_index, what tells prompts apart: a hash of the content. Prompts with one key are one prompt."""
+    """By prompt_index: a hash of the prompt's content. Prompts with the same key are one prompt."""
     agent_metrics: Mapping[str, FloatArray] = field(default_factory=dict)
     """By name, shape (num_rollouts,), NaN where the agent gave none."""
     is_partial: bool = False
-    """The run ended before all its rollouts were played."""
+    """Whether the run ended before all its rollouts were played."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Pairs:
 
 
 def pair_sides(base: Side, fine_tuned: Side, settings: MetricSettings) -> Pairs:
-    """Aligns two runs. Raises MetricError when they share no prompt with a rollout that counts, or a prompt has no key."""
+    """Align two runs. Raises MetricError when they share no prompt with a rollout that counts, or a prompt has no key."""
     base_keys, tuned_keys = _counted_keys(base, settings), _counted_keys(fine_tuned, settings)
     keys = tuple(key for key in base_keys if key in tuned_keys)
     if not keys:
@@ -68,7 +68,7 @@ def pair_sides(base: Side, fine_tuned: Side, settings: MetricSettings) -> Pairs:
 
 
 def only_keys(side: Side, keys: Container[str]) -> Side:
-    """The side without rollouts of prompts other than these. Raises MetricError when a prompt has no key."""
+    """Keep only the rollouts of prompts with these keys. Raises MetricError when a prompt has no key."""
     prompts, of_row = np.unique(side.rollouts.prompt_index, return_inverse=True)
     kept = np.array([_key_of(side, int(prompt)) in keys for prompt in prompts], dtype=np.bool_)[of_row]
     agent_metrics = {name: values[kept] for name, values in side.agent_metrics.items()}

@@ -1,4 +1,4 @@
-"""How large must an evaluation be? Prompts and rollouts for a difference to be seen, and where the next rollout helps most.
+"""Planning: the prompts and rollouts that a difference needs to be shown, and where the next rollout helps most.
 
 Two runs are compared prompt by prompt. The variance of the difference of two means over P prompts with groups of g is
 (between + within / g) / P: `between` is how much the true difference varies from prompt to prompt, `within` how much rollouts
@@ -33,7 +33,7 @@ _NODES, _WEIGHTS = (_ABSCISSAE + 1) / 2, _HALF_WEIGHTS / 2
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Where the uncertainty of a difference between two runs comes from, in squared units of the metric."""
+    """Variance components of a difference between two runs, in squared units of the metric."""
 
     between: float
     """Variance, over prompts, of the true difference between the two policies on a prompt."""
@@ -76,7 +76,7 @@ def spread_from_rates(rate: float, difference: float, *, correlation: float, lik
 
 
 def spread_from_run(pilot: Sample, *, of_success: bool, likeness: float = 0.5) -> Spread:
-    """Spread judged from one pilot run, taking the other run to vary as much. likeness: see `spread_from_rates`.
+    """Estimate the spread from one pilot run, taking the other run to vary as much. likeness: see `spread_from_rates`.
 
     of_success: of the success rate; otherwise of the mean reward.
     Raises MetricError for a pilot of fewer than two prompts, without a prompt of two rollouts, or whose rollouts are all equal.
@@ -86,7 +86,7 @@ def spread_from_run(pilot: Sample, *, of_success: bool, likeness: float = 0.5) -
 
 
 def spread_from_pair(base: Sample, fine_tuned: Sample, *, of_success: bool) -> Spread:
-    """Spread judged from two pilot runs of the same prompts, as `heldout.metrics.pairing` aligns them.
+    """Estimate the spread from two pilot runs of the same prompts, as `heldout.metrics.pairing` aligns them.
 
     Raises MetricError as `spread_from_run`, or when the prompts differ.
     """
@@ -101,7 +101,7 @@ def spread_from_pair(base: Sample, fine_tuned: Sample, *, of_success: bool) -> S
 
 @dataclass(frozen=True, slots=True)
 class PlanOption:
-    """One way to see the difference with the power asked for."""
+    """A group size, and the prompts it needs to show the difference with the power asked for."""
 
     group_size: int
     num_prompts: int
@@ -115,7 +115,7 @@ class PlanOption:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What an evaluation needs."""
+    """Prompts and rollouts that an evaluation needs."""
 
     difference: float
     power: float
@@ -211,7 +211,7 @@ def smallest_difference(
 
 @dataclass(frozen=True, slots=True)
 class NextRollouts:
-    """What twice as many rollouts would do to an evaluation's standard error."""
+    """An evaluation's standard error now, and with twice as many rollouts."""
 
     error: float
     error_with_twice_the_prompts: float
@@ -222,7 +222,7 @@ class NextRollouts:
 
 
 def next_rollouts(spread: Spread, num_prompts: int, group_size: int) -> NextRollouts:
-    """Where the next rollout is best spent."""
+    """Compare twice the prompts with twice the group size, for an evaluation of this size."""
     error = spread.error(num_prompts, group_size)
     bigger = spread.error(num_prompts, 2 * group_size)
     total = spread.between + spread.within / group_size

@@ -43,7 +43,7 @@ def rank(sides: Sequence[Side], settings: MetricSettings, *, metric: str = SUCCE
     """Compare every pair of runs on the prompts that all share; p-values are corrected together by Holm's method.
 
     A run is better than another only if the corrected p-value says so. Ties are therefore not transitive: a may tie with b and b
-    with c while a is better than c. A greater value is better, and a lesser one for metrics of which lower is better.
+    with c while a is better than c. A greater value is better, unless the metric's direction is lower.
     metric: any name of a metric that is compared, such as `pass@1` or `mean reward`.
     Raises MetricError for fewer than two runs, equal names, no shared prompt, or a metric that the runs cannot give.
     """

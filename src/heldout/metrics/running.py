@@ -1,8 +1,8 @@
-"""Reward and success so far, with intervals, from sums that are kept as rollouts finish: for a live display.
+"""Reward and success so far, with intervals, for a live display: updated as each rollout finishes.
 
-Memory is one small entry a prompt that is being played; adding a rollout and asking for the estimate take constant time. The
-final numbers come from `heldout.metrics.summary`; these agree with them on the value, and take the plain clustered standard
-error for the interval. Nothing here imports numpy or scipy: a job that has just been started must not wait a second for them.
+Memory is one small entry for each prompt in play; adding a rollout and reading the estimate take constant time. The values
+equal those of `heldout.metrics.summary`; the intervals use the plain clustered standard error. Imports neither numpy nor scipy,
+so that a job starts without waiting for them.
 """
 
 import math
@@ -14,7 +14,7 @@ from heldout.metrics.settings import MetricSettings
 
 @dataclass(frozen=True, slots=True)
 class RunningEstimate:
-    """Where an evaluation stands. NaN and None: nothing to say yet."""
+    """The estimate so far. NaN and None: not known yet."""
 
     num_prompts: int
     num_rollouts: int
@@ -29,7 +29,7 @@ class RunningEstimate:
 
 @dataclass(slots=True)
 class _Group:
-    """The rollouts so far of one prompt."""
+    """One prompt's rollouts so far."""
 
     finished: int = 0
     counted: int = 0
@@ -41,7 +41,7 @@ class RunningTotals:
     """Sums over the rollouts so far."""
 
     def __init__(self, settings: MetricSettings, group_size: int) -> None:
-        """group_size: rollouts of each prompt; one with that many is not thought of again."""
+        """group_size: rollouts of each prompt; a prompt that has them all is forgotten."""
         self._settings = settings
         self._group_size = group_size
         self._groups: dict[int, _Group] = {}

@@ -1,4 +1,4 @@
-"""The rollouts that count, grouped by prompt: what every reward metric, of one run or of a comparison, is worked out from."""
+"""The rollouts that count, grouped by prompt: the input of every reward metric, in one run and in a comparison."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +10,7 @@ from heldout.metrics.settings import MetricSettings
 from heldout.metrics.table import BoolArray, FloatArray, Groups, IntArray, RolloutTable
 
 OVERFLOW = "added up or squared, the values are beyond what a 64-bit float can hold"
-"""Why a number is left out, with rewards near 1e308."""
+"""The reason for a number that is left out, as with rewards near 1e308."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Sample:
 
     @classmethod
     def of(cls, rollouts: RolloutTable, settings: MetricSettings) -> Self:
-        """The rollouts that count under `settings.failed_rollouts`; there may be none."""
+        """Select the rollouts that count under `settings.failed_rollouts`; there may be none."""
         counted = rollouts.is_scored if settings.failed_rollouts == "exclude" else np.ones_like(rollouts.is_scored)
         is_scored = rollouts.is_scored[counted]
         rewards = np.where(is_scored, rollouts.reward[counted], 0.0)
@@ -58,7 +58,7 @@ class Sample:
 
 
 def linearized(sums: FloatArray, counts: FloatArray) -> FloatArray:
-    """One value for each prompt whose mean is sum(sums) / sum(counts) and whose scatter is that of this ratio.
+    """One value for each prompt; their mean is sum(sums) / sum(counts), and they scatter as this ratio does.
 
     sums, counts: shape (num_prompts,). The usual linearization of a ratio; for equal counts, each prompt's own mean.
     Source: Cochran 1977, Sampling Techniques, section 6.3; the clustered standard error of Miller 2024, arXiv:2411.00640,

@@ -1,4 +1,4 @@
-"""What the user decides about metrics."""
+"""Settings of the metrics. Imports no numpy: a job reads them before its first model call."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ FAILED_ROLLOUTS = ("zero", "exclude")
 
 @dataclass(frozen=True, slots=True)
 class MetricSettings:
-    """How rollouts become numbers.
+    """How rewards become successes and numbers.
 
     Raises MetricError for a k below 1, a threshold that is not a finite number, a confidence outside (0, 1) or an unknown
     rule for failed rollouts.
@@ -23,9 +23,9 @@ class MetricSettings:
     failed_rollouts: Literal["zero", "exclude"] = "zero"
     """`zero`: a failed rollout has reward 0 and no success. `exclude`: it is left out, so groups may be unequal."""
     confidence: float = 0.95
-    """The share of evaluations whose intervals hold the truth."""
+    """Confidence level of every interval and test, in (0, 1)."""
     seed: int = 0
-    """Of every random draw an interval or a test makes: the same table and seed give the same numbers."""
+    """Seeds every random draw of an interval or a test: the same tables and seed give the same numbers."""
 
     def __post_init__(self) -> None:
         for k in self.pass_k_values:

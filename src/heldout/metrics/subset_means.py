@@ -1,4 +1,4 @@
-"""One test and its interval for the mean of paired differences: where the means of random subsets of prompts lie.
+"""The sign-flip test of the mean of paired differences, its interval, and the smallest difference that it could have shown.
 
 If the differences of n prompts scatter symmetrically about d, then d is equally likely to fall between any two neighbours
 of the sorted means of all 2^n - 1 non-empty subsets of them (Hartigan 1969, J. Amer. Statist. Assoc. 64, 1303-1317). Asking
@@ -32,7 +32,7 @@ _SUBSETS_AT_ONCE = 1_111
 
 @dataclass(frozen=True, slots=True)
 class SubsetMeans:
-    """Where the means of subsets lie, for one metric."""
+    """The distribution of the means of subsets of prompts, for one metric."""
 
     values: FloatArray
     """The different means, shape (num_values,), ascending."""
@@ -76,22 +76,22 @@ def subset_means(differences_PM: FloatArray, rng: np.random.Generator) -> list[S
 
 
 def least_moved(confidence: float) -> int:
-    """Fewest prompts that must differ, all the same way, for a difference to be shown: chance does as much to n of them with
+    """Fewest prompts that must differ, all in the same direction, for a difference to be shown: n such prompts have the
     mid-p-value 2^-n."""
     return int(np.ceil(-np.log2(1 - confidence) - 1e-9))
 
 
 def least_prompts(confidence: float) -> int:
-    """Fewest prompts with which a difference is judged at all: two more than `least_moved`, since with fewer the halves that
-    ties count would let the test cry wolf too often."""
+    """Fewest prompts with which a difference is judged: two more than `least_moved`. With fewer, ties count half and the test
+    rejects too often."""
     return least_moved(confidence) + 2
 
 
 def detectable_difference(differences: FloatArray, confidence: float, *, is_rate: bool) -> float | None:
     """Smallest true difference that this many prompts with this scatter would have shown with probability `POWER`.
 
-    differences: shape (num_prompts,), as found. is_rate: each lies in [-1, 1]. None when it cannot be told: too few prompts,
-    or too few that differ at all and no bound on how far they could.
+    differences: shape (num_prompts,), as found. is_rate: each lies in [-1, 1]. None when unknown: too few prompts,
+    or too few that differ and no bound on how far they could.
     """
     from scipy import special  # not before a comparison is made: see ARCHITECTURE.md, decision 12
 

@@ -134,8 +134,8 @@ def _value_and_interval(metric: Metric, mean: Mean, confidence: float) -> tuple[
 def _row_interval(metric: Metric, mean: RowMean, by_prompt: FloatArray, confidence: float) -> Interval | None:
     """Of a mean over rows whose groups may differ in size; by_prompt: linearized, shape (num_prompts,).
 
-    A mean of values that are two in number, such as rewards of 0 and 1, is a rate too. The two are the ends of the metric's
-    range where it has both; a share of which every row has the same value is then a rate as well.
+    A mean of two different values, such as rewards of 0 and 1, is treated as the rate of the greater one. A metric with both
+    ends of its range takes those as the two values, so it is a rate even when all its rows are equal.
     """
     values = mean.values
     if metric.low is not None and metric.high is not None:

@@ -1,4 +1,4 @@
-"""The tables every metric is a function of: one row a rollout, one row a turn. Numpy columns, in any order."""
+"""The tables that metrics are computed from: one row for each rollout, one for each turn. Numpy columns, rows in any order."""
 
 from dataclasses import dataclass, fields
 from typing import Self

@@ -21,7 +21,7 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Equivalence:
-    """Whether a difference is small enough not to matter, by two one-sided tests."""
+    """Whether a difference is small enough to be ignored, by two one-sided tests."""
 
     margin: float
     p_not_worse: float
@@ -220,7 +220,7 @@ def _difference_words(columns: MetricColumns, found: _Found, confidence: float) 
 
 
 def _decimals(*values: float) -> int:
-    """Two, or as many as show each of these with a digit that is not 0: a limit above 0 is not shown as 0."""
+    """Decimals that show each value with a digit other than 0, at least two: a limit above 0 never reads as 0."""
     return max([2, *(-math.floor(math.log10(abs(value))) for value in values if value)])
 
 

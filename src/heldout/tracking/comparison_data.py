@@ -1,4 +1,4 @@
-"""What comparison.json comes to on the MLflow runs of base and fine-tuned policy. Imports no MLflow."""
+"""comparison.json as data for the MLflow runs of the base and the fine-tuned policy. Imports no MLflow."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from heldout.report.numbers import interval_text, number
 from heldout.tracking.run_data import markdown_table, metric_name, with_interval
 
 DIFFERENCE = "difference"
-"""First part of the names of metrics that are a difference: fine-tuned minus base."""
+"""Prefix of the MLflow metrics that are a difference: fine-tuned minus base."""
 
 
 @dataclass(frozen=True, slots=True)
 class ComparisonData:
-    """A comparison, ready to be put on both runs."""
+    """A comparison, as it is written to both runs."""
 
     verdict: str
     metrics: dict[str, float]

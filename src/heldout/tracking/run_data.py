@@ -1,4 +1,4 @@
-"""What a run folder comes to as an MLflow run: parameters, metrics, tags and a description. Imports no MLflow."""
+"""A run folder as data of an MLflow run: parameters, metrics, tags and a description. Imports no MLflow."""
 
 import math
 import re
@@ -27,11 +27,11 @@ _NOT_IN_NAMES = re.compile(r"[^\w.:/ -]", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class RunData:
-    """Everything of a run but its artifacts' content and its trajectories."""
+    """A run without its trajectories and the content of its artifacts."""
 
     parameters: dict[str, str]
     metrics: dict[str, float]
-    """By the names of the wire contract; the ends of a metric's interval are `<name>.low` and `<name>.high`."""
+    """By wire name; the ends of a metric's interval are `<name>.low` and `<name>.high`."""
     tags: dict[str, str]
     note: str
     """Markdown."""
@@ -40,7 +40,7 @@ class RunData:
 
     @classmethod
     def of(cls, run: Run) -> Self:
-        """What the run holds now; a run that has not ended has no metrics."""
+        """Read a run folder; a run that has not ended has no metrics."""
         document = orjson.loads(run.metrics_path.read_bytes()) if run.metrics_path.exists() else {}
         return cls(
             parameters=_parameters(run.document),
@@ -52,7 +52,7 @@ class RunData:
 
 
 def metric_name(name: str) -> str:
-    """A name that MLflow takes: letters, digits and `_ - . : / space`, in the form of a relative path."""
+    """A name that MLflow accepts: letters, digits and `_ - . : / space`, in the form of a relative path."""
     parts = (part for part in _NOT_IN_NAMES.sub("_", name).split("/") if part not in ("", "."))
     return "/".join("_" if part == ".." else part for part in parts)[:_MOST_NAME_CHARACTERS] or "_"
 
