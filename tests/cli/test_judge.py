@@ -224,6 +224,30 @@ def test_a_plan_from_assumed_rates_needs_more_for_less(heldout: Heldout) -> None
     assert prompts("0.05") > prompts("0.1") > prompts("0.2")
 
 
+def test_a_metric_may_be_named_as_tables_show_it(heldout: Heldout, tmp_path: Path, worse: Run, better: Run) -> None:
+    twin = _run(tmp_path / "twin", BETTER)
+    runs = (worse.folder, better.folder, twin.folder)
+    for name in ("turns", "pass@1", "mean reward"):
+        by_name = heldout("compare", *runs, "--metric", name, "--json").document
+        assert by_name == heldout("compare", *runs, "--metric", by_name["metric"], "--json").document
+    plan = ("plan", "--difference", "0.1", "--pilot", better.folder, "--json")
+    assert heldout(*plan, "--metric", "mean reward").document == heldout(*plan, "--of-reward").document
+    assert heldout(*plan, "--metric", "pass@1").document == heldout(*plan).document
+    assert heldout("gate", better.folder, "--require", "lower(pass@1) > 0", "--require", "turns >= 1").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--metric", "pas@1"], r"metric 'pas@1' cannot be planned for\. Did you mean 'pass@1'\?"),
+        (["--metric", "pass@1", "--of-reward"], "--of-reward is --metric 'mean reward'; give one of the two"),
+    ],
+)
+def test_a_plan_for_another_metric_is_refused(heldout: Heldout, better: Run, arguments: list[str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        heldout("plan", "--difference", "0.1", "--pilot", better.folder, *arguments)
+
+
 def test_a_plan_from_a_pilot_says_what_the_pilot_could_have_seen(heldout: Heldout, worse: Run, better: Run) -> None:
     plan = heldout("plan", "--difference", "0.1", "--pilot", better.folder, "--json").document
     assert 0 < plan["pilot_detectable"] < 1

@@ -140,7 +140,9 @@ def test_metrics_of_the_agent_are_compared_where_both_runs_have_them() -> None:
         1.5,
         7,
     )  # the first and the last prompt have one side
-    assert steps.verdict == "fine-tuned is lower: -2.50 [-2.50, -2.50]"  # the catalog says that neither direction is better
+    assert (
+        steps.verdict == "fine-tuned is lower: -2.50 [-2.50, -2.50]"
+    )  # the catalog says that neither direction is better
 
 
 def test_nothing_ever_succeeds_so_the_mean_reward_decides() -> None:

@@ -9,7 +9,7 @@ from rich.progress import Progress as ProgressBars
 from heldout import results
 from heldout.cli.output import EXIT_FAILED, JsonOption, RunArgument, print_json, print_result
 from heldout.errors import InputError
-from heldout.metrics.catalog import SUCCESS_RATE
+from heldout.metrics.catalog import MEAN_REWARD, SUCCESS_RATE
 from heldout.report.console import plain_console
 from heldout.rescoring.rescoring import DEFAULT_CONCURRENCY
 
@@ -51,12 +51,15 @@ def plan_command(
     likeness: Annotated[float, typer.Option(help="How alike the two policies find prompts hard, -1 to 1.")] = 0.5,
     power: Annotated[float, typer.Option(help="Chance of showing the difference.")] = 0.8,
     max_prompts: Annotated[int | None, typer.Option(min=1, help="How many prompts there are.")] = None,
-    of_reward: Annotated[
-        bool, typer.Option("--of-reward", help="Plan for the mean reward, not the success rate.")
-    ] = False,
+    metric: Annotated[
+        str | None, typer.Option(help="Plan for 'pass@1', which is the default, or for 'mean reward'.")
+    ] = None,
+    of_reward: Annotated[bool, typer.Option("--of-reward", help="The same as --metric 'mean reward'.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Plan how many prompts and rollouts show a difference, and whether more prompts or larger groups help most."""
+    if of_reward and metric is not None:
+        raise InputError("--of-reward is --metric 'mean reward'; give one of the two")
     planned = results.plan(
         difference,
         pilot=pilot,
@@ -65,7 +68,7 @@ def plan_command(
         likeness=likeness,
         power=power,
         max_prompts=max_prompts,
-        of_reward=of_reward,
+        metric=metric or (MEAN_REWARD if of_reward else SUCCESS_RATE),
     )
     print_result(planned, as_json=as_json)
 

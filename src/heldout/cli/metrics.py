@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from heldout.cli.output import JsonOption, print_json, print_shown
-from heldout.metrics.catalog import SUCCESS_RATE, catalog, find, pattern, spellings
+from heldout.metrics.catalog import SUCCESS_RATE, catalog, find, pattern, spellings, uses
 from heldout.metrics.metric import Metric
 
 
@@ -81,7 +81,7 @@ def _entry(metric: Metric, names: list[str]) -> MetricEntry:
         range=_range(metric.low, metric.high),
         direction=metric.direction.value,
         meaning=metric.meaning,
-        uses=metric.uses,
+        uses=uses(metric),
     )
 
 

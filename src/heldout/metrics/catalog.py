@@ -24,6 +24,8 @@ SUCCESS_RATE = "eval/reward/pass_at_1"
 ZERO_REWARD_SHARE = "eval/reward/zero_frac"
 TURNS = "eval/turns/mean"
 RESPONSE_TOKENS = "eval/tokens/response_mean"
+PLANNED = (SUCCESS_RATE, MEAN_REWARD)
+"""The metrics for whose difference an evaluation can be planned: `heldout.metrics.planning` knows how these spread."""
 
 _AGENT = "agent/"
 _PREFIXES = ("eval/reward/", "eval/turns/", "eval/tokens/", "eval/logprob/", "eval/", _AGENT, "timing_s/")
@@ -63,7 +65,6 @@ def _pass_at(k: str) -> Metric:
         section=Section.SUCCESS,
         is_hidden_when_absent=True,
         is_compared=True,
-        is_planned=is_success_rate,
     )
 
 
@@ -119,7 +120,6 @@ BUILT_IN: tuple[Metric | Family, ...] = (
         direction=Direction.HIGHER,
         section=Section.REWARDS,
         is_compared=True,
-        is_planned=True,
     ),
     Metric(
         name="eval/reward/std",
@@ -439,15 +439,10 @@ def label(name: str) -> str:
     return name.removeprefix("eval/").replace("_", " ") if found is None else found.label
 
 
-def planned_metrics() -> list[str]:
-    """Wire names of the metrics for whose difference an evaluation can be planned."""
-    return [row.name for row in _examples() if row.is_planned]
-
-
-def _examples() -> Iterator[Metric]:
-    """Each metric once, families by their member for 1 (only that of pass@k can be planned)."""
-    for row in catalog():
-        yield row.member("1") if isinstance(row, Family) else row
+def uses(metric: Metric) -> tuple[str, ...]:
+    """Where the metric applies: `run` and `gate` always, `comparison` and `plan` for some."""
+    further = (("comparison", metric.is_compared), ("plan", metric.name in PLANNED))
+    return ("run", "gate", *(use for use, applies in further if applies))
 
 
 def resolve(typed: str, known: Iterable[str], *, problem: str = "is not known") -> str:

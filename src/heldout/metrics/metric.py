@@ -152,8 +152,6 @@ class Metric:
     """Whether the table of a run has no row for it when it is absent; otherwise the row holds a dash and the reason."""
     is_compared: bool = False
     """Whether two runs are compared by it. Each such metric makes the corrected p-values of the others larger."""
-    is_planned: bool = False
-    """Whether an evaluation can be planned for a difference of it."""
 
     @property
     def heading(self) -> str:
@@ -164,12 +162,6 @@ class Metric:
     def is_share(self) -> bool:
         """Whether it is shown as a percentage."""
         return self.unit == SHARE
-
-    @property
-    def uses(self) -> tuple[str, ...]:
-        """Where it applies: `run` and `gate` always, `comparison` and `plan` for some."""
-        further = (("comparison", self.is_compared), ("plan", self.is_planned))
-        return ("run", "gate", *(use for use, applies in further if applies))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from heldout.backends.local.evaluation_index import locate
 from heldout.errors import InputError
 from heldout.execution import Execution
-from heldout.metrics.catalog import SUCCESS_RATE
+from heldout.metrics.catalog import PLANNED, SUCCESS_RATE, resolve
 from heldout.metrics.gates import GateResult, check_no_regression, check_requirement, parse_requirement
 from heldout.rescoring import rescoring
 from heldout.rescoring.rescoring import DEFAULT_CONCURRENCY, OnProgress
@@ -87,19 +87,19 @@ def plan(
     likeness: float = 0.5,
     power: float = 0.8,
     max_prompts: int | None = None,
-    of_reward: bool = False,
+    metric: str = SUCCESS_RATE,
 ) -> PlanResult:
     """Plans how many prompts and rollouts an evaluation needs to show a true difference.
 
     pilot: a finished run to estimate the spread from; two runs of the same prompts are paired. rate: without a pilot, the
     success rate to assume. correlation: without a pilot, that of rollouts of one prompt, from 0 to 1. likeness: how alike the
     two policies find prompts hard, from -1 to 1; two pilots show it themselves. power: the chance of showing the difference.
-    max_prompts: how many prompts there are. of_reward: plan for the mean reward instead of the success rate.
+    max_prompts: how many prompts there are. metric: the success rate or the mean reward, by any of their names.
     Raises InputError without pilot and rate or with both, MetricError for values out of range. Method: docs/statistics.md.
     """
     pilots = [pilot] if isinstance(pilot, _PLACE) else list(pilot)
     if not pilots:
-        if rate is None or of_reward:
+        if rate is None or resolve(metric, PLANNED, problem="cannot be planned for") != SUCCESS_RATE:
             raise InputError(
                 "a plan needs --pilot RUN, or an assumed success rate: --rate 0.4 (and --correlation 0.3); in Python "
                 "pilot=run or rate=0.4"
@@ -113,7 +113,7 @@ def plan(
         raise InputError("--rate is assumed only without a pilot; leave out one of --rate and --pilot")
     runs = [load_run(one).run for one in pilots]
     return PlanResult.of(
-        plan_from_pilots(difference, runs, likeness=likeness, power=power, max_prompts=max_prompts, of_reward=of_reward)
+        plan_from_pilots(difference, runs, likeness=likeness, power=power, max_prompts=max_prompts, metric=metric)
     )
 
 

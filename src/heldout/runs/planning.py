@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from heldout.errors import InputError
+from heldout.metrics.catalog import PLANNED, SUCCESS_RATE, resolve
 from heldout.metrics.pairing import pair_sides
 from heldout.metrics.planning import (
     NextRollouts,
@@ -54,19 +55,22 @@ def plan_from_pilots(
     likeness: float,
     power: float,
     max_prompts: int | None,
-    of_reward: bool,
+    metric: str,
 ) -> PilotPlan:
     """Plans from the spread of one pilot run, or of two that are paired by prompt.
 
     likeness: how alike the two policies find prompts hard, from -1 to 1; two pilots show it themselves.
-    Raises InputError for more than two pilots, MetricError when a pilot cannot show a spread or nothing can be planned.
+    metric: any name of the success rate or of the mean reward.
+    Raises InputError for more than two pilots; MetricError for another metric, for a pilot that cannot show a spread, or when
+    nothing can be planned.
     """
     if len(pilots) > 2:
         raise InputError(f"{len(pilots)} pilot runs; give one, or two to be paired")
+    of_success = resolve(metric, PLANNED, problem="cannot be planned for") == SUCCESS_RATE
     if len(pilots) == 1:
-        spread, sample, extremes = _spread_of_one(pilots[0], of_success=not of_reward, likeness=likeness)
+        spread, sample, extremes = _spread_of_one(pilots[0], of_success=of_success, likeness=likeness)
     else:
-        spread, sample = _spread_of_pair(pilots[0], pilots[1], of_success=not of_reward)
+        spread, sample = _spread_of_pair(pilots[0], pilots[1], of_success=of_success)
         extremes = []
     group_size = round(float(sample.sizes.mean()))
     return PilotPlan(
