@@ -20,11 +20,11 @@ from typer.main import get_command
 import heldout
 from heldout.cli import evaluate as command_line
 from heldout.cli import output
+from heldout.cli.metrics import metric_entries
 from heldout.datasets.arrow import DESCRIPTION
 from heldout.datasets.prompts import PROMPTS_SCHEMA
 from heldout.job import registry
 from heldout.job.hyperparameters import SPECIFICATIONS
-from heldout.metrics.catalog import metric_entries
 from heldout.runs import run
 from heldout.runs.columns import COLUMNS
 
