@@ -96,6 +96,17 @@ def test_a_comparison_and_a_ranking_know_that_less_is_better(run: Run, heldout: 
     assert heldout(*gate).startswith("pass")
 
 
+def test_a_margin_is_held_against_an_increase(run: Run, heldout: Heldout, tmp_path: Path) -> None:
+    worse = written_run(tmp_path / "worse", [[GOOD, WASTED, WASTED, WASTED]] * 8)
+
+    def verdict(base: Run, fine_tuned: Run) -> str:
+        document = json.loads(heldout("compare", base.folder, fine_tuned.folder, "--margin", "0.1", "--json"))
+        return str(document["metrics"]["custom/wasted_frac"]["verdict"])
+
+    assert verdict(worse, run).endswith("; not worse by 0.10 or more")
+    assert verdict(run, worse).endswith("; worse by 0.10 or more cannot be ruled out")
+
+
 def test_it_goes_to_mlflow_with_its_interval(run: Run) -> None:
     logged = RunData.of(run).metrics
     assert {"custom/wasted_frac", "custom/wasted_frac.low", "custom/wasted_frac.high"} <= logged.keys()
