@@ -62,7 +62,13 @@ def served(state: Path, registry: Registry | None = None, **settings: Any) -> It
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    chosen: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "region": REGION, "keys": (KEYS,)} | settings
+    chosen: dict[str, Any] = {
+        "host": "127.0.0.1",
+        "port": 0,
+        "region": REGION,
+        "keys": (KEYS,),
+        "mlflow_start_seconds": 900.0,
+    } | settings
     server = serving(Settings(registry=registry or Registry(), state=state, **chosen))
 
     async def entered() -> Context:

@@ -22,6 +22,7 @@ from heldout.service.agents.job_runtime import JobRuntimes
 from heldout.service.application import Application
 from heldout.service.context import Context
 from heldout.service.mlflow.pages import MlflowPages
+from heldout.service.mlflow.servers import START_SECONDS
 from heldout.service.s3.objects import Objects
 from heldout.service.sagemaker import executions, jobs
 from heldout.service.sagemaker.jobs import run_of
@@ -50,6 +51,8 @@ class Settings:
     """Key pairs that may sign requests; by default the one that AWS tools in this environment use."""
     look_every_seconds: float = LOOK_EVERY_SECONDS
     """How often the supervisor checks the jobs it runs."""
+    mlflow_start_seconds: float = START_SECONDS
+    """Longest start of an MLflow server."""
 
 
 @contextlib.asynccontextmanager
@@ -71,7 +74,9 @@ async def serving(settings: Settings) -> AsyncIterator[Context]:
         agents = HostedAgents(settings.registry, {"RFT_RUNTIME_ENDPOINT": endpoint})
         stack.push_async_callback(agents.stop)
         authenticator = Authenticator(keys, settings.region)
-        pages = MlflowPages(settings.state.absolute() / "mlflow", authenticator)
+        pages = MlflowPages(
+            settings.state.absolute() / "mlflow", authenticator, server_start_seconds=settings.mlflow_start_seconds
+        )
         stack.push_async_callback(pages.stop)
         context = Context(
             account=LOCAL_ACCOUNT,

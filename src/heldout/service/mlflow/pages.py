@@ -23,7 +23,7 @@ from aiohttp import web
 
 from heldout.errors import MissingExtra, StorageError
 from heldout.service.mlflow.rest_calls import CallRefused, experiment_by_name, search_runs
-from heldout.service.mlflow.servers import MlflowServers
+from heldout.service.mlflow.servers import START_SECONDS, MlflowServers
 from heldout.service.wire.authentication import Authenticator
 from heldout.service.wire.faults import ServiceError
 from heldout.service.wire.raw_handlers import signed_request
@@ -44,12 +44,14 @@ _EXPIRED = "this link is invalid or has expired; create a new one with CreatePre
 class MlflowPages:
     """Pages of the apps. `folder` holds one folder for each app, named by its id."""
 
-    def __init__(self, folder: Path, authenticator: Authenticator) -> None:
+    def __init__(
+        self, folder: Path, authenticator: Authenticator, *, server_start_seconds: float = START_SECONDS
+    ) -> None:
         self._folder = folder
         self._authenticator = authenticator
         self._key = secrets.token_bytes(32)
         """Signs links and sessions. They last hours at most, so they may end with the process."""
-        self._servers = MlflowServers(PREFIX)
+        self._servers = MlflowServers(PREFIX, start_seconds=server_start_seconds)
         self.make_folder(OWN_APP)
 
     def folder_of(self, app_id: str) -> Path:

@@ -19,7 +19,7 @@ from heldout.service.mlflow.watchdog import STOP_SECONDS
 from heldout.service.wire.raw_handlers import forward, new_session
 from heldout.tracking.connection import ui_command
 
-_START_SECONDS = 120.0
+START_SECONDS = 120.0
 """Longest start of a server: it imports most of the scientific stack."""
 _POLL_SECONDS = 0.2
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -48,8 +48,9 @@ class _Server(NamedTuple):
 class MlflowServers:
     """MLflow servers by app id. Each starts on its first request; an app's pages are below `prefix` and its id."""
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, *, start_seconds: float) -> None:
         self._prefix = prefix
+        self._start_seconds = start_seconds
         self._starting: dict[str, asyncio.Task[_Server]] = {}
         self._http: aiohttp.ClientSession | None = None
 
@@ -97,12 +98,14 @@ class MlflowServers:
         )
         server = _Server(process, f"http://127.0.0.1:{port}")
         try:
-            async with asyncio.timeout(_START_SECONDS):
+            async with asyncio.timeout(self._start_seconds):
                 await self._wait_until_healthy(server)
         except BaseException as error:
             await server.stop()
             if isinstance(error, TimeoutError):
-                raise StorageError(f"MLflow's server for {uri} did not answer within {_START_SECONDS:g} s") from error
+                raise StorageError(
+                    f"MLflow's server for {uri} did not answer within {self._start_seconds:g} s"
+                ) from error
             raise
         return server
 
