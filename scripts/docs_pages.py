@@ -20,11 +20,11 @@ from typer.main import get_command
 import heldout
 from heldout.cli import evaluate as command_line
 from heldout.cli import output
+from heldout.cli.hyperparameters import hyperparameter_entries
 from heldout.cli.metrics import metric_entries
 from heldout.datasets.arrow import DESCRIPTION
 from heldout.datasets.prompts import PROMPTS_SCHEMA
 from heldout.job import registry
-from heldout.job.hyperparameters import SPECIFICATIONS
 from heldout.runs import run
 from heldout.runs.columns import COLUMNS
 
@@ -87,15 +87,16 @@ def hyperparameters() -> str:
         (
             f"`{one.name}`",
             f"`{_value(one.default)}`",
-            _cell(one.expected),
+            _cell(one.range),
             _cell(one.meaning),
             ", ".join(f"`{spelling}`" for spelling in one.spellings),
         )
-        for one in SPECIFICATIONS.values()
+        for one in hyperparameter_entries()
     ]
     head = (
         "# Hyperparameters\n\nSet one with `-H name=value`, or as an attribute of `evaluator.hyperparameters`. "
-        "A value out of range is an error when it is set. The other spellings are those of the hosted service's documents; "
+        "`heldout hyperparameters` prints this table. A value out of range is an error when it is set. "
+        "The other spellings are those of the hosted service's documents; "
         "hyphens may stand for underscores.\n\n"
     )
     return head + "\n".join(_table(("name", "default", "expected", "meaning", "other spellings"), rows)) + "\n"
@@ -107,7 +108,8 @@ def metrics() -> str:
         "# Metrics",
         "",
         "A metric has a name on the wire, which is its name in `metrics.json` and MLflow, and names for people. `heldout gate`, "
-        "`compare` and the Python API take any of them. `{k}` and `{name}` stand for a number or a name of yours. Methods and "
+        "`compare` and the Python API take any of them; `heldout metrics` prints this table. "
+        "`{k}` and `{name}` stand for a number or a name of yours. Methods and "
         "intervals: [Statistics](../explanation/statistics.md).",
         "",
     ]
