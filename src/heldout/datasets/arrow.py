@@ -1,8 +1,8 @@
-"""Arrow arrays straight from memory.
+"""Builds Arrow arrays straight from memory.
 
-`pyarrow.array` and `to_numpy` first import pandas wherever it is installed, to see whether they were given something of
-its kind. That takes more than a second and 60 MB. A job must not spend the second before its first model call, so the
-conversions here do without; after that, `leave_pandas_out` spares it both.
+`pyarrow.array` and `to_numpy` first import pandas, if it is installed, to check whether their input is a pandas object. That
+takes more than a second and 60 MB. A job must not spend the second before its first model call, so the conversions here avoid
+both functions. Later calls of them avoid the import through `leave_pandas_out`.
 """
 
 import sys
@@ -19,28 +19,28 @@ IntArray = NDArray[np.int64] | NDArray[np.uint64]
 
 
 def integers(values: IntArray) -> Any:
-    """A pyarrow array of the same type over the same memory. values: shape (n,)."""
+    """Returns a pyarrow array of the same type over the same memory. values: shape (n,)."""
     kind = pa.int64() if values.dtype == np.int64 else pa.uint64()
     return pa.Array.from_buffers(kind, len(values), [None, _buffer(np.ascontiguousarray(values))])
 
 
 def strings(values: Sequence[str]) -> Any:
-    """A pyarrow array of strings; raises UnicodeEncodeError for half of a surrogate pair, OverflowError from 2 GiB up."""
+    """Returns a pyarrow array of strings. Raises UnicodeEncodeError for half of a surrogate pair, OverflowError from 2 GiB up."""
     encoded = [value.encode() for value in values]
     offsets = np.fromiter(accumulate(map(len, encoded), initial=0), dtype=np.int32, count=len(encoded) + 1)
     return pa.StringArray.from_buffers(len(encoded), _buffer(offsets), pa.py_buffer(b"".join(encoded)))
 
 
 def as_numpy(column: Any) -> Any:
-    """The numbers of a pyarrow column without nulls, as a read-only numpy array of shape (n,)."""
+    """Returns the numbers of a pyarrow column without nulls as a read-only numpy array of shape (n,)."""
     return np.from_dlpack(column.combine_chunks())
 
 
 @cache
 def leave_pandas_out() -> None:
-    """Lets pyarrow find out, once, that pandas is not there, so that none of its conversions imports it from then on.
+    """Hides pandas from pyarrow's one check for it, so that no later conversion imports it.
 
-    Whoever asks pyarrow for a DataFrame afterwards gets one: it then looks for pandas again.
+    `to_pandas` still works afterwards: it looks for pandas again.
     """
     if "pandas" not in sys.modules:
         sys.meta_path.insert(0, _NoPandas)
@@ -51,7 +51,7 @@ def leave_pandas_out() -> None:
 
 
 class _NoPandas:
-    """An entry of `sys.meta_path` by which pandas cannot be found."""
+    """An entry of `sys.meta_path` that hides pandas."""
 
     @staticmethod
     def find_spec(name: str, path: object = None, target: object = None) -> None:  # noqa: ARG004  # the import protocol

@@ -1,4 +1,4 @@
-"""A prompt dataset: which files it is made of, which column holds the prompts, and every row checked."""
+"""Reads a prompt dataset: finds its files and the column of the prompts, and checks every row."""
 
 import datetime
 import json
@@ -18,22 +18,22 @@ _COMPRESSED = (".bz2", ".gz", ".lz4", ".xz", ".zip", ".zst")
 class PromptDataset:
     """The prompts of a file, or of all files below a folder or prefix, in name order, read as a stream.
 
-    What is no file and no folder in S3 is the beginning of keys, as in AWS. In a folder, files that are not .csv,
-    .json, .jsonl or .parquet are passed over, and so is what is hidden: a file or folder whose name begins with `.` or
-    `_` (`_delta_log`, `_SUCCESS`). The prompt is the column `prompt` if there is one, else the first; it must be the
+    An S3 location that is neither a file nor a folder is a prefix of keys, as in AWS. In a folder, files other than .csv,
+    .json, .jsonl and .parquet are skipped, and so are hidden files and folders, whose names begin with `.` or `_`
+    (`_delta_log`, `_SUCCESS`). The prompt is the column `prompt` if there is one, else the first column; it must be the
     same column in every row. An empty prompt is refused.
     Source: the wire contract for prompt datasets (AWS developer guide, multi-turn RL, assets).
     """
 
     def __init__(self, location: str, *, is_prefix: bool = False) -> None:
-        """is_prefix: a local path that is no file and no folder may be the beginning of some, as in S3."""
+        """is_prefix: a local path that is neither a file nor a folder may be a prefix of several, as in S3."""
         self.location = location
         self._is_prefix = is_prefix
         self.column: str | None = None
-        """Name of the column that holds the prompts; None before the first row was read."""
+        """Name of the column of the prompts; None before the first row is read."""
 
     def __iter__(self) -> Iterator[Prompt]:
-        """Every prompt; raises DatasetError, naming file and line, at the first thing wrong, or when there is none."""
+        """Yields every prompt. Raises DatasetError, naming file and line, at the first error, or when there is no prompt."""
         num_prompts = 0
         try:
             storage, names = _find_files(self.location, is_prefix=self._is_prefix)
@@ -86,7 +86,7 @@ class PromptDataset:
 
 
 def _find_files(location: str, *, is_prefix: bool) -> tuple[Storage, list[str]]:
-    """The root and the names below it that make up a dataset, at least one."""
+    """Finds a dataset's root and the names of its files below it, at least one."""
     folder, name = split_location(location)
     if name:
         parent = Storage.at(folder)
@@ -102,7 +102,7 @@ def _find_files(location: str, *, is_prefix: bool) -> tuple[Storage, list[str]]:
         names = list(_beginning_with(storage, name))
     visible = [name for name in names if not _is_hidden(name)]
     for name in visible:
-        # To pass these over would be to evaluate on some of the prompts without a word.
+        # Skipping these would silently evaluate on a part of the prompts.
         _refuse_compressed(_joined(storage.location, name))
     chosen = [name for name in visible if _suffix(name) in FORMATS]
     if chosen:
@@ -111,13 +111,13 @@ def _find_files(location: str, *, is_prefix: bool) -> tuple[Storage, list[str]]:
         raise DatasetError(
             f"dataset {location!r} holds no {_suffixes()} file (it holds {names[0]!r}, which is none or hidden)"
         )
-    # An empty folder is among its parent's children, and is not what was meant.
+    # An empty folder is one of its parent's children; the hint must not name it.
     hint = did_you_mean(name, (other for other in Storage.at(folder).children() if other != name)) if name else ""
     raise DatasetError(f"dataset {location!r} not found: there is no such file, and no folder with files.{hint}")
 
 
 def _beginning_with(storage: Storage, prefix: str) -> Iterator[str]:
-    """The files whose names below the root begin so."""
+    """Yields the files whose names below the root begin with `prefix`."""
     for child in storage.children():
         if child.startswith(prefix):
             yield from [child] if storage.exists(child) else (file.name for file in storage.list(child))
@@ -150,7 +150,7 @@ def _joined(folder: str, name: str) -> str:
 
 
 def _json_object(columns: dict[str, object]) -> str:
-    """The columns as JSON: NaN becomes null, times ISO 8601, bytes Base64, what else JSON has no word for its `str()`."""
+    """Encodes the columns as JSON: NaN as null, times in ISO 8601, bytes in Base64, any other value JSON lacks as its `str()`."""
     if not columns:
         return "{}"
     try:

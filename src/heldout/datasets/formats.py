@@ -1,7 +1,7 @@
-"""The four file formats that prompts come in, each read as a stream of rows.
+"""Reads the four file formats of prompts, each as a stream of rows.
 
-A reader takes an open binary file and yields `FormatRow`s; it holds a few rows at a time, however long the file. What is
-wrong with a file is raised as `Malformed`, which knows the place but not the file's name.
+A reader takes an open binary file and yields `FormatRow`s; it holds a few rows in memory, however long the file. It raises
+`Malformed`, which names the place but not the file.
 """
 
 import codecs
@@ -26,7 +26,7 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class FormatRow(NamedTuple):
-    """One row as the file has it."""
+    """One row of a file."""
 
     number: int
     """From 1: the line of a text file it starts on, or its number in a file without lines."""
@@ -34,26 +34,26 @@ class FormatRow(NamedTuple):
 
 
 class Malformed(Exception):
-    """A file is not what its name says, or a row of it is not; `str()` is the place and the problem, in one line."""
+    """A file or a row that does not match its format; `str()` gives the place and the problem in one line."""
 
 
 class Format(NamedTuple):
     """One file format."""
 
     unit: str
-    """What `FormatRow.number` counts: `line` or `row`."""
+    """The unit of `FormatRow.number`: `line` or `row`."""
     read: Callable[[BinaryIO], Iterator[FormatRow]]
 
 
 def read_json_lines(file: BinaryIO) -> Iterator[FormatRow]:
-    """One JSON object a line, UTF-8; empty lines are passed over."""
+    """Reads one JSON object a line, UTF-8; empty lines are skipped."""
     for number, line in _lines(file):
         if line and not line.isspace():
             yield FormatRow(number, _row(_decoded(_text(line, number), number), number))
 
 
 def read_json(file: BinaryIO) -> Iterator[FormatRow]:
-    """One JSON array of objects, UTF-8, split up as it is read."""
+    """Reads one JSON array of objects, UTF-8, object by object."""
     text = _JsonText(file)
     opening = text.next_character()
     if opening == "":
@@ -79,8 +79,8 @@ def read_json(file: BinaryIO) -> Iterator[FormatRow]:
 
 
 def read_csv(file: BinaryIO) -> Iterator[FormatRow]:
-    """Comma-separated values as in RFC 4180, UTF-8, with a header row; every value is a string, line ends in quotes kept."""
-    # Python's reader refuses fields over 128 KiB unless told otherwise, for the whole process; prompts may be longer.
+    """Reads comma-separated values (RFC 4180), UTF-8, with a header row; every value is a string, quoted line ends are kept."""
+    # By default Python's reader refuses fields over 128 KiB; prompts may be longer. The limit is one of the whole process.
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader((_text(line, number) for number, line in _lines(file)), strict=True)
     header: list[str] | None = None
@@ -105,12 +105,12 @@ def read_csv(file: BinaryIO) -> Iterator[FormatRow]:
 
 
 def read_parquet(file: BinaryIO) -> Iterator[FormatRow]:
-    """Rows of an Apache Parquet file, pages decoded as they are needed: row groups of any size are fine."""
+    """Reads an Apache Parquet file and decodes pages on demand, so that row groups may have any size."""
     # Slow to import, and a job whose prompts are text starts without it.
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # pyarrow asks for exactly what it needs; the buffer between would fetch the same bytes again after each seek.
+    # pyarrow reads exactly what it needs; a buffer in between would fetch the same bytes again after each seek.
     source = file.raw if isinstance(file, io.BufferedReader) else file
     number = 0
     try:
@@ -134,11 +134,11 @@ FORMATS = {
     ".jsonl": Format("line", read_json_lines),
     ".parquet": Format("row", read_parquet),
 }
-"""By file name suffix, in lower case."""
+"""Each format by the suffix of its file names, in lower case."""
 
 
 class _JsonText:
-    """A window that moves over a JSON text too long to hold."""
+    """A moving window over a JSON text that is too long for memory."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -157,7 +157,7 @@ class _JsonText:
         return self._line
 
     def next_character(self) -> str:
-        """The character after any white space, which becomes the current position; empty at the end of the text."""
+        """Moves to the next character that is no white space and returns it; empty at the end of the text."""
         while True:
             found = _SPACE.match(self._text, self._position)
             self._position = found.end() if found else self._position
@@ -170,7 +170,7 @@ class _JsonText:
         self._position += 1
 
     def value(self) -> object:
-        """The JSON value at the current position."""
+        """Parses the JSON value at the current position and moves behind it."""
         while True:
             try:
                 value, self._position = _scan(self._text, self._position)
@@ -189,7 +189,7 @@ class _JsonText:
     def _grow(self) -> None:
         line = self.line
         kept = self._text[self._position :]
-        # Reading at least as much again as is held keeps the work linear in the length of the longest row.
+        # Doubling the window keeps the work linear in the length of the longest row.
         data = self._file.read(max(_CHUNK_CHARACTERS, len(kept)))
         try:
             self._text = kept + self._decoder.decode(data, final=not data)
@@ -253,7 +253,7 @@ def _checked_header(header: list[str]) -> list[str]:
 
 
 def kind(value: object) -> str:
-    """What a value is, in JSON's words with an article: `a number`, `an array`."""
+    """Names the JSON type of a value, with an article: `a number`, `an array`."""
     match value:
         case None:
             return "null"

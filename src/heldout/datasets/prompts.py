@@ -1,4 +1,4 @@
-"""The prompts of a job: copied from the dataset into the run, checked, and read from there ever after."""
+"""Copies the prompts of a job from the dataset into the run, checks each row, and reads them from there."""
 
 import hashlib
 from bisect import bisect_right
@@ -43,16 +43,16 @@ _CACHED_GROUPS = 4
 
 @dataclass(frozen=True)
 class PromptSource:
-    """Which prompts to play. Raises DatasetError for a limit or seed out of range."""
+    """A selection of prompts to play. Raises DatasetError for a limit or seed out of range."""
 
     dataset: str
     """A local path or an `s3://` URI: one file, or a folder or prefix of several."""
     limit: int | None = None
-    """How many prompts at most: the first ones of the dataset or, with `shuffle_seed`, a uniformly random subset."""
+    """The most prompts to play: the first of the dataset or, with `shuffle_seed`, a uniformly random subset."""
     shuffle_seed: int | None = None
-    """Play in random order, which depends on this seed and the dataset's row numbers alone; None: in the dataset's order."""
+    """Seed of a random order, which depends only on it and the dataset's row numbers; None keeps the dataset's order."""
     is_prefix: bool = False
-    """Whether `dataset` may be how the paths of several files begin, as in S3."""
+    """Whether `dataset` may be a common prefix of the paths of several files, as in S3."""
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
@@ -63,7 +63,7 @@ class PromptSource:
 
 @dataclass(frozen=True, slots=True)
 class PromptCount:
-    """What `copy_prompts` copied."""
+    """The result of `copy_prompts`."""
 
     number: int
     """Prompts."""
@@ -87,7 +87,7 @@ def copy_prompts(source: PromptSource, destination: Path, *, shuffle_chunk_bytes
 
 
 class PromptReader:
-    """The prompts of a run by position (0 to `len() - 1`, the order to play them in), in bounded memory.
+    """Reads the prompts of a run by position (0 to `len() - 1`, the order of play) in bounded memory.
 
     Reading near the last positions is cheap: the row groups around them are kept. Not for use by several threads at once.
     Raises RunError when `path` is not a file that `copy_prompts` wrote.
@@ -110,7 +110,7 @@ class PromptReader:
         return self._ends[-1] if self._ends else 0
 
     def read(self, position: int) -> Prompt:
-        """The prompt at a position; raises IndexError outside 0 to `len() - 1`."""
+        """Reads the prompt at a position. Raises IndexError outside 0 to `len() - 1`."""
         if not 0 <= position < len(self):
             raise IndexError(f"prompt position {position} is outside 0 to {len(self) - 1}")
         number = bisect_right(self._ends, position)
@@ -124,7 +124,7 @@ class PromptReader:
                 yield from _prompts(group.slice(start, _TABLE_ROWS))
 
     def close(self) -> None:
-        """Closes the file; the reader is of no use afterwards."""
+        """Closes the file and the reader."""
         self._groups.clear()
         self._parquet.close()
 
@@ -138,7 +138,7 @@ class PromptReader:
 
 
 class _PromptWriter:
-    """Writes prompts in row groups of even size and keeps count of them."""
+    """Writes prompts in row groups of even size, and counts and hashes them."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._parquet = pq.ParquetWriter(
@@ -163,7 +163,7 @@ class _PromptWriter:
             self._append(table.slice(start, rows))
 
     def finish(self) -> PromptCount:
-        """Ends the file and says what is in it."""
+        """Ends the file and returns the count and the hash of its prompts."""
         self._flush()
         self._parquet.close()
         return PromptCount(self._number, self._content.hexdigest())
@@ -206,7 +206,7 @@ def _selected(source: PromptSource, folder: Path, shuffle_chunk_bytes: int) -> I
 
 
 def _tables(prompts: Iterable[Prompt]) -> Iterator[pa.Table]:
-    """Tables of `_READ_SCHEMA`, each of at most `_TABLE_ROWS` rows and, but for its last row, `_GROUP_BYTES`."""
+    """Yields tables of `_READ_SCHEMA`, each of at most `_TABLE_ROWS` rows and, but for its last row, `_GROUP_BYTES`."""
     rows: list[Prompt] = []
     num_characters = 0
     for prompt in prompts:

@@ -12,7 +12,7 @@ from heldout.metrics.gates import GateResult, check_no_regression, check_require
 from heldout.rescoring import rescoring
 from heldout.rescoring.rescoring import DEFAULT_CONCURRENCY, OnProgress
 from heldout.rescoring.scorer import ScorerFunction
-from heldout.results.loading import EvaluationResults, Place, RunResults, load, load_run
+from heldout.results.loading import EvaluationResults, Place, RunResults, load_run
 from heldout.results.records import ComparisonResult, GateReport, PlanResult, RankingResult, RescoringResult, compared
 from heldout.runs.comparison import compare_runs, rank_runs
 from heldout.runs.planning import plan_from_pilots, plan_from_rates
@@ -140,20 +140,22 @@ def rescore(
 
 
 def _pair(place: Place) -> tuple[Run, Run]:
-    """Returns the two runs of an evaluation, or of a folder that holds two runs."""
-    if (
-        isinstance(place, str | os.PathLike)
-        and not is_remote(location := locate(place))
-        and not location.startswith("arn:")
-    ):
-        runs = [Run.open(folder) for folder in runs_below(Path(location))]
-    else:
-        found = load(place)
-        runs = [run.run for run in found.runs.values()] if isinstance(found, EvaluationResults) else [found.run]
+    """Returns the two runs of an evaluation, or of a local folder that holds two runs."""
+    runs = _runs_in(place)
     if len(runs) != 2:
-        raise InputError(f"{_shown(place)} holds {len(runs)} runs; give two runs, or an evaluation that compared two")
+        named = repr(os.fspath(place)) if isinstance(place, str | os.PathLike) else repr(place)
+        raise InputError(f"{named} holds {len(runs)} runs; give two runs, or an evaluation that compared two")
     return runs[0], runs[1]
 
 
-def _shown(place: Place) -> str:
-    return repr(os.fspath(place)) if isinstance(place, str | os.PathLike) else repr(place)
+def _runs_in(place: Place) -> list[Run]:
+    if isinstance(place, RunResults):
+        return [place.run]
+    if isinstance(place, EvaluationResults):
+        return [run.run for run in place.runs.values()]
+    if isinstance(place, Execution):
+        return list(place.runs().values())
+    location = locate(place)
+    if is_remote(location) or location.startswith("arn:"):
+        return list(Execution.get(location).runs().values())
+    return [Run.open(folder) for folder in runs_below(Path(location))]

@@ -1,9 +1,8 @@
 """The journal of a running job: an append-only log in which every line is one ended attempt.
 
-Owns durability: `append` returns when its line is on disk (one fdatasync serves all lines that wait). A line cut short by a
-crash is dropped when the journal is opened again. Lines go to numbered segments, so that a sealed one can be copied
-elsewhere while the next is written. The segments of a run that several machines go on with have their writer's name too, and
-none of another is appended to. Does not know what a line means beyond the attempt it encodes.
+`append` returns when its line is on disk; one fdatasync serves all lines that wait. Opening the journal drops a line that a crash
+cut short. Lines go to numbered segments, so that a sealed segment can be copied while the next one is written. In a run that
+several machines resume, segments also carry their writer's name, and a writer appends only to its own.
 """
 
 import asyncio
@@ -25,17 +24,17 @@ SEGMENT_BYTES = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a line stands."""
+    """The place of a line: its segment and its offset there, in bytes."""
 
     segment: Path
     offset: int
 
 
 class Journal:
-    """The writer; there is one at a time for a folder (the run's lock sees to it). Lives on one event loop."""
+    """The writer of a journal. The run's lock allows one at a time. It belongs to one event loop."""
 
     def __init__(self, folder: Path, *, writer: str = "") -> None:
-        """writer: of letters and digits, no other start's; then segments that are there stay as they are."""
+        """writer: letters and digits, unique to this start of the job; existing segments then stay unchanged."""
         self._folder = folder
         self._ending = f"-{writer}.jsonl" if writer else ".jsonl"
         self._is_alone = not writer
@@ -47,7 +46,7 @@ class Journal:
         self._failure: StorageError | None = None
 
     def open(self) -> None:
-        """Makes the folder ready to append to; drops a line that a crash cut short."""
+        """Prepares the folder for appending and drops a line that a crash cut short."""
         self._folder.mkdir(parents=True, exist_ok=True)
         existing = segments(self._folder)
         if existing:
@@ -55,15 +54,18 @@ class Journal:
         self._start_segment(existing[-1] if existing and self._is_alone else self._after(existing))
 
     async def append(self, attempt: Attempt) -> None:
-        """Returns when the attempt is durable. Raises StorageError if the disk refuses; nothing later is taken then."""
+        """Appends an attempt and returns when it is durable.
+
+        Raises StorageError if the disk refuses, and from then on for every attempt.
+        """
         await self._append_line(encode(attempt))
 
     async def amend(self, attempt: Attempt) -> None:
-        """As `append`, for an attempt whose turns are in the journal already: replaces everything else of it."""
+        """Appends an amendment: it replaces everything of an attempt but its turns."""
         await self._append_line(encode(attempt, is_amendment=True))
 
     async def close(self) -> None:
-        """Waits for what is under way."""
+        """Waits for the write under way and closes the segment."""
         if self._flusher is not None:
             await self._flusher
         if self._file is not None:
@@ -71,8 +73,11 @@ class Journal:
             self._file = None
 
     def seal(self) -> Path | None:
-        """Ends the current segment and starts the next; the sealed one, or None when nothing was in it or the system has no other
-        file to give: then the segment grows on. One that is being written to is sealed after that write, and None is returned."""
+        """Ends the current segment, starts the next, and returns the sealed one.
+
+        Returns None, and keeps the segment, when it is empty or no file can be opened. During a write it returns None and seals
+        after the write.
+        """
         if self._flusher is not None:
             self._is_to_be_sealed = True
             return None
@@ -98,7 +103,7 @@ class Journal:
         self._waiting.append((line, done))
         if self._flusher is None:
             self._flusher = asyncio.create_task(self._flush())
-        # The line is written whether or not whoever waits for it is cancelled meanwhile.
+        # The line is written even if the caller is cancelled meanwhile.
         await asyncio.shield(done)
 
     async def _flush(self) -> None:
@@ -112,7 +117,7 @@ class Journal:
             self._flusher = None
 
     async def _write(self, lines: bytes, waiting: list[asyncio.Future[None]]) -> None:
-        if self._failure is None:  # else the line before may lack its end, and what follows it would be no line either
+        if self._failure is None:  # after a failure the last line may lack its end: a line behind it would be lost
             try:
                 await asyncio.get_running_loop().run_in_executor(None, self._write_durably, lines)
             except OSError as error:
@@ -124,7 +129,7 @@ class Journal:
                 done.set_result(None)
 
     def _write_durably(self, lines: bytes) -> None:
-        assert self._file is not None  # `close` waits for what is under way
+        assert self._file is not None  # `close` waits for the write under way
         rest = memoryview(lines)
         while rest:
             rest = rest[os.write(self._file, rest) :]
@@ -145,12 +150,12 @@ class Journal:
 
 
 def segments(folder: Path) -> list[Path]:
-    """The journal's files, oldest first; empty when there is no journal."""
+    """Returns the journal's files, the oldest first; empty without a journal."""
     return sorted(folder.glob("[0-9]" * 6 + "*.jsonl"))
 
 
 def drop_torn_tail(segment: Path) -> None:
-    """Takes what a crash left of a last line out of a segment that nobody writes."""
+    """Removes the incomplete last line that a crash left in a segment without a writer."""
     good = 0
     with segment.open("rb") as file:
         for line in file:
@@ -174,7 +179,7 @@ def _is_whole(line: bytes) -> bool:
 
 
 def encode(attempt: Attempt, *, is_amendment: bool = False) -> bytes:
-    """One journal line for `attempt`, newline included; an amendment carries no turns."""
+    """Encodes an attempt as a journal line, newline included; an amendment carries no turns."""
     failure = attempt.failure
     record: dict[str, Any] = {
         "prompt": attempt.prompt_index,
@@ -215,7 +220,7 @@ def _encoded_turn(turn: Turn) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line read back: the attempt, and whether it amends one written before."""
+    """A decoded line: the attempt, whether it amends an earlier one, and its place."""
 
     attempt: Attempt
     is_amendment: bool
@@ -223,7 +228,7 @@ class Line:
 
 
 def decode(line: bytes, place: Place, *, with_turns: bool = True) -> Line:
-    """A journal line as the attempt it encodes; without its turns when only its end matters."""
+    """Decodes a journal line; with_turns: whether to decode the attempt's turns."""
     record = orjson.loads(line)
     failure = record["failure"]
     turns = record["turns"] if with_turns else ()
@@ -266,9 +271,9 @@ def _decoded_turn(index: int, turn: list[Any]) -> Turn:
 
 
 def read(folder: Path, *, with_turns: bool = True) -> Iterator[Line]:
-    """Every whole line, oldest first, one in memory at a time; also while a writer is at work.
+    """Yields every whole line, the oldest first, one in memory at a time; a writer may append meanwhile.
 
-    Raises RunError for a line that cannot be read, unless it is at the journal's end, where a crash may have left it.
+    Raises RunError for a damaged line, except in the last segment, where a crash may have cut it short.
     """
     existing = segments(folder)
     for segment in existing:

@@ -1,4 +1,4 @@
-"""What one pass over a journal learns of it: numbers by rollout, and no attempt's content."""
+"""The index of a journal, built in one pass: numbers by rollout, without the attempts' content."""
 
 from array import array
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from heldout.runs.journal import Place, decode, read
 
 
 class _Amendments:
-    """Where each rollout's last amendment stands: 20 bytes an amendment, whatever it holds."""
+    """The place of each rollout's last amendment: 20 bytes an amendment, whatever its size."""
 
     def __init__(self) -> None:
         self._segments: list[Path] = []
@@ -24,7 +24,7 @@ class _Amendments:
         self._order: IntArray | None = None
 
     def note(self, key: int, place: Place) -> None:
-        """The amendment at `place` is the latest for the rollout numbered `key`."""
+        """Records the amendment at `place` as the latest of the rollout numbered `key`."""
         if not self._segments or self._segments[-1] != place.segment:
             self._segments.append(place.segment)
         self._keys.append(key)
@@ -33,7 +33,7 @@ class _Amendments:
         self._order = None
 
     def find(self, key: int) -> Attempt | None:
-        """The latest amendment of the rollout numbered `key`, read from disk; None when there is none."""
+        """Reads the latest amendment of the rollout numbered `key` from disk; None when there is none."""
         keys = np.frombuffer(self._keys, dtype=np.int64) if self._keys else np.empty(0, dtype=np.int64)
         if self._order is None:
             self._order = np.argsort(keys, kind="stable")
@@ -49,7 +49,7 @@ class _Amendments:
 
 @dataclass(frozen=True, slots=True)
 class JournalIndex:
-    """Which rollouts are finished, how often each was tried, what was amended: some 30 bytes an attempt."""
+    """Finished rollouts, attempts of each rollout, and amendments: some 30 bytes an attempt."""
 
     metric_names: tuple[str, ...]
     """Names of the agents' own metrics, sorted."""
@@ -64,7 +64,7 @@ class JournalIndex:
 
     @classmethod
     def of(cls, journal: Path, group_size: int, on_final: Callable[[Attempt], None] | None = None) -> Self:
-        """Reads the whole journal once, showing each final attempt (without its turns) to `on_final`."""
+        """Reads the whole journal once. on_final: called with each final attempt, without its turns."""
         finished, tried, numbers = array("q"), array("q"), array("q")
         amendments = _Amendments()
         names: set[str] = set()
@@ -101,7 +101,7 @@ class JournalIndex:
         return place < len(self._finished_keys) and bool(self._finished_keys[place] == key)
 
     def attempts(self, prompt_index: int, rollout_index: int) -> int:
-        """How many counted attempts the rollout has had."""
+        """Returns the number of counted attempts of the rollout."""
         key = self._key(prompt_index, rollout_index)
         place = int(np.searchsorted(self._tried_keys, key))
         if place < len(self._tried_keys) and self._tried_keys[place] == key:
@@ -109,7 +109,7 @@ class JournalIndex:
         return 0
 
     def amendment(self, prompt_index: int, rollout_index: int) -> Attempt | None:
-        """The rollout's latest amendment, read from disk; None when there is none."""
+        """Reads the rollout's latest amendment from disk; None when there is none."""
         return self._amendments.find(self._key(prompt_index, rollout_index))
 
     def _key(self, prompt_index: int, rollout_index: int) -> int:

@@ -1,4 +1,4 @@
-"""Where a job stands, counted as attempts end. Read by whoever displays it, as often as they like."""
+"""The progress of a job, counted as attempts end. Displays read it at any time."""
 
 import time
 from collections import Counter
@@ -24,7 +24,7 @@ class Progress:
     prompt_tokens: int = 0
     response_tokens: int = 0
     retried: int = 0
-    """Attempts of this start that failed and were, or will be, tried again."""
+    """Failed attempts of this start whose rollout is tried again."""
     failures: Counter[str] = field(default_factory=Counter)
     """Failed attempts by `boundary: kind`."""
     first_failures: dict[str, str] = field(default_factory=dict)
@@ -42,17 +42,17 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since this start of the job."""
+        """Seconds since this start of the job."""
         return time.monotonic() - self.started
 
     @property
     def seconds_left(self) -> float | None:
-        """At the rate so far; None before the first rollout of this start has finished."""
+        """Seconds left at the rate so far; None before the first rollout of this start has finished."""
         done = self.finished - self.finished_before
         return None if done == 0 else self.seconds / done * (self.planned - self.finished)
 
     def count_before(self, attempt: Attempt) -> None:
-        """Counts a rollout that was finished before this start."""
+        """Counts a rollout that finished before this start."""
         self._count_final(attempt)
         self.finished_before += 1
 

@@ -1,4 +1,4 @@
-"""The trajectories of a run, read back from its Parquet files: a few by their ids, or all of them as a stream."""
+"""Reads trajectories from a run's Parquet files: a few by their ids, or all of them as a stream."""
 
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,9 +26,9 @@ Message = dict[str, Any]
 """One message of a conversation in the OpenAI chat format: `role`, `content`, `tool_calls` and so on."""
 
 _BATCH_ROWS = 512
-"""Rows read at once: a turn may hold a document, so only few of them are in memory together."""
+"""Rows read at once. A turn may hold a whole document, so few are in memory together."""
 _NEAR_IDS = 20_000
-"""How many ids are searched for one that is near a mistyped one: enough for a good guess, at once."""
+"""Ids searched for the nearest to a mistyped one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,9 @@ class RecordedTurn:
     parent: int | None
     """Index of the earlier turn whose conversation this one continues; None for a conversation of its own."""
     shared_messages: int
-    """How many messages of the parent's conversation, its reply included, this one begins with."""
+    """Messages of the parent's conversation, its reply included, with which this one begins."""
     messages: list[Message]
-    """What was sent that is new since the parent's reply; the whole conversation for a turn without a parent."""
+    """The messages sent since the parent's reply; the whole conversation for a turn without a parent."""
     replies: list[Message]
     """The model's messages, one for each choice; empty when the call failed."""
     finish_reason: str | None
@@ -57,7 +57,7 @@ class RecordedTurn:
 
     @property
     def is_answered(self) -> bool:
-        """Whether the model answered, if only in part."""
+        """Whether the model answered, in full or in part."""
         return self.status == ANSWERED
 
     @property
@@ -68,10 +68,10 @@ class RecordedTurn:
 
 @dataclass(frozen=True)
 class RecordedTrajectory:
-    """One attempt at a rollout, as it was recorded. This is what a scorer gets."""
+    """One recorded attempt at a rollout. A scorer is called with one."""
 
     prompt: str
-    """The prompt, as the agent was given it."""
+    """The prompt, as the agent received it."""
     columns: dict[str, Any]
     """The other columns of the prompt's row in the dataset."""
     prompt_index: int
@@ -81,7 +81,7 @@ class RecordedTrajectory:
     attempt: int
     """From 1."""
     is_final: bool
-    """Whether this attempt decided the rollout; False for one that failed and was tried again."""
+    """Whether this attempt decided the rollout; False for a failed attempt that was retried."""
     reward: float | None
     """Sum of `rewards`; None when the attempt failed."""
     rewards: tuple[float, ...] | None
@@ -95,30 +95,30 @@ class RecordedTrajectory:
     metrics: dict[str, float]
     """The agent's own metrics."""
     flags: tuple[str, ...]
-    """What was odd but not fatal."""
+    """Irregularities that did not fail the attempt."""
     turns: tuple[RecordedTurn, ...]
-    """Every model call, those that failed too."""
+    """Every model call, failed ones included."""
     seconds: float
     output: str = ""
-    """What the agent printed; only there when the trajectory was asked for by its id."""
+    """What the agent printed; empty unless the trajectory was read by its id."""
     recorded_turns: tuple[Turn, ...] = field(default=(), repr=False)
     """The turns as stored, each message once."""
 
     @property
     def counted_turns(self) -> str:
-        """How many calls the model answered, in words, and how many failed."""
+        """The number of answered and failed model calls, in words."""
         answered = sum(turn.is_answered for turn in self.turns)
         failed = len(self.turns) - answered
-        told = f"{answered} turn{'' if answered == 1 else 's'}"
-        return f"{told}, {failed} failed call{'' if failed == 1 else 's'}" if failed else told
+        turns = f"{answered} turn{'' if answered == 1 else 's'}"
+        return f"{turns}, {failed} failed call{'' if failed == 1 else 's'}" if failed else turns
 
     @property
     def messages(self) -> list[Message]:
-        """The whole conversation of the last turn, its reply included; empty when the model was never called."""
+        """The conversation of the last turn, its reply included; empty when the model was never called."""
         return self.conversation(len(self.turns) - 1) if self.turns else []
 
     def conversation(self, index: int) -> list[Message]:
-        """What the model was sent in turn `index`, and its reply. Raises KeyError if there is no such turn."""
+        """Rebuilds the messages sent in turn `index`, and the reply. Raises KeyError if there is no such turn."""
         return [*conversation(self.recorded_turns, index), *self.turns[index].replies[:1]]
 
 
@@ -131,7 +131,7 @@ class Recordings:
         self._prompts = _Prompts(run.prompts_path)
 
     def stream(self) -> Iterator[RecordedTrajectory]:
-        """Every finished rollout's deciding attempt, in the order they ended; a few in memory at a time.
+        """Yields the deciding attempt of every finished rollout, in the order in which they ended; a few in memory at a time.
 
         Raises RunError if the run's files do not belong together.
         """
@@ -142,7 +142,7 @@ class Recordings:
                     yield self._trajectory(row, turns.of(row["trajectory_id"], row["turns"]))
 
     def read(self, trajectory_ids: Sequence[str]) -> list[RecordedTrajectory]:
-        """These trajectories, of any attempt, in this order, with what the agent printed.
+        """Reads the trajectories with these ids, of any attempt, in this order, with the agents' output.
 
         Raises RunError for an id that is not in the run, naming the nearest.
         """
@@ -210,7 +210,7 @@ class Recordings:
 
 @contextmanager
 def open_recordings(run: Run) -> Iterator[Recordings]:
-    """The run's trajectories while inside."""
+    """Opens the run's trajectories for the time of the context."""
     with open_tables(run) as folder:
         recordings = Recordings(run, folder)
         try:
@@ -221,7 +221,7 @@ def open_recordings(run: Run) -> Iterator[Recordings]:
 
 @contextmanager
 def open_tables(run: Run) -> Iterator[Path]:
-    """The folder with the run's Parquet files; for a run that is not done, one made from its journal for the moment.
+    """Yields the folder with the run's Parquet files; for a run that is not done, a temporary one made from its journal.
 
     Raises RunError when no rollout has ended yet, or when the files are missing or damaged.
     """
@@ -240,7 +240,7 @@ def open_tables(run: Run) -> Iterator[Path]:
 
 
 class _Prompts:
-    """Prompts by their row number in the dataset: 8 bytes a prompt, and the few row groups that PromptReader keeps."""
+    """Prompts by their row number in the dataset: 8 bytes a prompt, and the row groups that PromptReader keeps."""
 
     def __init__(self, path: Path) -> None:
         self._reader = PromptReader(path)
@@ -259,7 +259,7 @@ class _Prompts:
 
 
 class _TurnGroups:
-    """The turns of deciding attempts, read in the order in which rollouts.parquet has their rollouts."""
+    """The turns of deciding attempts, in the order of their rollouts in rollouts.parquet."""
 
     def __init__(self, path: Path) -> None:
         self._rows = self._read(path)
@@ -274,7 +274,7 @@ class _TurnGroups:
         if answered != num_turns:
             raise RunError(
                 f"trajectories.parquet has {answered} turns of trajectory {trajectory_id} where rollouts.parquet says "
-                f"{num_turns}; the two were not written together"
+                f"{num_turns}; the two files are not of one run; copy the whole folder again"
             )
         return turns
 
@@ -286,7 +286,7 @@ class _TurnGroups:
 
 
 def _matching(path: Path, wanted: Any) -> Iterator[dict[str, Any]]:
-    """Rows with one of the wanted trajectory ids; only row groups that hold one are read whole."""
+    """Yields the rows with one of the wanted trajectory ids; reads only the row groups that hold one."""
     with pq.ParquetFile(path) as file:
         for number in range(file.metadata.num_row_groups):
             ids = file.read_row_group(number, columns=["trajectory_id"])["trajectory_id"]
@@ -333,6 +333,6 @@ def _parsed(turn: Turn) -> RecordedTurn:
 
 
 def _messages(text: bytes) -> list[Message]:
-    """The messages in a JSON array; what is no object, and no model ever said, becomes the content of one."""
+    """Parses a JSON array of messages. A value that is no object becomes the content of a message of role `unknown`."""
     values = orjson.loads(text or b"[]")
     return [value if isinstance(value, dict) else {"role": "unknown", "content": value} for value in values]

@@ -1,7 +1,7 @@
-"""A run whose output is remote: played in a folder of this machine, copied out as it goes.
+"""Mirrors a run with a remote output: the job plays in a folder of this machine, which is copied out while it plays.
 
-What is finished reaches the remote place within seconds, as whole journal segments, so that the run can be resumed on
-another machine when this one is gone. When the job is done the journal's copies are removed and the results are there.
+Finished rollouts reach the remote place within seconds, as whole journal segments, so that another machine can resume the run
+when this one is gone. When the job is done, the results replace the copies of the journal.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ from heldout.storage.lock import holder_of
 log = logging.getLogger(__name__)
 
 _SEAL_EVERY_SECONDS = 10.0
-"""The most that is lost with the machine: rollouts finished in this time."""
+"""A machine that is lost takes at most the rollouts of this time along."""
 _FINISH_WAITS_SECONDS = (1.0, 5.0, 15.0, 60.0, 120.0)
-"""A night's results are not given up because a place is away for a minute."""
+"""Waits between tries: a night's results survive a remote place that is away for some minutes."""
 _BEGINNING = ("prompts.parquet", "job.json")
-"""What a resume elsewhere needs from the first moment on."""
+"""The files that a resume on another machine needs from the start."""
 _RESULTS = (
     "prompts.parquet",
     "rollouts.parquet",
@@ -39,14 +39,14 @@ _RESULTS = (
 
 
 def folder_for(location: str) -> Path:
-    """Where the run at `location` is worked on: the place itself, or for a remote one a folder of this machine."""
+    """Returns the working folder of the run at `location`: the location itself, or for a remote one a folder of this machine."""
     if not is_remote(location):
         return Path(location)
     return state_folder() / hashlib.sha256(location.rstrip("/").encode()).hexdigest()[:24]
 
 
 def state_folder() -> Path:
-    """Where this machine keeps what belongs to no output: $XDG_STATE_HOME/heldout, by default ~/.local/state/heldout."""
+    """Returns this machine's folder for state outside of outputs: $XDG_STATE_HOME/heldout, by default ~/.local/state/heldout."""
     state = os.environ.get("XDG_STATE_HOME")
     return (Path(state) if state else Path.home() / ".local" / "state") / "heldout"
 
@@ -57,9 +57,9 @@ def has_run(location: str) -> bool:
 
 
 def new_folder(location: str) -> Path:
-    """The folder to work in for a new run at `location`. Raises RunError when there is a run at a remote one already.
+    """Returns the working folder for a new run at `location`.
 
-    Also the first touch of a remote place: StorageError or ReferenceProblem when it refuses.
+    Raises RunError when there is a run at a remote location already, StorageError or ReferenceProblem when the place refuses.
     """
     folder = folder_for(location)
     if is_remote(location):
@@ -67,13 +67,13 @@ def new_folder(location: str) -> Path:
             raise RunError(
                 f"there is a run at {location} already; resume it (heldout resume {location}) or choose another --name"
             )
-        # What this machine may still hold of a run that was removed there since.
+        # This machine may still hold a run that was removed from the remote place since.
         shutil.rmtree(folder, ignore_errors=True)
     return folder
 
 
 def open_run(location: str) -> Run:
-    """The run at a local path or an `s3://` URI, with all that is known of it there, unless it is played on this machine now.
+    """Opens the run at a local path or an `s3://` URI. Fetches a remote run first, unless this machine plays it now.
 
     Raises RunError when there is none.
     """
@@ -89,20 +89,20 @@ def open_run(location: str) -> Run:
 
 
 def machine_elsewhere(location: str) -> str | None:
-    """The other machine that works on what is at `location` now; None when none seems to, or the place does not say."""
+    """Returns the other machine that works at `location` now; None when there is none, or the place cannot be asked."""
     if not is_remote(location):
         return None
     try:
         return holder(Storage.at(location), but=Seen(folder_for(location)).get(CLAIM_FILE))
     except (StorageError, ReferenceProblem) as error:
-        log.warning("whether another machine works on %s cannot be told: %s", location, error)
+        log.warning("cannot ask whether another machine works on %s: %s", location, error)
         return None
 
 
 def remove_if_never_begun(run: Run) -> None:
-    """Takes a run away again, here and in its remote place, if no rollout was ever begun in it.
+    """Removes a run in which no rollout has begun, here and in its remote place.
 
-    Raises StorageError or ReferenceProblem when the remote place refuses; then it is still in both.
+    Raises StorageError or ReferenceProblem when the remote place refuses; both copies stay then.
     """
     if run.is_begun:
         return
@@ -117,10 +117,10 @@ def remove_if_never_begun(run: Run) -> None:
 
 
 class Mirror:
-    """Copies one run to its remote place while it is played. Whoever does holds a claim on the place: see `claim`."""
+    """Copies one run to its remote place while it is played. The copying machine holds a claim on the place: see `claim`."""
 
     def __init__(self, run: Run, *, note: Callable[[str], None] = lambda _: None) -> None:
-        """note: told what is waited for."""
+        """note: called with what it waits for, in one line."""
         self._run = run
         self._storage = Storage.at(run.location, kms_key=run.kms_key)
         self._seen = Seen(run.folder)
@@ -130,7 +130,7 @@ class Mirror:
 
     @property
     def writer(self) -> str:
-        """What this start's journal segments are named by."""
+        """The part of the names of journal segments that marks this start."""
         assert self._claim is not None
         return self._claim.token
 
@@ -140,11 +140,11 @@ class Mirror:
         return self._claim is not None
 
     def claim(self) -> None:
-        """Makes this the one machine that plays the run, with all that others have finished. The caller holds the run's lock.
+        """Makes this the only machine that plays the run, and fetches what others have finished. The caller holds the run's lock.
 
         Raises RunError when another machine plays it, StorageError or ReferenceProblem when the place refuses.
         """
-        # Who holds the lock knows that the last claim from this folder is a dead process's.
+        # The caller holds the lock: the process that made the last claim from this folder is dead.
         self._claim = Claim.take(self._storage, before=self._seen.get(CLAIM_FILE), note=self._note)
         self._seen.note(CLAIM_FILE, self._claim.token)
         with fetching(self._run.folder):
@@ -153,17 +153,22 @@ class Mirror:
         self._run.state = Run.open(self._run.folder).state
 
     def release(self) -> None:
-        """Lets other machines go on with the run."""
+        """Lets other machines resume the run."""
         if self._claim is not None:
             self._claim.release()
 
     async def begin(self) -> None:
-        """Copies what is needed to resume elsewhere. Raises StorageError or ReferenceProblem when the place refuses."""
+        """Copies the files that a resume on another machine needs.
+
+        Raises StorageError or ReferenceProblem when the place refuses.
+        """
         await asyncio.to_thread(self._begin)
 
     async def keep_up(self, journal: Journal) -> None:
-        """Copies every few seconds what was finished meanwhile; runs until cancelled. Raises JobFailed when another machine has
-        taken over."""
+        """Copies newly finished rollouts every few seconds, until cancelled.
+
+        Raises JobFailed when another machine has taken over.
+        """
         while True:
             await asyncio.sleep(_SEAL_EVERY_SECONDS)
             journal.seal()
@@ -173,7 +178,7 @@ class Mirror:
                 log.warning("not copied yet, the next try is in %g s: %s", _SEAL_EVERY_SECONDS, error)
 
     async def finish(self) -> None:
-        """Copies the results; of a run that is not done also the journal, of one that is done removes it there.
+        """Copies the results. Copies the journal of a run that is not done, and removes the remote journal of one that is.
 
         Raises StorageError when the place still refuses after some minutes, JobFailed when another machine has taken over;
         everything is still in the local folder then.
@@ -192,7 +197,7 @@ class Mirror:
         self._copy_state()
 
     def _finish(self) -> None:
-        if self._claim is None:  # done before, and to be copied again
+        if self._claim is None:  # the run was done before this start; only the copy is repeated
             self._claim = Claim.take(self._storage, before=self._seen.get(CLAIM_FILE), note=self._note)
             self._seen.note(CLAIM_FILE, self._claim.token)
         self._claim.check()
@@ -222,8 +227,10 @@ class Mirror:
 
 
 async def patiently(copy: Callable[[], None], what: str) -> None:
-    """`copy`, again and again while the remote place refuses. Raises StorageError or ReferenceProblem when it still does after
-    some minutes."""
+    """Runs `copy`, and tries again while the remote place refuses.
+
+    Raises StorageError or ReferenceProblem when it still refuses after some minutes.
+    """
     for wait in _FINISH_WAITS_SECONDS:
         try:
             await asyncio.to_thread(copy)
@@ -235,5 +242,5 @@ async def patiently(copy: Callable[[], None], what: str) -> None:
 
 
 def _written(paths: list[Path]) -> list[Path]:
-    """Those that hold anything."""
+    """Returns the files that are not empty."""
     return [path for path in paths if path.stat().st_size]

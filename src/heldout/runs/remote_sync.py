@@ -1,9 +1,9 @@
-"""What a remote run's place has and this machine's folder lacks, brought together so that nothing finished is lost.
+"""Merges a remote run into this machine's folder without losing a finished rollout.
 
-A journal segment is written by one start of the job on one machine, has a name that no other gives, and never changes once it
-is in the remote place. So the run is the union of all segments, wherever they were written, and no machine overwrites what
-another has finished. Where two machines played the same rollout, because one died before it had copied it or was cut off, it
-counts as the first of the segments has it, in the order of their names; what only this machine has comes last.
+One start of the job on one machine writes a journal segment under a unique name, and the segment never changes once it is in
+the remote place. The run is therefore the union of all segments, and no machine overwrites another's rollouts. If two machines
+played the same rollout, because one died or was cut off before it copied it, the first segment in name order counts. Segments
+that only this machine has come last.
 
     remote.json     in the folder: the versions of the remote files that the local ones are copies of, and the last claim
 """
@@ -32,11 +32,11 @@ SEEN_FILE = "remote.json"
 _FETCHING_FILE = "fetching"
 _JOB = "job.json"
 _TRIES = 5
-"""Of a fetch during which the run was completed: its journal goes then, and its tables come."""
+"""How often a fetch is tried again when the run changes during it: a run that completes replaces its journal by tables."""
 
 
 class Seen:
-    """What this machine knows of a remote place, by name: the version of a file that it last read or wrote there."""
+    """The version of each remote file, by name, that this machine last read or wrote."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / SEEN_FILE
@@ -58,7 +58,7 @@ class Seen:
 
 @contextmanager
 def fetching(folder: Path) -> Iterator[None]:
-    """One process at a time brings a folder up to date; the others wait for it."""
+    """Lets one process at a time update a folder; the others wait."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder / _FETCHING_FILE, os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -69,13 +69,13 @@ def fetching(folder: Path) -> Iterator[None]:
 
 
 def forget(folder: Path) -> None:
-    """Removes what only the fetching of a remote place left in its folder."""
+    """Removes the files that fetching leaves in the folder."""
     for name in (SEEN_FILE, _FETCHING_FILE):
         (folder / name).unlink(missing_ok=True)
 
 
 def catch_up(storage: Storage, folder: Path) -> None:
-    """Brings what other machines did of a run into its folder here. No process may work on it, unless it is the caller.
+    """Fetches other machines' progress of a run into its folder here. No process but the caller may work on the run.
 
     Raises RunError when there is no such run, StorageError when the place refuses.
     """
@@ -84,10 +84,10 @@ def catch_up(storage: Storage, folder: Path) -> None:
         try:
             return _catch_up(storage, folder)
         except StorageError:
-            # What was listed is gone, or was replaced while it was read, when the run ended meanwhile.
+            # A listed file is gone or was replaced during the read: the run ended meanwhile.
             if storage.read_version(_JOB) == before:
                 raise
-    raise StorageError(f"{storage.location} changes all the time while it is read; try again")
+    raise StorageError(f"{storage.location} keeps changing while it is read; try again")
 
 
 def _catch_up(storage: Storage, folder: Path) -> None:
@@ -96,7 +96,7 @@ def _catch_up(storage: Storage, folder: Path) -> None:
     found = storage.read_version(_JOB)
     if found is None:
         if here is not None:
-            return  # it never got there, or was removed there: what is here is all there is
+            return  # it was not copied yet, or was removed there: the local folder has all of it
         if "rollouts.parquet" not in names:
             raise RunError(f"no run at {storage.location!r}: it has no {_JOB}")
         _fetch(storage, sorted(names), folder)
@@ -106,7 +106,7 @@ def _catch_up(storage: Storage, folder: Path) -> None:
     except ValidationError as error:
         raise RunError(f"{storage.location}/{_JOB} is not a job's state: {error.errors()[0]['msg']}") from error
     if here is not None and (here.arn, here.created_at) != (there.arn, there.created_at):
-        _empty(folder)  # of a run that was removed there, and another begun
+        _empty(folder)  # the remote run is another one: the old one was removed there
         here = None
     seen = Seen(folder)
     is_newer = here is None or seen.get(_JOB) != found.version
@@ -115,13 +115,13 @@ def _catch_up(storage: Storage, folder: Path) -> None:
         if is_newer:
             _fetch(storage, sorted(names - copied - {_JOB}), folder)
     elif here is not None and here.status is JobStatus.COMPLETED:
-        return  # all there is to know, and to be copied still
+        return  # the local run is done, its copy is still to be made
     else:
         _join_journals(storage, copied, folder)
         others = names - copied - {_JOB} if not copied else {"prompts.parquet"} & names
         _fetch(storage, sorted(name for name in others if here is None or not (folder / name).exists()), folder)
     if is_newer:
-        # Last: a fetch that was cut short is no run, or one that is behind still, and is made again.
+        # Last: a fetch that was cut short leaves no run, or an older state, and is repeated.
         write_whole(folder / _JOB, found.data)
         seen.note(_JOB, found.version)
     if there.status is JobStatus.COMPLETED:
@@ -141,7 +141,7 @@ def _empty(folder: Path) -> None:
 
 
 def _join_journals(storage: Storage, copied: set[str], folder: Path) -> None:
-    """Makes the journal here the union of what is here and what is there, each rollout finished once."""
+    """Makes the local journal the union of the local and the remote segments, with each rollout finished once."""
     journal, seen = folder / "journal", Seen(folder)
     ours = [path for path in segments(journal) if f"journal/{path.name}" not in copied]
     for path in ours:
@@ -154,7 +154,7 @@ def _join_journals(storage: Storage, copied: set[str], folder: Path) -> None:
     _fetch(storage, sorted(name for name in copied if not (folder / name).exists()), folder)
     number = max((int(Path(name).name[:6]) for name in copied), default=0)
     for path in ours:
-        if path.exists() and int(path.name[:6]) <= number:  # after all that is there
+        if path.exists() and int(path.name[:6]) <= number:  # behind all remote segments
             number += 1
             path.rename(journal / f"{number:06d}{path.name[6:]}")
     if repeated := _drop_repeated(journal):
@@ -163,9 +163,9 @@ def _join_journals(storage: Storage, copied: set[str], folder: Path) -> None:
 
 
 def _drop_repeated(journal: Path) -> int:
-    """Takes out of later segments what they have of rollouts that an earlier one has finished; how many were finished twice."""
+    """Removes from later segments the rollouts that an earlier one has finished; returns how many were finished twice."""
     files = segments(journal)
-    if len({path.name[6:] for path in files}) < 2:  # all of one writer
+    if len({path.name[6:] for path in files}) < 2:  # one writer alone
         return 0
     finals: dict[int, int] = {}  # number of the rollout -> hash of the id of its final attempt: a million fit
     repeated = 0

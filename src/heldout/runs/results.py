@@ -1,4 +1,4 @@
-"""A run's numbers: from its Parquet files alone, or from its journal while there are none yet."""
+"""Computes a run's numbers from its Parquet files, or from its journal before those are written."""
 
 from typing import Any
 
@@ -22,12 +22,12 @@ def write_results(run: Run, *, is_partial: bool) -> Summary:
 
 
 def summarize_run(run: Run) -> Summary:
-    """The run's numbers as they are now, computed again; also of a run that is still playing, or was interrupted."""
+    """Computes the run's numbers so far, also while it plays or after it was interrupted."""
     return _summarize(run, read_run_tables(run))
 
 
 def read_run_tables(run: Run) -> RunTables:
-    """The run's tables: from its Parquet files when it is done, else from its journal as far as that goes.
+    """Reads the run's tables: from its Parquet files when it is done, else from its journal.
 
     Raises RunError when no rollout has ended yet, or when files are missing or damaged.
     """
@@ -36,7 +36,7 @@ def read_run_tables(run: Run) -> RunTables:
 
 
 def metrics_document(summary: Summary, *, is_partial: bool) -> dict[str, Any]:
-    """What `metrics.json` holds."""
+    """Returns the content of `metrics.json`."""
     return {
         "metrics": {name: float(value) for name, value in summary.metrics.items()},
         "intervals": {name: [float(low), float(high)] for name, (low, high) in summary.intervals.items()},

@@ -1,4 +1,4 @@
-"""The run: the folder a job leaves behind, and the only state there is.
+"""The run: the folder that holds all state of a job.
 
     job.json              the document, status and times            (replaced whole)
     prompts.parquet       the prompts as read, a row a prompt       (written once, before anything else starts)
@@ -34,7 +34,7 @@ from heldout.storage.lock import FolderLock, holder_of
 BASE_RUN = "base-model-eval"
 FINE_TUNED_RUN = "fine-tuned-model-eval"
 STATE_KEY = "heldout.job"
-"""In the schema metadata of `rollouts.parquet`: job.json as it was when the table was written."""
+"""Key in the schema metadata of `rollouts.parquet` for job.json as it was when the table was written."""
 _JOB_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,62}")
 
 
@@ -48,7 +48,7 @@ class JobStatus(enum.StrEnum):
 
 
 class SecondaryStatus(enum.StrEnum):
-    """What the job is doing, or how it ended, in the service's words."""
+    """The job's activity, or how it ended, in the service's words."""
 
     STARTING = "Starting"
     DOWNLOADING = "Downloading"
@@ -62,7 +62,7 @@ class SecondaryStatus(enum.StrEnum):
 
 
 class JobState(BaseModel):
-    """What `job.json` holds. Times are Unix seconds."""
+    """The content of `job.json`. Times are Unix seconds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -95,12 +95,12 @@ class JobState(BaseModel):
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether it was told to stop before it was done, by whomever."""
+        """Whether the job was asked to stop before it was done."""
         return self.status is JobStatus.STOPPED and self.secondary_status is SecondaryStatus.INTERRUPTED
 
 
 class Run:
-    """A run folder that is there."""
+    """An existing run folder."""
 
     def __init__(self, folder: Path, state: JobState) -> None:
         self.folder = folder
@@ -118,7 +118,9 @@ class Run:
         document: JobConfigDocument,
         job_name: str | None = None,
     ) -> Self:
-        """A new run in `folder`, which must not hold one. `job_name` names the job where `name` is an evaluation of several.
+        """Creates a run in `folder`, which must not hold one.
+
+        name: the evaluation's. job_name: the job's name in an evaluation of several jobs.
 
         Raises RunError if there is a run already, or if the name is not a job's.
         """
@@ -139,8 +141,10 @@ class Run:
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """The run in `folder`, from its tables where it has no job.json. Raises RunError when there is none, naming the runs
-        that are near."""
+        """Opens the run in `folder`, from its tables where it has no job.json.
+
+        Raises RunError when there is none, naming the nearest run.
+        """
         path = folder / "job.json"
         if not path.is_file():
             if (state := _state_in_tables(folder / "rollouts.parquet")) is not None:
@@ -153,13 +157,13 @@ class Run:
 
     @property
     def location(self) -> str:
-        """Where the user wanted the run; `folder` itself unless that is remote."""
+        """The location that the user gave: `folder` itself, or an `s3://` URI."""
         output = self.document.output_data_config.location.rstrip("/")
         return f"{output}/{self.state.name}/{self.state.run_name}" if is_remote(output) else str(self.folder)
 
     @property
     def kms_key(self) -> str | None:
-        """The key that a remote output is encrypted with; None: the bucket decides."""
+        """The key that encrypts a remote output; None leaves it to the bucket."""
         return self.document.output_data_config.kms_key_arn
 
     @property
@@ -180,7 +184,7 @@ class Run:
 
     @property
     def metric_settings(self) -> MetricSettings:
-        """What the job's hyperparameters decide about its metrics."""
+        """The job's hyperparameters that decide about its metrics."""
         parameters = self.document.hyperparameters
         return MetricSettings(
             pass_k_values=parameters.pass_k_values,
@@ -191,12 +195,12 @@ class Run:
 
     @property
     def has_journal(self) -> bool:
-        """Whether attempts are still in the journal: the job is not done, or is being written up."""
+        """Whether the journal still holds attempts: the job is not done, or its results are being written."""
         return bool(segments(self.journal_folder))
 
     @property
     def has_rollouts(self) -> bool:
-        """Whether there is anything to make numbers from, in the journal or in the tables."""
+        """Whether the journal or the tables may hold a finished rollout."""
         return self.has_journal or self.rollouts_path.exists()
 
     def save(self, state: JobState) -> None:
@@ -209,7 +213,7 @@ class Run:
         self.save(self.state.model_copy(update=changes))
 
     def complete(self) -> None:
-        """Marks the run done, its results being all written; from then on its journal is not needed, and it goes."""
+        """Marks the run done and removes its journal. All results are written before."""
         self.update(
             status=JobStatus.COMPLETED,
             secondary_status=SecondaryStatus.COMPLETED,
@@ -224,11 +228,11 @@ class Run:
 
     @property
     def is_begun(self) -> bool:
-        """Whether a rollout was ever begun."""
+        """Whether a rollout has begun, in this start or an earlier one."""
         return self.journal_folder.exists() or self.rollouts_path.exists()
 
     def remove(self) -> None:
-        """Takes the folder of a run that was never begun away again, and the folders above that are empty then."""
+        """Removes the folder of a run that has not begun, and the two folders above where they are then empty."""
         for path in (self.folder / "job.json", self.folder / "lock", self.prompts_path):
             path.unlink(missing_ok=True)
         for folder in (self.folder, *self.folder.parents[:2]):
@@ -239,7 +243,7 @@ class Run:
 
     @contextmanager
     def locked(self, lock: FolderLock | None = None) -> Iterator[None]:
-        """Holds the run's lock (`lock`, if it is held already), with `state` as whoever held it before left it.
+        """Holds the run's lock and reads `state` as the last holder left it. lock: given if the caller holds it already.
 
         Raises RunError when another process has it.
         """
@@ -253,12 +257,15 @@ class Run:
             lock.release()
 
     def is_running(self) -> bool:
-        """Whether a process works on this run now."""
+        """Whether a process of this machine works on this run now."""
         return holder_of(self.folder) is not None
 
 
 def _state_in_tables(path: Path) -> JobState | None:
-    """The job's state from the table of its rollouts alone: done if they are all there, else stopped. None if it has none."""
+    """Reads the job's state from the table of its rollouts: Completed if it has all of them, else Stopped.
+
+    None when the table holds no state.
+    """
     if not path.is_file():
         return None
     import pyarrow as pa  # slow to import, and only needed here
@@ -286,13 +293,13 @@ def _state_in_tables(path: Path) -> JobState | None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file so that a reader, also after a crash, sees the old content or the new, never a part."""
+    """Writes a file. A reader sees the old content or the new, never a part of it, also after a crash."""
     with open_atomic(path) as file:
         file.write(data)
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """The run folders in `folder` and two levels below (output / name / run), in name order."""
+    """Returns the run folders in `folder` and two levels below (output / name / run), in name order."""
     found = {path.parent for depth in ("", "*/", "*/*/") for path in folder.glob(f"{depth}job.json")}
     return sorted(found)
 

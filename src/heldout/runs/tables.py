@@ -1,6 +1,6 @@
-"""From the journal to the run's Parquet files, and from those to the tables that metrics are functions of.
+"""Writes a run's Parquet files from its journal, and reads the tables for metrics from those files.
 
-Both ways are streamed: what is in memory does not grow with the number of rollouts, but for some 30 bytes each.
+Both directions are streamed: memory grows by some 30 bytes a rollout.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,16 +25,16 @@ from heldout.runs.run import STATE_KEY, Run
 from heldout.storage import open_atomic
 
 _BATCH_BYTES = 512 * 1024
-"""Of attempts turned into columns at once. As rows of Python objects they take thirty times that."""
+"""Bytes of attempts converted to columns at once. As rows of Python objects they take thirty times that."""
 _TURN_BYTES = 400
-"""What a turn counts beside its texts: its numbers, and the row it becomes."""
+"""Bytes that a turn counts in addition to its texts: its numbers and its row."""
 _ROW_GROUP_BYTES = 8 * 1024 * 1024
 
 
 def write_tables(run: Run, index: JournalIndex, folder: Path) -> None:
     """Writes the three Parquet files from the run's journal into `folder`; each appears whole or not at all.
 
-    The schema of `rollouts.parquet` holds job.json as it is now: whoever has the tables alone has the run.
+    The schema of `rollouts.parquet` holds job.json as it is now: the tables alone are enough to open the run.
     """
     threshold = run.document.hyperparameters.success_threshold
     leave_pandas_out()
@@ -98,7 +98,7 @@ def _batches(attempts: Iterable[Attempt]) -> Iterator[list[Attempt]]:
 
 
 class _Table:
-    """One Parquet file in the writing; leaving the context without an error publishes it."""
+    """A Parquet file that is being written. Leaving the context without an error publishes it."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._path = path
@@ -118,7 +118,7 @@ class _Table:
         if kind is not None:
             self._stack.__exit__(kind, error, trace)
             return
-        with self._stack:  # what goes wrong with the last rows is this file's problem too
+        with self._stack:  # an error in the last rows keeps the file unpublished too
             self._write_row_group()
 
     def write(self, rows: list[dict[str, Any]]) -> None:
@@ -224,16 +224,16 @@ def _microseconds(seconds: float) -> int:
 
 @dataclass(frozen=True, slots=True)
 class RunTables:
-    """The tables of a run that metrics are functions of."""
+    """A run's tables, the input of all metrics."""
 
     rollouts: RolloutTable
     turns: TurnTable
     agent_metrics: dict[str, FloatArray]
-    """Each of the agents' own metrics, shape (num_rollouts,); NaN where a rollout did not give it."""
+    """Each agent metric, shape (num_rollouts,); NaN where a rollout did not report it."""
 
 
 def read_tables(folder: Path, group_size: int) -> RunTables:
-    """The tables of a run from its Parquet files in `folder` alone. Raises RunError when one is missing or damaged."""
+    """Reads the tables of a run from its Parquet files in `folder`. Raises RunError when one is missing or damaged."""
     leave_pandas_out()
     check_tables(folder)
     try:
