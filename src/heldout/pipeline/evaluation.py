@@ -326,24 +326,6 @@ def _begun_again(step: StepState) -> StepState | None:
     return step.model_copy(update={"status": StepStatus.STARTING, "ended_at": None, "failure_reason": None})
 
 
-def open_only_run(location: str) -> Run:
-    """Open the run at a local path or an `s3://` URI, or the only run of the evaluation there.
-
-    Raises RunError when there is none, or several to choose from.
-    """
-    if not Evaluation.is_at(location):
-        return open_run(location)
-    runs = Evaluation.open(location).runs()
-    if len(runs) == 1:
-        return next(iter(runs.values()))
-    names = " or ".join(f"{location.rstrip('/')}/{name}" for name in runs)
-    raise RunError(
-        f"evaluation {location} has {len(runs)} runs; name one: {names}"
-        if runs
-        else f"evaluation {location} has begun no run yet"
-    )
-
-
 def evaluations_below(folder: Path) -> list[Path]:
     """Find the evaluation folders in `folder` and one level below, sorted by name."""
     return sorted({path.parent for depth in ("", "*/") for path in folder.glob(f"{depth}{STATE_FILE}")})
