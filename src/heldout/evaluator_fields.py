@@ -1,6 +1,6 @@
-"""The fields of MultiTurnRLEvaluator: their meaning, their defaults, and what each may be.
+"""The fields of MultiTurnRLEvaluator: their meanings, their defaults and their checks.
 
-Only what is given is looked at here: no file, no network, no clock.
+The checks look at the values alone: no file, no network, no clock.
 """
 
 import re
@@ -10,13 +10,13 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from heldout.backends.base import Backend
-from heldout.backends.local.creation import NO_TRACKING
 from heldout.backends.local.runtime_address import check_runtime_url
+from heldout.backends.selection import backend_named
 from heldout.errors import InputError, ReferenceProblem, did_you_mean, shown
 from heldout.job.document import DEFAULT_RUNTIME_SECONDS, MAX_RUNTIME_SECONDS
 from heldout.job.hyperparameters import Hyperparameters
 from heldout.job.references import parse_agent, parse_model
+from heldout.pipeline.request import NO_TRACKING
 from heldout.pipeline.resolution import is_trainer, model_text
 
 _MLFLOW_ARN = re.compile(r"arn:aws[a-z\-]*:sagemaker:[a-z0-9\-]+:[0-9]{12}:mlflow-(?:tracking-server|app)/.+")
@@ -24,7 +24,7 @@ _DATASET_ARN = re.compile(r"arn:[^:]+:sagemaker:[^:]*:[^:]*:hub-content/[^/]+/Da
 
 
 class EvaluatorFields(BaseModel):
-    """What an evaluation is given.
+    """The settings of an evaluation.
 
     Raises InputError (a ValueError), one line, for a field that is missing, unknown, or has a value that cannot be right;
     the same when a field is assigned.
@@ -40,7 +40,7 @@ class EvaluatorFields(BaseModel):
     dataset: Any = Field(default=None, validate_default=True)
     """Held-out prompts: a local file or folder, an S3 URI, a DataSet ARN, or an object with `.arn`. Required."""
     s3_output_path: str
-    """Where the evaluation goes: a local folder or an `s3://` URI."""
+    """The place of the results: a local folder or an `s3://` URI."""
     agent_config: Any = None
     """`file.py:function`, `package.module:function`, `http://host:port`, an AgentCore or Lambda ARN, or an object with
     `materialize()`, `lambda_arn` or `arn`. A trainer brings its own."""
@@ -48,11 +48,11 @@ class EvaluatorFields(BaseModel):
     """Bedrock AgentCore qualifier; other agents ignore it."""
     accept_eula: bool = True
     evaluate_base_model: bool = False
-    """Also evaluate what the fine-tuned model was tuned from, and compare."""
+    """Also evaluates the base model of the fine-tuned one, and compares both."""
     base_model: Any = None
-    """What `model` was tuned from, where that cannot be told from `model` itself, as for an endpoint."""
+    """The base model of `model`. Needed where `model` itself does not name it, for example for an endpoint."""
     stopping_condition: int = DEFAULT_RUNTIME_SECONDS
-    """Seconds a job may take, above 0 up to 259200."""
+    """The longest time of a job in seconds: above 0, up to 259200."""
     tags: list[dict[str, str]] | None = None
     """Each `{"Key": ..., "Value": ...}`; on the pipeline's steps and the MLflow runs."""
     mlflow_resource_arn: str | None = None
@@ -60,23 +60,23 @@ class EvaluatorFields(BaseModel):
     output; in AWS, where it must be an ARN, the account's default app."""
     mlflow_experiment_name: str | None = None
     networking: Any = None
-    """An object with `security_group_ids` and `subnets`: goes to the jobs in AWS, and means nothing on this machine."""
+    """An object with `security_group_ids` and `subnets`, for jobs in AWS. It has no effect on this machine."""
     kms_key_id: str | None = None
-    """Encrypts what is written to `s3://`."""
+    """The key that encrypts results in S3."""
     model_package_group: Any = None
     """An ARN, a name, or an object with `model_package_group_arn`."""
     base_eval_name: str | None = None
-    """The evaluation is called this and the time it was started."""
+    """The beginning of the evaluation's name, which continues with the time of its start."""
     region: str | None = None
     role: str | None = None
     sagemaker_session: Any = None
-    """The SDK's session, or a boto3 session: used everywhere in AWS, and not needed on this machine."""
+    """The SDK's session, or a boto3 session, for every request to AWS. Not needed on this machine."""
     runtime_url: str | None = None
-    """Where an agent that is not on this machine reaches the Job Runtime that runs here, such as a tunnel's address; by default
+    """The URL at which an agent on another machine reaches the Job Runtime here, for example a tunnel's; by default
     HELDOUT_RUNTIME_URL."""
-    backend: Backend | None = None
-    """`"local"`: on this machine; `"sagemaker"`: as a pipeline of managed jobs. By default in AWS when model and agent are AWS
-    resources and no registry maps them."""
+    backend: str | None = None
+    """The place where the evaluation runs: `"local"` is this machine, `"sagemaker"` a pipeline of managed jobs; packages may add
+    others. By default in AWS when model and agent are AWS resources and no registry maps them, else on this machine."""
     registry: Any = None
     """A file that maps AWS names to local things; by default the one HELDOUT_REGISTRY names."""
 
@@ -224,6 +224,13 @@ class EvaluatorFields(BaseModel):
             )
         return text
 
+    @field_validator("backend")
+    @classmethod
+    def _check_backend(cls, backend: str | None) -> str | None:
+        if backend is not None:
+            backend_named(backend)
+        return backend
+
     @field_validator("registry")
     @classmethod
     def _check_registry(cls, registry: Any) -> Any:
@@ -242,14 +249,14 @@ class EvaluatorFields(BaseModel):
 
 
 def attribute(value: Any, name: str) -> Any:
-    """`value.name`, or its entry where `value` is a mapping in either of the two spellings."""
+    """`value.name`, or the entry of that name in a mapping, in snake case or camel case."""
     if isinstance(value, Mapping):
         return value.get(name, value.get("".join(word.capitalize() for word in name.split("_"))))
     return getattr(value, name, None)
 
 
 def _tag(tag: Any) -> dict[str, str]:
-    """One tag with its keys capitalized, as the API has them."""
+    """A tag with capitalized keys, as the API spells them."""
     found = {name.capitalize(): value for name, value in tag.items()} if isinstance(tag, Mapping) else {}
     if found.keys() != {"Key", "Value"} or not all(isinstance(value, str) for value in found.values()):
         raise ValueError(f"'tags' holds {shown(tag)}; each must be {{'Key': ..., 'Value': ...}}, both strings")

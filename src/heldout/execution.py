@@ -1,12 +1,10 @@
-"""The handle on a started evaluation: what it is doing, what came of it, and how to stop it.
+"""The handle on a started evaluation: its status, its progress, its results, and how to stop it.
 
-It holds no process: everything is read from the evaluation's folder, or asked of the service that runs it, so a handle works as
-well in another process, after a crash, and on a finished evaluation. Names are those of the SageMaker Python SDK's execution.
+A handle keeps no process. It reads the evaluation's folder, or asks the service that runs it, so it works in another
+process, after a crash, and on a finished evaluation. Names are those of the SageMaker Python SDK's execution.
 """
 
 import json
-import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -15,14 +13,10 @@ from typing import Any, Literal, Self
 
 from rich.console import RenderableType
 
-from heldout.backends.base import Backend, PipelineExecutionStatus, StartedEvaluation, StepDetail
-from heldout.backends.local.evaluation_index import find_evaluation, is_known, known_evaluations
-from heldout.backends.local.handle import LocalEvaluation
-from heldout.backends.registry_file import read_registry
-from heldout.backends.selection import backend_to_ask
+from heldout.backends.base import PipelineExecutionStatus, StartedEvaluation, StepDetail
+from heldout.backends.selection import list_evaluations, open_evaluation
 from heldout.backends.waiting import Watcher
-from heldout.errors import JobFailed, ReferenceProblem, RunError, WaitTimeout, shown
-from heldout.pipeline.evaluation import LOCAL_ACCOUNT
+from heldout.errors import JobFailed, RunError, WaitTimeout
 from heldout.pipeline.state import ExecutionStatus
 from heldout.report.console import plain_console
 from heldout.runs.frames import Frame, FrameKind, table_of
@@ -32,50 +26,33 @@ __all__ = ["Execution", "PipelineExecutionStatus", "StepDetail"]
 
 TargetStatus = Literal["Executing", "Stopping", "Stopped", "Failed", "Succeeded"]
 """Statuses of an execution that can be waited for."""
-_EXECUTION_ARN = re.compile(r"arn:aws[a-z\-]*:sagemaker:(?P<region>[a-z0-9\-]+):\d{12}:pipeline/[^/]+/execution/[^/]+")
-_ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_SAGEMAKER", "AWS_ENDPOINT_URL")
 
 
 class Execution:
-    """One evaluation, started: on this machine, or as a pipeline of managed jobs."""
+    """A started evaluation, on this machine or in another place."""
 
     def __init__(self, started: StartedEvaluation) -> None:
         self._started = started
 
     @classmethod
     def get(cls, arn: str | Path, session: Any = None, region: str | None = None) -> Self:
-        """The evaluation with this execution ARN, or in this folder.
+        """Opens the evaluation with this execution ARN, or in this folder.
 
-        One that was started on this machine is found here; the ARN of any other is asked for in AWS, with the session (the
-        SDK's, or a boto3 session) and in the region where they are given. Raises ReferenceProblem for an ARN that is in neither,
-        RunError for a folder that holds no evaluation, CloudError when AWS refuses to say.
+        The ARN of an evaluation that was not started on this machine is looked up in AWS, with `session` (the SDK's, or a boto3
+        session) and in `region` if they are given. Raises ReferenceProblem for an unknown ARN, RunError for a folder
+        that holds no evaluation, CloudError when AWS refuses an answer.
         """
-        given = str(arn)
-        if given.startswith("arn:") and not is_known(given) and (session is not None or _may_be_in_aws(given)):
-            return cls(_cloud_evaluation(given, session, region))
-        return cls(LocalEvaluation(find_evaluation(arn)))
+        return cls(open_evaluation(str(arn), session=session, region=region))
 
     @classmethod
-    def get_all(
-        cls, session: Any = None, region: str | None = None, *, backend: Backend | None = None
-    ) -> Iterator[Self]:
-        """Every evaluation that is still there, the last one started first.
+    def get_all(cls, session: Any = None, region: str | None = None, *, backend: str | None = None) -> Iterator[Self]:
+        """Returns every evaluation that still exists, the latest first.
 
-        backend: where; by default in AWS when a session is given, else on this machine. region: only those of this region.
-        Raises CloudError when AWS refuses to list them.
+        backend: the name of the place to look in; by default AWS if a session is given, else this machine. region:
+        only evaluations of this region. Raises InputError for an unknown backend, CloudError when AWS refuses to list
+        them.
         """
-        if backend_to_ask(backend, session) == "local":
-            for evaluation in known_evaluations():
-                if region is None or evaluation.state.region == region:
-                    yield cls(LocalEvaluation(evaluation))
-            return
-        from heldout.backends.sagemaker.account import Account
-        from heldout.backends.sagemaker.handle import CloudEvaluation
-        from heldout.backends.sagemaker.pipelines import evaluation_executions
-
-        account, registry = Account(session, region), read_registry()
-        for arn in evaluation_executions(account):
-            yield cls(CloudEvaluation(account, arn, registry))
+        return map(cls, list_evaluations(backend, session=session, region=region))
 
     @property
     def name(self) -> str:
@@ -97,7 +74,7 @@ class Execution:
 
     @property
     def status(self) -> PipelineExecutionStatus:
-        """As of the last `refresh`, `wait` or `stop`."""
+        """The status at the last `refresh`, `wait` or `stop`."""
         return self._started.status
 
     @property
@@ -111,23 +88,25 @@ class Execution:
 
     @property
     def mlflow_url(self) -> str | None:
-        """Opens the run in MLflow (of the fine-tuned model, where there are two); None while there is none.
+        """A link to the run in MLflow, to the fine-tuned model's if there are two; None if there is no run yet.
 
-        For a SageMaker ARN a link that works once, for five minutes.
+        For a SageMaker ARN, the link works once and for five minutes.
         """
         return self._started.mlflow_url()
 
     @property
     def metrics(self) -> Mapping[str, dict[str, Any]]:
-        """By run name, what `metrics.json` holds: metrics, their intervals, counts of rollouts; so far, while it goes on.
+        """The content of `metrics.json` by run name: metrics, their intervals, counts of rollouts. Partial while the
+        evaluation runs.
 
-        Of a managed job whose output has no tables of rollouts: the metrics that it logged to MLflow, and no intervals.
+        A managed job without tables of rollouts in its output has the metrics that it logged to MLflow, and no intervals.
         """
         return self._started.metrics()
 
     @property
     def comparison(self) -> dict[str, Any] | None:
-        """What `comparison.json` holds; None for an evaluation of one model, that is not done, or without tables of rollouts."""
+        """The content of `comparison.json`. None for an evaluation of one model, an unfinished one, or one without
+        rollout tables."""
         return self._started.comparison()
 
     def refresh(self) -> None:
@@ -137,11 +116,11 @@ class Execution:
     def wait(
         self, target_status: TargetStatus = "Succeeded", poll: float | None = None, timeout: float | None = None
     ) -> None:
-        """Shows how the evaluation goes, and what is logged, until it has the status, by default until it is done.
+        """Shows the progress and the log of the evaluation until it reaches the status, by default until it has succeeded.
 
-        poll: seconds between looks, by default 1 for an evaluation on this machine and 5 for one in AWS. timeout: seconds to wait
-        at most. Interrupting it does not stop the evaluation. Raises JobFailed when it ended otherwise, WaitTimeout when the
-        time is over.
+        poll: seconds between two reads, by default 1 for an evaluation on this machine and 5 for one in AWS. timeout: the longest
+        wait in seconds. Interrupting the wait does not stop the evaluation. Raises JobFailed when the evaluation ends
+        with another status, WaitTimeout after `timeout`.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = self._started.poll_seconds if poll is None else poll
@@ -149,7 +128,7 @@ class Execution:
             while True:
                 self.refresh()
                 watcher.show()
-                if self._has_come_to(target_status):
+                if self._has_reached(target_status):
                     return
                 left = pause if deadline is None else min(pause, deadline - time.monotonic())
                 if left <= 0:
@@ -161,15 +140,15 @@ class Execution:
     def stop(self) -> None:
         """Asks the evaluation to stop, and returns.
 
-        On this machine what is in flight is finished first, unless it is asked again, and it can be resumed. One that is not
-        running stays as it is.
+        On this machine, rollouts in flight finish first, unless it is asked again, and the evaluation can be resumed.
+        An evaluation that is not running stays as it is.
         """
         self._started.stop()
 
     def resume(self) -> None:
-        """Goes on with an evaluation that was stopped, failed or was killed; what is finished stays.
+        """Plays the remaining rollouts of an evaluation that was stopped, failed or was killed.
 
-        Raises RunError when it is running, or where it runs cannot go on with one.
+        Raises RunError when it is running, or when its backend cannot resume evaluations.
         """
         self._started.resume()
 
@@ -186,15 +165,15 @@ class Execution:
         return self._started.runs()
 
     def rollouts(self, frame: FrameKind = "pandas") -> Frame:
-        """A row a rollout of every run, `run` telling which; as a `"pandas"` or `"polars"` frame.
+        """One row for each rollout, as a `"pandas"` or `"polars"` frame. The column `run` names the run.
 
-        Columns: those of `rollouts.parquet`. Raises MissingExtra when the library is not installed, RunError when no rollout has
-        ended, or the output holds no tables of them.
+        The other columns are those of `rollouts.parquet`. Raises MissingExtra when the library is not installed, RunError when no
+        rollout has ended or the output holds no tables.
         """
         return table_of(self._played_runs(), "rollouts", frame)
 
     def trajectories(self, frame: FrameKind = "pandas") -> Frame:
-        """A row a turn (model call) of every run; see `rollouts`. Columns: those of `trajectories.parquet`."""
+        """One row for each turn (model call), with the columns of `trajectories.parquet`; otherwise as `rollouts`."""
         return table_of(self._played_runs(), "trajectories", frame)
 
     def __repr__(self) -> str:
@@ -213,8 +192,8 @@ class Execution:
             )
         return runs
 
-    def _has_come_to(self, target: str) -> bool:
-        """Whether it has the status; raises JobFailed when it has ended with another."""
+    def _has_reached(self, target: str) -> bool:
+        """Whether the evaluation has this status. Raises JobFailed when it has ended with another."""
         status = self.status.overall_status
         if status == target:
             return True
@@ -222,23 +201,3 @@ class Execution:
             reason = self.status.failure_reason or f"see {self._started.where_to_look()}"
             raise JobFailed(f"evaluation {self.name} ended as {status}: {reason}")
         return False
-
-
-def _may_be_in_aws(arn: str) -> bool:
-    """Whether an execution that was not started here can be one elsewhere: of a real account, or of a service that is named."""
-    is_real = arn.split(":")[4:5] != [LOCAL_ACCOUNT]
-    return is_real or any(os.environ.get(name) for name in _ENDPOINT_VARIABLES)
-
-
-def _cloud_evaluation(arn: str, session: Any, region: str | None) -> StartedEvaluation:
-    found = _EXECUTION_ARN.fullmatch(arn)
-    if found is None:
-        raise ReferenceProblem(
-            f"{shown(arn, 160)} is no evaluation's ARN; expected "
-            "arn:aws:sagemaker:<region>:<account>:pipeline/<name>/execution/<id>, as it was said at the start"
-        )
-    # boto3 takes most of a second to load; an evaluation on this machine does without.
-    from heldout.backends.sagemaker.account import Account
-    from heldout.backends.sagemaker.handle import CloudEvaluation
-
-    return CloudEvaluation(Account(session, region or found["region"]), arn, read_registry())

@@ -22,7 +22,7 @@ from heldout.agents.agentcore import AgentCoreAgent
 from heldout.agents.aws import retried
 from heldout.agents.aws_lambda import LambdaForwarder
 from heldout.agents.base import Agent, Outcome
-from heldout.backends.local.job import run_job
+from heldout.backends.local.job import play_rollouts
 from heldout.backends.local.runtime_address import Exposure, exposure_of
 from heldout.errors import ReferenceProblem
 from heldout.job.document import (
@@ -40,7 +40,7 @@ from heldout.job.kinds.entry_point import EntryPoint
 from heldout.job.kinds.http_agent import AgentContainer
 from heldout.job.kinds.lambda_function import LambdaAgent
 from heldout.policies.scripted import ScriptedServer
-from heldout.rollouts.engine import StopSwitch
+from heldout.rollouts.context import PlayContext
 from heldout.runs.run import Run
 from tests.support.agents_support import attempt, until
 from tests.support.aws_agents import LAMBDA_ARN, RUNTIME_ARN, aws_agents, free_port
@@ -197,7 +197,7 @@ async def played(folder: Path, reference: AwsReference, *prompts: str, **hyperpa
             region="us-west-2",
             document=document(folder, server.url, reference, *prompts, **hyperparameters),
         )
-        await run_job(run, StopSwitch())
+        await play_rollouts(run, PlayContext())
     return run
 
 

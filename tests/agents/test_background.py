@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from heldout.backends.local.job import run_job
+from heldout.backends.local.job import play_rollouts
 from heldout.policies.scripted import ScriptedServer
 from heldout.policies.scripted_replies import Reply
-from heldout.rollouts.engine import StopSwitch
+from heldout.rollouts.context import PlayContext
 from tests.support.jobs import by_prompt, new_run, played, rows
 
 
@@ -56,7 +56,7 @@ async def test_time_in_line_for_a_process_of_its_own_is_not_the_agents(
 async def test_a_model_server_that_fails_is_not_the_agents_failure(tmp_path: Path) -> None:
     async with ScriptedServer(lambda _: Reply("out of memory", status=500)) as server:
         run = new_run(tmp_path, server.url, ["turns 1"], rollout_max_retries=0)
-        await run_job(run, StopSwitch())
+        await play_rollouts(run, PlayContext())
     (row,) = rows(run)
     assert row["error_boundary"] == "policy"
     assert "answered 500" in row["error"]

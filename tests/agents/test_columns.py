@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from heldout.backends.local.job import run_job
+from heldout.backends.local.job import play_rollouts
 from heldout.job.document import (
     AgentConfig,
     DataSource,
@@ -24,7 +24,7 @@ from heldout.job.kinds.entry_point import EntryPoint
 from heldout.job.kinds.http_agent import AgentContainer
 from heldout.job.kinds.lambda_function import LambdaAgent
 from heldout.policies.scripted import ScriptedServer
-from heldout.rollouts.engine import StopSwitch
+from heldout.rollouts.context import PlayContext
 from heldout.runs.run import Run
 from tests.support.agents_support import served
 from tests.support.aws_agents import LAMBDA_ARN, RUNTIME_ARN, aws_agents, free_port
@@ -57,7 +57,7 @@ async def played(folder: Path, agent: AgentReference, **columns: object) -> list
             ),
         )
         run = Run.create(folder / "run", name="test", run_name="base", region="us-west-2", document=document)
-        await run_job(run, StopSwitch())
+        await play_rollouts(run, PlayContext())
     return rows(run)
 
 

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from agent import NEXT_GAME, OPENING, client, play
 from game import PROMPT, SPARE_GUESSES, Game
-from heldout.backends.local.job import run_job
+from heldout.backends.local.job import play_rollouts
 from heldout.policies.base import ModelCall
 from heldout.policies.embedded import EmbeddedPolicy
 from heldout.policies.scripted import ScriptedServer
 from heldout.policies.scripted_replies import Reply, ScriptedCall
-from heldout.rollouts.engine import StopSwitch
+from heldout.rollouts.context import PlayContext
 from plays import MOST_WEIGHT, read_plays, turn_weights
 from prompts import draw_prompts
 from tests.support.jobs import new_run
@@ -176,7 +176,7 @@ async def test_what_is_learned_is_the_policys_own_rewarded_replies_and_nothing_e
     guesses = ("99", "25", "28")
     async with ScriptedServer(lambda call: Reply(guesses[call.number])) as server:
         run = new_run(tmp_path, server.url, [PROMPT_TEXT], agent=f"{EXAMPLE / 'agent.py'}:play", pass_k_values=[1])
-        await run_job(run, StopSwitch())
+        await play_rollouts(run, PlayContext())
     letters: Any = SimpleNamespace(encode=lambda text, **_: SimpleNamespace(ids=[ord(letter) for letter in text]))
     (play,) = read_plays(run.folder, letters)
     learned = "".join(chr(token) for token, weight in zip(play.tokens, play.weights, strict=True) if weight)

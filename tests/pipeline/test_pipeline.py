@@ -1,12 +1,11 @@
 """An evaluation as a pipeline: the three definitions, and the runner that executes them on this machine."""
 
 import asyncio
-import contextlib
 import hashlib
 import importlib.metadata
 import json
 import runpy
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -15,6 +14,7 @@ import orjson
 import pytest
 
 from heldout.backends.local.evaluation import play_evaluation
+from heldout.backends.local.job import play_job
 from heldout.errors import InputError, JobFailed, ReferenceProblem, RunError
 from heldout.job.document import JobConfigDocument, MlflowConfig
 from heldout.job.kinds.hub_model import HubModel
@@ -26,8 +26,8 @@ from heldout.pipeline.runner import run_pipeline
 from heldout.pipeline.state import ExecutionStatus, StepStatus
 from heldout.pipeline.steps import parse_definition
 from heldout.policies.scripted import ScriptedServer
-from heldout.rollouts.engine import Ending, StopSwitch
-from heldout.runs.progress import Progress
+from heldout.rollouts.context import PlayContext
+from heldout.rollouts.engine import Ending
 from heldout.runs.run import BASE_RUN, FINE_TUNED_RUN, JobStatus, Run
 from heldout.storage.lock import FolderLock
 from tests.support.evaluations import AROUND, new_evaluation
@@ -39,13 +39,8 @@ PACKAGE = "arn:aws:sagemaker:us-west-2:123456789012:model-package/tuned/1"
 BASE_ARN = "arn:aws:sagemaker:us-west-2:aws:hub-content/SageMakerPublicHub/Model/gpt-oss-20b/1.2.0"
 
 
-@contextlib.asynccontextmanager
-async def unseen(run: Run, progress: Progress) -> AsyncIterator[None]:
-    yield
-
-
 async def play(evaluation: Evaluation) -> Ending:
-    return await play_evaluation(evaluation, unseen, on_stop=lambda _: None)
+    return await play_evaluation(evaluation, PlayContext(), play_job)
 
 
 def jobs(folder: Path, shape: Shape, url: str = NOWHERE, prompts: tuple[str, ...] = ("1", "0")) -> EvaluationJobs:
@@ -303,18 +298,21 @@ async def test_a_model_that_no_registry_maps_fails_the_step_and_says_what_to_do(
 
 
 class _Interrupted:
-    """Plays no job: the process ends at the second one."""
+    """Executes an evaluation with another way to play its jobs."""
 
-    def __init__(self, inner: Callable[[Run], Any]) -> None:
+    def __init__(self, inner: Callable[[Run], Awaitable[Ending]]) -> None:
         self.inner = inner
         self.played: list[str] = []
 
-    async def play(self, run: Run, switch: StopSwitch) -> Ending:
+    async def play(self, run: Run, context: PlayContext) -> Ending:
         self.played.append(run.state.run_name)
-        return await self.inner(run)  # type: ignore[no-any-return]
+        return await self.inner(run)
 
-    async def conclude(self, evaluation: Evaluation) -> None:
+    async def conclude(self, evaluation: Evaluation, note: Callable[[str], None]) -> None:
         self.played.append("conclude")
+
+    async def execute(self, evaluation: Evaluation) -> Ending:
+        return await run_pipeline(evaluation, PlayContext(), play_job=self.play, conclude=self.conclude)
 
 
 async def test_what_is_left_is_executed_after_the_runner_was_killed(tmp_path: Path) -> None:
@@ -327,7 +325,7 @@ async def test_what_is_left_is_executed_after_the_runner_was_killed(tmp_path: Pa
         return Ending.FINISHED
 
     with pytest.raises(KeyboardInterrupt):
-        await run_pipeline(evaluation, _Interrupted(killed), StopSwitch())
+        await _Interrupted(killed).execute(evaluation)
     again = Evaluation.open(evaluation.folder)
     assert again.state.status is ExecutionStatus.EXECUTING
     assert again.status is ExecutionStatus.STOPPED
@@ -337,7 +335,7 @@ async def test_what_is_left_is_executed_after_the_runner_was_killed(tmp_path: Pa
         return Ending.FINISHED
 
     rest = _Interrupted(done)
-    assert await run_pipeline(again, rest, StopSwitch()) is Ending.FINISHED
+    assert await rest.execute(again) is Ending.FINISHED
     assert rest.played == [FINE_TUNED_RUN, "conclude"]
     assert Evaluation.open(evaluation.folder).state.status is ExecutionStatus.SUCCEEDED
 
@@ -358,7 +356,7 @@ async def test_a_job_that_did_not_finish_ends_the_execution(
         return ending
 
     work = _Interrupted(unfinished)
-    assert await run_pipeline(evaluation, work, StopSwitch()) is ending
+    assert await work.execute(evaluation) is ending
     assert work.played == [BASE_RUN]
     assert evaluation.state.status is status
     assert reason in (evaluation.state.failure_reason or "")
@@ -373,7 +371,7 @@ async def test_an_execution_that_is_cancelled_says_that_it_was_stopped(tmp_path:
         await asyncio.Event().wait()
         return Ending.FINISHED
 
-    executing = asyncio.create_task(run_pipeline(evaluation, _Interrupted(endless), StopSwitch()))
+    executing = asyncio.create_task(_Interrupted(endless).execute(evaluation))
     await playing.wait()
     executing.cancel()
     with pytest.raises(asyncio.CancelledError):

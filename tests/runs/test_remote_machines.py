@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from heldout.backends.local.handle import LocalEvaluation
+from heldout.backends.local.backend import handle_on
 from heldout.errors import JobFailed, RunError, StorageError
 from heldout.job.document import OutputDataConfig
 from heldout.job.records import Attempt
@@ -423,7 +423,7 @@ def test_an_evaluation_that_another_machine_works_on_is_shown_as_going_on(
     assert claim is not None
     machine("b")
     assert [one.status for one in listed(OUTPUT) if isinstance(one, Listed)] == ["Executing"]
-    started = LocalEvaluation(Evaluation.open(evaluation.location))
+    started = handle_on(Evaluation.open(evaluation.location))
     assert started.status.overall_status == "Executing"
     assert [one.status for one in listed(OUTPUT) if isinstance(one, Listed)] == ["Executing"]
     with pytest.raises(RunError, match=r"is being worked on by machine .*; stop it there"):

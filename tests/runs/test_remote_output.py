@@ -2,18 +2,18 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import orjson
 import pytest
 
-from heldout.backends.local.evaluation import play_run
+from heldout.backends.local.job import play_job
 from heldout.errors import RunError, StorageError
 from heldout.job.document import JobConfigDocument, OutputDataConfig
 from heldout.policies.scripted import ScriptedServer
+from heldout.rollouts.context import PlayContext
 from heldout.rollouts.engine import StopSwitch
 from heldout.runs.journal import read
 from heldout.runs.remote_mirror import Mirror, folder_for, new_folder, open_run
@@ -49,12 +49,7 @@ def _remote_run(folder: Path, model_url: str, prompts: list[str], **settings: An
 
 async def _played(run: Run, switch: StopSwitch | None = None) -> None:
     """Plays a run as the command line does, from its files to its place."""
-
-    @asynccontextmanager
-    async def unseen(*_: object) -> AsyncIterator[None]:
-        yield
-
-    await play_run(Run.open(run.folder), unseen, switch or StopSwitch(), tags={}, note=pytest.fail)
+    await play_job(Run.open(run.folder), PlayContext(switch=switch or StopSwitch(), note=pytest.fail))
 
 
 def _names(service: Any) -> set[str]:

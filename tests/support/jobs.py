@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from heldout.backends.local.job import Played, run_job
+from heldout.backends.local.job import play_rollouts
 from heldout.job.document import (
     DEFAULT_RUNTIME_SECONDS,
     AgentConfig,
@@ -22,7 +22,8 @@ from heldout.job.hyperparameters import Hyperparameters
 from heldout.job.kinds.endpoint import EndpointModel
 from heldout.job.kinds.entry_point import EntryPoint
 from heldout.policies.scripted import ScriptedServer
-from heldout.rollouts.engine import StopSwitch
+from heldout.rollouts.context import PlayContext
+from heldout.rollouts.engine import Ending, StopSwitch
 from heldout.runs.run import Run
 
 PLAYERS = Path(__file__).parent / "scripted_agents.py"
@@ -67,13 +68,13 @@ async def played(folder: Path, prompts: Sequence[str], **settings: Any) -> Run:
     """A run played to its end against a scripted model of its own."""
     async with ScriptedServer() as server:
         run = new_run(folder, server.url, prompts, **settings)
-        await run_job(run, StopSwitch())
+        await play_rollouts(run, PlayContext())
     return run
 
 
-async def played_with(run: Run, switch: StopSwitch | None = None) -> Played:
+async def played_with(run: Run, switch: StopSwitch | None = None) -> Ending:
     """Plays a run as it stands, from its files."""
-    return await run_job(Run.open(run.folder), switch or StopSwitch())
+    return await play_rollouts(Run.open(run.folder), PlayContext(switch=switch or StopSwitch()))
 
 
 def rows(run: Run, table: str = "rollouts") -> list[dict[str, Any]]:

@@ -1,21 +1,25 @@
-"""The door to evaluations that were started, wherever they run: one protocol, one module per backend behind it."""
+"""The door to the places where evaluations run: the protocol of a backend, and of an evaluation that it has started.
 
-from collections.abc import Mapping, Sequence
+A backend is one module. `heldout.backends.selection` finds it: those of Heldout in a table, those of other packages
+through the entry point group `heldout.backends`. A backend whose evaluations are folders of this machine derives from
+`heldout.backends.local.backend.LocalBackend` and replaces what differs.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rich.console import RenderableType
 
+from heldout.pipeline.request import EvaluationRequest
+from heldout.pipeline.summary import Summary
 from heldout.runs.run import Run
-
-Backend = Literal["local", "sagemaker"]
-"""Where an evaluation runs: on this machine, or as a pipeline of managed jobs."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepDetail:
-    """One step of the pipeline that was begun."""
+    """A step of the pipeline that was begun."""
 
     name: str
     status: str
@@ -37,26 +41,29 @@ class PipelineExecutionStatus:
 
 
 class JobProgress(NamedTuple):
-    """How far the job that plays has come."""
+    """The progress of the job that is playing."""
 
     planned: int
-    """Rollouts; 0 where that is not known."""
+    """The number of rollouts; 0 if it is unknown."""
     finished: int
     line: str
-    """The same for a person, and what else is known."""
+    """The same as text, with further details."""
 
 
 class LogLine(NamedTuple):
-    """What the process or the service that plays had to say. Others wrote it: it is not safe to print as it is."""
+    """A line of the log of the process or the service that plays. Its text is untrusted: sanitize it before printing."""
 
     time: datetime
     run: str
-    """Name of the run that it is about; empty for none."""
+    """The name of the run that the line belongs to; empty if it belongs to none."""
     text: str
 
 
 class StartedEvaluation(Protocol):
-    """One evaluation, started. Nothing but `refresh`, `stop` and `resume` changes what the others say, unless they say so."""
+    """A handle on an evaluation that was started.
+
+    Properties keep their values until `refresh`, `stop` or `resume` is called. Methods that read anew say so.
+    """
 
     @property
     def name(self) -> str: ...
@@ -66,12 +73,12 @@ class StartedEvaluation(Protocol):
 
     @property
     def path(self) -> str:
-        """Where it leaves what it leaves: a folder or an `s3://` URI."""
+        """The folder or the `s3://` URI of its results."""
         ...
 
     @property
     def output(self) -> str:
-        """The output it was given."""
+        """The output that the user gave."""
         ...
 
     @property
@@ -79,7 +86,7 @@ class StartedEvaluation(Protocol):
 
     @property
     def poll_seconds(self) -> float:
-        """How long to wait between looks."""
+        """The default interval between two calls of `refresh`, in seconds."""
         ...
 
     @property
@@ -87,7 +94,7 @@ class StartedEvaluation(Protocol):
 
     @property
     def definition(self) -> Mapping[str, Any]:
-        """The pipeline definition that is executed."""
+        """The pipeline definition that is executed: a JSON object."""
         ...
 
     @property
@@ -96,53 +103,122 @@ class StartedEvaluation(Protocol):
         ...
 
     def refresh(self) -> None:
-        """Looks again."""
+        """Reads the status again."""
         ...
 
     def stop(self) -> None:
-        """Asks it to stop, and looks again."""
+        """Asks the evaluation to stop, and refreshes."""
         ...
 
     def resume(self) -> None:
-        """Goes on with one that ended without success. Raises InputError where that cannot be."""
+        """Continues an evaluation that ended without success. Raises InputError if the backend cannot."""
         ...
 
     def progress(self) -> JobProgress | None:
-        """Of the job that plays now; looks again. None when none does, or nothing is known."""
+        """Reads the progress of the job that is playing now. None if no job is playing or its progress is unknown."""
         ...
 
     def new_log_lines(self) -> Sequence[LogLine]:
-        """What was logged since this was last asked, or from the beginning; looks again.
+        """Reads the log lines that follow those of the previous call, at most some thousand. Empty if there are no more now.
 
-        Some thousand lines at a time: of more the first, and the next call gives what follows. None: there is no more now. What
-        stands in the way of reading them is a line of its own, and never an error.
+        A problem with reading the log becomes a log line, not an error.
         """
         ...
 
     def where_to_look(self) -> str:
-        """For the reason of a failure that gave none."""
+        """A place where the user finds the reason of a failure that has none."""
         ...
 
     def runs(self) -> Mapping[str, Run]:
-        """By name, the runs whose files can be had, on this machine."""
+        """The runs whose files can be read on this machine, by name."""
         ...
 
     def metrics(self) -> Mapping[str, dict[str, Any]]:
-        """By run name, what `metrics.json` holds."""
+        """The content of `metrics.json`, by run name."""
         ...
 
     def comparison(self) -> dict[str, Any] | None:
-        """What `comparison.json` holds; None where there is none."""
+        """The content of `comparison.json`; None if there is none."""
         ...
 
     def mlflow_url(self) -> str | None:
-        """Opens the run in MLflow, of the fine-tuned model where there are two; None while there is none."""
+        """A link to the run in MLflow, to the fine-tuned model's if there are two; None if there is no run yet."""
         ...
 
     def results(self) -> RenderableType:
-        """Each run's numbers, the comparison, and what to know."""
+        """The metrics of each run, the comparison, and the warnings, for a terminal or a notebook."""
         ...
 
     def document(self) -> dict[str, object]:
         """The same as JSON: `evaluation`, `arn`, `status`, `failure_reason`, `runs` by name, `comparison` and `notes`."""
+        ...
+
+
+class Prepared(Protocol):
+    """An evaluation that has passed every check and can be started."""
+
+    @property
+    def summary(self) -> Summary:
+        """The summary to print."""
+        ...
+
+    @property
+    def definition(self) -> Mapping[str, Any]:
+        """The pipeline definition that would be executed: a JSON object."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Warnings to print in a dry run."""
+        ...
+
+    def start(self) -> StartedEvaluation:
+        """Starts the evaluation and returns as soon as it is started.
+
+        Raises RunError when another evaluation has taken its name meanwhile, CloudError when AWS refuses.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """A place where evaluations run. Making one costs nothing: no file and no network is used before a method is called."""
+
+    @property
+    def name(self) -> str:
+        """The name that users give: `--backend NAME`, `backend="NAME"`."""
+        ...
+
+    @property
+    def uses_session(self) -> bool:
+        """Whether it works with an AWS session. A session without a backend's name selects the first that does."""
+        ...
+
+    def serves(self, request: EvaluationRequest) -> bool:
+        """Whether it runs this request when the user names no backend."""
+        ...
+
+    def prepare(self, request: EvaluationRequest) -> Prepared:
+        """Checks everything that can be checked. Starts nothing, writes nothing and causes no cost.
+
+        Raises InputError for a request that cannot be run, CloudError when AWS refuses an answer.
+        """
+        ...
+
+    def open(self, reference: str, *, session: object | None, region: str | None) -> StartedEvaluation | None:
+        """The evaluation that `reference` (an ARN, a folder or an `s3://` URI) names; None if it is not one of this backend.
+
+        Raises RunError for a folder without an evaluation, ReferenceProblem or CloudError when the evaluation cannot be read.
+        """
+        ...
+
+    def list(self, *, session: object | None, region: str | None) -> Iterator[StartedEvaluation]:
+        """Every evaluation of this backend, the latest first. region: only those of this region. Raises CloudError."""
+        ...
+
+    def models(self, session: object | None) -> Sequence[str]:
+        """Names of the models that can be evaluated, sorted. Raises CloudError."""
+        ...
+
+    def agent_runtimes(self, session: object | None) -> Sequence[Mapping[str, str]]:
+        """`name`, `runtime_id`, `arn` and `status` of each AgentCore runtime. Raises CloudError."""
         ...

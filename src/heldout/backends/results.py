@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 from rich.console import Console, Group, RenderableType
@@ -19,9 +19,6 @@ from heldout.job.document import JobConfigDocument, MlflowDetails, ServiceOutput
 from heldout.pipeline.evaluation import STATE_FILE, Evaluation
 from heldout.report.console import plain_console
 from heldout.runs.run import BASE_RUN, FINE_TUNED_RUN, JobStatus, Run
-
-if TYPE_CHECKING:
-    from heldout.metrics.summary import Summary
 
 COMPARISON_FILE = "comparison.json"
 REPORT_FILE = "report.html"
@@ -44,18 +41,11 @@ def load(*, has_tracking: bool) -> None:
         import_module("heldout.tracking.run_logging")
 
 
-def write_numbers(folder: Path, *, is_partial: bool) -> "Summary":
+def write_numbers(folder: Path, *, is_partial: bool) -> None:
     """Writes the tables and `metrics.json` of the run in `folder` from its journal."""
     from heldout.runs.results import write_results
 
-    return write_results(Run.open(folder), is_partial=is_partial)
-
-
-def numbers_of(folder: Path) -> "Summary":
-    """The numbers of the run in `folder`, computed again."""
-    from heldout.runs.results import summarize_run
-
-    return summarize_run(Run.open(folder))
+    write_results(Run.open(folder), is_partial=is_partial)
 
 
 async def finish_run(run: Run, tags: Mapping[str, str], note: Note, say: Callable[[str], None]) -> None:

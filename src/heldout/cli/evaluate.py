@@ -1,32 +1,26 @@
 """The command line, and its commands that play: evaluate, resume; models. Each parses, calls one function, prints."""
 
 import asyncio
+import contextlib
 import errno
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from heldout.backends.base import Backend
-from heldout.backends.local.creation import (
-    check_same,
-    create_evaluation,
-    define_evaluation,
-    local_surroundings,
-    location_of,
-    tracking_for,
-)
-from heldout.backends.local.evaluation import play_evaluation, play_run, run_to_end, stopped_by_signals
+from heldout.backends.base import Backend, Prepared
+from heldout.backends.local.backend import LocalBackend
+from heldout.backends.local.evaluation import run_to_end, stopped_by_signals
 from heldout.backends.local.evaluation_index import is_known, locate
+from heldout.backends.local.job import play_job
 from heldout.backends.registry_file import read_registry
 from heldout.backends.results import rendered_results, results_document
-from heldout.backends.selection import choose_backend
+from heldout.backends.selection import folder_backend, select_backend
 from heldout.cli.output import (
     EXIT_BAD_INPUT,
     EXIT_FAILED,
@@ -40,19 +34,17 @@ from heldout.cli.output import (
 from heldout.errors import HeldoutError, InputError, StorageError
 from heldout.job.document import DEFAULT_RUNTIME_SECONDS, MAX_RUNTIME_SECONDS
 from heldout.job.hyperparameters import Hyperparameters
-from heldout.job.references import named_models, parse_agent, parse_model
+from heldout.job.references import named_models
 from heldout.job.registry import Registry
 from heldout.pipeline.evaluation import Evaluation
-from heldout.pipeline.request import EvaluationRequest
-from heldout.pipeline.resolution import resolve_policies
-from heldout.pipeline.summary import Said
+from heldout.pipeline.request import EvaluationRequest, TrackingSettings, evaluation_request
 from heldout.report import live
 from heldout.report.console import plain_console
-from heldout.rollouts.engine import Ending, StopSwitch
+from heldout.rollouts.context import PlayContext
+from heldout.rollouts.engine import Ending
 from heldout.runs.progress import Progress
 from heldout.runs.remote_mirror import open_run
 from heldout.runs.run import Run
-from heldout.storage.storage import expanded
 from heldout.version import __version__
 
 app = typer.Typer(
@@ -68,7 +60,7 @@ RegistryOption = Annotated[
 
 
 def run_command() -> None:
-    """Runs what the command line says. Errors a person can act on are one line; exit code 2: bad input, 1: the job failed."""
+    """Runs the command line. An error that the user can act on is one line; exit code 2 is bad input, 1 a failed job."""
     try:
         _add_further_commands()
         app()
@@ -79,7 +71,7 @@ def run_command() -> None:
         _complain(error)
         sys.exit(EXIT_FAILED)
     except OSError as error:
-        # Any file that a command is pointed to may be one that the system refuses: another user's, too long a name.
+        # The system may refuse any file that the user names: another user's file, a name that is too long.
         if error.filename is not None:
             _complain(InputError(f"cannot use {str(error.filename)!r}: {error.strerror}"))
             sys.exit(EXIT_BAD_INPUT)
@@ -99,7 +91,7 @@ def _print_version(is_asked: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[  # its callback has done what there is to do
+    version: Annotated[  # its callback prints it
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
@@ -128,8 +120,10 @@ def evaluate(
     shuffle_seed: Annotated[int | None, typer.Option(help="Play prompts in an order drawn from this seed.")] = None,
     registry: RegistryOption = None,
     backend: Annotated[
-        Backend | None,
-        typer.Option(help="Where it runs; default: in AWS when model and agent are there and no registry maps them."),
+        str | None,
+        typer.Option(
+            help="Where it runs: local, sagemaker; default: in AWS when model and agent are there and no registry maps them."
+        ),
     ] = None,
     runtime_url: Annotated[
         str | None,
@@ -153,50 +147,33 @@ def evaluate(
         raise InputError(
             "--dry-run is of an evaluation that would begin, and --resume goes on with one; leave one of them out"
         )
-    names = read_registry(registry)
-    # `--dataset=~/prompts.jsonl`: a shell replaces the `~` of a word's beginning only.
-    model, agent, dataset, output = (expanded(place) for place in (model, agent, dataset, output))
-    compare_with = None if compare_with is None else expanded(compare_with)
-    model_reference, agent_reference = parse_model(model), parse_agent(agent)
-    if (backend or choose_backend(model_reference, agent_reference, names)) == "sagemaker":
-        _refuse_in_aws(resume=resume, limit=limit, shuffle_seed=shuffle_seed)
-        _evaluate_in_aws(
-            model=model,
-            agent_config=agent,
-            dataset=dataset,
-            s3_output_path=output,
-            base_eval_name=name,
-            base_model=compare_with,
-            evaluate_base_model=compare_with is not None,
-            stopping_condition=_checked_runtime(max_runtime),
-            mlflow_resource_arn=mlflow,
-            runtime_url=runtime_url,
-            registry=registry,
-            settings=_settings(hyperparameter),
-            dry_run=dry_run,
-            as_json=as_json,
-        )
-        return
-    policies = resolve_policies(model, base=compare_with, trained=None, registry=names)
-    request = EvaluationRequest(
-        policies=policies,
-        evaluate_base_model=compare_with is not None,
-        agent=agent_reference,
+    request = evaluation_request(
+        model=model,
+        agent=agent,
         dataset=dataset,
         output=output,
-        folder=Path.cwd(),
+        registry=read_registry(registry),
+        base_model=compare_with,
+        evaluate_base_model=compare_with is not None,
+        name=name or _default_name(agent),
+        base_name=name,
         hyperparameters=Hyperparameters(_settings(hyperparameter)),
         max_runtime_seconds=_checked_runtime(max_runtime),
-        tracking=tracking_for(mlflow, None, policies, output, names),
+        tracking=TrackingSettings(mlflow),
         limit=limit,
         shuffle_seed=shuffle_seed,
         runtime_url=runtime_url,
     )
-    evaluation_name = name or _default_name(agent)
+    chosen = select_backend(backend, request)
     if dry_run:
-        _show_definition(request, names, evaluation_name, as_json=as_json)
+        prepared = chosen.prepare(request)
+        print_definition(lambda: prepared.summary.print_dry_run(prepared.definition, prepared.notes), as_json=as_json)
+    elif not isinstance(chosen, LocalBackend):
+        _follow(_prepared_anew(chosen, request, is_resumed=resume), as_json=as_json)
     else:
-        _evaluate_here(request, names, evaluation_name, is_resumed=resume, as_json=as_json)
+        with _evaluation_for(chosen, request, is_resumed=resume) as evaluation, _resume_hint(evaluation.location):
+            ending = run_to_end(chosen.play(evaluation, _terminal_context(request.max_runtime_seconds)))
+        _conclude(evaluation, ending, as_json=as_json)
 
 
 @app.command()
@@ -214,10 +191,17 @@ def resume(
             f"evaluation {run} was not started on this machine, and managed jobs cannot be gone on with, only started anew"
         )
     place = locate(run)
+    context = _terminal_context(seconds)
+    resumed: Evaluation | Run
     if Evaluation.is_at(place):
-        _play(Evaluation.open(place), as_json=as_json, max_runtime_seconds=seconds)
+        resumed = evaluation = Evaluation.open(place)
+        playing = folder_backend(evaluation.state.backend).play(evaluation, context)
     else:
-        _play_one(open_run(place), as_json=as_json, max_runtime_seconds=seconds)
+        resumed = run_of_its_own = open_run(place)
+        playing = _play_run(run_of_its_own, context)
+    with _resume_hint(resumed.location):
+        ending = run_to_end(playing)
+    _conclude(resumed, ending, as_json=as_json)
 
 
 @app.command()
@@ -232,57 +216,38 @@ def models(registry: RegistryOption = None, as_json: JsonOption = False) -> None
         print(f"{entry['name']:<{width}}  {entry['where']}")
 
 
-def _evaluate_here(request: EvaluationRequest, names: Registry, name: str, *, is_resumed: bool, as_json: bool) -> None:
-    """Plays a new evaluation, or goes on with the one of this name if there is one and that is asked for."""
-    location = location_of(request.output, name, names)
-    is_there = is_resumed and Evaluation.is_at(location)
-    if is_there:
-        evaluation = Evaluation.open(location)
-        check_same(evaluation, request)
-    else:
-        evaluation = create_evaluation(request, names, name=name)
+@contextlib.contextmanager
+def _evaluation_for(backend: LocalBackend, request: EvaluationRequest, *, is_resumed: bool) -> Iterator[Evaluation]:
+    """The evaluation to play: the existing one of the request's name if it is to be resumed, else a new one.
+
+    Bad input inside removes a new evaluation that no rollout was begun of.
+    """
+    existing = backend.find(request) if is_resumed else None
+    evaluation = existing or backend.prepare(request).create()
     try:
-        _play(evaluation, as_json=as_json, max_runtime_seconds=request.max_runtime_seconds)
+        yield evaluation
     except InputError:
-        if not is_there:
+        if existing is None:
             evaluation.remove_if_never_begun()
         raise
 
 
-def _show_definition(request: EvaluationRequest, names: Registry, name: str, *, as_json: bool) -> None:
-    """Checks all that can be checked of an evaluation on this machine, and shows what would be executed."""
-    location = location_of(request.output, name, names)
-    Evaluation.check_new(location, name)
-    around = local_surroundings(name)
-    definition = define_evaluation(request, names, around)
-    said = Said.of(request, output=location, region=around.region, mlflow=request.tracking)
-    print_definition(lambda: said.dry_run(definition), as_json=as_json)
-
-
-def _refuse_in_aws(*, resume: bool, limit: int | None, shuffle_seed: int | None) -> None:
-    if resume:
+def _prepared_anew(backend: Backend, request: EvaluationRequest, *, is_resumed: bool) -> Prepared:
+    if is_resumed:
         raise InputError("--resume goes on with an evaluation on this machine; managed jobs can only be started anew")
-    if limit is not None or shuffle_seed is not None:
-        raise InputError("--limit and --shuffle-seed have no place in managed jobs; leave them out, or --backend local")
+    return backend.prepare(request)
 
 
-def _evaluate_in_aws(*, settings: dict[str, str], dry_run: bool, as_json: bool, **fields: Any) -> None:
-    # boto3 takes most of a second to load, which a job on this machine would lose before its first model call.
-    from heldout.cli import sagemaker as cli_sagemaker
-    from heldout.evaluator import MultiTurnRLEvaluator
+def _follow(prepared: Prepared, *, as_json: bool) -> None:
+    # Its imports would delay the first model call of a job that this process plays.
+    from heldout.cli import remote
 
-    evaluator = MultiTurnRLEvaluator(backend="sagemaker", **fields)
-    for name, value in settings.items():
-        setattr(evaluator.hyperparameters, name, value)
-    if dry_run:
-        print_definition(lambda: evaluator.evaluate(dry_run=True), as_json=as_json)
-    else:
-        cli_sagemaker.evaluate(evaluator, as_json=as_json)
+    remote.evaluate(prepared, as_json=as_json)
 
 
 def _add_further_commands() -> None:
-    """Adds the commands that start no job, unless one is to be started: the statistics and the AWS protocols take a second to
-    load, which the job would lose before its first model call."""
+    """Adds the commands that start no job, unless the command line starts one: statistics and AWS protocols take a
+    second to load, which would delay its first model call."""
     if sys.argv[1:2] in (["evaluate"], ["resume"]):
         return
     add_commands(has_serve=sys.argv[1:2] in ([], ["--help"], ["serve"]))
@@ -300,47 +265,34 @@ def add_commands(*, has_serve: bool) -> None:
         serve.add_to(app)
 
 
-def _play(evaluation: Evaluation, *, as_json: bool, max_runtime_seconds: int | None) -> None:
-    console = plain_console(stderr=True)
-    with _told_how_to_go_on(evaluation.location):
-        ending = run_to_end(
-            play_evaluation(
-                evaluation,
-                _display(console),
-                on_stop=_tell(console),
-                say=_say(console),
-                max_runtime_seconds=max_runtime_seconds,
-            )
-        )
-    _print_results(evaluation, as_json=as_json)
-    _exit_after(ending, evaluation.location, console)
+async def _play_run(run: Run, context: PlayContext) -> Ending:
+    with stopped_by_signals(context.switch, context.on_stop):
+        return await play_job(run, context)
 
 
-def _play_one(run: Run, *, as_json: bool, max_runtime_seconds: int | None) -> None:
+def _terminal_context(max_runtime_seconds: int | None) -> PlayContext:
+    """Shows progress and messages on standard error. Ctrl-C stops the job."""
     console = plain_console(stderr=True)
 
-    async def play() -> Ending:
-        switch = StopSwitch()
-        with stopped_by_signals(switch, _tell(console)):
-            return await play_run(
-                run,
-                _display(console),
-                switch,
-                tags={},
-                note=_note(console),
-                say=_say(console),
-                max_runtime_seconds=max_runtime_seconds,
-            )
+    def display(run: Run, progress: Progress) -> AbstractAsyncContextManager[None]:
+        return live.shown(progress, console, f"{run.state.name}/{run.state.run_name}")
 
-    with _told_how_to_go_on(run.location):
-        ending = run_to_end(play())
-    _print_results(run, as_json=as_json)
-    _exit_after(ending, run.location, console)
+    def announce_stop(again: bool) -> None:
+        text = "stopping at once" if again else "finishing what is in flight; Ctrl-C again stops at once"
+        console.print(text, highlight=False)
+
+    return PlayContext(
+        display=display,
+        note=lambda text: console.print(f"! {text}", highlight=False, soft_wrap=True),
+        say=lambda text: console.print(text, style="dim", highlight=False, soft_wrap=True),
+        on_stop=announce_stop,
+        max_runtime_seconds=max_runtime_seconds,
+    )
 
 
-@contextmanager
-def _told_how_to_go_on(location: str) -> Iterator[None]:
-    """What ends a job in the middle, such as a full disk, is told with the way on."""
+@contextlib.contextmanager
+def _resume_hint(location: str) -> Iterator[None]:
+    """Adds the command that resumes to an error that ends a job early, for example a full disk."""
     try:
         yield
     except HeldoutError as error:
@@ -349,46 +301,21 @@ def _told_how_to_go_on(location: str) -> Iterator[None]:
         raise
 
 
-def _print_results(place: Evaluation | Run, *, as_json: bool) -> None:
+def _conclude(place: Evaluation | Run, ending: Ending, *, as_json: bool) -> None:
+    """Prints the results. For an unfinished job it also prints the command that resumes, and exits with 130 or 1."""
     if as_json:
         print_json(asyncio.run(results_document(place)))
     else:
         sys.stdout.write(asyncio.run(rendered_results(place, output_console())))
-
-
-def _display(console: Console) -> Callable[[Run, Progress], AbstractAsyncContextManager[None]]:
-    def display(run: Run, progress: Progress) -> AbstractAsyncContextManager[None]:
-        return live.shown(progress, console, f"{run.state.name}/{run.state.run_name}")
-
-    return display
-
-
-def _tell(console: Console) -> Callable[[bool], None]:
-    def tell(again: bool) -> None:
-        told = "stopping at once" if again else "finishing what is in flight; Ctrl-C again stops at once"
-        console.print(told, highlight=False)
-
-    return tell
-
-
-def _say(console: Console) -> Callable[[str], None]:
-    return lambda doing: console.print(doing, style="dim", highlight=False, soft_wrap=True)
-
-
-def _note(console: Console) -> Callable[[str], None]:
-    return lambda note: console.print(f"! {note}", highlight=False, soft_wrap=True)
-
-
-def _exit_after(ending: Ending, location: str, console: Console) -> None:
-    """Says how to go on with what is not done, and ends with the exit code for it."""
-    told, code = {
+    reason, code = {
         Ending.FINISHED: ("", 0),
         Ending.STOPPED: ("stopped", EXIT_INTERRUPTED),
         Ending.OUT_OF_TIME: ("the maximum runtime is over", EXIT_FAILED),
     }[ending]
     if code:
         more = " --max-runtime SECONDS" if ending is Ending.OUT_OF_TIME else ""
-        console.print(f"{told}; go on with: heldout resume {location}{more}", highlight=False, soft_wrap=True)
+        hint = f"{reason}; go on with: heldout resume {place.location}{more}"
+        plain_console(stderr=True).print(hint, highlight=False, soft_wrap=True)
         raise typer.Exit(code)
 
 

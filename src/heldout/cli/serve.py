@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from heldout.backends.local.creation import default_region
 from heldout.backends.local.evaluation import run_to_end
+from heldout.backends.local.preparation import default_region
 from heldout.backends.registry_file import read_registry
 from heldout.runs.remote_mirror import state_folder
 from heldout.service.server import Settings, serving

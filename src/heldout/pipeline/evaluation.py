@@ -66,10 +66,11 @@ class Evaluation:
         pipeline_name: str | None = None,
         kms_key: str | None = None,
         execution_id: str | None = None,
+        backend: str = "local",
     ) -> Self:
         """Create an evaluation at `location`, a local path or an `s3://` URI.
 
-        execution_id: the last part of its ARN; a new one by default.
+        execution_id: the last part of its ARN; a new one by default. backend: the name of the backend that plays it.
 
         Raises RunError when there is one already or the name is not one, ReferenceProblem when nothing can be written there,
         InputError when the definition cannot be executed.
@@ -91,6 +92,7 @@ class Evaluation:
             parameters=dict(parameters or {}),
             tags=dict(tags or {}),
             kms_key=kms_key,
+            backend=backend,
         )
         evaluation = cls(folder_for(location), state)
         evaluation._create()

@@ -1,17 +1,19 @@
-"""What a user's model and agent come to: strings, objects of the SageMaker SDK by duck type, trainers with their jobs.
+"""Models and agents as users give them, resolved to records: strings, objects of the SageMaker SDK, trainers with their jobs.
 
-A trainer is any object that holds the outcome of a training job: `output_model_package_arn`, `model_package_arn` or
-`_latest_job.output_model_package_arn`; its base model and its agent are read from it the same way. Nothing is looked up
-in AWS.
+SDK objects are recognized by their attributes. A trainer is any object that holds the outcome of a training job:
+`output_model_package_arn`, `model_package_arn` or `_latest_job.output_model_package_arn`; its base model and its
+agent are read from it the same way. Nothing is looked up in AWS.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from heldout.errors import ReferenceProblem, shown
-from heldout.job.kinds.base import ModelReference
-from heldout.job.references import parse_model
+from heldout.job.kinds.base import AgentReference, ModelReference
+from heldout.job.references import parse_agent, parse_model
 from heldout.job.registry import Registry
+from heldout.storage.storage import expanded
 
 _TRAINER_NAMES = frozenset({"MultiTurnRLTrainer", "AgentRFTJob"})
 _AGENT_ATTRIBUTES = ("agent_config", "_agent_config", "agent_env")
@@ -29,25 +31,25 @@ class Policies:
     """The models of an evaluation."""
 
     base: ModelReference | None
-    """What the fine-tuned one was tuned from; None where that is not known."""
+    """The base model of the fine-tuned one; None if it is unknown."""
     fine_tuned: ModelReference | None
 
     @property
     def evaluated(self) -> ModelReference:
-        """The one the evaluation is about."""
+        """The model that the evaluation is about: the fine-tuned one if there is one."""
         model = self.fine_tuned or self.base
-        assert model is not None  # there is one or the other
+        assert model is not None  # every evaluation has at least one
         return model
 
 
 @dataclass(frozen=True, slots=True)
 class TrainerOutput:
-    """What a trainer says of its finished job."""
+    """The attributes of a trainer whose job has finished."""
 
     model: str
-    """The model package it made, or another model in a string."""
+    """The model package that the job made, or another model in a string."""
     bases: tuple[str, ...]
-    """What it says of the base model, its ARN before its name."""
+    """The base model as the trainer names it, its ARN before its name."""
     agent: object | None
     qualifier: str | None
 
@@ -60,7 +62,7 @@ def is_trainer(model: object) -> bool:
 
 
 def read_trainer(trainer: object) -> TrainerOutput:
-    """What `trainer` made and says of it. Raises ReferenceProblem when it has no finished job."""
+    """Reads the outcome of a trainer's job. Raises ReferenceProblem when the job has not finished."""
     latest_job = getattr(trainer, "_latest_job", None)
     made = _first_text(trainer, ("output_model_package_arn", "model_package_arn")) or _first_text(
         latest_job, ("output_model_package_arn",)
@@ -79,7 +81,7 @@ def read_trainer(trainer: object) -> TrainerOutput:
 
 
 def agent_of_trainer(trainer: object) -> object | None:
-    """The agent a trainer was given: what it holds, or the ARN in the configuration section it holds; None: none."""
+    """The agent of a trainer: an object, or the ARN in a configuration section; None if the trainer names no agent."""
     found = next((value for name in _AGENT_ATTRIBUTES if (value := getattr(trainer, name, None))), None)
     if not isinstance(found, Mapping):
         return found
@@ -97,12 +99,13 @@ def agent_of_trainer(trainer: object) -> object | None:
 
 
 def model_text(model: object) -> str | None:
-    """A model that is a string, or an object with `model_package_arn`; None for anything else."""
+    """The text of a model that is a string, or an object with `model_package_arn`; None for any other value."""
     return _text(model) or _first_text(model, ("model_package_arn",))
 
 
 def agent_text(agent: object) -> str:
-    """An agent that is a string, or an object with `materialize()`, `lambda_arn` or `arn`. Raises ReferenceProblem."""
+    """The text of an agent that is a string, or an object with `materialize()`, `lambda_arn` or `arn`. Raises
+    ReferenceProblem."""
     materialize = getattr(agent, "materialize", None)
     found = materialize() if callable(materialize) else agent
     text = _text(found) or _first_text(found, ("lambda_arn", "arn"))
@@ -122,10 +125,10 @@ def resolve_policies(
     trained: TrainerOutput | None,
     registry: Registry,
 ) -> Policies:
-    """What is evaluated when a user names `model`.
+    """Resolves the models of an evaluation of `model`.
 
-    base: the base model that the user named; with one, `model` is the fine-tuned one whatever it is. trained: the
-    trainer it comes from. A model package, an adapter, and what a trainer made are fine-tuned; anything else is a base model.
+    base: the base model that the user named, which makes `model` the fine-tuned one. trained: the trainer that made
+    `model`. A model package, an adapter and the output of a trainer are fine-tuned; any other model is a base model.
     Raises ReferenceProblem for a string that names no model.
     """
     reference = parse_model(model)
@@ -136,8 +139,39 @@ def resolve_policies(
     return Policies(reference, None)
 
 
+def default_name(text: str) -> str:
+    """A short word for a model that names evaluations: letters and digits, at most 20; `model` if there are none.
+
+    `text` is the model as it was given. Paths and ARNs count by their last part, without a version.
+    """
+    unversioned = re.sub(r"(:model-package/[^/]+|:hub-content/.+)/[\d.]+$", r"\1", text.rstrip("/"))
+    last = re.split(r"[#/]", unversioned)[-1]
+    return re.sub(r"[^a-zA-Z0-9]", "", re.split(r"[-_.+]", last)[0])[:20] or "model"
+
+
+def agent_reference(agent: object, qualifier: str | None, trained: TrainerOutput | None) -> AgentReference:
+    """The agent to evaluate with. A given agent takes precedence over the trainer's. Raises ReferenceProblem if there is none."""
+    given = agent if agent is not None or trained is None else trained.agent
+    if given is None:
+        raise ReferenceProblem(
+            "'agent_config' resolved to None. A valid agent is required for evaluation. Provide either: a Bedrock "
+            "AgentCore ARN (arn:aws:bedrock-agentcore:<region>:<account>:runtime/<id>), a Lambda ARN "
+            "(arn:aws:lambda:<region>:<account>:function:<name>), file.py:function, package.module:function or "
+            "http://host:port."
+        )
+    text = expanded(agent_text(given))
+    try:
+        return parse_agent(text, qualifier or (trained.qualifier if trained else None))
+    except ReferenceProblem as error:
+        if isinstance(agent, str):
+            raise
+        raise ReferenceProblem(
+            f"Resolved agent ARN {shown(text, 160)} is neither a Bedrock AgentCore ARN nor a Lambda ARN: {error}"
+        ) from error
+
+
 def _first_here(bases: list[str], registry: Registry) -> ModelReference | None:
-    """The first of these that is on this machine; if none is, the first; None when there are none."""
+    """The first of `bases` that is on this machine, else the first; None if there are none."""
     references = [parse_model(base) for base in bases]
     for reference in references:
         if reference.aws_name is None or registry.model(reference.aws_name) is not None:
@@ -150,5 +184,5 @@ def _first_text(value: object, names: Iterable[str]) -> str | None:
 
 
 def _text(value: object) -> str | None:
-    """A string that says something: an attribute the SDK has not filled in is another kind of object, or empty."""
+    """`value` if it is a string that is not empty. SDK attributes without a value are empty or of another type."""
     return value if isinstance(value, str) and value else None

@@ -1,14 +1,16 @@
-"""Executes a pipeline definition on this machine, step by step, and keeps `execution.json` up to date.
+"""The pipeline runner: executes a pipeline definition on this machine, step by step, and keeps `execution.json` up to date.
 
-Steps run one after the other: one job fills the machine. When a runner was stopped or killed, the next one keeps the steps that
-have succeeded and resumes the runs of the others.
+Steps run one after the other, because one job uses the whole machine. After an interruption, the next runner keeps the steps that
+succeeded and resumes the runs of the others.
 """
 
 import asyncio
+import contextlib
 import re
 import secrets
 import time
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
 
 from heldout.errors import HeldoutError, JobFailed
 from heldout.pipeline import lineage
@@ -16,43 +18,67 @@ from heldout.pipeline.evaluation import LOCAL_ACCOUNT, RUN_NAMES, Evaluation
 from heldout.pipeline.expressions import resolve
 from heldout.pipeline.state import ExecutionStatus, StepState, StepStatus
 from heldout.pipeline.steps import JobStep, LineageStep, Step
-from heldout.rollouts.engine import Ending, StopSwitch
+from heldout.rollouts.context import PlayContext
+from heldout.rollouts.engine import Ending
 from heldout.runs.remote_mirror import has_run, new_folder, open_run
 from heldout.runs.run import JobStatus, Run
 
 _OUT_OF_TIME = "the maximum runtime is over; what was finished is kept"
 _STOPPED = "stopped before it was done"
 
-
-class Work(Protocol):
-    """The work that the runner delegates."""
-
-    async def play(self, run: Run, switch: StopSwitch) -> Ending:
-        """Play the job, or the rest of it, and show its results. Raises HeldoutError when it cannot."""
-        ...
-
-    async def conclude(self, evaluation: Evaluation) -> None:
-        """Compare the runs. Called once every step has succeeded."""
-        ...
+PlayJob = Callable[[Run, PlayContext], Awaitable[Ending]]
+"""Plays a job from its current state to its end. Raises HeldoutError when it fails."""
+Conclude = Callable[[Evaluation, Callable[[str], None]], Awaitable[None]]
+"""Compares the runs of an evaluation whose steps have all succeeded. The second argument receives warnings."""
 
 
-async def run_pipeline(evaluation: Evaluation, work: Work, switch: StopSwitch) -> Ending:
-    """Execute the remaining steps of `evaluation`. The caller holds its lock.
+async def run_pipeline(
+    evaluation: Evaluation, context: PlayContext, *, play_job: PlayJob, conclude: Conclude
+) -> Ending:
+    """Executes the remaining steps of `evaluation`. The caller holds its lock.
 
-    Returns FINISHED when every step has succeeded, else the ending of the last job. Raises what a step raises: HeldoutError for
-    an error that a person can act on. execution.json records either.
+    Returns FINISHED when every step has succeeded, else the ending of the last job. Raises the error of the step that failed.
+    execution.json records the outcome in each case.
     """
     evaluation.begin()
+    steps, ending = _Steps(evaluation), Ending.FINISHED
+    with _failure_recorded(evaluation):
+        for step in steps.definition.steps:
+            if context.switch.is_draining:
+                ending = Ending.STOPPED
+                break
+            if steps.skip(step):
+                continue
+            if isinstance(step, LineageStep):
+                steps.record_lineage(step)
+                continue
+            run = await steps.begin_job(step)
+            ending = await play_job(run, context)
+            if ending is not Ending.FINISHED:
+                break
+            await steps.end_job(step, run)
+        else:
+            await conclude(evaluation, context.note)
+            steps.record_reports()
+    _record_ending(evaluation, ending)
+    return ending
+
+
+@contextlib.contextmanager
+def _failure_recorded(evaluation: Evaluation) -> Iterator[None]:
+    """Records an error raised inside in execution.json. An unexpected error is recorded too, so that later readers see it."""
     try:
-        ending = await _Runner(evaluation, work, switch).run()
+        yield
     except asyncio.CancelledError:
         _end(evaluation, ExecutionStatus.STOPPED, _STOPPED)
         raise
     except Exception as error:
-        # The reason must be on record for those who open the evaluation later.
         reason = str(error) if isinstance(error, HeldoutError | OSError) else f"unexpected: {error!r}"
         _end(evaluation, ExecutionStatus.FAILED, reason)
         raise
+
+
+def _record_ending(evaluation: Evaluation, ending: Ending) -> None:
     match ending:
         case Ending.FINISHED:
             evaluation.update(status=ExecutionStatus.SUCCEEDED, ended_at=time.time())
@@ -60,17 +86,10 @@ async def run_pipeline(evaluation: Evaluation, work: Work, switch: StopSwitch) -
             _end(evaluation, ExecutionStatus.STOPPED, _STOPPED)
         case Ending.OUT_OF_TIME:
             _end(evaluation, ExecutionStatus.FAILED, _OUT_OF_TIME)
-    return ending
-
-
-def _job_name(execution_id: str, step: str) -> str:
-    """Make a new job name from a step's name, with letters, digits and hyphens only."""
-    parts = ("pipelines", execution_id, re.sub("[^a-zA-Z0-9]+", "-", step)[:24].strip("-"), secrets.token_hex(5))
-    return "-".join(part for part in parts if part)
 
 
 def _end(evaluation: Evaluation, status: ExecutionStatus, reason: str) -> None:
-    """Mark the execution and its current step as ended without success."""
+    """Marks the execution and its current step as ended without success."""
     failed = status is ExecutionStatus.FAILED
     ended = StepStatus.FAILED if failed else StepStatus.STOPPED
     for step in evaluation.state.steps:
@@ -82,66 +101,71 @@ def _end(evaluation: Evaluation, status: ExecutionStatus, reason: str) -> None:
     )
 
 
-class _Runner:
-    def __init__(self, evaluation: Evaluation, work: Work, switch: StopSwitch) -> None:
+class _Steps:
+    """The steps of one execution: their states in execution.json, and the outcomes that later steps refer to."""
+
+    def __init__(self, evaluation: Evaluation) -> None:
         self._evaluation = evaluation
-        self._work = work
-        self._switch = switch
-        self._definition = evaluation.definition
+        self.definition = evaluation.definition
         self._outcomes: dict[str, dict[str, Any]] = {}
+        self._agents: dict[str, list[lineage.Artifact]] = {}
 
-    async def run(self) -> Ending:
-        for step in self._definition.steps:
-            if self._switch.is_draining:
-                return Ending.STOPPED
-            ending = await self._run_step(step)
-            if ending is not Ending.FINISHED:
-                return ending
-        await self._work.conclude(self._evaluation)
-        reports = lineage.reports_of(self._evaluation.folder, self._evaluation.location)
-        lineage.record_flow(self._evaluation, self._jobs(), reports)
-        return Ending.FINISHED
-
-    async def _run_step(self, step: Step) -> Ending:
+    def skip(self, step: Step) -> bool:
+        """Returns whether an earlier runner completed the step. Keeps the outcome of a completed job."""
         before = self._evaluation.state.step(step.name)
-        if before is not None and before.status is StepStatus.SUCCEEDED:
-            if before.run_name is not None:
-                self._keep_outcome(step.name, open_run(self._evaluation.run_location(before.run_name)))
-            return Ending.FINISHED
-        state = StepState(
-            name=step.name,
-            kind="Job" if isinstance(step, JobStep) else "Lineage",
-            status=StepStatus.STARTING,
-            started_at=time.time(),
-            job_arn=None if before is None else before.job_arn,  # a client that looks the job up finds it at any time
-        )
-        if isinstance(step, LineageStep):
-            lineage.record(self._evaluation, resolve(step.arguments, self._scope()))
-            ending = Ending.FINISHED
-        else:
-            ending = await self._run_job(step, state)
-            state = self._evaluation.state.step(step.name) or state
-        if ending is Ending.FINISHED:
-            self._evaluation.update_step(state, status=StepStatus.SUCCEEDED, ended_at=time.time())
-        return ending
+        if before is None or before.status is not StepStatus.SUCCEEDED:
+            return False
+        if before.run_name is not None:
+            self._keep_outcome(step.name, open_run(self._evaluation.run_location(before.run_name)))
+        return True
 
-    async def _run_job(self, step: JobStep, state: StepState) -> Ending:
+    def record_lineage(self, step: LineageStep) -> None:
+        """Executes a lineage step."""
+        state = self._begun(step)
+        lineage.record(self._evaluation, resolve(step.arguments, self._scope()))
+        self._succeeded(state)
+
+    async def begin_job(self, step: JobStep) -> Run:
+        """Marks a job step as begun. Returns its run: a new one, or the one that an earlier runner began."""
         run_name = RUN_NAMES.get(step.name, step.name)
-        state = self._evaluation.update_step(state, run_name=run_name)
+        state = self._evaluation.update_step(self._begun(step), run_name=run_name)
         run = await asyncio.to_thread(self._run_of, step, run_name)
         self._evaluation.update_step(state, status=StepStatus.EXECUTING, job_arn=run.state.arn)
-        agents = lineage.agents_of(run.document)
-        ending = await self._work.play(run, self._switch)
-        if ending is not Ending.FINISHED:
-            return ending
+        self._agents[step.name] = lineage.agents_of(run.document)
+        return run
+
+    async def end_job(self, step: JobStep, run: Run) -> None:
+        """Records the outcome and the lineage of a job that has finished. Raises JobFailed when the run is not complete."""
         if run.state.status is not JobStatus.COMPLETED:
             raise JobFailed(f"run {run.location} ended as {run.state.status}: {run.state.failure_reason}")
         self._keep_outcome(step.name, run)
         models = await asyncio.to_thread(lineage.models_of, run.document)
         job = lineage.job_of(run)
-        lineage.record_flow(self._evaluation, [lineage.dataset_of(run), *agents, *models], [job])
+        inputs = [lineage.dataset_of(run), *self._agents[step.name], *models]
+        lineage.record_flow(self._evaluation, inputs, [job])
         lineage.record_flow(self._evaluation, [job], lineage.reports_of(run.folder, run.location))
-        return Ending.FINISHED
+        state = self._evaluation.state.step(step.name)
+        assert state is not None  # `begin_job` recorded it
+        self._succeeded(state)
+
+    def record_reports(self) -> None:
+        """Records the lineage of the evaluation's own reports."""
+        jobs = [lineage.job_of(run) for run in self._evaluation.runs().values()]
+        reports = lineage.reports_of(self._evaluation.folder, self._evaluation.location)
+        lineage.record_flow(self._evaluation, jobs, reports)
+
+    def _begun(self, step: Step) -> StepState:
+        before = self._evaluation.state.step(step.name)
+        return StepState(
+            name=step.name,
+            kind="Job" if isinstance(step, JobStep) else "Lineage",
+            status=StepStatus.STARTING,
+            started_at=time.time(),
+            job_arn=None if before is None else before.job_arn,  # clients that ask for the job find it without a gap
+        )
+
+    def _succeeded(self, state: StepState) -> None:
+        self._evaluation.update_step(state, status=StepStatus.SUCCEEDED, ended_at=time.time())
 
     def _run_of(self, step: JobStep, run_name: str) -> Run:
         location = self._evaluation.run_location(run_name)
@@ -157,11 +181,8 @@ class _Runner:
             job_name=_job_name(state.execution_id, step.name),
         )
 
-    def _jobs(self) -> list[lineage.Artifact]:
-        return [lineage.job_of(run) for run in self._evaluation.runs().values()]
-
     def _keep_outcome(self, step: str, run: Run) -> None:
-        """Keep what later steps can `Get` of a job, in the form of DescribeJob."""
+        """Keeps the values of a job that later steps can `Get`, in the form of DescribeJob's reply."""
         details: dict[str, Any] = dict.fromkeys(("ExperimentName", "ExperimentId", "RunName", "RunId"))
         output = run.state.document.get("ServiceOutput") or {}
         output = {**output, "MlflowDetails": details | (output.get("MlflowDetails") or {})}
@@ -183,6 +204,12 @@ class _Runner:
                 "PipelineExecutionArn": state.arn,
                 "StartDateTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(state.created_at)),
             },
-            "Parameters": self._definition.parameters | state.parameters,
+            "Parameters": self.definition.parameters | state.parameters,
             "Steps": self._outcomes,
         }
+
+
+def _job_name(execution_id: str, step: str) -> str:
+    """A new job name of letters, digits and hyphens."""
+    parts = ("pipelines", execution_id, re.sub("[^a-zA-Z0-9]+", "-", step)[:24].strip("-"), secrets.token_hex(5))
+    return "-".join(part for part in parts if part)

@@ -68,6 +68,8 @@ class ExecutionState(BaseModel):
     parameters: dict[str, Any] = Field(default_factory=dict)
     tags: dict[str, str] = Field(default_factory=dict)
     kms_key: str | None = None
+    backend: str = "local"
+    """The name of the backend that plays it."""
     status: ExecutionStatus = ExecutionStatus.EXECUTING
     failure_reason: str | None = None
     created_at: float = Field(default_factory=time.time)

@@ -1,4 +1,4 @@
-"""What the evaluator says of an evaluation when it is started, or would be."""
+"""The summary that the evaluator prints when it starts an evaluation, or in a dry run."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,15 +10,15 @@ from heldout.pipeline.request import EvaluationRequest, Tracking
 _RULE = "─" * 60
 
 
-class Said(NamedTuple):
-    """The summary, line by line."""
+class Summary(NamedTuple):
+    """What is evaluated and where, line by line."""
 
     lines: Mapping[str, str | None]
-    """By title; None is left out."""
+    """The value of each title. A title with None is left out."""
 
     @classmethod
-    def of(cls, request: EvaluationRequest, *, output: str, region: str, mlflow: Tracking | None) -> Self:
-        """output: where the evaluation goes."""
+    def of(cls, request: EvaluationRequest, *, output: str, region: str, tracking: Tracking | None) -> Self:
+        """The summary of a request. output: the place of the evaluation. tracking: None prints `off`."""
         played = request.policies.evaluated
         base = request.policies.base
         return cls(
@@ -26,21 +26,21 @@ class Said(NamedTuple):
                 "Model": (base or played).label,
                 "Fine-tuned": played.text if request.shape is not Shape.BASE_ONLY else None,
                 "Eval mode": request.shape,
-                "Dataset": request.dataset,
+                "Dataset": str(request.dataset),
                 "Agent": request.agent.text,
                 "Output": output,
                 "Region": region,
-                "MLflow": "off" if mlflow is None else mlflow.uri,
+                "MLflow": "off" if tracking is None else tracking.uri,
             }
         )
 
-    def started(self, arn: str) -> None:
-        """Prints it for an evaluation that was started."""
+    def print_started(self, arn: str) -> None:
+        """Prints the summary of an evaluation that was started."""
         self._print()
         print(f"  Pipeline execution started: {arn}\n")
 
-    def dry_run(self, definition: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
-        """Prints it for one that was not, with its pipeline definition, which is returned as JSON."""
+    def print_dry_run(self, definition: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
+        """Prints the summary, the pipeline definition and the warnings of a dry run. Returns the definition as JSON."""
         text = json.dumps(definition, indent=2)
         self._print()
         print("  Dry run: nothing was started; the pipeline definition would be\n")

@@ -1,6 +1,7 @@
 """A job as a whole: stopped, out of time, killed and resumed; and the numbers that come out."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -8,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from heldout.backends.local.job import run_job
+from heldout.backends.local.job import play_rollouts
 from heldout.backends.results import run_results
 from heldout.errors import JobFailed, ReferenceProblem, RunError
 from heldout.policies.scripted import ScriptedServer
+from heldout.rollouts.context import PlayContext
 from heldout.rollouts.engine import Ending, StopSwitch
 from heldout.runs.progress import Progress
 from heldout.runs.results import metrics_document, read_run_tables, summarize_run
@@ -187,7 +189,7 @@ async def test_the_first_stop_finishes_what_is_in_flight_and_resume_completes_th
         await _until(lambda: server.num_calls >= 2)
         switch.stop()
         first = await playing
-        assert first.ending is Ending.STOPPED
+        assert first is Ending.STOPPED
         finished = {row["prompt_index"] for row in rows(run)}
         assert len(finished) == 2
         assert _metrics(run)["partial"] is True
@@ -195,7 +197,7 @@ async def test_the_first_stop_finishes_what_is_in_flight_and_resume_completes_th
         assert (state.status, state.secondary_status) == (JobStatus.STOPPED, SecondaryStatus.INTERRUPTED)
 
         second = await played_with(run)
-        assert second.ending is Ending.FINISHED
+        assert second is Ending.FINISHED
         assert server.num_calls == 6
     assert sorted(row["prompt_index"] for row in rows(run)) == list(range(6))
     assert _metrics(run)["partial"] is False
@@ -208,11 +210,11 @@ async def test_a_run_that_goes_on_waits_for_its_model_server(tmp_path: Path, cap
         playing = asyncio.create_task(played_with(run, switch))
         await _until(lambda: server.num_calls >= 2)
         switch.stop()
-        assert (await playing).ending is Ending.STOPPED
+        assert (await playing) is Ending.STOPPED
     going_on = asyncio.create_task(played_with(run))
     await _until(lambda: "waiting for it, since it answered before" in caplog.text or going_on.done())
     async with ScriptedServer(port=server.port) as back:
-        assert (await going_on).summary.scored == 6
+        assert await going_on is Ending.FINISHED
         assert back.num_calls == 4
 
 
@@ -223,11 +225,12 @@ async def test_a_stop_does_not_wait_for_a_model_that_never_gets_ready(tmp_path: 
         playing = asyncio.create_task(played_with(run, switch))
         await is_reached.wait()
         switch.stop()
-        assert (await playing).ending is Ending.STOPPED
+        assert (await playing) is Ending.STOPPED
     assert rows(run) == []
     assert Run.open(run.folder).state.is_interrupted
     async with ScriptedServer(port=int(url.rpartition(":")[2].removesuffix("/v1"))):
-        assert (await played_with(run)).summary.scored == 3
+        assert await played_with(run) is Ending.FINISHED
+    assert _metrics(run)["rollouts"]["scored"] == 3
 
 
 async def test_the_second_stop_gives_up_what_is_in_flight(tmp_path: Path) -> None:
@@ -239,8 +242,8 @@ async def test_the_second_stop_gives_up_what_is_in_flight(tmp_path: Path) -> Non
         switch.stop()
         switch.stop()
         result = await asyncio.wait_for(playing, DEADLINE_SECONDS)
-    assert result.ending is Ending.STOPPED
-    assert result.summary.scored == 0
+    assert result is Ending.STOPPED
+    assert _metrics(run)["rollouts"]["scored"] == 0
     assert rows(run) == []
 
 
@@ -257,7 +260,13 @@ async def test_never_more_rollouts_play_at_once_than_asked_for(tmp_path: Path) -
         run = new_run(tmp_path, server.url, ["0.05"] * 12, agent=f"{PLAYERS}:slow", rollout_max_concurrency=3)
         most = 0
         started: list[Progress] = []
-        playing = asyncio.create_task(run_job(run, StopSwitch(), started.append))
+
+        @contextlib.asynccontextmanager
+        async def seen(_: Run, progress: Progress) -> AsyncIterator[None]:
+            started.append(progress)
+            yield
+
+        playing = asyncio.create_task(play_rollouts(run, PlayContext(display=seen)))
         while not playing.done():
             most = max(most, started[0].in_flight if started else 0)
             await asyncio.sleep(0.002)
@@ -298,9 +307,9 @@ async def test_a_run_that_is_done_stays_as_it_is_when_started_again(tmp_path: Pa
         opened_before = Run.open(run.folder)
         await played_with(run)
         results, calls = rows(run), server.num_calls
-        again = [await run_job(opened_before, StopSwitch()), await played_with(run)]
+        again = [await play_rollouts(opened_before, PlayContext()), await played_with(run)]
         assert server.num_calls == calls
-    assert [one.summary.scored for one in again] == [2, 2]
+    assert again == [Ending.FINISHED, Ending.FINISHED]
     assert rows(run) == results
 
 

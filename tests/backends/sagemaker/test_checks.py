@@ -9,16 +9,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from heldout.backends.selection import choose_backend
+from heldout.backends.selection import select_backend
 from heldout.cli.evaluate import app
 from heldout.errors import InputError, ReferenceProblem
-from heldout.job.kinds.agentcore import AgentCoreRuntime
-from heldout.job.kinds.base import AgentReference, ModelReference
-from heldout.job.kinds.entry_point import EntryPoint
-from heldout.job.kinds.hub_model import HubModel
-from heldout.job.kinds.lambda_function import LambdaAgent
-from heldout.job.kinds.model_package import ModelPackage
 from heldout.job.registry import Registry
+from heldout.pipeline.request import evaluation_request
 from tests.support.cloud import AGENT, OUTPUT, Cloud, between_sagemaker_and, cloud_in, documents, evaluator
 from tests.support.intercepting_proxy import Middle
 from tests.support.live_service import REGION, ROLE
@@ -41,17 +36,21 @@ def between(cloud: Cloud) -> Iterator[Middle]:
 @pytest.mark.parametrize(
     ("model", "agent", "mapped", "expected"),
     [
-        (HubModel(MODEL), AgentCoreRuntime(RUNTIME), False, "sagemaker"),
-        (ModelPackage(PACKAGE), LambdaAgent(FUNCTION), False, "sagemaker"),
-        (HubModel(MODEL), AgentCoreRuntime(RUNTIME), True, "local"),
-        (HubModel("another"), AgentCoreRuntime(RUNTIME), True, "local"),
-        (HubModel(MODEL), EntryPoint("agent.py:play"), False, "local"),
+        (MODEL, RUNTIME, False, "sagemaker"),
+        (PACKAGE, FUNCTION, False, "sagemaker"),
+        (MODEL, RUNTIME, True, "local"),
+        ("another", RUNTIME, True, "local"),
+        (MODEL, "agent.py:play", False, "local"),
     ],
 )
 def test_what_is_in_aws_and_not_mapped_runs_there(
-    model: ModelReference, agent: AgentReference, mapped: bool, expected: str, tmp_path: Path
+    model: str, agent: str, mapped: bool, expected: str, tmp_path: Path
 ) -> None:
-    assert choose_backend(model, agent, registry_of(tmp_path) if mapped else Registry()) == expected
+    registry = registry_of(tmp_path) if mapped else Registry()
+    request = evaluation_request(
+        model=model, agent=agent, dataset="s3://b/prompts.jsonl", output="out", registry=registry
+    )
+    assert select_backend(None, request).name == expected
 
 
 def test_a_dry_run_shows_the_definition_and_starts_nothing(between: Middle, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,7 +178,7 @@ def test_a_models_arn_is_as_good_as_its_name(cloud: Cloud) -> None:
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [(["--limit", "1"], "--limit and --shuffle-seed have no place"), (["--resume"], "--resume goes")],
+    [(["--limit", "1"], "'limit' is 1, which managed jobs have no place for"), (["--resume"], "--resume goes")],
 )
 def test_the_command_line_refuses_what_managed_jobs_cannot(option: list[str], message: str, cloud: Cloud) -> None:
     given = ["evaluate", "--model", MODEL, "--agent", RUNTIME, "--dataset", "s3://b/p.jsonl", "--output", OUTPUT]

@@ -55,10 +55,15 @@ def locate(place: str | os.PathLike[str]) -> str:
     return read_registry().location(expanded(given))
 
 
+def known_arns() -> list[str]:
+    """The ARNs of all evaluations that were started on this machine."""
+    return list(_locations())
+
+
 def find_evaluation(arn_or_path: str | Path) -> Evaluation:
     """Opens the evaluation with this execution ARN, or at this path or `s3://` URI.
 
-    Raises ReferenceProblem for an ARN that was not started on this machine, RunError when there is no evaluation, or no more.
+    Raises ReferenceProblem for an ARN that was not started on this machine, RunError when the evaluation does not exist any more.
     """
     given = str(arn_or_path)
     if not given:

@@ -1,6 +1,6 @@
-"""An evaluation that was started on this machine: everything about it is read from its folder."""
+"""The handle on an evaluation that is a folder: everything is read from the folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -9,7 +9,7 @@ import orjson
 from rich.console import RenderableType
 
 from heldout.backends.base import JobProgress, LogLine, PipelineExecutionStatus, StartedEvaluation, StepDetail
-from heldout.backends.local.detached import PROGRESS_FILE, start_detached, stop_detached
+from heldout.backends.local.detached import PROGRESS_FILE, stop_detached
 from heldout.backends.local.run_log import LOG_FILE, lines_of
 from heldout.backends.results import COMPARISON_FILE, evaluation_document, evaluation_results, metrics_so_far
 from heldout.errors import RunError
@@ -22,10 +22,12 @@ _LINES_A_LOOK = 5_000
 
 
 class LocalEvaluation(StartedEvaluation):
-    """One evaluation folder. It holds no connection and no process."""
+    """A handle on one evaluation folder. It keeps no connection and no process."""
 
-    def __init__(self, evaluation: Evaluation) -> None:
+    def __init__(self, evaluation: Evaluation, launch: Callable[[Evaluation], None]) -> None:
+        """launch: starts a process that plays the remaining steps."""
         self._evaluation = evaluation
+        self._launch = launch
         self._status = _status_of(evaluation)
         self._seen_of_log = 0
 
@@ -70,18 +72,18 @@ class LocalEvaluation(StartedEvaluation):
         self._status = _status_of(self._evaluation)
 
     def stop(self) -> None:
-        """What is in flight is finished first, unless it is asked again. One that is not running stays as it is.
+        """Asks the process that plays it to stop. Rollouts in flight finish first, unless it is asked again.
 
-        Raises RunError when another machine works on it.
+        An evaluation that is not running stays as it is. Raises RunError when another machine works on it.
         """
         if not stop_detached(self._evaluation) and (machine := machine_elsewhere(self.path)) is not None:
             raise RunError(f"{self.path} is being worked on by {machine}; stop it there")
         self.refresh()
 
     def resume(self) -> None:
-        """What is finished stays. Raises RunError when it is running."""
+        """Plays the remaining rollouts. Raises RunError when the evaluation is running."""
         if self._evaluation.status is not ExecutionStatus.SUCCEEDED:
-            start_detached(self._evaluation)
+            self._launch(self._evaluation)
             self.refresh()
 
     def progress(self) -> JobProgress | None:
@@ -96,7 +98,7 @@ class LocalEvaluation(StartedEvaluation):
         return JobProgress(known["planned"], known["finished"], known["line"])
 
     def new_log_lines(self) -> Sequence[LogLine]:
-        """Of `runner.log`: warnings, failures, steps. An evaluation that a terminal plays itself says them there and has none."""
+        """Lines of `runner.log`: steps, warnings, failures. An evaluation that a terminal plays prints them there instead."""
         lines = list(islice(lines_of(self._evaluation.folder / LOG_FILE, self._seen_of_log), _LINES_A_LOOK))
         if lines:
             self._seen_of_log = lines[-1].end
@@ -109,7 +111,7 @@ class LocalEvaluation(StartedEvaluation):
         return self._evaluation.runs()
 
     def metrics(self) -> Mapping[str, dict[str, Any]]:
-        """So far, while it goes on."""
+        """The metrics so far, while the evaluation runs."""
         return {name: metrics_so_far(run) for name, run in self.runs().items() if run.has_rollouts}
 
     def comparison(self) -> dict[str, Any] | None:

@@ -1,122 +1,138 @@
-"""The local backend: one job, on this machine, in this process."""
+"""One job on this machine, played in this process.
+
+`play_job` publishes the results of a run; `play_rollouts` starts the services of the job and hands the rollouts to the engine.
+The whole chain of frames is in `heldout.backends.local.evaluation`.
+"""
 
 import asyncio
 import contextlib
+import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING
 
 from heldout.agents.processes import share_processors
 from heldout.backends.local.services import Services, region_of, services_of
-from heldout.backends.results import load, numbers_of, write_numbers
+from heldout.backends.results import finish_run, load, write_numbers
 from heldout.backends.results_process import in_results_process, warm_up
 from heldout.errors import HeldoutError, JobFailed, RunError
 from heldout.rollouts.attempt import AttemptPlayer, PlayRules
+from heldout.rollouts.context import PlayContext
 from heldout.rollouts.engine import Ending, Engine, StopSwitch
 from heldout.runs.journal import Journal
-from heldout.runs.progress import Progress
 from heldout.runs.remote_mirror import Mirror
 from heldout.runs.run import JobStatus, Run, SecondaryStatus
-from heldout.storage.lock import FolderLock
+from heldout.storage import is_remote
 
 if TYPE_CHECKING:
-    from heldout.metrics.summary import Summary
     from heldout.rollouts.plan import Plan
 
 _WRITE_EVERY_SECONDS = 5.0
-"""How often the time spent so far goes into job.json."""
+"""The interval at which the evaluation time is written to job.json."""
 
 
-@dataclass(frozen=True, slots=True)
-class Played:
-    """What one start of a job came to."""
+async def play_job(run: Run, context: PlayContext) -> Ending:
+    """Plays a job from its current state, then publishes its results: report, MLflow run, remote copies.
 
-    ending: Ending
-    summary: "Summary"
+    A run that is complete is only published. Raises HeldoutError as `play_rollouts` does, StorageError when the remote place
+    refuses the results. A failure to log to MLflow is a warning (`context.note`).
+    """
+    async with _mirrored_run(run, context) as mirror:
+        if run.state.status is JobStatus.COMPLETED:
+            run.drop_journal()  # an earlier process may have been killed before it did
+            ending = Ending.FINISHED
+        else:
+            ending = await play_rollouts(run, dataclasses.replace(context, mirror=mirror))
+        if ending is Ending.FINISHED:
+            await finish_run(run, context.tags, context.note, context.say)
+    return ending
 
 
-async def run_job(
-    run: Run,
-    switch: StopSwitch,
-    on_start: Callable[[Progress], None] = lambda _: None,
-    *,
-    lock: FolderLock | None = None,
-    mirror: Mirror | None = None,
-    max_runtime_seconds: int | None = None,
-) -> Played:
-    """Plays `run` from where it stands until it is done or stopped, and writes its results; one that is done stays as it is.
+async def play_rollouts(run: Run, context: PlayContext) -> Ending:
+    """Plays the remaining rollouts of `run` until they are done or the job is stopped, and writes tables and metrics.
 
-    on_start: called once, when the first rollout is about to begin, with counts that go on changing. lock: the run's, if it is
-    held already; it is released. mirror: of a run whose place is remote; it stays claimed. max_runtime_seconds: this start begins
-    nothing new after them; by default the job's own.
-    Raises InputError when model, agent or dataset cannot be had (nothing has been played then), JobFailed when nothing but
-    failures comes back. Either way job.json says so and what was finished is kept. RunError, with nothing touched, when only
-    the tables are left of a run that is not done.
+    A complete run stays as it is. The mirror in `context` stays claimed. Raises InputError when model, agent or dataset cannot be
+    used (before the first rollout), JobFailed when nothing but failures comes back; job.json records either, and
+    finished rollouts are kept. Raises RunError, and changes nothing, when an incomplete run has lost its journal.
     """
     share_processors()
-    with run.locked(lock):
-        if mirror is not None:
-            await asyncio.to_thread(mirror.claim)
-        if run.state.status is JobStatus.COMPLETED:  # its journal is gone: played on, it would begin from nothing
-            return Played(Ending.FINISHED, await in_results_process(numbers_of, run.folder))
-        if run.rollouts_path.exists() and not run.has_journal:  # so would this, over what was played
-            raise RunError(
-                f"the run in {run.folder} is not complete and its journal is not there: it can be shown, not gone on with; copy "
-                "the whole folder again, journal/ too, or evaluate anew"
-            )
-        run.update(
-            status=JobStatus.IN_PROGRESS,
-            secondary_status=SecondaryStatus.DOWNLOADING,
-            failure_reason=None,
-            ended_at=None,
-            started_at=run.state.started_at or time.time(),
-        )
-        try:
-            return await _run_locked(run, switch, on_start, mirror, max_runtime_seconds)
-        except (HeldoutError, OSError) as error:
-            _fail(run, str(error))
-            raise
-        except asyncio.CancelledError:
-            run.update(status=JobStatus.STOPPED, secondary_status=SecondaryStatus.INTERRUPTED, ended_at=time.time())
-            raise
+    with run.locked(context.lock):
+        if context.mirror is not None:
+            await asyncio.to_thread(context.mirror.claim)
+        if run.state.status is JobStatus.COMPLETED:  # without its journal, it would be played from the beginning
+            return Ending.FINISHED
+        with _status_recorded(run):
+            plan = await _planned(run) if run.has_journal else None
+            if plan is not None and plan.is_done:  # an earlier start was stopped before it wrote the results
+                return await _conclude(run, Ending.FINISHED)
+            async with contextlib.AsyncExitStack() as stack:
+                # The prompts are read while the agent's processes and the model start.
+                services = await stack.enter_async_context(services_of(run))
+                plan = plan or await _planned(run)
+                if context.mirror is not None:
+                    await context.mirror.begin()
+                await _ready_or_stopped(services, context.switch)
+                async with _engine(run, plan, services, context) as engine:
+                    limit = run.document.stopping_condition.max_runtime_in_seconds
+                    ending = await engine.play(context.max_runtime_seconds or limit)
+                # The results are written while those processes end.
+                ended = asyncio.create_task(stack.pop_all().aclose())
+            return await _conclude(run, ending, ended)
 
 
-async def _run_locked(
-    run: Run,
-    switch: StopSwitch,
-    on_start: Callable[[Progress], None],
-    mirror: Mirror | None,
-    max_runtime_seconds: int | None,
-) -> Played:
-    plan = await _planned(run) if run.has_journal else None
-    if plan is not None and plan.is_done:  # stopped before its results were written
-        summary = await _write_up(run, Ending.FINISHED)
-        _conclude(run, Ending.FINISHED)
-        return Played(Ending.FINISHED, summary)
-    async with contextlib.AsyncExitStack() as started:
-        # The prompts are read while the agent's processes and the model's start.
-        services = await started.enter_async_context(services_of(run))
-        plan = plan or await _planned(run)
-        if mirror is not None:
-            await mirror.begin()
-        await _ready_or_stopped(services, switch)
-        ending = await _play(run, plan, services, switch, on_start, mirror, max_runtime_seconds)
-        # Results are written while those processes end.
-        ended = asyncio.create_task(started.pop_all().aclose())
+@contextlib.asynccontextmanager
+async def _mirrored_run(run: Run, context: PlayContext) -> AsyncIterator[Mirror | None]:
+    """The mirror of a run whose place is remote. At the end it holds everything that the run holds."""
+    if not is_remote(run.location):
+        yield None
+        return
+    mirror = Mirror(run, note=context.say)
     try:
-        summary = await _write_up(run, ending)
+        try:
+            yield mirror
+        except HeldoutError:
+            if mirror.is_claimed and run.has_journal:
+                with contextlib.suppress(HeldoutError):  # the first error is the one to report
+                    await mirror.finish()
+            raise
+        await mirror.finish()
     finally:
-        await ended
-    _conclude(run, ending)  # not before: who is interrupted in between still has the journal
-    return Played(ending, summary)
+        await asyncio.to_thread(mirror.release)
+
+
+@contextlib.contextmanager
+def _status_recorded(run: Run) -> Iterator[None]:
+    """Marks the run as in progress. Records an error or a cancellation inside in job.json. Raises RunError without
+    the journal."""
+    if run.rollouts_path.exists() and not run.has_journal:  # playing would overwrite the tables
+        raise RunError(
+            f"the run in {run.folder} is not complete and its journal is not there: it can be shown, not gone on with; copy "
+            "the whole folder again, journal/ too, or evaluate anew"
+        )
+    run.update(
+        status=JobStatus.IN_PROGRESS,
+        secondary_status=SecondaryStatus.DOWNLOADING,
+        failure_reason=None,
+        ended_at=None,
+        started_at=run.state.started_at or time.time(),
+    )
+    try:
+        yield
+    except (HeldoutError, OSError) as error:
+        run.update(
+            status=JobStatus.FAILED,
+            secondary_status=SecondaryStatus.FAILED,
+            failure_reason=str(error),
+            ended_at=time.time(),
+        )
+        raise
+    except asyncio.CancelledError:
+        run.update(status=JobStatus.STOPPED, secondary_status=SecondaryStatus.INTERRUPTED, ended_at=time.time())
+        raise
 
 
 async def _ready_or_stopped(services: Services, switch: StopSwitch) -> None:
-    """Returns when the policy and the agent are there, or when the job is to stop, which needs neither.
-
-    Raises what kept the first of them from it.
-    """
+    """Waits until the policy and the agent are ready, or until the job is stopped. Raises the error of the first that fails."""
     ready, stopped = asyncio.create_task(services.ready()), asyncio.create_task(switch.draining())
     try:
         await asyncio.wait({ready, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -130,7 +146,7 @@ async def _ready_or_stopped(services: Services, switch: StopSwitch) -> None:
 
 async def _planned(run: Run) -> "Plan":
     def make() -> "Plan":
-        # Loads numpy and pyarrow: in this thread, while the agent's processes load what they need.
+        # Loads numpy and pyarrow in this thread, while the agent's processes load their modules.
         from heldout.rollouts.plan import make_plan
 
         return make_plan(run)
@@ -138,23 +154,15 @@ async def _planned(run: Run) -> "Plan":
     return await asyncio.to_thread(make)
 
 
-async def _play(
-    run: Run,
-    plan: "Plan",
-    services: Services,
-    switch: StopSwitch,
-    on_start: Callable[[Progress], None],
-    mirror: Mirror | None,
-    max_runtime_seconds: int | None,
-) -> Ending:
-    """Plays what is left of the plan. When this returns, all that came of it is in the journal."""
+@contextlib.asynccontextmanager
+async def _engine(run: Run, plan: "Plan", services: Services, context: PlayContext) -> AsyncIterator[Engine]:
+    """The engine of a job, with journal, progress display, clock and copies running. At exit the journal holds every result."""
     parameters = run.document.hyperparameters
-    journal = Journal(run.journal_folder, writer="" if mirror is None else mirror.writer)
-    journal.open()  # not before: a run that could not start leaves nothing behind
+    journal = Journal(run.journal_folder, writer="" if context.mirror is None else context.mirror.writer)
+    journal.open()  # only now: a run that could not start leaves no journal
     try:
         run.update(secondary_status=SecondaryStatus.EVALUATING)
         plan.progress.started = time.monotonic()
-        on_start(plan.progress)
         engine = Engine(
             prompts=plan.prompts,
             group_size=parameters.eval_group_size,
@@ -166,13 +174,17 @@ async def _play(
                 rules=_play_rules(run), runtime=services.runtime, agent=services.agent, journal=journal
             ),
             progress=plan.progress,
-            switch=switch,
+            switch=context.switch,
             on_nearly_done=lambda: warm_up(load, has_tracking=_is_tracked(run)),
         )
-        async with _timed(run), _mirrored(mirror, journal, switch):
-            return await engine.play(max_runtime_seconds or run.document.stopping_condition.max_runtime_in_seconds)
+        async with (
+            context.display(run, plan.progress),
+            _timed(run),
+            _copied(context.mirror, journal, context.switch),
+        ):
+            yield engine
     finally:
-        await services.runtime.stop()  # reports on their way are taken first
+        await services.runtime.stop()  # it accepts the reports that are on their way first
         await journal.close()
 
 
@@ -196,7 +208,7 @@ def _play_rules(run: Run) -> PlayRules:
 
 @contextlib.asynccontextmanager
 async def _timed(run: Run) -> AsyncIterator[None]:
-    """Adds the time spent inside to the run's, now and then, so that a crash loses little of it."""
+    """Adds the time spent inside to the run's evaluation time, at intervals, so that a crash loses little of it."""
     before, started = run.state.evaluation_seconds, time.monotonic()
 
     def spent() -> float:
@@ -217,8 +229,9 @@ async def _timed(run: Run) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _mirrored(mirror: Mirror | None, journal: Journal, switch: StopSwitch) -> AsyncIterator[None]:
-    """Copies what is finished inside. Once another machine has taken over, the rest is not played and JobFailed is raised."""
+async def _copied(mirror: Mirror | None, journal: Journal, switch: StopSwitch) -> AsyncIterator[None]:
+    """Copies finished rollouts to the mirror. Raises JobFailed, and stops the job, when another machine has taken
+    over the run."""
     if mirror is None:
         yield
         return
@@ -241,13 +254,17 @@ async def _mirrored(mirror: Mirror | None, journal: Journal, switch: StopSwitch)
         raise ended
 
 
-async def _write_up(run: Run, ending: Ending) -> "Summary":
+async def _conclude(run: Run, ending: Ending, ended: asyncio.Task[None] | None = None) -> Ending:
+    """Writes tables and metrics, then marks the run complete (which removes its journal) or stopped.
+
+    ended: the end of the job's services. The journal stays until it is over, so that an interruption before loses nothing.
+    """
     run.update(secondary_status=SecondaryStatus.UPLOADING)
-    return await in_results_process(write_numbers, run.folder, is_partial=ending is not Ending.FINISHED)
-
-
-def _conclude(run: Run, ending: Ending) -> None:
-    """Marks the run done or stopped; of one that is done the journal goes."""
+    try:
+        await in_results_process(write_numbers, run.folder, is_partial=ending is not Ending.FINISHED)
+    finally:
+        if ended is not None:
+            await ended
     if ending is Ending.FINISHED:
         run.complete()
     else:
@@ -257,12 +274,4 @@ def _conclude(run: Run, ending: Ending) -> None:
             secondary_status=SecondaryStatus.MAX_RUNTIME_EXCEEDED if out_of_time else SecondaryStatus.INTERRUPTED,
             ended_at=time.time(),
         )
-
-
-def _fail(run: Run, reason: str) -> None:
-    run.update(
-        status=JobStatus.FAILED,
-        secondary_status=SecondaryStatus.FAILED,
-        failure_reason=reason,
-        ended_at=time.time(),
-    )
+    return ending

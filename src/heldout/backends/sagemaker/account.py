@@ -9,7 +9,7 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-from heldout.backends.local.creation import named_region
+from heldout.backends.local.preparation import named_region
 from heldout.errors import CloudError, ReferenceProblem, shown
 
 _RETRIES = Config(retries={"mode": "standard", "total_max_attempts": 8})

@@ -16,25 +16,26 @@ from heldout.errors import InputError, ReferenceProblem, shown
 from heldout.job.kinds.agentcore import AgentCoreRuntime
 from heldout.job.kinds.base import AgentReference
 from heldout.job.kinds.lambda_function import LambdaAgent
+from heldout.pipeline.places import Dataset, S3Place
 
 _DATASET_ARN = re.compile(r".*:hub-content/(?P<hub>[^/]+)/DataSet/(?P<name>[^/]+)(?:/(?P<version>[\d.]+))?")
 
 _MOST_TAGS = 50
 
 
-def check_dataset(account: Account, dataset: str) -> None:
-    """Raises ReferenceProblem when there is nothing at an `s3://` URI, or no such DataSet."""
-    if dataset.startswith("s3://"):
+def check_dataset(account: Account, dataset: Dataset) -> None:
+    """Raises ReferenceProblem for an `s3://` URI without objects, and for a DataSet that does not exist."""
+    if isinstance(dataset, S3Place):
         _check_objects(account, dataset)
         return
-    found = _DATASET_ARN.fullmatch(dataset)
+    found = _DATASET_ARN.fullmatch(str(dataset))
     if found is not None:
         version = {"HubContentVersion": found["version"]} if found["version"] else {}
         _refuse_if_absent(
             lambda: account.sagemaker.describe_hub_content(
                 HubName=found["hub"], HubContentType="DataSet", HubContentName=found["name"], **version
             ),
-            f"dataset {dataset!r} is not in hub {found['hub']!r} in {account.region}",
+            f"dataset {str(dataset)!r} is not in hub {found['hub']!r} in {account.region}",
         )
 
 
@@ -107,9 +108,9 @@ def agentcore_runtimes(account: Account) -> list[dict[str, str]]:
         ]
 
 
-def _check_objects(account: Account, uri: str) -> None:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    absent = f"dataset {uri!r}: there is no such bucket, file or folder"
+def _check_objects(account: Account, place: S3Place) -> None:
+    bucket, _, key = place.uri.removeprefix("s3://").partition("/")
+    absent = f"dataset {place.uri!r}: there is no such bucket, file or folder"
     s3 = account.client("s3", is_glance=True)
     listed = _refuse_if_absent(lambda: s3.list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1), absent)
     if listed is not None and listed.get("KeyCount") == 0:

@@ -1,4 +1,5 @@
-"""From what is asked for to a pipeline execution in AWS: everything looked up and checked, then one version made and started."""
+"""Preparation and start of an evaluation in AWS: every reference is looked up, then one version of the pipeline is
+made and started."""
 
 import dataclasses
 import json
@@ -8,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from heldout.backends.local.creation import NO_TRACKING
 from heldout.backends.sagemaker import checks, mlflow_apps, pipelines
 from heldout.backends.sagemaker.account import Account, told
 from heldout.backends.sagemaker.handle import CloudEvaluation
@@ -16,7 +16,6 @@ from heldout.backends.sagemaker.hyperparameter_schema import spelled
 from heldout.backends.sagemaker.models import not_in_aws, resolve_models
 from heldout.errors import CloudError, InputError, shown
 from heldout.job.document import JobConfigDocument
-from heldout.job.registry import Registry
 from heldout.pipeline.definition import (
     JOB_CATEGORY,
     JOB_SCHEMA_VERSION,
@@ -24,48 +23,40 @@ from heldout.pipeline.definition import (
     Surroundings,
     render,
 )
+from heldout.pipeline.places import LocalPlace, S3Place
 from heldout.pipeline.request import EvaluationRequest, Tracking
+from heldout.pipeline.summary import Summary
 
 _EXECUTION_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,81}")
 _MAX_DOCUMENT_CHARACTERS = 262_144
 """Of a JobConfigDocument: the service's bound."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CloudSettings:
-    """What an evaluation in AWS is given beside the request."""
-
-    name: str
-    """The execution is called this and the time it was started."""
-    role: str | None = None
-    """ARN or name; None is the role that the session is signed in as."""
-    mlflow: str | None = None
-    """ARN of an MLflow app or tracking server, "off", or None for the account's default app."""
-    experiment: str | None = None
-    model_package_group: str | None = None
-    tags: tuple[tuple[str, str], ...] = ()
-    security_group_ids: tuple[str, ...] = ()
-    subnets: tuple[str, ...] = ()
-
-
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """An evaluation that could be started now."""
+class PreparedExecution:
+    """A pipeline execution that can be started."""
 
+    account: Account
     name: str
     request: EvaluationRequest
-    """With the models by their ARNs."""
+    """The request, with the ARNs of its models."""
     schema: Mapping[str, Any]
-    """Of the job's document, as the endpoint enforces it."""
+    """The JSON schema of job documents that the endpoint enforces."""
     surroundings: Surroundings
     experiment: str
     mlflow: str | None
-    """ARN of the app or tracking server; None: MLflow hears nothing of it, or its app is made at the start."""
+    """The ARN of the app or tracking server. None: nothing is logged, or the app is made at the start."""
     makes_app: bool
 
     @property
+    def summary(self) -> Summary:
+        """The summary to print."""
+        output = str(self.request.output)
+        return Summary.of(self.request, output=output, region=self.account.region, tracking=self.tracking)
+
+    @property
     def notes(self) -> tuple[str, ...]:
-        """What a person must know of it."""
+        """A warning if an MLflow app has to be made."""
         if self.makes_app:
             return (
                 "the account has no MLflow app: one is made when the evaluation is started, and named in the definition",
@@ -74,19 +65,24 @@ class Prepared:
 
     @property
     def tracking(self) -> Tracking | None:
-        """Where the runs go in MLflow, as far as that is known."""
+        """The MLflow destination, if it is known before the start."""
         return None if self.mlflow is None else Tracking(self.mlflow, self.experiment)
 
+    @property
     def definition(self) -> dict[str, Any]:
-        """The pipeline definition. Raises InputError for values that the endpoint has no place for."""
-        jobs = dataclasses.replace(self.request, tracking=self.tracking).jobs()
+        """The pipeline definition. Raises InputError for values that the endpoint does not accept."""
+        jobs = self.request.jobs(self.tracking)
         return render(
             EvaluationJobs(self._spelled(jobs.base), self._spelled(jobs.fine_tuned)),
             self.surroundings,
         )
 
+    def start(self) -> CloudEvaluation:
+        """Starts the execution, after making its MLflow app if there is none. Raises CloudError."""
+        return _start(self)
+
     def _spelled(self, document: JobConfigDocument | None) -> JobConfigDocument | None:
-        """The document with its hyperparameters as the endpoint wants them."""
+        """The document with its hyperparameters in the form that the endpoint accepts."""
         if document is None:
             return None
         values = spelled(self.request.hyperparameters.set_values(), self.schema)
@@ -99,22 +95,25 @@ class Prepared:
         return changed
 
 
-def prepare(account: Account, request: EvaluationRequest, settings: CloudSettings) -> Prepared:
-    """Looks up and checks all that can be, and changes nothing in AWS.
+def prepare(request: EvaluationRequest) -> PreparedExecution:
+    """Looks up and checks everything that can be checked. Changes nothing in AWS.
 
-    Raises InputError for what cannot be right, ReferenceProblem for what is not there, CloudError when AWS refuses to say.
+    Raises InputError for values that cannot be right, ReferenceProblem for references that do not exist, CloudError
+    when AWS refuses an answer.
     """
+    settings, tracking = request.account, request.tracking
+    account = Account(settings.session, settings.region)
     _check_places(request)
     checks.check_tags(settings.tags)
-    if settings.mlflow not in (None, NO_TRACKING) and not settings.mlflow.startswith("arn:"):
-        raise not_in_aws("mlflow_resource_arn", settings.mlflow)
+    if tracking.uri is not None and not tracking.is_off and not tracking.uri.startswith("arn:"):
+        raise not_in_aws("mlflow_resource_arn", tracking.uri)
     models = resolve_models(account, request.policies)
     checks.check_dataset(account, request.dataset)
     checks.check_agent(account, request.agent)
     if settings.model_package_group is not None:
         checks.check_group(account, settings.model_package_group)
-    if settings.mlflow not in (None, NO_TRACKING):
-        checks.check_mlflow(account, settings.mlflow)
+    if tracking.uri is not None and not tracking.is_off:
+        checks.check_mlflow(account, tracking.uri)
     surroundings = Surroundings(
         region=account.region,
         account=account.account_id,
@@ -124,38 +123,40 @@ def prepare(account: Account, request: EvaluationRequest, settings: CloudSetting
         security_group_ids=settings.security_group_ids,
         subnets=settings.subnets,
     )
-    mlflow = None if settings.mlflow == NO_TRACKING else settings.mlflow or mlflow_apps.default_app(account)
-    prepared = Prepared(
-        name=_execution_name(settings.name),
+    mlflow = None if tracking.is_off else tracking.uri or mlflow_apps.default_app(account)
+    prepared = PreparedExecution(
+        account=account,
+        name=_execution_name(request.base_name),
         request=dataclasses.replace(request, policies=models.policies),
         schema=_document_schema(account),
         surroundings=surroundings,
-        experiment=settings.experiment or f"mtrl-eval-{models.base_name}",
+        experiment=tracking.experiment or f"mtrl-eval-{models.base_name}",
         mlflow=mlflow,
-        makes_app=mlflow is None and settings.mlflow != NO_TRACKING,
+        makes_app=mlflow is None and not tracking.is_off,
     )
-    prepared.definition()  # what has no place is told now
+    _ = prepared.definition  # a value that the endpoint does not accept is an error now
     return prepared
 
 
-def start(account: Account, prepared: Prepared, registry: Registry) -> CloudEvaluation:
-    """Starts a prepared evaluation. Raises CloudError."""
+def _start(prepared: PreparedExecution) -> CloudEvaluation:
+    account = prepared.account
     if prepared.makes_app:
-        app = mlflow_apps.create_app(account, role_arn=prepared.surroundings.role_arn, output=prepared.request.output)
+        output = str(prepared.request.output)
+        app = mlflow_apps.create_app(account, role_arn=prepared.surroundings.role_arn, output=output)
         prepared = dataclasses.replace(prepared, mlflow=app, makes_app=False)
     if prepared.mlflow is not None and ":mlflow-app/" in prepared.mlflow:
         mlflow_apps.wait_for_app(account, prepared.mlflow)
     around = prepared.surroundings
-    version = pipelines.put_definition(account, around.pipeline_name, prepared.definition(), role_arn=around.role_arn)
+    version = pipelines.put_definition(account, around.pipeline_name, prepared.definition, role_arn=around.role_arn)
     if version is None:
         around = dataclasses.replace(around, pipeline_name=pipelines.own_name())
         own = dataclasses.replace(prepared, surroundings=around)
-        pipelines.create_own(account, around.pipeline_name, own.definition(), role_arn=around.role_arn)
+        pipelines.create_own(account, around.pipeline_name, own.definition, role_arn=around.role_arn)
     arn = pipelines.start(
         account, around.pipeline_name, version=version, display_name=prepared.name, role_arn=around.role_arn
     )
     try:
-        return CloudEvaluation(account, arn, registry)
+        return CloudEvaluation(account, arn, prepared.request.registry)
     except CloudError as error:
         raise CloudError(f"{error}; it was started, and goes on") from error
 
@@ -170,13 +171,13 @@ def _execution_name(base: str) -> str:
 
 
 def _check_places(request: EvaluationRequest) -> None:
-    """Whether everything that is named is in AWS, and nothing is asked for that only this machine does."""
+    """Raises ReferenceProblem for a place that is not in AWS, InputError for a setting that only this machine supports."""
     if request.agent.aws_name is None:
         raise not_in_aws("agent", request.agent.text)
-    if not request.output.startswith("s3://"):
-        raise not_in_aws("s3_output_path", request.output)
-    if not request.dataset.startswith(("s3://", "arn:")):
-        raise not_in_aws("dataset", request.dataset)
+    if not isinstance(request.output, S3Place):
+        raise not_in_aws("s3_output_path", str(request.output))
+    if isinstance(request.dataset, LocalPlace):
+        raise not_in_aws("dataset", str(request.dataset))
     for what, value in (
         ("limit", request.limit),
         ("shuffle_seed", request.shuffle_seed),
@@ -184,7 +185,8 @@ def _check_places(request: EvaluationRequest) -> None:
     ):
         if value is not None:
             raise InputError(
-                f"'{what}' is {value!r}, which managed jobs have no place for; leave it out, or use backend='local'"
+                f"'{what}' is {value!r}, which managed jobs have no place for; leave it out, or run on this machine: "
+                "--backend local, backend='local' in Python"
             )
 
 

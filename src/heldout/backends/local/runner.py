@@ -1,0 +1,115 @@
+"""The detached runner: plays an evaluation, or a job of its own, in a process that outlives its starter.
+
+    python -m heldout.backends.local.runner FOLDER LOCK [TAGS]
+
+LOCK is the descriptor of the folder's lock, inherited from the starter (`heldout.backends.local.detached`). The runner holds it
+until it has nothing more to do, so an unfinished folder with a free lock belongs to a runner that died.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import orjson
+
+from heldout.backends.local.detached import CONCLUDED_FILE, PROGRESS_FILE
+from heldout.backends.local.evaluation import run_to_end, stopped_by_signals
+from heldout.backends.local.job import play_job
+from heldout.backends.local.progress_log import Narrator
+from heldout.backends.local.run_log import stamp_output
+from heldout.backends.selection import folder_backend
+from heldout.errors import HeldoutError
+from heldout.pipeline.evaluation import STATE_FILE, Evaluation
+from heldout.pipeline.state import StepStatus
+from heldout.report.live import line
+from heldout.rollouts.context import Display, PlayContext
+from heldout.runs.progress import Progress
+from heldout.runs.run import Run, write_whole
+from heldout.storage.lock import FolderLock
+
+_WRITE_EVERY_SECONDS = 1.0
+
+
+def main() -> None:
+    """Plays the evaluation, or the job, that the command line names."""
+    folder, lock = Path(sys.argv[1]), FolderLock.inherited(int(sys.argv[2]))
+    try:
+        if (folder / STATE_FILE).exists():
+            evaluation = Evaluation.open_folder(folder)
+            stamp_output(lambda: _current_run(evaluation))
+            backend = folder_backend(evaluation.state.backend)
+            run_to_end(backend.play(evaluation, _context(folder, lock)))
+        else:
+            run = Run.open(folder)
+            stamp_output(lambda: run.state.run_name)
+            run_to_end(_play_run(run, lock, json.loads(sys.argv[3])))
+    except HeldoutError as error:
+        # execution.json or job.json records it already; this line is for readers of the log.
+        print(f"heldout: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+async def _play_run(run: Run, lock: FolderLock, tags: Mapping[str, str]) -> None:
+    # A lock of its own, released after the rollouts; this process holds the inherited one until it ends.
+    context = _context(run.folder, FolderLock(os.dup(lock.descriptor)), tags)
+    with stopped_by_signals(context.switch, context.on_stop):
+        lock.sign()
+        await play_job(run, context)
+    write_whole(run.folder / CONCLUDED_FILE, b"")
+
+
+def _context(folder: Path, lock: FolderLock, tags: Mapping[str, str] | None = None) -> PlayContext:
+    """Prints to the log and writes the progress file."""
+    return PlayContext(
+        display=_written_to(folder),
+        note=lambda text: print(f"! {text}"),
+        say=print,
+        on_stop=lambda again: print("stopping at once" if again else "finishing what is in flight"),
+        tags=tags or {},
+        lock=lock,
+    )
+
+
+def _current_run(evaluation: Evaluation) -> str:
+    """The name of the last run that was begun and has not succeeded: log lines about a failure belong to it. Empty
+    between runs."""
+    steps = reversed(evaluation.state.steps)
+    return next((step.run_name for step in steps if step.run_name and step.status is not StepStatus.SUCCEEDED), "")
+
+
+def _written_to(folder: Path) -> Display:
+    @contextlib.asynccontextmanager
+    async def written(run: Run, progress: Progress) -> AsyncIterator[None]:
+        narrator = Narrator(progress, print)
+        narrator.begin()
+        writing = asyncio.create_task(_keep_written(folder, run, progress, narrator))
+        try:
+            yield
+        finally:
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
+            narrator.end()
+
+    return written
+
+
+async def _keep_written(folder: Path, run: Run, progress: Progress, narrator: Narrator) -> None:
+    """Keeps `progress.json` and the log up to date with the job's progress."""
+    while True:
+        known = {
+            "run": run.state.run_name,
+            "planned": progress.planned,
+            "finished": progress.finished,
+            "line": line(progress),
+        }
+        write_whole(folder / PROGRESS_FILE, orjson.dumps(known))
+        narrator.look()
+        await asyncio.sleep(_WRITE_EVERY_SECONDS)
+
+
+if __name__ == "__main__":
+    main()
