@@ -25,6 +25,7 @@ from heldout.cli.metrics import metric_entries
 from heldout.datasets.arrow import DESCRIPTION
 from heldout.datasets.prompts import PROMPTS_SCHEMA
 from heldout.job import registry
+from heldout.job.references import AGENT_KINDS, MODEL_KINDS
 from heldout.runs import run
 from heldout.runs.columns import COLUMNS
 
@@ -186,6 +187,22 @@ def registry_file() -> str:
     return "\n".join(parts)
 
 
+def models_and_agents() -> str:
+    """Every form in which a model or an agent can be written, from the kinds that ship with Heldout."""
+    parts = ["# Models and agents", ""]
+    for role, option, kinds in (("Models", "--model", MODEL_KINDS), ("Agents", "--agent", AGENT_KINDS)):
+        parts += [f"## {role}", "", f"`{option}` and the evaluator's fields take any of these forms.", ""]
+        rows = [(f"`{form.text}`", _cell(form.meaning)) for kind in kinds for form in kind.forms]
+        parts += [*_table(("form", "names"), rows), ""]
+    parts += [
+        "## Kinds from other packages",
+        "",
+        "An installed package can add kinds through the entry-point groups `heldout.policies` and `heldout.agents`. The example",
+        "is `examples/extending/policy_kind`. Error lines list their forms too.",
+    ]
+    return "\n".join(parts)
+
+
 def exit_codes() -> str:
     """Exit codes of every command, and the errors that the Python API raises."""
     codes = [
@@ -213,6 +230,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "reference/run-folder.md": run_folder,
     "reference/python.md": python_api,
     "reference/registry.md": registry_file,
+    "reference/models-and-agents.md": models_and_agents,
     "reference/exit-codes.md": exit_codes,
 }
 """The generated pages: where they stand in the site, and what writes them."""

@@ -14,7 +14,7 @@ from heldout.job.kinds.base import AgentReference
 
 
 class Outcome(enum.StrEnum):
-    """How an invocation came back."""
+    """How an invocation ended."""
 
     RETURNED = "returned"
     """The agent answered; `body` holds its JSON."""
@@ -33,7 +33,7 @@ class Outcome(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class InvocationResult:
-    """What came of an invocation. Failures are data here: `invoke` raises only for bugs."""
+    """The result of an invocation. Failures are data here: `invoke` raises only for bugs."""
 
     outcome: Outcome
     body: object = None
@@ -41,7 +41,7 @@ class InvocationResult:
     message: str = ""
     """One line on what went wrong, for every outcome but RETURNED."""
     output: str = ""
-    """stdout and stderr of this attempt, its last 64 KiB; empty where the agent is not ours to watch."""
+    """The last 64 KiB of this attempt's stdout and stderr; empty where Heldout does not run the agent's process."""
 
 
 def _ignore() -> None:
@@ -64,7 +64,7 @@ class Invocation:
     is_isolated: bool = False
     """Play this attempt alone in a process of its own (after it was LOST with others)."""
     on_begin: Callable[[], None] = _ignore
-    """Called when a process of ours gets the attempt: before, it waited for one, which is not the agent's time."""
+    """Called when a worker process takes the attempt. The time before was spent waiting for one and is not the agent's."""
     until_over: Callable[[InvocationResult], Awaitable[None]] = _let_go
     """Awaited with the answer of an agent in a process of ours, while that is held for the attempt: the agent may go on after it
     has answered, and report later. Cancelled when the process ends."""
@@ -80,7 +80,7 @@ class Agent(Protocol):
     async def start(self) -> None: ...
 
     async def stop(self) -> None:
-        """Ends every process and connection; safe to call twice, and after a failed start."""
+        """End every process and connection. Safe to call twice, and after a failed start."""
         ...
 
     async def invoke(self, invocation: Invocation) -> InvocationResult: ...
@@ -95,7 +95,7 @@ class AgentSettings:
     """What a kind's `maker` is given beside the agent."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Set in processes of ours that play the agent, on top of this process's own environment."""
+    """Set in worker processes, on top of this process's own environment."""
     concurrency: int = 1
     """Attempts that may play at once."""
     timeout_seconds: float

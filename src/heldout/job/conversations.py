@@ -1,4 +1,4 @@
-"""Rebuilds what was said in a trajectory from turns that hold each message once."""
+"""Conversations of a trajectory, rebuilt from turns that hold each message once."""
 
 from collections.abc import Sequence
 

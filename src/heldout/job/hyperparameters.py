@@ -1,4 +1,4 @@
-"""The settings of one evaluation job: names, types, ranges and defaults, in every spelling that is in use.
+"""The hyperparameters of one evaluation job: names, types, ranges and defaults, in every spelling that is in use.
 
 Three spellings are met in the wild (the SDK's, the nested one of the developer guide, the flat one of the hosted API);
 all are read, one is written. A value that was set is never dropped.
@@ -19,7 +19,7 @@ _DIGITS = len(str(_MOST))
 
 @dataclass(frozen=True, slots=True)
 class Specification:
-    """What one hyperparameter may be."""
+    """Name, type, range and meaning of one hyperparameter."""
 
     name: str
     """The canonical spelling."""
@@ -266,7 +266,7 @@ class Hyperparameters:
         return dict(self._set)
 
     def get_info(self) -> dict[str, dict[str, Value]]:
-        """Prints a line for each hyperparameter, and returns the same: value, default, expected, meaning."""
+        """Print a line for each hyperparameter and return the text: value, default, expected, meaning."""
         info: dict[str, dict[str, Value]] = {
             name: {
                 "value": self._set.get(name, s.default),

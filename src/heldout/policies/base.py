@@ -21,7 +21,7 @@ class ModelCall:
     trajectory_id: str
     """Calls of one trajectory go to one replica, whose prefix cache then serves them."""
     is_streamed: bool
-    """Whether the reply is to be relayed as server-sent events."""
+    """Whether the agent wants the reply as server-sent events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +49,19 @@ class Policy(Protocol):
         ...
 
     async def start(self) -> None:
-        """Start the policy. Raises `heldout.errors.ReferenceProblem` or `MissingExtra` when it cannot be had: nothing
-        at the address, no such model there (naming those that are), no weights."""
+        """Start the policy. Raises `heldout.errors.ReferenceProblem` or `MissingExtra` when that fails: nothing
+        answers at the address, the server has no such model (the error names those it has), or weights are missing."""
         ...
 
     async def stop(self) -> None:
-        """Ends every process and connection; safe to call twice, and after a failed start."""
+        """End every process and connection. Safe to call twice, and after a failed start."""
         ...
 
     async def call(self, call: ModelCall) -> ModelReply:
-        """Sends one request, retrying 429, 503 and dropped connections with backoff and `Retry-After`; other statuses come
-        back as they are. Raises PolicyUnavailable when the retries are used up."""
+        """Send one request. Retries 429, 503 and dropped connections with backoff and `Retry-After`; returns any other status.
+
+        Raises PolicyUnavailable when the retries are used up.
+        """
         ...
 
 

@@ -1,7 +1,7 @@
 """The embedded policy: a small model on this machine, through llama.cpp's server (extra `embedded`).
 
-The server is a child process (`embedded_server`), started on demand, started again when it dies, and gone when the
-engine is. Calls to it go the way of any other endpoint's.
+The server is a child process (`embedded_server`), started on demand, restarted when it dies, and ended with the
+engine. Calls reach it as they reach any other endpoint.
 
 The same request with temperature 0, or with the same seed, gets the same reply while calls come one at a time. With
 several at once their tokens are computed in one batch, whose sums round differently with its size, so a reply can change
@@ -35,23 +35,23 @@ _log = logging.getLogger(__name__)
 
 
 _DEFAULT_PARALLEL = 8
-"""More slots decode no faster on a few cores, and each costs memory."""
+"""Calls decoded at once. More slots are no faster on a few cores, and each costs memory."""
 
 _DEFAULT_CONTEXT_TOKENS = 4096
 """A long multi-turn conversation. SmolLM2-135M keeps 23 KB a token: 94 MB a slot, 755 MB with the default 8."""
 
 _MAX_CONNECTIONS = 128
-"""Calls handed to the server at once; further ones wait here, where waiting takes no thread."""
+"""Calls sent to the server at once. Further calls wait in this process, where waiting needs no thread."""
 
 _START_SECONDS = 300.0
 """For large weights on a slow disk; SmolLM2-135M takes 1 to 3 s."""
 
 _MAX_RESTARTS = 5
 _STEADY_SECONDS = 60.0
-"""A server that dies more than _MAX_RESTARTS times, never having run this long in between, is given up."""
+"""A server that dies more than _MAX_RESTARTS times without running this long in between is not restarted again."""
 
 _RETRIES = Retries(max_tries=200, max_waiting_seconds=60.0, first_wait_seconds=0.05, longest_wait_seconds=0.5)
-"""The server is back a second or two after it died: ask often, and for longer than a start takes."""
+"""A server that died is back in one or two seconds, so calls retry often, for longer than a start takes."""
 
 _THREADS_WAIT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
 """llama.cpp's threads wait for each other some hundred times a token. One that spins until the other is there makes calls up to
@@ -135,11 +135,11 @@ class EmbeddedPolicy:
 
     @property
     def process_id(self) -> int | None:
-        """Of the server; None while it is not running."""
+        """Process id of the server; None while it is not running."""
         return None if self._process is None else self._process.pid
 
     async def start(self) -> None:
-        """Starts the server and waits until it answers.
+        """Start the server and wait until it answers.
 
         Raises MissingExtra when llama.cpp or the weights are not installed, ReferenceProblem when the model or the adapter
         does not load, with the end of the server's log.
@@ -204,7 +204,7 @@ class EmbeddedPolicy:
         )
 
     async def _launch(self, options: ServerOptions) -> str:
-        """Starts the child process; returns its base URL. Raises ReferenceProblem when it does not come to answer."""
+        """Start the child process and return its base URL. Raises ReferenceProblem when it never answers."""
         assert self._log_file is not None
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -231,7 +231,7 @@ class EmbeddedPolicy:
         return f"{address.decode().strip()}/v1"
 
     async def _supervise(self, options: ServerOptions, endpoint: EndpointPolicy) -> None:
-        """Starts the server again whenever it dies; meanwhile calls are retried."""
+        """Restart the server whenever it dies; calls are retried meanwhile."""
         restarts = 0
         while self._process is not None:
             started_at = time.monotonic()
@@ -263,7 +263,7 @@ class EmbeddedPolicy:
         await process.wait()
 
     def _log_tail(self) -> str:
-        """What the server said last, as one line."""
+        """The end of the server's log, as one line."""
         if self._log_file is None:
             return "no log"
         size = self._log_file.seek(0, os.SEEK_END)
@@ -295,7 +295,7 @@ def _served_name(model: str, adapter: Path | None) -> str:
 
 
 def _num_cores() -> int:
-    """Cores this process may use."""
+    """Number of cores this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 _PR_SET_PDEATHSIG = 1
-"""From Linux's prctl.h."""
+"""Option of Linux's prctl.h: the signal sent to a process when its parent ends."""
 
 _LOG_ERRORS = 1
 """llama.cpp's verbosity that logs errors alone; its information lines come several to a call and would grow without end."""
@@ -27,7 +27,7 @@ reading a conversation again costs more than writing its next turn."""
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """What the child process is told on its command line, as JSON."""
+    """Options of the child process, passed on its command line as JSON."""
 
     name: str
     """The served model name."""
@@ -41,7 +41,7 @@ class ServerOptions:
     """Longest conversation of a call, reply included: tokens for each slot."""
     threads: int
     connections: int
-    """Open connections that are served at once: llama.cpp keeps a thread for each."""
+    """Connections served at once; llama.cpp keeps a thread for each."""
     parent: int
     """Process id of the engine."""
 
@@ -54,7 +54,7 @@ class ServerOptions:
 
 
 def main(arguments: list[str]) -> int:
-    """Serves until the standard input closes. Returns 1 when the model or the adapter does not load."""
+    """Serve until the standard input closes. Returns 1 when the model or the adapter does not load."""
     options = ServerOptions.from_json(arguments[0])
     _end_with_parent(options.parent)
     announcements = os.dup(1)
@@ -83,7 +83,7 @@ def _exit_at_end_of_input() -> None:
 
 
 def _start(options: ServerOptions) -> Any:
-    """llama.cpp's server, answering. Raises RuntimeError when the model or the adapter does not load."""
+    """Start llama.cpp's server and wait until it answers. Raises RuntimeError when the model or the adapter does not load."""
     import xllamacpp  # the extra `embedded`
 
     params = xllamacpp.CommonParams()

@@ -1,7 +1,7 @@
 """Policies behind OpenAI-compatible endpoints: one server, or several replicas that serve the same model.
 
-The way of a call: `replicas` names the server, one request goes out over a kept-alive connection, `retries` says whether
-and when to ask again. Requests and replies pass through as bytes.
+For each call, `replicas` chooses the server, one request goes out over a kept-alive connection, and `retries` decides
+whether and when to try again. Requests and replies pass through as bytes.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ from heldout.policies.retries import Budget, Retries, TryFailed
 _log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10.0
-"""A server that does not take a connection within this is down. There is no limit on the reply: slow models are slow, and
-each attempt has a deadline of its own."""
+"""A server that accepts no connection within this time is down. Replies have no limit here: models may be slow, and each
+attempt has its own deadline."""
 
 _LISTING_SECONDS = 30.0
 """A server that takes longer to list its models hangs: the list is ready, however long a reply takes to be written."""
@@ -84,7 +84,7 @@ class EndpointPolicy:
         return self._model_name
 
     async def start(self) -> None:
-        """Opens the connection pool and checks that the model is there.
+        """Open the connection pool and check that the server has the model.
 
         Raises ReferenceProblem when the key's variable is not set, nothing answers at any of the URLs, the key is refused,
         or the model is not among those listed. A server without a model list is taken at its word.
@@ -129,7 +129,7 @@ class EndpointPolicy:
             return reply
 
     def move(self, urls: Sequence[str]) -> None:
-        """Looks for the policy at `urls` from the next try on, also for calls that are being retried."""
+        """Use `urls` from the next try on, also for calls that are being retried."""
         self._replicas = Replicas([_base_url(url) for url in urls], self._retries.clock)
 
     async def _try(self, replica: Replica, path: str, body: bytes | None, *, is_streamed: bool = False) -> ModelReply:
@@ -190,7 +190,7 @@ class EndpointPolicy:
                 self._check_name(replica, result)
 
     async def _wait_for_any(self, failures: Mapping[Replica, TryFailed], budget: Budget) -> None:
-        """Waits while a replica may still get ready. Raises ReferenceProblem when none is there, or it takes too long."""
+        """Wait while a replica may still get ready. Raises ReferenceProblem when none answers, or waiting takes too long."""
         likeliest = min(failures, key=lambda replica: failures[replica].is_down)
         failure = failures[likeliest]
         if failure.is_down and not self._was_there:
@@ -257,7 +257,7 @@ class _Chunks(AsyncGenerator[bytes, None]):
         raise problem[0]
 
     async def aclose(self) -> None:
-        """Gives the stream up; the server sees a closed connection."""
+        """Abandon the stream; the server sees a closed connection."""
         self._response.close()
 
     async def _read(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Which replica a trajectory's calls go to. Opens no connection.
+"""Choice of the replica that a trajectory's calls go to. Opens no connection.
 
 Rendezvous hashing over the replicas that are up gives a trajectory the same replica without remembering it. Only a
 trajectory that had to move is remembered, so that it stays where its prefix cache now is when its first replica
@@ -15,7 +15,7 @@ from yarl import URL
 _log = logging.getLogger(__name__)
 
 _PROBE_SECONDS = 5.0
-"""How long a replica that is down is left alone before one call tries it again."""
+"""Seconds that a replica which is down gets no calls before one call tries it again."""
 
 _MAX_MOVED = 65_536
 """Trajectories that moved are forgotten past this many, oldest first; forgetting costs one a prefix cache, no more."""
@@ -29,7 +29,7 @@ class Replica:
         self.address = str(base.with_query(None))
         """The base URL as messages show it: without a query, which may hold a key."""
         self.down_until: float | None = None
-        """Clock time until when it is left alone; None while it is up."""
+        """Clock time until which it gets no calls; None while it is up."""
         self.failures_in_a_row = 0
         """Tries that failed, of any call, since it last answered one."""
         self._urls: dict[str, URL] = {}
@@ -65,7 +65,7 @@ class Replicas:
         return chosen
 
     def mark_down(self, replica: Replica, reason: str) -> bool:
-        """Notes that a replica answers no calls. Returns whether another one is up."""
+        """Mark a replica as down. Returns whether another one is up."""
         others = sum(other.down_until is None for other in self.all if other is not replica)
         if replica.down_until is None and len(self.all) > 1:
             consequence = (
@@ -76,7 +76,7 @@ class Replicas:
         return others > 0
 
     def mark_up(self, replica: Replica) -> None:
-        """Notes that a replica has answered a call made while it was down."""
+        """Mark a replica as up: it has answered a call made while it was down."""
         if replica.down_until is not None and len(self.all) > 1:
             _log.warning("replica %s is back and gets new trajectories", replica.address)
         replica.down_until = None

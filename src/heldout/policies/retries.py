@@ -1,4 +1,4 @@
-"""When to ask a model server again: backoff, Retry-After, and where it ends. Opens no connection."""
+"""When to call a model server again: backoff, Retry-After and their limits. Opens no connection."""
 
 import asyncio
 import random
@@ -12,7 +12,7 @@ from heldout.policies.base import PolicyUnavailable
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """How often and how long one call is tried; the clock, sleep and chance it uses can be replaced."""
+    """How often and how long one call is tried, with the clock, sleep and random numbers to use."""
 
     max_tries: int = 10
     max_waiting_seconds: float = 120.0
@@ -50,13 +50,13 @@ class Budget:
         self._waited = 0.0
 
     def spend_try(self, address: str, failure: TryFailed) -> None:
-        """Counts a failed try. Raises PolicyUnavailable when it was the last."""
+        """Count a failed try. Raises PolicyUnavailable when it was the last."""
         self.num_tries += 1
         if self.num_tries >= self._retries.max_tries:
             raise self._end(address, failure, "the most tries") from failure
 
     async def wait(self, address: str, failure: TryFailed) -> None:
-        """Sleeps before the next try: as long as the server asks, else twice as long each time, with jitter.
+        """Sleep before the next try: as long as the server asks, else twice as long each time, with jitter.
 
         Raises PolicyUnavailable when that would be longer than the call may wait.
         """

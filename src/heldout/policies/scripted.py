@@ -1,4 +1,4 @@
-"""A scripted model server for tests and benchmarks: OpenAI-compatible, with replies that are known beforehand.
+"""A scripted model server for tests and benchmarks: OpenAI-compatible, with replies known in advance.
 
 In a test: `async with ScriptedServer(script) as server: ... server.url ...`. As a process of its own:
 `python -m heldout.policies.scripted`, which prints its port on one line once it accepts connections.
@@ -73,13 +73,13 @@ class ScriptedServer:
         return len(self._connections)
 
     async def start(self) -> None:
-        """Listens; with port 0 on a free one, which `port` then says. Raises OSError when the port is taken."""
+        """Listen on `port`; 0 takes a free one and sets `port` to it. Raises OSError when the port is taken."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", self.port, backlog=4096)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Stops listening and drops every connection; `start` then listens on the same port again."""
+        """Stop listening and drop every connection. `start` then listens on the same port again."""
         if self._server is not None:
             self._server.close()
             for connection in list(self._connections):
@@ -236,7 +236,7 @@ def _problem(status: HTTPStatus, message: str) -> _Answer:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the server until it is interrupted; prints its port on one line. Returns the exit status."""
+    """Run the server until it is interrupted, after printing its port on one line. Returns the exit status."""
     options = _parser().parse_args(arguments)
     try:
         script = by_rules(read_rules(options.rules) if options.rules else [])

@@ -1,4 +1,4 @@
-"""What the scripted model server answers: a reply, the rules that choose one, and its bytes on the wire.
+"""Replies of the scripted model server: the rules that choose one, and its bytes on the wire.
 
 Wire format: OpenAI chat completions and completions, plain and as server-sent events, as the openai client 2.x reads them.
 Token counts are made up but steady: a word with the spaces before it is one response token, four bytes of the request
@@ -50,7 +50,7 @@ class Reply:
     dropped_after: int | None = None
     """Close the connection once this many bytes of the response (head included) are sent."""
     raw: bytes | None = None
-    """Send this as the body, whatever was asked for."""
+    """Send this as the body of any request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ def render(reply: Reply, call: ScriptedCall, prompt_tokens: int) -> Wire:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """What of a request changes the form of the reply."""
+    """The fields of a request that change the form of the reply."""
 
     is_chat: bool
     n: int

@@ -1,4 +1,4 @@
-"""What a job needs while it plays: its policy, its Job Runtime and its agent, started and stopped together."""
+"""The services of a job: its policy, its Job Runtime and its agent, started and stopped together."""
 
 import asyncio
 import contextlib
@@ -25,10 +25,10 @@ class Services:
     runtime: JobRuntime
     agent: Agent
     starting: asyncio.Task[None]
-    """Of the policy and the agent."""
+    """The start of the policy and the agent."""
 
     async def ready(self) -> None:
-        """Returns when the policy and the agent are there. Raises what kept the first of them from it."""
+        """Wait until the policy and the agent have started. Raises the first error of either."""
         try:
             await self.starting
         except BaseExceptionGroup as group:
@@ -37,9 +37,9 @@ class Services:
 
 @contextlib.asynccontextmanager
 async def services_of(run: Run) -> AsyncIterator[Services]:
-    """The Job Runtime, started, and the policy and the agent, starting; and stopped, whatever happens.
+    """Start the Job Runtime, begin to start the policy and the agent, and stop all three on leaving.
 
-    Raises ReferenceProblem when the Job Runtime cannot be where it is to be, or when one of them is none.
+    Raises ReferenceProblem when the Job Runtime cannot listen at its address, or the model or agent cannot be used here.
     """
     policy = make_policy(run.document.model, PolicySettings(was_there=run.has_journal))
     configured = _configured_credentials()
@@ -95,7 +95,7 @@ async def _start(policy: Policy, agent: Agent) -> None:
 
 
 def runtime_address(run: Run) -> str | None:
-    """Where the Job Runtime of a run that plays now listens on this machine; None when it has none."""
+    """The address of the Job Runtime of a run that is playing now; None when the run is not playing."""
     if not run.is_running():
         return None  # a process that was killed leaves the file, and the port may be another's by now
     try:
@@ -111,10 +111,10 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def check_document(document: JobConfigDocument) -> None:
-    """Whether the job can be played here, as far as can be told without starting anything.
+    """Check that the job can be played on this machine, without starting anything.
 
-    Raises InputError: the model is in AWS; the agent is, and cannot reach the Job Runtime here; the agent's file or function
-    is not there, nor the dataset's first prompt.
+    Raises InputError: the model is in AWS; the agent is in AWS and cannot reach the Job Runtime here; the agent's file or
+    function does not exist; the dataset's first prompt cannot be read.
     """
     make_policy(document.model)
     agent = document.agent_config.agent
@@ -154,7 +154,7 @@ def region_of(run: Run) -> str:
 
 
 def _configured_credentials() -> list[Credentials]:
-    """The AWS credentials that agents on this machine would find by themselves; none where the configuration cannot be used."""
+    """The AWS credentials that agents on this machine find by themselves; empty where the configuration is unusable."""
     if not _may_have_credentials():
         return []
     import boto3  # slow to import, and only needed here
@@ -172,7 +172,7 @@ def _configured_credentials() -> list[Credentials]:
 
 
 def _may_have_credentials() -> bool:
-    """Whether any of the places that AWS SDKs look at could hold credentials: cheap, and never wrongly False."""
+    """Whether any place that AWS SDKs search could hold credentials. A fast check that is never wrongly False."""
     names = ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_SHARED_CREDENTIALS_FILE")
     containers = ("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONFIG_FILE")
     if any(os.environ.get(name) for name in (*names, *containers)):
