@@ -7,6 +7,7 @@ kind takes, and for lists of every kind. Parsing looks at the text alone: whethe
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.metadata import entry_points
 from typing import NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -129,8 +130,6 @@ class _Installed(NamedTuple):
 
 @functools.cache
 def _installed(group: str, base: type[Reference]) -> _Installed:
-    from importlib.metadata import entry_points  # takes 20 ms that a job with a listed kind does not need
-
     kinds: list[type[Reference]] = []
     problems: list[str] = []
     for point in sorted(entry_points(group=group), key=lambda point: point.name):
