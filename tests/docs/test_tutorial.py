@@ -43,6 +43,8 @@ def until_answered(port: int) -> None:
 
 def test_the_tutorial_works_as_it_is_written(tmp_path: Path) -> None:
     page = PAGE.replace("8000", str(free_port())).replace("8001", str(free_port()))
+    python_page = (Path(__file__).parents[2] / "docs" / "how-to" / "python.md").read_text()
+    [reading] = re.findall(r"^```python\n(.*?)^```$", python_page, re.DOTALL | re.MULTILINE)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "HELDOUT_"))}
     environment |= {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -61,9 +63,14 @@ def test_the_tutorial_works_as_it_is_written(tmp_path: Path) -> None:
             )
             assert done.returncode == 0, command + done.stdout[-3_000:] + done.stderr[-3_000:]
             printed += done.stdout
+        done = subprocess.run(
+            [sys.executable, "-c", reading], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+    assert "fine-tuned is better" in done.stdout
     verdict = re.search(r"such as `(fine-tuned is better: [^`]+)`", page)
     assert verdict is not None
     assert verdict[1] in printed, printed
     assert "That is wrong. What is " in printed
-    assert "pass  lower(pass_at_1) >= 0.5" in printed
+    assert "pass  lower(pass@1) >= 0.5" in printed
     assert (tmp_path / "runs/first/report.html").is_file()
