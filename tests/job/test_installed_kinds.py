@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.packages import install
+from tests.support.installed_package import install
 
 ECHO = Path(__file__).parents[2] / "examples" / "extending" / "policy_kind"
 AGENT = """
