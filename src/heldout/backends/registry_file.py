@@ -1,4 +1,4 @@
-"""The registry that is in force: the file a user names, or else the one HELDOUT_REGISTRY names."""
+"""The registry in force: the file that the user names, else the one that HELDOUT_REGISTRY names."""
 
 import os
 from pathlib import Path
@@ -11,13 +11,13 @@ from heldout.storage.storage import expanded
 
 VARIABLE = "HELDOUT_REGISTRY"
 _PATHS = {"models": "model", "model_packages": "model", "agents": "agent", "datasets": "path", "buckets": "folder"}
-"""The field of each section's entries that may be a path."""
+"""The field that may be a path, for the entries of each section."""
 
 
 def read_registry(path: str | Path | None = None) -> Registry:
-    """The registry in the file at `path`, by default the one the environment names; an empty one when neither does.
+    """Reads the registry at `path`, by default the one that the environment names. Without either, the registry is empty.
 
-    Raises ReferenceProblem when there is no such file, or it is no registry.
+    Raises ReferenceProblem when the file cannot be read or holds no registry.
     """
     named = path or os.environ.get(VARIABLE)
     if not named:
@@ -32,7 +32,7 @@ def read_registry(path: str | Path | None = None) -> Registry:
 
 
 def _expanded(registry: Registry) -> Registry:
-    """The registry with `~` replaced in its paths."""
+    """The registry with `~` expanded in its paths."""
     sections = {
         section: {name: _expanded_entry(entry, field) for name, entry in getattr(registry, section).items()}
         for section, field in _PATHS.items()

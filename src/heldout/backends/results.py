@@ -1,7 +1,7 @@
-"""What is made of runs once they are played: their numbers, reports, the comparison, MLflow runs, copies in a remote place.
+"""Results of played runs: metrics, reports, the comparison and MLflow runs.
 
-Statistics, reports and MLflow are imported where they are used, and an engine uses them apart (`backends.apart`): loading them
-would hold up the first model call of a job by a second.
+Statistics, reports and MLflow are imported where they are used, and the engine's process leaves them to the results process
+(`heldout.backends.results_process`): loading them would delay the first model call of a job by a second.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,17 +24,17 @@ COMPARISON_FILE = "comparison.json"
 REPORT_FILE = "report.html"
 
 Note = Callable[[str], None]
-"""Takes one line that a person must know and nothing fails for."""
+"""Receives a warning: one line that the user has to see, although nothing failed."""
 
 
 def load(*, has_tracking: bool) -> None:
-    """Loads what `finish_run` needs, so that a process apart has it when the last rollout is in."""
+    """Loads the modules that `finish_run` needs, so that the results process has them when the last rollout ends."""
     from heldout.datasets.arrow import leave_pandas_out
     from heldout.report.page import page_template
 
     page_template()
     leave_pandas_out()
-    # The last two are imported by libraries, in the middle of their first call.
+    # Libraries import the last two during their first call.
     for module in ("heldout.report.run_analysis", "heldout.report.terminal", "pyarrow.dataset", "scipy.special"):
         import_module(module)
     if has_tracking:
@@ -49,7 +49,7 @@ def write_numbers(folder: Path, *, is_partial: bool) -> None:
 
 
 async def finish_run(run: Run, tags: Mapping[str, str], note: Note, say: Callable[[str], None]) -> None:
-    """Writes the report of a run that is done, and logs it to MLflow, with these tags, where its job says so."""
+    """Writes the report of a complete run, and logs the run to MLflow with these tags if its job names a destination."""
     await in_results_process(_write_report, run.folder)
     if run.document.output_data_config.mlflow_config is None:
         return
@@ -57,7 +57,7 @@ async def finish_run(run: Run, tags: Mapping[str, str], note: Note, say: Callabl
     try:
         details = await in_results_process(_log, run.folder, tags)
     except HeldoutError as error:
-        # The results are there and whole; what is lost is a copy of them.
+        # The results are complete; only a copy of them is missing.
         note(f"not logged to MLflow: {error}")
         return
     output = run.document.service_output or ServiceOutput()
@@ -67,10 +67,10 @@ async def finish_run(run: Run, tags: Mapping[str, str], note: Note, say: Callabl
 
 
 async def compare_evaluation(evaluation: Evaluation, note: Note) -> None:
-    """Writes comparison and report of an evaluation that has two runs; notes why not, where they cannot be compared."""
+    """Writes the comparison and the report of an evaluation with two runs. If they cannot be compared, `note` gets the reason."""
     if evaluation.runs().keys() >= {BASE_RUN, FINE_TUNED_RUN}:
-        for told in await in_results_process(_compare, evaluation.folder):
-            note(told)
+        for warning in await in_results_process(_compare, evaluation.folder):
+            note(warning)
 
 
 async def rendered_results(place: Evaluation | Run, console: Console) -> str:
@@ -160,7 +160,7 @@ def _log(folder: Path, tags: Mapping[str, str]) -> MlflowDetails:
 
     run = Run.open(folder)
     config = run.document.output_data_config.mlflow_config
-    assert config is not None  # whoever asks has looked
+    assert config is not None  # the caller has checked it
     logged = log_run(
         folder,
         tracking_uri=config.mlflow_resource_arn,
@@ -177,7 +177,7 @@ def _log(folder: Path, tags: Mapping[str, str]) -> MlflowDetails:
 
 
 def _compare(folder: Path) -> list[str]:
-    """Writes comparison and report, and returns what a person must know."""
+    """Writes the comparison and the report. Returns warnings."""
     from heldout.report.page import write_evaluation_report
     from heldout.runs.comparison import compare_runs, comparison_document, prompt_texts
 

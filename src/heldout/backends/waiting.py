@@ -1,7 +1,7 @@
-"""An evaluation as someone waits for it: its steps, how the job that plays goes, and what is logged meanwhile.
+"""The display of `Execution.wait`: the steps of an evaluation, the progress of the job that plays, and new log lines.
 
-In a terminal one panel that is drawn again, below the log lines; in a notebook one output that is replaced, with the last of
-them; elsewhere a line for each change and for each line of the log.
+A terminal shows one panel below the log lines and redraws it. A notebook shows one output with the last log lines and
+replaces it. Elsewhere, each change and each log line is one line.
 """
 
 import importlib
@@ -27,15 +27,15 @@ from heldout.report.sanitizing import visible
 
 _LINE_EVERY_SECONDS = 10.0
 _LOOKS_AT_THE_END = 20
-"""For the rest of the log when all is over, each some thousand lines; what is longer is read where it lies."""
+"""Reads of some thousand lines each, for the rest of the log at the end. A longer rest is not shown."""
 _NOTEBOOK_LINES = 30
 _LONGEST_LINE = 4_000
-"""Characters of a log line that are shown."""
+"""The number of characters of a log line that are shown."""
 _STYLES = {"Succeeded": "green", "Failed": "red", "Stopped": "yellow"}
 
 
 class Watcher:
-    """Shows one evaluation while inside, as it is each time `show` is called."""
+    """Shows an evaluation each time that `show` is called, while its context is open."""
 
     def __init__(self, evaluation: StartedEvaluation, console: Console | None = None) -> None:
         self._evaluation = evaluation
@@ -60,7 +60,7 @@ class Watcher:
         self._stack.__exit__(kind, error, trace)
 
     def show(self) -> None:
-        """Shows the evaluation as it is now, and what was logged since it was last shown: all there is, of one that is over."""
+        """Shows the current status and the new log lines. For an evaluation that is over, the rest of the log."""
         for lines in self._new_lines():
             if self._notebook is not None:
                 self._last_lines.extend(lines)
@@ -74,7 +74,7 @@ class Watcher:
             self._say()
 
     def _new_lines(self) -> Iterator[list[Text]]:
-        """What is new, some lines at a time."""
+        """New log lines, in blocks."""
         evaluation = self._evaluation
         is_over = ExecutionStatus(evaluation.status.overall_status).is_final
         for _ in range(_LOOKS_AT_THE_END if is_over else 1):
@@ -102,9 +102,9 @@ class Watcher:
 
 
 def log_line(line: LogLine, evaluation: str) -> Text:
-    """A line of the log with its time and its run's name, or the evaluation's where it is about none.
+    """A log line with its time and the name of its run, or of the evaluation if it belongs to no run.
 
-    Nothing in it acts on a terminal, and what it has after a line end cannot be taken for another line.
+    Control characters are made visible and line ends are indented, so the text cannot act on a terminal or imitate another line.
     """
     text = visible(line.text[:_LONGEST_LINE]).replace("\n", "\n    ") + ("…" if len(line.text) > _LONGEST_LINE else "")
     return Text.assemble(
@@ -113,7 +113,7 @@ def log_line(line: LogLine, evaluation: str) -> Text:
 
 
 def panel(evaluation: StartedEvaluation, log: Collection[Text] = ()) -> Panel:
-    """The evaluation's steps, and the job that plays. log: lines to have below them."""
+    """A panel with the steps of the evaluation and the job that plays. log: lines to show below them."""
     state = evaluation.status
     begun = {step.name: step for step in state.step_details}
     table = Table(box=None, padding=(0, 2, 0, 0))

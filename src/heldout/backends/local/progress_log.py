@@ -1,4 +1,4 @@
-"""What a job's log says of its rollouts: enough to see from afar how it goes, and little enough to be read to the end."""
+"""The progress lines in the log of a detached job: every tenth of the rollouts, and the first failure of each kind."""
 
 from collections.abc import Callable
 
@@ -6,11 +6,11 @@ from heldout.report.live import line
 from heldout.runs.progress import Progress
 
 _PARTS = 10
-"""How the job stands is said each time that another tenth of its rollouts is in."""
+"""The number of progress lines of a job."""
 
 
 class Narrator:
-    """Says how one job goes, when it is asked to look; `begin` and `end` say how it stands before and after."""
+    """Writes progress lines of one job. `look` is called at intervals, `begin` and `end` once."""
 
     def __init__(self, progress: Progress, say: Callable[[str], None]) -> None:
         self._progress = progress
@@ -24,7 +24,7 @@ class Narrator:
         self._say(f"playing {self._progress.planned} rollouts{ended}")
 
     def look(self) -> None:
-        """Says what is new: another tenth of the rollouts, the first failure of a kind with its reason."""
+        """Writes what is new: another tenth of the rollouts, or the first failure of a kind with its reason."""
         for kind, reason in list(self._progress.first_failures.items()):
             if kind not in self._said_failures:
                 self._said_failures.add(kind)

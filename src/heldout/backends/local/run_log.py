@@ -1,10 +1,10 @@
-"""`runner.log`: what a process that plays says, line by line, each with when it was written and the run that it is about.
+"""`runner.log`: the log of a process that plays. Each line has its time and the name of its run.
 
     2026-10-02T12:00:00.123Z base-model-eval playing 32 rollouts
 
-Times are UTC; the run is `-` for what is about none. A line without a time (the interpreter's last words, those of native code or
-of a child process) has the time and the run of the line before it. Lines are added whole and never changed, so a place in the
-file stays what it is, also for a reader who comes back after a restart.
+Times are UTC; the run is `-` for a line that belongs to none. A line without a time (from the interpreter, native code or a child
+process) belongs to the line before it. Lines are appended whole and never changed, so a position in the file stays
+valid, also after a restart.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from typing import IO, NamedTuple
 
 LOG_FILE = "runner.log"
 LONGEST_LINE_BYTES = 64 * 1024
-"""A longer one is taken for several, so that no line has to be held whole."""
+"""A longer line is split, to limit memory."""
 STARTED = "started"
-"""What is written when a process starts, before it can say anything itself."""
+"""The line that the starter writes, before the process can write one."""
 _NO_RUN = "-"
 _STAMP = re.compile(rb"^(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3})Z (\S+) ", re.MULTILINE)
 _LONGEST_STAMP_BYTES = 256
@@ -33,13 +33,13 @@ class Line(NamedTuple):
     """One line of a log."""
 
     start: int
-    """Where it begins, in bytes from the file's start."""
+    """The position of its first byte."""
     end: int
-    """Where the next one begins."""
+    """The position of the next line."""
     time_ms: int
-    """Unix time in milliseconds; 0 where no line before says one."""
+    """Unix time in milliseconds; 0 if neither it nor an earlier line has one."""
     run: str
-    """The name of the run that it is about; empty for none."""
+    """The name of its run; empty if it belongs to none."""
     text: str
 
 
@@ -49,10 +49,9 @@ class _Stamp(NamedTuple):
 
 
 def lines_of(path: Path, start: int = 0) -> Iterator[Line]:
-    """The lines of a log that lie whole in it, from the place `start` on; none where there is no log.
+    """The complete lines of a log from the position `start` on. Empty if there is no log.
 
-    start: 0, or the `end` of a line. The file is open only while some lines are read: as many logs as one likes can be gone
-    through side by side.
+    start: 0, or the `end` of a line. The file is open only while some lines are read, so many logs can be read concurrently.
     """
     stamp: _Stamp | None = None
     while lines := _some_lines(path, start, stamp):
@@ -61,15 +60,15 @@ def lines_of(path: Path, start: int = 0) -> Iterator[Line]:
 
 
 def add_line(path: Path, run: str, text: str) -> None:
-    """Adds a line to a log, which is made if it is not there. run: the run that it is about, or empty."""
+    """Appends a line to a log, which is made if it does not exist. run: the name of its run, or empty."""
     with path.open("ab") as file:
         _write(file.fileno(), run, text.encode("utf-8", "backslashreplace"))
 
 
 def stamp_output(run: Callable[[], str]) -> None:
-    """From here on, what this process prints to standard output, which is a log, and to standard error goes there as lines.
+    """Writes everything that this process prints from now on as stamped lines to standard output, which is a log.
 
-    run: which run it is about now, or empty.
+    run: returns the name of the current run, or an empty string.
     """
     for name in ("stdout", "stderr"):
         raw = io.BufferedWriter(_Stamped(sys.__stdout__.fileno() if sys.__stdout__ else 1, run))
@@ -77,7 +76,7 @@ def stamp_output(run: Callable[[], str]) -> None:
 
 
 class _Stamped(io.RawIOBase):
-    """Writes lines with a stamp each; what has no line end yet waits for it."""
+    """Writes lines with a stamp each, and buffers an incomplete line."""
 
     def __init__(self, fd: int, run: Callable[[], str]) -> None:
         self._fd = fd
@@ -99,16 +98,16 @@ class _Stamped(io.RawIOBase):
 
 
 def _write(fd: int, run: str, text: bytes) -> None:
-    """Each line is one write to a file that is open for appending: two who write never mix theirs."""
+    """Writes each line with one system call to a file opened for appending, so lines of two processes do not mix."""
     most = LONGEST_LINE_BYTES - _LONGEST_STAMP_BYTES
     for first in range(0, len(text) or 1, most):
         now = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="milliseconds").removesuffix("+00:00")
-        with contextlib.suppress(OSError):  # a full disk stops the journal with a reason; a line fewer here is none
+        with contextlib.suppress(OSError):  # a full disk also stops the journal, which reports it
             os.write(fd, f"{now}Z {run or _NO_RUN} ".encode() + text[first : first + most] + b"\n")
 
 
 def _some_lines(path: Path, start: int, stamp: _Stamp | None) -> list[Line]:
-    """The next lines from a place on, few enough to be held. stamp: the one before the place, where it is known."""
+    """Some lines from a position on. stamp: the last stamp before the position, if it is known."""
     try:
         file = path.open("rb")
     except FileNotFoundError:
@@ -120,7 +119,7 @@ def _some_lines(path: Path, start: int, stamp: _Stamp | None) -> list[Line]:
         file.seek(place)
         while place < start + _BLOCK_BYTES and (data := file.readline(LONGEST_LINE_BYTES)):
             if not data.endswith(b"\n") and len(data) < LONGEST_LINE_BYTES:
-                break  # it is being written
+                break  # still being written
             begin, place = place, place + len(data)
             if (stamped := _STAMP.match(data)) and (its_own := _stamp(stamped)):
                 stamp, data = its_own, data[stamped.end() :]
@@ -130,13 +129,13 @@ def _some_lines(path: Path, start: int, stamp: _Stamp | None) -> list[Line]:
 
 
 def _stamp_before(file: IO[bytes], place: int) -> _Stamp:
-    """The last stamp before a place."""
+    """The last stamp before a position."""
     after = b""
     while place > 0:
         begin = max(0, place - _BLOCK_BYTES)
         file.seek(begin)
         data = file.read(place - begin) + after
-        # What a block begins with may be the middle of a line; if it is not, the block before, which ends in it, has it whole.
+        # A block may begin within a line; that line is found whole in the block before.
         whole = (_stamp(found) for found in _STAMP.finditer(data) if begin == 0 or found.start() > 0)
         if stamps := [stamp for stamp in whole if stamp is not None]:
             return stamps[-1]
@@ -145,7 +144,7 @@ def _stamp_before(file: IO[bytes], place: int) -> _Stamp:
 
 
 def _stamp(found: re.Match[bytes]) -> _Stamp | None:
-    """None for what only looks like one: who writes past `stamp_output` may begin a line with a time that there is not."""
+    """The stamp; None for an impossible time, which text that bypasses `stamp_output` may contain."""
     try:
         written = datetime.fromisoformat(found[1].decode()).replace(tzinfo=UTC)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Where the Job Runtime of a job listens, and where its agents reach it: for agents that are not on this machine."""
+"""The addresses of a job's Job Runtime: where it listens, and where agents on other machines reach it."""
 
 import os
 from collections.abc import Mapping
@@ -12,20 +12,20 @@ from heldout.job.kinds.base import RuntimeReach
 URL_VARIABLE = "HELDOUT_RUNTIME_URL"
 LISTEN_VARIABLE = "HELDOUT_RUNTIME_LISTEN"
 DEFAULT_PORT = 8700
-"""What a tunnel or a proxy is pointed at when the URL names no port of its own."""
+"""The port that a tunnel or a proxy forwards to when the URL names none."""
 _LOOPBACK = "127.0.0.1"
 _EVERYWHERE = "0.0.0.0"
-"""Safe to listen on: who calls the Job Runtime has to know a secret of the job's."""
+"""Safe to listen on: a caller of the Job Runtime needs a secret of the job."""
 
 
 class Exposure(NamedTuple):
-    """Where a Job Runtime is."""
+    """The addresses of a Job Runtime."""
 
     host: str
     port: int
-    """0: any that is free."""
+    """0: any free port."""
     public_url: str | None
-    """None: where it listens."""
+    """None: the listening address."""
 
 
 def exposure_of(config: AgentConfig, environ: Mapping[str, str] = os.environ) -> Exposure:

@@ -1,4 +1,4 @@
-"""Whose account, which region, which role: the AWS session that an evaluation uses, everywhere it uses one."""
+"""The AWS account of an evaluation: its session, region, role and clients, and the translation of AWS errors."""
 
 import contextlib
 import re
@@ -13,12 +13,12 @@ from heldout.backends.local.preparation import named_region
 from heldout.errors import CloudError, ReferenceProblem, shown
 
 _RETRIES = Config(retries={"mode": "standard", "total_max_attempts": 8})
-"""Throttling and failures of AWS are waited out, for half a minute or so."""
+"""Retries throttling and failures of AWS for about half a minute."""
 _GLANCE = Config(retries={"mode": "standard", "total_max_attempts": 2}, connect_timeout=3, read_timeout=10)
 _ROLE_ARN = re.compile(r"arn:aws[a-z\-]*:iam::\d{12}:role/.+")
 _ASSUMED_ROLE = re.compile(r"arn:(?P<partition>aws[a-z\-]*):sts::(?P<account>\d{12}):assumed-role/(?P<name>[^/]+)/.+")
 _NOTEBOOK_ROLE = "AmazonSageMaker-ExecutionRole"
-"""Roles whose names begin so were made by SageMaker's console, below `service-role/`."""
+"""The beginning of role names that SageMaker's console creates, below `service-role/`."""
 _DENIED = ("AccessDenied", "UnauthorizedOperation", "NotAuthorized")
 _ABSENT = ("ResourceNotFound", "NoSuchEntity", "NoSuchBucket", "NoSuchKey", "404")
 _NO_RESOURCE = re.compile(r"does not exist|not found|could not find", re.IGNORECASE)
@@ -31,10 +31,10 @@ _HINTS = {
 
 
 class Account:
-    """One session's clients, and what AWS says of who it is.
+    """The clients and the identity of one session. Making an account sends no request.
 
-    given: the SDK's session (its `sagemaker_client` and `boto_session` are used as they are), a boto3 session, or None for
-    the standard chain. Making one calls nothing.
+    given: the SDK's session (its `sagemaker_client` and `boto_session` are used unchanged), a boto3 session, or None
+    for the standard chain of credentials.
     """
 
     def __init__(self, given: Any = None, region: str | None = None) -> None:
@@ -58,32 +58,32 @@ class Account:
 
     @property
     def sagemaker(self) -> Any:
-        """The given session's own client where it has one: it may be at another endpoint."""
+        """The client of the given session if it has one, because it may use another endpoint."""
         given = getattr(self._given, "sagemaker_client", None)
         return given if given is not None else self.client("sagemaker")
 
     def client(self, service: str, *, is_glance: bool = False) -> Any:
-        """A client of the session's for `service`, made once.
+        """The session's client for `service`, made once.
 
-        is_glance: for a look that may as well fail: it does not wait long for an answer.
+        is_glance: with short timeouts, for requests whose failure is acceptable.
         """
         if (service, is_glance) not in self._clients:
-            with told(f"a client of {service}"):
+            with translated_errors(f"a client of {service}"):
                 config = _GLANCE if is_glance else _RETRIES
                 self._clients[service, is_glance] = self._boto.client(service, region_name=self.region, config=config)
         return self._clients[service, is_glance]
 
     @property
     def account_id(self) -> str:
-        """12 digits, as STS has them. Raises CloudError."""
+        """The account's 12 digits, from STS. Raises CloudError."""
         if self._account is None:
             self._account = str(self._identity()["Account"])
         return self._account
 
     def role_arn(self, role: str | None) -> str:
-        """The execution role: an ARN as it is, a name's ARN, or by default the role that the session is signed in as.
+        """The ARN of the execution role. `role` is an ARN or a name; by default it is the role that the session is signed in as.
 
-        Raises ReferenceProblem when there is no such role, or none is given and the session is not signed in as one.
+        Raises ReferenceProblem when the role does not exist, or when none is given and the session is not signed in as one.
         """
         if role is None:
             return self._own_role()
@@ -98,7 +98,7 @@ class Account:
             raise ReferenceProblem(
                 f"'role' {shown(role, 160)} has a path; give the name alone, {shown(name)}, or the role's ARN"
             )
-        with told(f"role {role!r}", absent=f"role {role!r} does not exist in account {self.account_id}"):
+        with translated_errors(f"role {role!r}", absent=f"role {role!r} does not exist in account {self.account_id}"):
             return str(self.client("iam").get_role(RoleName=role)["Role"]["Arn"])
 
     def _own_role(self) -> str:
@@ -117,22 +117,22 @@ class Account:
         except ClientError as error:
             if not is_denied(error):
                 raise CloudError(_line(f"role {name!r}", error)) from error
-        # Who may not read roles can still name one; only its path cannot be known then.
+        # Without permission to read roles, the ARN is put together; only the role's path is unknown.
         path = "service-role/" if name.startswith(_NOTEBOOK_ROLE) else ""
         return f"arn:{found['partition']}:iam::{found['account']}:role/{path}{name}"
 
     def _identity(self) -> Mapping[str, Any]:
-        with told("who the AWS session is signed in as"):
+        with translated_errors("who the AWS session is signed in as"):
             identity: Mapping[str, Any] = self.client("sts").get_caller_identity()
             self._account = str(identity["Account"])
             return identity
 
 
 @contextlib.contextmanager
-def told(what: str, *, absent: str | None = None) -> Iterator[None]:
-    """Errors of AWS inside become one line each, which begins with `what`.
+def translated_errors(what: str, *, absent: str | None = None) -> Iterator[None]:
+    """Translates AWS errors inside into one line that begins with `what`.
 
-    absent: told, as a ReferenceProblem, when AWS says that there is no such thing. Raises CloudError otherwise.
+    absent: the message of a ReferenceProblem, for an answer that the thing does not exist. Other errors become a CloudError.
     """
     try:
         yield
@@ -152,7 +152,7 @@ def told(what: str, *, absent: str | None = None) -> Iterator[None]:
 def pages(
     operation: Callable[..., Mapping[str, Any]], *, token: str = "NextToken", **asked: Any
 ) -> Iterator[Mapping[str, Any]]:
-    """Every page of a list operation of a client. token: the member that continues it."""
+    """Every page of a client's list operation. token: the member that names the next page."""
     while True:
         page = operation(**asked)
         yield page
@@ -162,13 +162,13 @@ def pages(
 
 
 def is_absent(error: ClientError) -> bool:
-    """Whether AWS says that what was named is not there. Old SageMaker operations say so in words only."""
+    """Whether the named thing does not exist. Old SageMaker operations say so only in the message text."""
     code = code_of(error)
     return code.startswith(_ABSENT) or (code == "ValidationException" and bool(_NO_RESOURCE.search(words_of(error))))
 
 
 def is_denied(error: ClientError) -> bool:
-    """Whether the caller may not ask."""
+    """Whether the caller lacks the permission."""
     return code_of(error).startswith(_DENIED)
 
 
@@ -177,21 +177,21 @@ def code_of(error: ClientError) -> str:
 
 
 def words_of(error: ClientError) -> str:
-    """What AWS says of it, on one line."""
+    """The message of the error, on one line."""
     return " ".join(str(error.response.get("Error", {}).get("Message", "")).split())
 
 
 def _line(what: str, error: ClientError) -> str:
     code, words = code_of(error), words_of(error)
     hint = _HINTS.get(code)
-    # The same code is that of a clock that is wrong and of a region that is another, which the words say.
+    # A wrong clock and a wrong region have the same code; their messages differ.
     if code == "InvalidSignatureException" and "not match" in words:
         hint = "the secret key is not that of the access key"
     return f"{what}: {error.operation_name} was refused: {code}: {words}{f' ({hint})' if hint else ''}"
 
 
 def _boto_session(given: Any, region: str | None) -> Any:
-    """A boto3 session: the SDK's session's, the given one, or one of the standard chain where there is none to be had."""
+    """The boto3 session of the SDK's session, the given boto3 session, or a session of the standard chain."""
     boto = getattr(given, "boto_session", None)
     if boto is not None:
         return boto

@@ -1,7 +1,7 @@
-"""What can be found out before anything is started: whether dataset, agent, group and MLflow app are there, and the tags taken.
+"""Checks before the start: dataset, agent, model package group and MLflow app exist, and tags are valid.
 
-Only a plain no is an error. Who evaluates need not be allowed to look at everything that the execution role uses, and an
-endpoint need not serve every operation: what cannot be found out is left to the job.
+Only a definite "does not exist" is an error. The user may lack permissions that the execution role has, and an
+endpoint may not serve every operation: the job itself reports what could not be checked.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from heldout.backends.sagemaker.account import Account, is_absent, pages, told
+from heldout.backends.sagemaker.account import Account, is_absent, pages, translated_errors
 from heldout.errors import InputError, ReferenceProblem, shown
 from heldout.job.kinds.agentcore import AgentCoreRuntime
 from heldout.job.kinds.base import AgentReference
@@ -40,9 +40,9 @@ def check_dataset(account: Account, dataset: Dataset) -> None:
 
 
 def check_agent(account: Account, agent: AgentReference) -> None:
-    """Raises ReferenceProblem when there is no such AgentCore runtime, or no such Lambda function, in the session's region."""
+    """Raises ReferenceProblem for an AgentCore runtime or a Lambda function that does not exist in the session's region."""
     if isinstance(agent, AgentCoreRuntime | LambdaAgent) and agent.arn.split(":")[3] != account.region:
-        return  # it may be where this session does not look
+        return  # the session looks in its own region only
     if isinstance(agent, LambdaAgent):
         _refuse_if_absent(
             lambda: account.client("lambda", is_glance=True).invoke(FunctionName=agent.arn, InvocationType="DryRun"),
@@ -58,7 +58,8 @@ def check_agent(account: Account, agent: AgentReference) -> None:
 
 
 def check_tags(tags: Sequence[tuple[str, str]]) -> None:
-    """Raises InputError for tags that no job takes. Source: the shape `TagList` of botocore 1.43's model of SageMaker."""
+    """Raises InputError for tags that a job does not accept. Source: the shape `TagList` of botocore 1.43's model of
+    SageMaker."""
     if len(tags) > _MOST_TAGS:
         raise InputError(f"'tags' has {len(tags)} tags; a job has {_MOST_TAGS} at most")
     seen = set[str]()
@@ -76,7 +77,7 @@ def check_tags(tags: Sequence[tuple[str, str]]) -> None:
 
 
 def check_group(account: Account, group: str) -> None:
-    """Raises ReferenceProblem when there is no such model package group."""
+    """Raises ReferenceProblem for a model package group that does not exist."""
     _refuse_if_absent(
         lambda: account.sagemaker.describe_model_package_group(ModelPackageGroupName=group),
         f"model package group {group!r} does not exist in {account.region}",
@@ -84,7 +85,7 @@ def check_group(account: Account, group: str) -> None:
 
 
 def check_mlflow(account: Account, arn: str) -> None:
-    """Raises ReferenceProblem when there is no such MLflow app."""
+    """Raises ReferenceProblem for an MLflow app that does not exist."""
     if ":mlflow-app/" in arn:
         _refuse_if_absent(
             lambda: account.sagemaker.describe_mlflow_app(Arn=arn),
@@ -94,7 +95,7 @@ def check_mlflow(account: Account, arn: str) -> None:
 
 def agentcore_runtimes(account: Account) -> list[dict[str, str]]:
     """`name`, `runtime_id`, `arn` and `status` of every AgentCore runtime in the account. Raises CloudError."""
-    with told("the account's AgentCore runtimes"):
+    with translated_errors("the account's AgentCore runtimes"):
         client = account.client("bedrock-agentcore-control")
         return [
             {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from heldout.backends.sagemaker import checks, mlflow_apps, pipelines
-from heldout.backends.sagemaker.account import Account, told
+from heldout.backends.sagemaker.account import Account, translated_errors
 from heldout.backends.sagemaker.handle import CloudEvaluation
 from heldout.backends.sagemaker.hyperparameter_schema import spelled
 from heldout.backends.sagemaker.models import not_in_aws, resolve_models
@@ -192,7 +192,9 @@ def _check_places(request: EvaluationRequest) -> None:
 
 def _document_schema(account: Account) -> Mapping[str, Any]:
     what = f"the schema of {JOB_CATEGORY} jobs"
-    with told(what, absent=f"{what}: the endpoint has no version {JOB_SCHEMA_VERSION} of it in {account.region}"):
+    with translated_errors(
+        what, absent=f"{what}: the endpoint has no version {JOB_SCHEMA_VERSION} of it in {account.region}"
+    ):
         described = account.sagemaker.describe_job_schema_version(
             JobCategory=JOB_CATEGORY, JobConfigSchemaVersion=JOB_SCHEMA_VERSION
         )

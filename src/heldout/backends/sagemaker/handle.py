@@ -1,7 +1,7 @@
-"""An evaluation that runs as a pipeline of managed jobs: asked of the service, and read from its output and MLflow.
+"""The handle on an evaluation that runs as a pipeline of managed jobs: read from the service, the output and MLflow.
 
-What the service does not tell is not made up: without tables of rollouts in the output there are no intervals, no comparison
-and no trajectories, and the numbers are those that the jobs logged to MLflow.
+Without tables of rollouts in the output there are no intervals, no comparison and no trajectories, and the metrics
+are those that the jobs logged to MLflow.
 """
 
 import json
@@ -13,7 +13,7 @@ from rich.console import Group, RenderableType
 
 from heldout.backends.base import JobProgress, LogLine, PipelineExecutionStatus, StartedEvaluation, StepDetail
 from heldout.backends.results import metrics_so_far, run_results
-from heldout.backends.sagemaker.account import Account, pages, told
+from heldout.backends.sagemaker.account import Account, pages, translated_errors
 from heldout.backends.sagemaker.job_logs import JobLogs, JobToLookAt
 from heldout.backends.sagemaker.job_steps import JobStep, job_steps, service_output
 from heldout.backends.sagemaker.mlflow_apps import run_link
@@ -30,10 +30,10 @@ from heldout.tracking.connection import logged_metrics
 
 
 class CloudEvaluation(StartedEvaluation):
-    """One pipeline execution."""
+    """A handle on one pipeline execution."""
 
     def __init__(self, account: Account, arn: str, registry: Registry | None = None) -> None:
-        """Asks for it. Raises ReferenceProblem when there is none, CloudError when AWS does not say."""
+        """Reads its status. Raises ReferenceProblem when it does not exist, CloudError when AWS refuses an answer."""
         self._account = account
         self._arn = arn
         self._registry = registry or Registry()
@@ -51,7 +51,7 @@ class CloudEvaluation(StartedEvaluation):
 
     @property
     def path(self) -> str:
-        """The service chooses where in the output its jobs write, so this is the output."""
+        """The output: the service chooses the place within it."""
         return self.output
 
     @property
@@ -74,7 +74,7 @@ class CloudEvaluation(StartedEvaluation):
     @property
     def definition(self) -> Mapping[str, Any]:
         if self._definition is None:
-            with told(f"the definition of {self._arn}"):
+            with translated_errors(f"the definition of {self._arn}"):
                 described = self._account.sagemaker.describe_pipeline_definition_for_execution(
                     PipelineExecutionArn=self._arn
                 )
@@ -90,7 +90,7 @@ class CloudEvaluation(StartedEvaluation):
         absent = (
             f"evaluation {self._arn!r} does not exist in {self._account.region}, nor was it started on this machine"
         )
-        with told(f"evaluation {self._arn}", absent=absent):
+        with translated_errors(f"evaluation {self._arn}", absent=absent):
             self._described: Mapping[str, Any] = client.describe_pipeline_execution(PipelineExecutionArn=self._arn)
             listed = pages(client.list_pipeline_execution_steps, PipelineExecutionArn=self._arn, SortOrder="Ascending")
             steps = tuple(_detail(step) for page in listed for step in page["PipelineExecutionSteps"])
@@ -98,19 +98,19 @@ class CloudEvaluation(StartedEvaluation):
         reason = self._described.get("FailureReason") or next(
             (s.failure_reason for s in steps if s.failure_reason), None
         )
-        # A newer word of the service's for an execution some of whose branches failed; ours have one branch.
+        # A newer status of the service, for an execution with failed branches; ours have one branch.
         self._status = PipelineExecutionStatus("Failed" if status == "CompletedWithFailures" else status, steps, reason)
 
     def stop(self) -> None:
-        """One that is not running stays as it is."""
+        """Asks a running execution to stop. One that is not running stays as it is."""
         self.refresh()
         if self.status.overall_status == "Executing":
-            with told(f"evaluation {self._arn}"):
+            with translated_errors(f"evaluation {self._arn}"):
                 self._account.sagemaker.stop_pipeline_execution(PipelineExecutionArn=self._arn)
             self.refresh()
 
     def resume(self) -> None:
-        """Raises RunError: the service does not go on with an execution's jobs, it only begins again."""
+        """Raises RunError: the service cannot resume jobs, only start new ones."""
         raise RunError(
             f"evaluation {self.name} runs as managed jobs, which cannot be gone on with; start another with evaluate()"
         )
@@ -122,7 +122,7 @@ class CloudEvaluation(StartedEvaluation):
         try:
             job = self._job(playing.job_arn or "")
         except CloudError as error:
-            return JobProgress(0, 0, str(error))  # who waits is told, and goes on waiting
+            return JobProgress(0, 0, str(error))  # shown instead of the progress; the wait continues
         steps = service_output(job).get("ProgressInfo") or {}
         planned, finished = int(steps.get("MaxSteps") or 0), int(steps.get("CurrentStep") or 0)
         words = [str(job.get("SecondaryStatus") or job.get("JobStatus"))]
@@ -133,7 +133,7 @@ class CloudEvaluation(StartedEvaluation):
         return JobProgress(planned, finished, ", ".join(words))
 
     def new_log_lines(self) -> Sequence[LogLine]:
-        """Of every job that has begun, from CloudWatch Logs."""
+        """New lines of every job that has begun, from CloudWatch Logs."""
         ended_at = {step.name: step.end_time for step in self.status.step_details}
         return self._logs.new_lines(
             [JobToLookAt(step.run_name, arn, ended_at[step.name]) for step, arn in self._begun_jobs()]
@@ -177,7 +177,7 @@ class CloudEvaluation(StartedEvaluation):
         runs, parts, unread = dict[str, Run](), list[RenderableType](), None
         try:
             runs.update(self._played())
-        except CloudError as error:  # who may not read the output is shown what is in MLflow, and told
+        except CloudError as error:  # without permission to read the output, the metrics come from MLflow
             unread = str(error)
         for step, arn in self._begun_jobs():
             run = runs.get(step.run_name)
@@ -200,11 +200,11 @@ class CloudEvaluation(StartedEvaluation):
         }
 
     def _played(self) -> Mapping[str, Run]:
-        """The runs that there are rollouts of: a job that failed at its start may have left a folder and nothing in it."""
+        """The runs with rollouts. A job that failed at its start may have left an empty folder."""
         return {name: run for name, run in self.runs().items() if run.has_rollouts}
 
     def _compared(self, runs: Mapping[str, Run]) -> Comparison | None:
-        """None for an evaluation of one model, that is not done, or whose runs share no prompt."""
+        """The comparison. None for an evaluation of one model, an unfinished one, or one whose runs share no prompt."""
         if self.status.overall_status != "Succeeded" or not {BASE_RUN, FINE_TUNED_RUN} <= runs.keys():
             return None
         try:
@@ -220,9 +220,9 @@ class CloudEvaluation(StartedEvaluation):
         return nothing_to_show(step, unread, None) if logged is None else logged_results(step, unread, logged)
 
     def _logged(self, step: JobStep, arn: str) -> dict[str, Any] | None:
-        """What a job logged to MLflow, in the form of `metrics.json`; None when it logged nothing.
+        """The metrics that a job logged to MLflow, in the form of `metrics.json`; None if it logged none.
 
-        Raises MissingExtra without the plugin for SageMaker ARNs, StorageError when MLflow refuses.
+        Raises MissingExtra without the plugin for SageMaker ARNs, StorageError when MLflow refuses an answer.
         """
         run_id = (service_output(self._job(arn)).get("MlflowDetails") or {}).get("RunId")
         if step.mlflow_arn is None or not run_id:
@@ -234,12 +234,12 @@ class CloudEvaluation(StartedEvaluation):
         return job_steps(self.definition)
 
     def _begun_jobs(self) -> list[tuple[JobStep, str]]:
-        """Job steps that have a job, and its ARN."""
+        """The job steps that have begun, each with the ARN of its job."""
         arns = {step.name: step.job_arn for step in self.status.step_details}
         return [(step, arn) for step in self._job_steps() if (arn := arns.get(step.name))]
 
     def _job(self, arn: str) -> Mapping[str, Any]:
-        with told(f"job {arn}"):
+        with translated_errors(f"job {arn}"):
             described: Mapping[str, Any] = self._account.sagemaker.describe_job(
                 JobName=arn.rpartition("/")[2], JobCategory=JOB_CATEGORY
             )

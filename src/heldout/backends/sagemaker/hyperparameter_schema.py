@@ -1,7 +1,7 @@
-"""Hyperparameters spelled as an endpoint wants them: by the JSON schema that it enforces, and no value lost on the way.
+"""Hyperparameters in the spelling that an endpoint accepts, chosen by the JSON schema that it enforces.
 
-Three spellings are in use (heldout.job.hyperparameters); which one an endpoint takes, and whether values are numbers or their
-text, is what DescribeJobSchemaVersion says.
+Three spellings are in use (`heldout.job.hyperparameters`). The schema, from DescribeJobSchemaVersion, decides which
+one an endpoint takes, and whether values are numbers or text. No value is dropped.
 """
 
 import json
@@ -28,9 +28,8 @@ _PATH = ("EvaluationConfig", "HyperParameters")
 def spelled(values: Mapping[str, Value], document_schema: Schema) -> dict[str, Any]:
     """The values, by canonical name, as the HyperParameters section of a job document with this schema.
 
-    Of the spellings that a schema takes the nested one is chosen first, as the developer guide has it, then the flat one. A
-    schema that says nothing of its names gets the SDK's: every value as text. Raises HyperparameterError for a value that was set
-    and that the schema has no place for, or does not take.
+    The nested spelling of the developer guide is tried first, then the flat one. A schema without names gets the
+    SDK's form: every value as text. Raises HyperparameterError for a value that the schema does not accept.
     """
     if not values:
         return {}
@@ -52,7 +51,7 @@ def spelled(values: Mapping[str, Value], document_schema: Schema) -> dict[str, A
 
 
 def _placed(name: str, value: object, section: Schema, root: Schema) -> tuple[tuple[str, ...], object]:
-    """Where the value goes in the section, and in which form."""
+    """The path of the value in the section, and its form."""
     places = [(path, found) for path in _paths(name) if (found := _at(section, path, root)) is not None]
     for path, schema in places:
         for form in (value, _text(value)):
@@ -88,7 +87,7 @@ def _at(section: Schema, path: tuple[str, ...], root: Schema) -> Schema | None:
 
 
 def _member(schema: Schema, name: str, root: Schema) -> Schema | None:
-    """The schema of a member that is named, itself or in one of the alternatives it is put together from."""
+    """The schema of a named member, in the schema itself or in one of its `allOf`, `anyOf` and `oneOf` parts."""
     schema = _resolved(schema, root)
     if name in schema.get("properties", {}):
         return _resolved(schema["properties"][name], root)
@@ -108,7 +107,7 @@ def _resolved(schema: Schema, root: Schema) -> Schema:
 
 
 def _takes(schema: Schema, value: object, root: Schema) -> bool:
-    """Whether a value meets a schema, as far as the vocabulary of JSON Schema that hyperparameters are described in goes."""
+    """Whether a value matches a schema, for the part of JSON Schema that describes hyperparameters."""
     schema = _resolved(schema, root)
     if any(not _takes(part, value, root) for part in schema.get("allOf", ())):
         return False

@@ -1,8 +1,8 @@
-"""Log lines of managed jobs, as CloudWatch Logs has them.
+"""Log lines of managed jobs, from CloudWatch Logs.
 
-A job's streams are those of its category's group whose names begin with the job's. Source: `LogStreamer` of sagemaker-train 1.27
-(its evaluator's `stream_logs` takes the category for the job's name, and finds none). Lines come to CloudWatch some seconds late,
-so a job that has ended is looked at a while longer.
+A job's streams are in the log group of its category, and their names begin with the job's name. Source: `LogStreamer`
+of sagemaker-train 1.27 (its evaluator's `stream_logs` takes the category for the job's name, and finds none). Lines
+arrive some seconds late, so an ended job is read for a while longer.
 """
 
 import time
@@ -19,13 +19,13 @@ from heldout.pipeline.definition import JOB_LOG_GROUP
 
 _LINES_A_LOOK = 5_000
 _PAGES_A_LOOK = 50
-"""Of one stream: CloudWatch gives pages that are empty and go on."""
+"""The most pages of one stream: CloudWatch returns empty pages that continue."""
 _LATE_SECONDS = 60.0
-"""How long after its end lines of a job may still come in."""
+"""The time after a job's end in which lines may still arrive."""
 _PAUSE_SECONDS = 60.0
-"""Before another look where CloudWatch could not be reached: each such look takes seconds that who waits would wait longer."""
+"""The pause after CloudWatch could not be reached. Each attempt blocks the wait for seconds."""
 _TRANSIENT = ("Throttling", "ThrottledException", "RequestLimitExceeded", "ServiceUnavailable", "Internal")
-"""What AWS's codes begin with where the same request may work later."""
+"""The beginnings of AWS error codes after which the same request may succeed later."""
 
 
 class JobToLookAt(NamedTuple):
@@ -39,28 +39,28 @@ class JobToLookAt(NamedTuple):
 
 @dataclass(slots=True)
 class _Seen:
-    """How far one job's streams were read."""
+    """The read position in the streams of one job."""
 
     tokens: dict[str, str] = field(default_factory=dict)
-    """By stream, where to go on."""
+    """The next token of each stream."""
     is_done: bool = False
 
 
 class JobLogs:
-    """The log lines of some jobs, each given once. clock: seconds since 1970."""
+    """Reads each log line of some jobs once. clock: returns Unix time in seconds."""
 
     def __init__(self, account: Account, clock: Callable[[], float] = time.time) -> None:
         self._account = account
         self._clock = clock
         self._seen: dict[str, _Seen] = {}
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._is_refused = False
         self._next_look_at = 0.0
 
     def new_lines(self, jobs: Sequence[JobToLookAt]) -> list[LogLine]:
-        """What these jobs logged since the last call, some thousand lines at most; a job that has logged nothing has none.
+        """The lines that these jobs logged since the last call, at most some thousand.
 
-        Raises nothing: who waits for a job goes on without its lines, and is told why in one of them, once.
+        A problem becomes one log line, once, and never an error: the wait for a job continues without its log.
         """
         if self._is_refused or self._clock() < self._next_look_at:
             return []
@@ -73,13 +73,13 @@ class JobLogs:
             before, new = dict(seen.tokens), list[LogLine]()
             try:
                 for line in self._new_of(job, seen, most):
-                    new.append(line)  # one by one: what was read before an error is not read again
+                    new.append(line)  # one by one, so that lines before an error are kept
             except ClientError as error:
                 return lines + new + self._refused(job, error)
             except BotoCoreError as error:
                 self._next_look_at = self._clock() + _PAUSE_SECONDS
-                told = f"log lines are not shown while CloudWatch cannot be reached: {error}"
-                return lines + new + self._say_once(job, told)
+                problem = f"log lines are not shown while CloudWatch cannot be reached: {error}"
+                return lines + new + self._say_once(job, problem)
             lines += sorted(new, key=lambda line: line.time)
             is_over = job.ended_at is not None and self._clock() - job.ended_at.timestamp() > _LATE_SECONDS
             seen.is_done = is_over and seen.tokens == before
@@ -100,7 +100,7 @@ class JobLogs:
 
     def _refused(self, job: JobToLookAt, error: ClientError) -> list[LogLine]:
         if is_absent(error) or code_of(error).startswith(_TRANSIENT):
-            return []  # there may be more at the next look
+            return []  # the next call may succeed
         self._is_refused = True
         return self._say_once(
             job,
@@ -109,14 +109,14 @@ class JobLogs:
         )
 
     def _say_once(self, job: JobToLookAt, text: str) -> list[LogLine]:
-        if text in self._told:
+        if text in self._reported:
             return []
-        self._told.add(text)
+        self._reported.add(text)
         return [LogLine(datetime.fromtimestamp(self._clock(), UTC), job.run, text)]
 
 
 def _new_events(client: Any, stream: str, tokens: dict[str, str], most: int) -> Iterator[Mapping[str, Any]]:
-    """The events of a stream from its token in `tokens` on, which moves along; the same again says that there are no more."""
+    """The events of a stream after its token in `tokens`, which advances. The same token again marks the end."""
     for _ in range(_PAGES_A_LOOK):
         if most <= 0:
             return

@@ -1,4 +1,4 @@
-"""The jobs that a pipeline definition has made, and what the service says of one in its document."""
+"""The job steps of a pipeline definition, and the service's output in a job document."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from heldout.pipeline.evaluation import RUN_NAMES
 
 @dataclass(frozen=True, slots=True)
 class JobStep:
-    """One step of type Job; nothing of its document is checked, for any client may have written it."""
+    """A step of type Job. Its document is not validated, because any client may have written it."""
 
     name: str
     run_name: str
@@ -19,12 +19,12 @@ class JobStep:
 
 
 def job_steps(definition: Mapping[str, Any]) -> list[JobStep]:
-    """The steps that make jobs, in order."""
+    """The steps of type Job, in order."""
     return [_job_step(step) for step in definition.get("Steps", ()) if step.get("Type") == "Job"]
 
 
 def service_output(job: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the service wrote into a described job's document; empty when that is nothing."""
+    """The service's output in the document of a described job; empty if there is none."""
     output = _parsed(job.get("JobConfigDocument")).get("ServiceOutput")
     return output if isinstance(output, Mapping) else {}
 

@@ -1,4 +1,4 @@
-"""MLflow in AWS: the app that runs go to when none is named, and links that open it.
+"""MLflow in AWS: the default app of an account, and links to its runs.
 
 Source: ListMlflowApps, CreateMlflowApp and DescribeMlflowApp of botocore's service model `sagemaker` (1.44). Which app is the
 default is chosen as sagemaker-train 1.27 does: the domain's, the account's, the first that is ready, a new one.
@@ -13,24 +13,24 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from heldout.backends.sagemaker.account import Account, pages, told
+from heldout.backends.sagemaker.account import Account, pages, translated_errors
 from heldout.errors import CloudError
 from heldout.tracking.connection import presigned_root
 
 _NAME = "heldout-evaluations"
-"""Of the app that is made where there is none: one name, so that those who make one at the same moment find each other's."""
+"""The name of the app that is made where there is none. It is fixed, so that concurrent evaluations find each other's app."""
 _READY = frozenset({"Created", "Updated"})
 _COMING = frozenset({"Creating", "Updating"})
 _STUDIO_FILE = Path("/opt/ml/metadata/resource-metadata.json")
-"""Where SageMaker Studio says which domain a notebook is in."""
+"""The file in which SageMaker Studio names the domain of a notebook."""
 _POLL_SECONDS = 10.0
 _LONGEST_SECONDS = 900.0
 """An app takes some minutes to come up."""
 
 
 def default_app(account: Account) -> str | None:
-    """The ARN of the app that is there already and that runs go to by default; None when there is none."""
-    with told("the account's MLflow apps"):
+    """The ARN of the existing app that runs are logged to by default; None if there is none."""
+    with translated_errors("the account's MLflow apps"):
         domain = _domain()
         filters: list[dict[str, str]] = [{"DefaultForDomainId": domain}] if domain else []
         for chosen in (*filters, {"AccountDefaultStatus": "ENABLED"}, {}):
@@ -38,21 +38,21 @@ def default_app(account: Account) -> str | None:
             ready = [app for app in apps if app["Status"] in _READY]
             if ready:
                 return str(ready[0]["Arn"])
-            if apps:  # of those that are coming the first that was made: `create_app` keeps that one
+            if apps:  # of several that are being made, the first: `create_app` keeps that one
                 return str(min(apps, key=_age)["Arn"])
     return None
 
 
 def create_app(account: Account, *, role_arn: str, output: str) -> str:
-    """The ARN of an app for evaluations, made with its artifacts in the bucket of `output`.
+    """Makes an app for evaluations, with its artifacts in the bucket of `output`. Returns its ARN.
 
-    Evaluations that find none at the same moment get the same one. Where the endpoint lets each name be given once, the first
-    request makes it and the others are refused; where it does not, the first that was made is kept, and who made another one
-    deletes it again. Raises CloudError.
+    Concurrent evaluations get the same app. Where an endpoint accepts each name once, the first request makes the app
+    and the others are refused; where it does not, the first app is kept and its duplicates are deleted by those who
+    made them. Raises CloudError.
     """
     bucket = output.removeprefix("s3://").partition("/")[0]
     client, made, refusal = account.sagemaker, list[Mapping[str, Any]](), None
-    with told("a new MLflow app"):
+    with translated_errors("a new MLflow app"):
         try:
             created = client.create_mlflow_app(
                 Name=_NAME,
@@ -62,20 +62,20 @@ def create_app(account: Account, *, role_arn: str, output: str) -> str:
             )
             made = [client.describe_mlflow_app(Arn=created["Arn"])]
         except ClientError as error:
-            refusal = error  # the name may be taken, which each service tells in words of its own
+            refusal = error  # the name may be taken; each service words that differently
         named = [app for app in _usable_apps(account) if app["Name"] == _NAME]
         first = min((*made, *named), key=_age, default=None)
         if first is None:
             assert refusal is not None  # what was made is among them
             raise refusal
         if made and made[0]["Arn"] != first["Arn"]:
-            with contextlib.suppress(ClientError):  # who may not delete leaves one too many, which nobody uses
+            with contextlib.suppress(ClientError):  # without permission to delete, an unused app remains
                 client.delete_mlflow_app(Arn=made[0]["Arn"])
     return str(first["Arn"])
 
 
 def wait_for_app(account: Account, arn: str) -> None:
-    """Returns when the app can be logged to. Raises CloudError when it does not come up."""
+    """Waits until the app accepts runs. Raises CloudError when it does not start."""
     deadline = time.monotonic() + _LONGEST_SECONDS
     while (status := _status(account, arn)) not in _READY:
         if status not in _COMING or time.monotonic() > deadline:
@@ -84,11 +84,11 @@ def wait_for_app(account: Account, arn: str) -> None:
 
 
 def run_link(account: Account, arn: str, details: dict[str, Any]) -> str | None:
-    """Opens a run in its app: a link that works once, for five minutes. None for what is no app or tracking server.
+    """A link to a run in its app, which works once and for five minutes. None for an ARN of another kind.
 
     details: the job's MlflowDetails. Raises CloudError.
     """
-    with told(f"a link to MLflow at {arn}"):
+    with translated_errors(f"a link to MLflow at {arn}"):
         root = presigned_root(account.sagemaker, arn)
     experiment, run = details.get("ExperimentId"), details.get("RunId")
     if root is None or not experiment:
@@ -102,12 +102,12 @@ def _usable_apps(account: Account, **chosen: str) -> Iterator[Mapping[str, Any]]
 
 
 def _age(app: Mapping[str, Any]) -> tuple[Any, str]:
-    """By which whoever looks finds the same one to be the first."""
+    """The sort key of apps, by which every evaluation finds the same first one."""
     return app["CreationTime"], app["Arn"]
 
 
 def _status(account: Account, arn: str) -> str:
-    with told(f"MLflow app {arn}", absent=f"MLflow app {arn} does not exist"):
+    with translated_errors(f"MLflow app {arn}", absent=f"MLflow app {arn} does not exist"):
         return str(account.sagemaker.describe_mlflow_app(Arn=arn)["Status"])
 
 

@@ -1,4 +1,4 @@
-"""Models in AWS: hub content and model packages, looked up until the job document's names are known.
+"""Models in AWS: hub content and model packages, resolved to the names that a job document needs.
 
 Source: DescribeHubContent, DescribeModelPackage and ListHubContents of botocore's service model `sagemaker` (1.44); the
 keywords and the base model of a package as sagemaker-train 1.27 reads them.
@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from heldout.backends.sagemaker.account import Account, pages, told
+from heldout.backends.sagemaker.account import Account, pages, translated_errors
 from heldout.errors import ReferenceProblem, shown
 from heldout.job.kinds.base import ModelReference
 from heldout.job.kinds.hub_model import HubModel, hub_content_name
@@ -18,7 +18,7 @@ from heldout.pipeline.resolution import Policies
 
 PUBLIC_HUB = "SageMakerPublicHub"
 _KEYWORD = "@recipe:finetuning_mtrl"
-"""Of the models that multi-turn RL can train, which are those it can evaluate."""
+"""The keyword of models that multi-turn RL can train, and therefore evaluate."""
 _HUB_ARN = re.compile(
     r"arn:[^:]+:sagemaker:[^:]*:[^:]*:hub-content/(?P<hub>[^/]+)/(?P<kind>Model|ModelReference)/(?P<name>[^/]+)"
     r"(?:/(?P<version>[\d.]+))?"
@@ -26,7 +26,7 @@ _HUB_ARN = re.compile(
 
 
 class CloudModels(NamedTuple):
-    """What the documents name."""
+    """The models as job documents name them."""
 
     policies: Policies
     """The base model by its hub-content ARN, the fine-tuned one by its package's."""
@@ -35,7 +35,7 @@ class CloudModels(NamedTuple):
 
 
 def resolve_models(account: Account, policies: Policies) -> CloudModels:
-    """The models of an evaluation, looked up. Raises ReferenceProblem for one that is not in AWS, or not there."""
+    """Looks up the models of an evaluation. Raises ReferenceProblem for one that is not in AWS or does not exist."""
     package = policies.fine_tuned
     if package is None:
         base = _hub_model(account, policies.evaluated)
@@ -48,14 +48,14 @@ def resolve_models(account: Account, policies: Policies) -> CloudModels:
         raise not_in_aws("model", package.text)
     base = _hub_model(account, policies.base) if policies.base is not None else _base_of(account, package)
     if policies.base is not None:
-        _describe_package(account, package)  # a package that is not there is told now, and not by a job that fails
+        _describe_package(account, package)  # a missing package is an error now, not a failed job later
     return CloudModels(Policies(base, package), hub_content_name(base.name))
 
 
 def supported_models(account: Account) -> list[str]:
     """Names of the hub's models that can be evaluated, sorted. Raises CloudError."""
     names = []
-    with told("the hub's models"):
+    with translated_errors("the hub's models"):
         for page in pages(account.sagemaker.list_hub_contents, HubName=_hub(), HubContentType="Model"):
             for content in page["HubContentSummaries"]:
                 keywords = [keyword.lower() for keyword in content.get("HubContentSearchKeywords", ())]
@@ -65,7 +65,7 @@ def supported_models(account: Account) -> list[str]:
 
 
 def not_in_aws(what: str, value: str) -> ReferenceProblem:
-    """The error for something that only this machine has."""
+    """The error for a model, an agent or a place that only this machine has."""
     expected = {
         "model": "a hub model's name or ARN, or a model package ARN",
         "agent": "a Bedrock AgentCore ARN or a Lambda ARN",
@@ -90,7 +90,7 @@ def _hub_model(account: Account, model: ModelReference) -> HubModel:
 def _content_arn(account: Account, hub: str, kind: str, name: str, version: str | None) -> str:
     absent = f"model {name!r} is not in hub {hub!r} in {account.region}; list_supported_models() names those that are"
     chosen = {} if version is None else {"HubContentVersion": version}
-    with told(f"model {name!r}", absent=absent):
+    with translated_errors(f"model {name!r}", absent=absent):
         described = account.sagemaker.describe_hub_content(
             HubName=hub, HubContentType=kind, HubContentName=name, **chosen
         )
@@ -113,7 +113,7 @@ def _describe_package(account: Account, package: ModelPackage) -> Mapping[str, A
     absent = (
         f"model package {package.arn!r} does not exist, or belongs to another account or region than {account.region}"
     )
-    with told(f"model package {package.arn!r}", absent=absent):
+    with translated_errors(f"model package {package.arn!r}", absent=absent):
         described: Mapping[str, Any] = account.sagemaker.describe_model_package(ModelPackageName=package.arn)
     if (status := described.get("ModelPackageStatus", "Completed")) != "Completed":
         raise ReferenceProblem(f"model package {package.arn!r} is {status}; it can be evaluated once it is Completed")
@@ -121,5 +121,5 @@ def _describe_package(account: Account, package: ModelPackage) -> Mapping[str, A
 
 
 def _hub() -> str:
-    """The hub that a model's plain name is looked up in; the SDK reads the same variable."""
+    """The hub of a model's plain name. The SDK reads the same variable."""
     return os.environ.get("SAGEMAKER_HUB_NAME") or PUBLIC_HUB

@@ -1,7 +1,7 @@
-"""What a managed job leaves in its output, brought to this machine: the run folder, where it left one.
+"""The run folder that a managed job leaves in its output, copied to this machine.
 
-A run folder is told by its job.json, which holds the job's ARN. Heldout writes one wherever it plays; a service that plays by
-itself may leave none, and then there are no tables to read.
+A run folder has a job.json with the job's ARN. Heldout always writes one; another service may leave none, and then there are no
+tables to read.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from heldout.backends.sagemaker.account import Account, told
+from heldout.backends.sagemaker.account import Account, translated_errors
 from heldout.job.registry import Registry
 from heldout.runs.remote_mirror import state_folder
 from heldout.runs.run import JobStatus, Run, runs_below
@@ -20,10 +20,10 @@ _STATE_FILE = "job.json"
 
 
 def run_of(account: Account, *, job_arn: str, output: str, likely: str, registry: Registry) -> Run | None:
-    """The run of a job, below `output`; None when the job left none there.
+    """The run of a job below `output`; None if the job left none.
 
-    likely: a part of its path that is looked for first. A bucket that the registry maps to a folder is read there. Raises
-    CloudError when the output cannot be read.
+    likely: a part of the path that is searched first. A bucket that the registry maps to a folder is read there.
+    Raises CloudError when the output cannot be read.
     """
     here = registry.location(output)
     if not here.startswith("s3://"):
@@ -32,7 +32,7 @@ def run_of(account: Account, *, job_arn: str, output: str, likely: str, registry
     if (kept / _STATE_FILE).exists() and (run := Run.open(kept)).state.status is JobStatus.COMPLETED:
         return run
     bucket, _, prefix = here.removeprefix("s3://").partition("/")
-    with told(f"output {output!r}"):
+    with translated_errors(f"output {output!r}"):
         folder = _find(account, bucket, prefix, job_arn, likely)
         if folder is None:
             return None
@@ -50,7 +50,7 @@ def _find(account: Account, bucket: str, prefix: str, job_arn: str, likely: str)
 
 
 def _arn_in(text: bytes) -> str | None:
-    """The ARN in a job.json; None for a file of someone else's that is only called so."""
+    """The ARN in a job.json; None for a file of the same name with other content."""
     try:
         arn = json.loads(text)["arn"]
     except (ValueError, KeyError, TypeError):
@@ -59,14 +59,14 @@ def _arn_in(text: bytes) -> str | None:
 
 
 def _fetch(account: Account, bucket: str, folder: str, kept: Path) -> None:
-    """Brings the folder here, whole or not at all."""
+    """Copies the folder to this machine, whole or not at all."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".fetching-") as temporary:
         place = Path(temporary) / "run"
         for key in _keys(account, bucket, folder):
             name = key.removeprefix(folder)
             if any(part in ("", ".", "..") for part in name.split("/")):
-                continue  # no file of a run is called so, and its path would lead out of the folder
+                continue  # such a path would lead out of the folder
             path = place / name
             path.parent.mkdir(parents=True, exist_ok=True)
             account.client("s3").download_file(bucket, key, str(path))

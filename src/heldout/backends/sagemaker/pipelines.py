@@ -1,9 +1,9 @@
-"""Pipelines in AWS: a version of its own for every evaluation, so that none ever runs another's definition.
+"""Pipelines in AWS: every evaluation has its own version, so that none runs another's definition.
 
-UpdatePipeline says which version it made, and StartPipelineExecution starts just that one, whatever others have made of the
-pipeline in between. Where an endpoint knows no versions, each evaluation gets a pipeline of its own. Only pipelines with the
-tag of evaluations are touched: UpdatePipeline takes no condition, so the tag is looked for right before each update, and again
-before anything is started. Source: botocore's service model `sagemaker` (1.44).
+UpdatePipeline returns the version that it made, and StartPipelineExecution starts exactly that one, also after updates by others.
+Where an endpoint has no versions, each evaluation gets its own pipeline. Only pipelines with the tag of evaluations are changed:
+UpdatePipeline takes no condition, so the tag is checked before each update and again before the start. Source:
+botocore's service model `sagemaker` (1.44).
 """
 
 import json
@@ -15,36 +15,36 @@ from typing import Any
 
 from botocore.exceptions import ClientError
 
-from heldout.backends.sagemaker.account import Account, code_of, is_absent, pages, told
+from heldout.backends.sagemaker.account import Account, code_of, is_absent, pages, translated_errors
 from heldout.errors import CloudError
 from heldout.pipeline.definition import PIPELINE_PREFIX
 
 SHARED_NAME = f"{PIPELINE_PREFIX}-heldout"
-"""Of the pipeline whose versions the evaluations are. Not the SDK's: that starts the latest version, whoever made it."""
+"""The pipeline whose versions are the evaluations. It is not the SDK's pipeline, of which the SDK starts the latest version."""
 TAG = {"Key": "SagemakerModelEvaluation", "Value": "true"}
 _MAX_TRIES = 12
 _DESCRIPTION = "Multi-turn RL evaluation by Heldout"
 
 
 def pipeline_name(account: Account) -> str:
-    """The pipeline that a new evaluation is a version of: the shared one, or a new one where that name is another's."""
-    with told(f"pipeline {SHARED_NAME}"):
+    """The pipeline of a new evaluation: the shared one, or a new one if another owner uses that name."""
+    with translated_errors(f"pipeline {SHARED_NAME}"):
         return own_name() if _is_ours(account, SHARED_NAME) is False else SHARED_NAME
 
 
 def own_name() -> str:
-    """A name that no other pipeline has."""
+    """A new, unique pipeline name."""
     return f"{SHARED_NAME}-{secrets.token_hex(6)}"
 
 
 def put_definition(account: Account, name: str, definition: Mapping[str, Any], *, role_arn: str) -> int | None:
-    """Makes a version of the pipeline with this definition, and the pipeline where it is not there.
+    """Makes a version of the pipeline with this definition, and the pipeline itself if it does not exist.
 
-    Returns the version's id; None when the endpoint knows no versions, or the pipeline is not one of evaluations: then nothing
-    may be started of it. Raises CloudError.
+    Returns the id of the version. None means that the endpoint has no versions or that the pipeline is not one of
+    evaluations: it must not be started. Raises CloudError.
     """
     text = json.dumps(definition)
-    with told(f"pipeline {name}"):
+    with translated_errors(f"pipeline {name}"):
         updated = _updated(account, name, text, role_arn)
         if updated is None:
             return None
@@ -58,15 +58,15 @@ def put_definition(account: Account, name: str, definition: Mapping[str, Any], *
 
 
 def create_own(account: Account, name: str, definition: Mapping[str, Any], *, role_arn: str) -> None:
-    """A new pipeline with this definition. Raises CloudError."""
-    with told(f"pipeline {name}"):
+    """Makes a new pipeline with this definition. Raises CloudError."""
+    with translated_errors(f"pipeline {name}"):
         _create(account, name, json.dumps(definition), role_arn)
 
 
 def start(account: Account, name: str, *, version: int | None, display_name: str, role_arn: str) -> str:
-    """Starts a version of the pipeline, None being its only one; the execution's ARN. Raises CloudError."""
+    """Starts a version of the pipeline; None is its only version. Returns the ARN of the execution. Raises CloudError."""
     chosen = {} if version is None else {"PipelineVersionId": version, "RoleArn": role_arn}
-    with told(f"pipeline {name}"):
+    with translated_errors(f"pipeline {name}"):
         started = account.sagemaker.start_pipeline_execution(
             PipelineName=name,
             PipelineExecutionDisplayName=display_name,
@@ -77,10 +77,10 @@ def start(account: Account, name: str, *, version: int | None, display_name: str
 
 
 def evaluation_executions(account: Account) -> Iterator[str]:
-    """ARNs of all executions of evaluation pipelines in the account, the last started first. Raises CloudError."""
+    """The ARNs of all executions of evaluation pipelines in the account, the latest first. Raises CloudError."""
     found: list[tuple[Any, str]] = []
     client = account.sagemaker
-    with told("the account's evaluations"):
+    with translated_errors("the account's evaluations"):
         for page in pages(client.list_pipelines, PipelineNamePrefix=PIPELINE_PREFIX):
             for pipeline in page["PipelineSummaries"]:
                 if not _is_evaluation(account, pipeline["PipelineArn"]):
@@ -94,7 +94,7 @@ def evaluation_executions(account: Account) -> Iterator[str]:
 
 
 def _updated(account: Account, name: str, text: str, role_arn: str) -> Mapping[str, Any] | None:
-    """The reply of UpdatePipeline, since that of CreatePipeline has no version; None when the pipeline is someone else's."""
+    """The reply of UpdatePipeline (that of CreatePipeline has no version); None for another owner's pipeline."""
     for number in range(1, _MAX_TRIES + 1):
         try:
             if not _is_there(account, name, text, role_arn):
@@ -104,7 +104,7 @@ def _updated(account: Account, name: str, text: str, role_arn: str) -> Mapping[s
             )
             return updated
         except ClientError as error:
-            # Others update it at this moment, or have just deleted it.
+            # A concurrent update, or a deletion a moment ago.
             if number == _MAX_TRIES or not (code_of(error) == "ConflictException" or is_absent(error)):
                 raise
             time.sleep(min(0.1 * 2.0**number, 5.0) * random.random())
@@ -112,14 +112,14 @@ def _updated(account: Account, name: str, text: str, role_arn: str) -> Mapping[s
 
 
 def _is_there(account: Account, name: str, text: str, role_arn: str) -> bool:
-    """Whether there is a pipeline of this name for evaluations, made now where there was none."""
+    """Whether the pipeline of this name is one of evaluations. Makes it if it does not exist."""
     is_ours = _is_ours(account, name)
     if is_ours is not None:
         return is_ours
     try:
         _create(account, name, text, role_arn)
     except ClientError:
-        # Someone else may have been quicker, which each service tells in words of its own.
+        # Another evaluation may have made it; each service words that differently.
         is_ours = _is_ours(account, name)
         if is_ours is None:
             raise
@@ -140,7 +140,7 @@ def _create(account: Account, name: str, text: str, role_arn: str) -> None:
 
 
 def _is_ours(account: Account, name: str) -> bool | None:
-    """Whether the pipeline of this name has the tag of evaluations; None: there is none of this name."""
+    """Whether the pipeline of this name has the tag of evaluations; None if it does not exist."""
     try:
         described = account.sagemaker.describe_pipeline(PipelineName=name)
         return _is_evaluation(account, described["PipelineArn"])

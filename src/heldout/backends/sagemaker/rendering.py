@@ -1,4 +1,4 @@
-"""A managed job's numbers for a person, where its output has no tables that ours could be made from."""
+"""Results of a managed job without tables of rollouts, rendered for a terminal or a notebook."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,13 +10,13 @@ from heldout.backends.sagemaker.job_steps import JobStep
 
 
 def nothing_to_show(step: JobStep, unread: str | None, problem: str | None) -> RenderableType:
-    """That there are no numbers, and what stood in the way of reading them from the output and from MLflow, if something did."""
+    """A line that there are no metrics, with the problems of reading the output and MLflow, if there were any."""
     why = "and it logged nothing to MLflow" if problem is None else f"and MLflow could not be read: {problem}"
     return f"{step.run_name}: {f'no rollouts in {step.output}' if unread is None else unread}, {why}"
 
 
 def logged_results(step: JobStep, unread: str | None, logged: Mapping[str, Any]) -> RenderableType:
-    """The metrics that a job logged to MLflow. unread: why its output could not be read, where it could not."""
+    """The metrics that a job logged to MLflow. unread: the problem of reading its output, if there was one."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("metric", header_style="dim")
     table.add_column("value", header_style="dim", justify="right")
