@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from heldout.agents.base import Outcome
 from heldout.agents.entry_point import EntryPointAgent
 from heldout.agents.prestart import start_early
+from heldout.agents.worker.known_packages import KNOWN_PACKAGES
 from heldout.errors import ReferenceProblem
 from tests.support.agents_support import attempt, hosted, is_alive, until
 
@@ -96,6 +98,24 @@ async def test_any_other_package_is_imported_by_each_worker(world: World) -> Non
     played = await world.played()
     assert set(world.imports) == {one["pid"] for one in played}
     assert len(world.imports) == 2
+
+
+@pytest.mark.parametrize("package", [name for name in KNOWN_PACKAGES if importlib.util.find_spec(name) is not None])
+def test_a_known_package_leaves_nothing_that_processes_cannot_share(package: str) -> None:
+    code = f"""
+import importlib, os, sys
+
+def open_and_running():
+    return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+before = open_and_running()
+for name in {KNOWN_PACKAGES[package]}:
+    importlib.import_module(name)
+assert open_and_running() == before, open_and_running()
+assert "numpy" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("is_isolated", [False, True])

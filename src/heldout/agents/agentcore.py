@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _STOPPING_SECONDS = 5.0
-"""How long the end of a job waits for AgentCore to take note of the sessions that were given up."""
+"""How long the end of a job waits while AgentCore ends the sessions of abandoned attempts."""
 
 
 def make(runtime: AgentCoreRuntime, settings: AgentSettings) -> "AgentCoreAgent":
@@ -29,7 +29,7 @@ class AgentCoreAgent(Agent):
     """An agent runtime in AWS, each attempt in a session of its own. Its region is the ARN's."""
 
     def __init__(self, runtime: AgentCoreRuntime, *, concurrency: int, timeout_seconds: float) -> None:
-        """concurrency: attempts at once. timeout_seconds: the most an attempt may take."""
+        """concurrency: attempts at once. timeout_seconds: the longest an attempt may take."""
         self._runtime = runtime
         self._concurrency = concurrency
         self._timeout_seconds = timeout_seconds
@@ -37,8 +37,7 @@ class AgentCoreAgent(Agent):
         self._ending: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Makes the client; whether the runtime is there turns out with the first attempt. Raises ReferenceProblem when there
-        are no AWS credentials."""
+        """Creates the client. Raises ReferenceProblem without AWS credentials; a missing runtime fails the first attempt."""
         self._client = await connect(
             "bedrock-agentcore",
             self._runtime.arn.split(":")[3],
@@ -48,14 +47,14 @@ class AgentCoreAgent(Agent):
         )
 
     async def stop(self) -> None:
-        """Waits a moment for sessions that were given up to be ended, and closes the connections."""
+        """Waits briefly for the sessions of abandoned attempts to end, then closes the connections."""
         if self._ending:
             await asyncio.wait(self._ending, timeout=_STOPPING_SECONDS)
         if self._client is not None:
             self._client.close()
 
     async def invoke(self, invocation: Invocation) -> InvocationResult:
-        """Plays one attempt. Its session is ended when it is given up: nobody else would."""
+        """Plays one attempt. Ends its session if the attempt is abandoned: AgentCore would keep it running."""
         try:
             async with asyncio.timeout(invocation.timeout_seconds):
                 return await retried(
@@ -71,7 +70,7 @@ class AgentCoreAgent(Agent):
             raise
 
     async def is_busy(self) -> bool:
-        """Always: AgentCore does not tell whether the agent still works in the background, so a reward may yet come."""
+        """Always true: AgentCore does not report background work, so the agent may still send a reward."""
         return True
 
     def _invoke(self, invocation: Invocation) -> InvocationResult:

@@ -1,4 +1,4 @@
-"""What the engine sends to an agent over HTTP, and what the answer means: the AgentCore contract seen by its caller."""
+"""The AgentCore HTTP contract from the caller's side: the meaning of an agent's answers."""
 
 import json
 

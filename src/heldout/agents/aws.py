@@ -1,7 +1,7 @@
-"""Calls to agents in AWS: boto3 clients, used from threads, and what comes of a call that AWS does not answer well.
+"""Calls agents in AWS with boto3, in threads, and retries the calls that AWS did not play.
 
-A call is sent again only when it is known, or as good as known, not to have been played: AWS was throttling, failed by
-itself, or could not be connected to. botocore's own retries are off: they would send again what timed out.
+Retries a call only if AWS was throttling, failed by itself, or could not be reached: then the agent has almost certainly not seen
+it. botocore's own retries are off, because they also retry calls that timed out.
 """
 
 import asyncio
@@ -28,16 +28,16 @@ _FIRST_WAIT_SECONDS = 0.5
 _LONGEST_WAIT_SECONDS = 20.0
 _CONNECT_SECONDS = 10.0
 _LATE_SECONDS = 5.0
-"""How much longer than an attempt may take the socket waits for it: the attempt's own clock is to end it."""
+"""The socket waits longer than the attempt's timeout by this much, so that the attempt's own clock ends it."""
 _BUSY_CODES = frozenset(
     {"RetryableConflictException", "ResourceConflictException", "ProvisionedThroughputExceededException"}
 )
 _RUNTIME_ERROR = "RuntimeClientError"
-"""InvokeAgentRuntime's word for an error of the agent itself (424)."""
+"""The code by which InvokeAgentRuntime reports an error of the agent itself (424)."""
 
 
 class CallFailed(Exception):
-    """A call to AWS that will not succeed by being made again."""
+    """A call to AWS failed, and a retry would fail too."""
 
     def __init__(self, result: InvocationResult) -> None:
         super().__init__(result.message)
@@ -45,10 +45,10 @@ class CallFailed(Exception):
 
 
 async def connect(service: Service, region: str, *, agent: str, concurrency: int, timeout_seconds: float) -> Any:
-    """A boto3 client that serves `concurrency` threads. agent: as error lines name it.
+    """Creates a boto3 client for `concurrency` threads. agent: its name in error messages.
 
-    Region and endpoint may be overridden the way boto3 is told to (`AWS_ENDPOINT_URL_<SERVICE>`, profiles). Raises
-    ReferenceProblem when there are no credentials or the AWS configuration cannot be used.
+    boto3's own settings (`AWS_ENDPOINT_URL_<SERVICE>`, profiles) can override region and endpoint.
+    Raises ReferenceProblem when there are no credentials or the AWS configuration is unusable.
     """
     return await in_thread(lambda: _client(service, region, agent, concurrency, timeout_seconds))
 
@@ -78,10 +78,10 @@ def _client(service: Service, region: str, agent: str, concurrency: int, timeout
 
 
 async def in_thread(work: Callable[[], _Result]) -> _Result:
-    """What `work` returns or raises, from a daemon thread of its own.
+    """Runs `work` in a daemon thread of its own; returns or raises what it does.
 
-    Cancelled, the thread is left to end by itself. Threads of a pool would be waited for at the interpreter's end, and one that
-    is abandoned would hold a place in the pool until AWS answers.
+    Cancelling leaves the thread to end by itself. A pool's thread would delay the interpreter's exit, and an abandoned one would
+    keep its place in the pool until AWS answers.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[_Result] = loop.create_future()
@@ -110,7 +110,7 @@ async def in_thread(work: Callable[[], _Result]) -> _Result:
 async def retried(
     call: Callable[[], _Result], *, doing: str, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 ) -> _Result:
-    """What `call` returns, made in a thread, again while AWS throttles or fails. doing: as error lines name the call.
+    """Makes `call` in a thread, and again while AWS throttles or fails. doing: the call's name in error messages.
 
     Raises CallFailed.
     """
@@ -159,7 +159,7 @@ def _advice(code: str) -> str:
 
 
 def _wait_seconds(error: "BotoCoreError | ClientError", number: int) -> float:
-    """As long as AWS asks, else twice as long each time, with jitter."""
+    """The wait that AWS asks for; without one, twice as long each time, with jitter."""
     headers = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPHeaders", {})
     asked = retry_after_seconds(headers.get("retry-after"), time.time())
     if asked is not None:

@@ -26,15 +26,14 @@ class LambdaForwarder(Agent):
     """A Lambda function in AWS. Its region is the ARN's."""
 
     def __init__(self, function: LambdaAgent, *, concurrency: int, timeout_seconds: float) -> None:
-        """concurrency: attempts at once. timeout_seconds: the most an attempt may take."""
+        """concurrency: attempts at once. timeout_seconds: the longest an attempt may take."""
         self._arn = function.arn
         self._concurrency = concurrency
         self._timeout_seconds = timeout_seconds
         self._client: LambdaClient | None = None
 
     async def start(self) -> None:
-        """Makes the client; whether the function is there turns out with the first attempt. Raises ReferenceProblem when
-        there are no AWS credentials."""
+        """Creates the client. Raises ReferenceProblem without AWS credentials; a missing function fails the first attempt."""
         self._client = await connect(
             "lambda",
             self._arn.split(":")[3],
@@ -49,7 +48,7 @@ class LambdaForwarder(Agent):
             self._client.close()
 
     async def invoke(self, invocation: Invocation) -> InvocationResult:
-        """Plays one attempt, as far as the function's answer goes: `{}` says that the prompt was accepted."""
+        """Plays one attempt up to the function's answer: `{}` means that it accepted the prompt."""
         try:
             async with asyncio.timeout(invocation.timeout_seconds):
                 return await retried(lambda: self._invoke(invocation), doing=f"Invoke of {self._arn}")
@@ -59,7 +58,7 @@ class LambdaForwarder(Agent):
             return failure.result
 
     async def is_busy(self) -> bool:
-        """Always: the function only forwards, and of the agent behind it nothing is known until it reports."""
+        """Always true: the function only forwards, and the agent behind it may report a reward later."""
         return True
 
     def _invoke(self, invocation: Invocation) -> InvocationResult:
@@ -74,7 +73,7 @@ class LambdaForwarder(Agent):
 
 
 def _error_text(body: bytes) -> str:
-    """What a function that failed says: `errorType` and `errorMessage`, as every runtime of Lambda writes them."""
+    """The error of a failed function: `errorType` and `errorMessage`, as every Lambda runtime writes them."""
     try:
         error: Any = json.loads(body)
     except ValueError:

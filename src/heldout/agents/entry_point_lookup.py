@@ -1,4 +1,4 @@
-"""Finds what an entry point names, without running a line of it. `load` in the worker runs it."""
+"""Finds the function that an entry point names, without running any of the user's code. The worker's `load` runs it."""
 
 import ast
 import importlib.machinery
@@ -15,16 +15,16 @@ from heldout.errors import ReferenceProblem, did_you_mean, shown
 
 @dataclass(frozen=True, slots=True)
 class EntryPoint:
-    """`file.py:function` or `package.module:function`, taken apart."""
+    """The parts of `file.py:function` or `package.module:function`."""
 
     text: str
     """As the user wrote it."""
     source: str
     """`file.py` or `package.module`."""
     name: str
-    """What to take from it: a function, a class instance with `__call__`, or an ASGI application."""
+    """The name to get from it: a function, a class instance with `__call__`, or an ASGI application."""
     role: str = "agent"
-    """What it is to the user, for error lines."""
+    """The user's word for it, used in error messages."""
 
     @property
     def is_file(self) -> bool:
@@ -33,7 +33,7 @@ class EntryPoint:
 
 
 def parse_entry_point(text: str, *, role: str = "agent") -> EntryPoint:
-    """Takes an entry point apart. Raises ReferenceProblem when it has no `:` or no Python name after it."""
+    """Parses an entry point. Raises ReferenceProblem when it has no `:` or no Python name after it."""
     source, colon, name = text.rpartition(":")
     if not colon or not source or not name.isidentifier():
         example = f"{text.rstrip(':')}:FUNCTION" if text.rstrip(":").endswith(".py") else f"{role}.py:solve"
@@ -102,7 +102,7 @@ def module_specs(name: str, path: Sequence[str]) -> Iterator[ModuleSpec | None]:
     """
     search = path
     for depth, part in enumerate(name.split("."), 1):
-        # By its last name alone: with the full name, finders look the parents up among the imported modules.
+        # By its last name alone: for a full name, finders look for the parents among the imported modules.
         spec = importlib.machinery.PathFinder.find_spec(part, search)
         if spec is None and depth == 1:
             spec = _installed(part)
@@ -113,14 +113,14 @@ def module_specs(name: str, path: Sequence[str]) -> Iterator[ModuleSpec | None]:
 
 
 def _installed(module: str) -> ModuleSpec | None:
-    """By all finders: editable installs have their own."""
-    if module == "__main__":  # imported, but from nowhere that another process could import it from
+    """Asks all finders: editable installs have their own."""
+    if module == "__main__":  # another process could not import it
         return None
     return importlib.util.find_spec(module)
 
 
 def _defined_names(nodes: Iterable[ast.AST]) -> Iterator[str]:
-    """Names that a module's statements bind at its top level, in blocks (`if`, `try`, `with`) too; `*` for a star import."""
+    """The names that a module binds at its top level, also in blocks (`if`, `try`, `with`); `*` for a star import."""
     for node in nodes:
         match node:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):

@@ -1,4 +1,4 @@
-"""Invokes an agent behind the AgentCore HTTP contract at an address: a container, or anything else that speaks it."""
+"""Invokes an agent at an address that serves the AgentCore HTTP contract, such as a container."""
 
 import asyncio
 
@@ -14,8 +14,8 @@ _CONNECT_SECONDS = 30.0
 _CONNECT_PAUSES_SECONDS = (0.1, 0.4, 1.6)
 """Between tries to connect: a container that restarts is back in about two seconds."""
 _KEEP_SECONDS = 2.0
-"""Idle connections are dropped before uvicorn's 5 s: a request sent on one that the server closes cannot be told from one that
-it was playing, and is not sent twice."""
+"""Idle connections close before uvicorn closes them at 5 s. A request on a connection that the server closes looks like one in
+play, which is not sent twice."""
 
 
 def make(agent: AgentContainer, _settings: AgentSettings) -> "HttpAgent":
@@ -59,7 +59,7 @@ class HttpAgent(Agent):
             self._connections.close()
 
     async def invoke(self, invocation: Invocation) -> InvocationResult:
-        """Plays one attempt. An attempt is sent once: only a connection that could not be made is tried again."""
+        """Plays one attempt. Sends it once; only a failed connection is retried."""
         for pause_seconds in (*_CONNECT_PAUSES_SECONDS, None):
             try:
                 return await self._post(invocation)

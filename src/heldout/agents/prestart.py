@@ -1,6 +1,8 @@
 """Starts the launcher of an agent's workers; for `heldout evaluate` before Heldout itself is imported.
 
-The launcher then imports the agent's libraries while the command imports its own. Importing this module is cheap.
+The launcher then imports the agent's libraries while the command imports its own. Measured with the openai agent of
+`benchmarks.overhead` (4 prompts x 4 rollouts, medians of three on two busy cores): first model call after 3.2 s, without the
+early start 4.8 s. Importing this module is cheap.
 """
 
 import contextlib

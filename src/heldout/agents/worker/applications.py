@@ -29,13 +29,13 @@ class ApplicationHost:
     """Answers every request by handing it to the application."""
 
     def __init__(self, application: object) -> None:
-        assert callable(application)  # told apart by its parameters when it was loaded
+        assert callable(application)  # `LoadedAgent.is_application` has checked it
         self._application: _Application = application
         self._to_lifespan: asyncio.Queue[_Message] = asyncio.Queue()
         self._lifespan: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Starts the application's lifespan, if it has one. Raises LoadProblem when the application says it failed.
+        """Starts the application's lifespan, if it has one. Raises LoadProblem when the application reports a failure.
 
         Frameworks on anyio run sync handlers in 40 threads at most: here an attempt never waits for another's thread.
         """
@@ -88,7 +88,7 @@ class ApplicationHost:
                 is_complete = message["type"] == "lifespan.startup.complete"
                 started.set_result("" if is_complete else str(message.get("message") or "lifespan.startup.failed"))
 
-        # The specification has an application without a lifespan raise here; it is served all the same.
+        # By the specification, an application without a lifespan raises here; it is served all the same.
         with contextlib.suppress(Exception):
             await self._application(
                 {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, self._to_lifespan.get, send
@@ -98,7 +98,7 @@ class ApplicationHost:
 
 
 async def blocked_loops(seconds: float) -> int:
-    """How many event loops in other threads, such as the one on which bedrock-agentcore plays, do not answer within `seconds`.
+    """Counts the event loops of other threads, such as bedrock-agentcore's, that do not answer within `seconds`.
 
     Loops inside anyio's own worker threads belong to one attempt each and are left out.
     """
@@ -166,7 +166,7 @@ def _receiver(body: bytes) -> Callable[[], Awaitable[_Message]]:
     async def receive() -> _Message:
         if messages:
             return messages.pop()
-        # A disconnect never comes this way: an attempt that is given up is cancelled.
+        # Never a disconnect: an abandoned attempt is cancelled instead.
         await asyncio.get_running_loop().create_future()
         raise AssertionError("unreachable")
 

@@ -45,11 +45,11 @@ class FunctionHost:
         self._apps = [value for value in vars(agent.module).values() if hasattr(type(value), "get_current_ping_status")]
 
     async def start(self) -> None:
-        """Checks that the function can be called. Raises LoadProblem when it takes no payload, or more than that."""
+        """Checks the function's parameters. Raises LoadProblem unless it takes a payload and nothing else but a context."""
         try:
             signature = inspect.signature(self._function)
         except (TypeError, ValueError):
-            return  # written in C, as a rule; its call will tell
+            return  # usually written in C: the call itself will show
         try:
             signature.bind(*[None] * (2 if self._takes_context else 1))
         except TypeError as error:
@@ -60,17 +60,17 @@ class FunctionHost:
             ) from error
 
     async def stop(self) -> None:
-        """Lets go of idle threads; one that is stuck stays, and dies with the process."""
+        """Releases idle threads; a stuck thread ends with the process."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def is_busy(self) -> bool:
-        """Whether a BedrockAgentCoreApp in the agent's module says that a task of its own still runs."""
+        """Whether a BedrockAgentCoreApp in the agent's module reports a running task."""
         return any(str(getattr(app.get_current_ping_status(), "value", "")) == "HealthyBusy" for app in self._apps)
 
     async def play(
         self, session: str, request: Request, body: bytes, reply: Reply, running: list[Future[object]]
     ) -> None:
-        """Plays one attempt and answers. `running` gets the threads that the attempt takes, which cancelling cannot end."""
+        """Plays one attempt and answers. Adds the attempt's threads to `running`: cancelling cannot end a thread."""
         try:
             payload = json.loads(body)
             result = await self._call(session, payload, request, running)
@@ -122,9 +122,9 @@ def error_body(kind: str, text: str) -> bytes:
 
 
 class _StopSafe:
-    """A call whose StopIteration becomes a RuntimeError: a future cannot hold a StopIteration, and would never end.
+    """Turns a call's StopIteration into a RuntimeError: a future cannot hold a StopIteration, and would never end.
 
-    A process that the agent forked ends with the call, as it would with a script; else it would wait for calls like its parent.
+    A process that the agent forked ends with the call, as with a script; it would otherwise wait for calls like its parent.
     """
 
     def __init__(self, call: Callable[..., object]) -> None:
@@ -162,7 +162,7 @@ def _encode(value: object) -> bytes:
     try:
         return json.dumps(value, ensure_ascii=False, default=_refuse).encode("utf-8", "surrogatepass")
     except TypeError as error:
-        raise error.with_traceback(None) from None  # where in json it was raised helps nobody
+        raise error.with_traceback(None) from None  # lines inside json do not help
 
 
 def _refuse(value: object) -> object:
@@ -177,7 +177,7 @@ def _unwrapped(target: object) -> object:
 
 
 def _is_async(target: object) -> bool:
-    """Whether calling it returns at once, with something to wait for: it need not be called in a thread."""
+    """Whether a call returns an awaitable or an async generator at once, and so needs no thread."""
     target = _unwrapped(target)
     return any(
         inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)

@@ -13,7 +13,7 @@ from heldout.agents.entry_point_lookup import EntryPoint, module_specs
 
 _HTTPX = ("httpx", "httpcore", "anyio._backends._asyncio")
 _OPENAI = ("openai", "openai.resources.chat", *_HTTPX)
-_KNOWN = {
+KNOWN_PACKAGES = {
     "aiohttp": ("aiohttp",),
     "anthropic": ("anthropic", "anthropic.resources.messages", *_HTTPX),
     "boto3": ("boto3",),
@@ -28,17 +28,20 @@ _KNOWN = {
     "strands": ("strands",),
 }
 """The imports of each package, with what it imports on first use: a third of the openai client waits for its first call."""
-_VARIABLES = (
+VARIABLES_READ = (
     "ANTHROPIC_LOG",
     "AZURE_OPENAI_",
     "OPENAI_API_TYPE",
     "OPENAI_API_VERSION",
     "OPENAI_LOG",
     "OTEL_",
+    "PSUTIL_DEBUG",
     "PYDANTIC_",
     "PYTHONASYNCIODEBUG",
+    "PYTHONTZPATH",
     "SSLKEYLOGFILE",
-    "_NO_EXTENSIONS",
+    "_EXTENSIONS",
+    "_RUN_COMPRESSION_",
 )
 """Parts of the names of environment variables that known packages read when they are imported."""
 
@@ -64,13 +67,13 @@ def known_imports(entry_point: EntryPoint, working_directory: Path) -> list[str]
             tree = ast.parse(source)
         except (OSError, SyntaxError, ValueError):
             continue
-        if any(variable in source for variable in _VARIABLES):
+        if any(variable in source for variable in VARIABLES_READ):
             return []
         for level, module in _imports(tree):
             own_files = list(_own_files([file.parents[level - 1]] if level else folders, module))
             waiting += own_files
-            if not own_files and (package := module.partition(".")[0]) in _KNOWN:
-                found |= dict.fromkeys((*_KNOWN[package], module))
+            if not own_files and (package := module.partition(".")[0]) in KNOWN_PACKAGES:
+                found |= dict.fromkeys((*KNOWN_PACKAGES[package], module))
     return list(found)
 
 

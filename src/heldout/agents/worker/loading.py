@@ -1,4 +1,4 @@
-"""Runs the user's file or module and takes the named agent out of it."""
+"""Imports the user's file or module and gets the named agent from it."""
 
 import importlib
 import importlib.util
@@ -82,7 +82,7 @@ class Description(NamedTuple):
 
 
 def describe(error: BaseException, folder: Path) -> Description:
-    """`("ValueError", "message (file.py:12)")`: where it was raised, or the innermost line below `folder` that led there.
+    """Describes an exception, as `("ValueError", "message (file.py:12)")`, with the innermost line below `folder`, else of all.
 
     A group's message ends with the first of what it holds; no place in Heldout is named.
     """
@@ -99,7 +99,7 @@ def describe(error: BaseException, folder: Path) -> Description:
 
 
 def print_error(error: BaseException, folder: Path) -> None:
-    """Prints the traceback from the first line below `folder` on: what led there is Heldout's."""
+    """Prints the traceback from the first line below `folder`; the lines before it are Heldout's."""
     start = error.__traceback__
     while start is not None and not _is_own(Path(start.tb_frame.f_code.co_filename), folder):
         start = start.tb_next
@@ -115,7 +115,7 @@ def _is_own(path: Path, folder: Path) -> bool:
 
 
 def _as_module(entry_point: EntryPoint, error: BaseException, working_directory: Path) -> str:
-    """The way out for a file of a package, whose relative imports need it to be imported as a module."""
+    """A hint for a file whose relative imports only work when it is imported as a module of its package."""
     if not (entry_point.is_file and isinstance(error, ImportError) and "no known parent package" in str(error)):
         return ""
     source = Path(entry_point.source)
@@ -129,7 +129,7 @@ def _as_module(entry_point: EntryPoint, error: BaseException, working_directory:
 def _run_file(path: Path) -> ModuleType:
     name = path.stem
     if not name.isidentifier() or name in sys.modules or name in sys.stdlib_module_names:
-        name = f"user_code_in_{path.stem}"  # `math.py` must not become everybody's `math`
+        name = f"user_code_in_{path.stem}"  # the user's `math.py` must not replace Python's `math`
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not a Python file")

@@ -1,4 +1,4 @@
-"""Sends what an attempt prints to the engine under its session, the moment it is written."""
+"""Sends the output of attempts to the engine, each under its session, as soon as it is written."""
 
 import io
 import os
@@ -12,7 +12,7 @@ current_session: ContextVar[bytes] = ContextVar("current_session", default=b"")
 
 
 def route_output(frames_fd: int) -> None:
-    """Replaces sys.stdout and sys.stderr. What no attempt can be named for goes to the raw descriptors 1 and 2."""
+    """Replaces sys.stdout and sys.stderr. Output outside of any attempt goes to descriptors 1 and 2."""
     sys.stdout = AttemptStream(frames_fd, 1)
     sys.stderr = AttemptStream(frames_fd, 2)
 
@@ -61,7 +61,7 @@ class AttemptStream(io.TextIOBase):
         return self.buffer.fileno()
 
     def reconfigure(self, **_options: object) -> None:
-        """Accepts what programs ask of a TextIOWrapper (encoding, buffering); this stream needs none of it."""
+        """Accepts and ignores the options of a TextIOWrapper (encoding, buffering)."""
 
     def write(self, text: str) -> int:
         self.buffer.write(text.encode("utf-8", "backslashreplace"))

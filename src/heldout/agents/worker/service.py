@@ -1,4 +1,4 @@
-"""What a worker answers: the AgentCore contract, and `POST /cancel` for the engine."""
+"""The HTTP interface of a worker: the AgentCore contract, and `POST /cancel` for the engine."""
 
 import asyncio
 import contextvars
@@ -32,7 +32,7 @@ class _Playing:
 
 
 class Service:
-    """Routes the engine's requests to the host, and keeps the attempts that play so that they can be cancelled."""
+    """Routes the engine's requests to the host, and tracks the attempts in play so that it can cancel them."""
 
     def __init__(self, host: FunctionHost | ApplicationHost, key: str) -> None:
         self._host = host
@@ -84,7 +84,7 @@ class Service:
     ) -> None:
         try:
             async with self._starting:
-                # One a round of the loop: of many that come at once, the first is at its model call while others begin.
+                # One per round of the loop: the first of many simultaneous attempts calls the model while others begin.
                 await asyncio.sleep(0)
             await self._host.play(session, request, body, reply, threads)
         except Exception as error:  # noqa: BLE001  # an ASGI application may raise anything; a server answers 500 then
