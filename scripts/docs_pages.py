@@ -276,7 +276,7 @@ def _attributes(module: str, name: str) -> list[tuple[str, str, str]]:
     return [
         (
             f"`{one.name}`",
-            f"`{one.annotation}`".replace("|", "\\|"),
+            f"`{one.annotation}`",
             _cell(one.docstring.value if one.docstring else ""),
         )
         for one in found.attributes.values()

@@ -10,7 +10,7 @@
     │   └── MissingExtra (ImportError)  a feature whose optional packages are not installed
     ├── StorageError (OSError)      reading or writing an output failed
     ├── CloudError (RuntimeError)   AWS refused a request, or could not be reached
-    ├── WaitTimeout (TimeoutError)  an evaluation was waited for long enough; it goes on
+    ├── WaitTimeout (TimeoutError)  the wait for an evaluation timed out; the evaluation continues
     └── JobFailed (RuntimeError)    the job could not be finished (exit 1)
 
 What goes wrong inside one rollout is data (`heldout.job.records.Failure`), never an exception that leaves the engine.
@@ -61,7 +61,7 @@ class CloudError(HeldoutError, RuntimeError):
 
 
 class WaitTimeout(HeldoutError, TimeoutError):
-    """An evaluation was not done in the time it was waited for; it goes on."""
+    """The wait for an evaluation timed out; the evaluation continues."""
 
 
 class JobFailed(HeldoutError, RuntimeError):
