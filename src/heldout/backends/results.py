@@ -124,7 +124,7 @@ def run_document(run: Run, *, training: str | None = None) -> dict[str, object]:
 
 
 def metrics_so_far(run: Run) -> dict[str, Any]:
-    """What `metrics.json` holds, computed again, also while the run goes on."""
+    """The content of `metrics.json`, computed again, also while the run is playing."""
     from heldout.runs.results import metrics_document, summarize_run
 
     return metrics_document(summarize_run(run), is_partial=_is_partial(run))

@@ -1,6 +1,6 @@
 """The engine: keeps a window of rollouts playing until every prompt has its group.
 
-Owns scheduling, retries and stopping. What one attempt is belongs to `attempt`, what is kept of it to `journal`.
+It owns scheduling, retries and stopping. `attempt` plays one attempt, and `runs.journal` stores its result.
 """
 
 import asyncio
@@ -19,28 +19,28 @@ if TYPE_CHECKING:
 
 _HOPELESS_FACTOR = 2
 _HOPELESS_LEAST = 50
-"""A job is given up when so many attempts (or twice the concurrency, if that is more) failed on end, and either no rollout was
-ever scored or all of them failed for what is outside the agent."""
+"""A job fails after this many consecutive failed attempts (or twice the concurrency, if that is more), provided that
+no rollout was ever scored or that every failure lies outside the agent."""
 _FIRST_DELAY_SECONDS = 0.5
 _LONGEST_DELAY_SECONDS = 10.0
-"""Between attempts where something outside was not reachable; an agent that failed is tried again at once."""
+"""The longest delay before another attempt after a service was unreachable. A failed agent is tried again without delay."""
 _NEARLY_DONE_SECONDS = 10.0
-"""What comes after the last rollout takes this long to get ready where agents keep every processor busy, else a second or two."""
+"""The time in which the results process becomes ready while agents use every processor; otherwise it needs a second or two."""
 
 
 class Ending(enum.Enum):
-    """How playing came to an end."""
+    """The reason why playing ended."""
 
     FINISHED = "finished"
     """Every rollout has ended."""
     STOPPED = "stopped"
-    """Asked to stop: what was in flight is finished, the rest not started."""
+    """It was asked to stop: rollouts in flight were finished, the others were not started."""
     OUT_OF_TIME = "out of time"
-    """As STOPPED, because the maximum runtime was reached."""
+    """It stopped in the same way because the maximum runtime was reached."""
 
 
 class StopSwitch:
-    """How the outside stops a job: first let what is in flight finish, then not even that."""
+    """Stops a job from outside, in two steps: first rollouts in flight may finish, then they are stopped too."""
 
     def __init__(self) -> None:
         self._drain = asyncio.Event()
@@ -51,17 +51,17 @@ class StopSwitch:
         return self._drain.is_set()
 
     def stop(self) -> None:
-        """First call: start nothing new. Second call: give up what is in flight."""
+        """The first call prevents new rollouts. The second call stops those in flight."""
         if self._drain.is_set():
             self._abort.set()
         self._drain.set()
 
     async def draining(self) -> None:
-        """Returns when nothing new is to be started."""
+        """Waits until no new rollout may start."""
         await self._drain.wait()
 
     async def aborted(self) -> None:
-        """Returns when what is in flight is to be given up."""
+        """Waits until rollouts in flight have to stop."""
         await self._abort.wait()
 
 
@@ -82,7 +82,7 @@ class Engine:
         switch: StopSwitch,
         on_nearly_done: Callable[[], None] = lambda: None,
     ) -> None:
-        """on_nearly_done: called once, some seconds before the last rollout ends, as far as can be told."""
+        """on_nearly_done: called once, at the estimated time of some seconds before the last rollout ends."""
         self._prompts = prompts
         self._group_size = group_size
         self._concurrency = concurrency
@@ -99,10 +99,10 @@ class Engine:
         self._is_out_of_time = False
 
     async def play(self, max_seconds: float) -> Ending:
-        """Plays until every rollout has ended, or the switch or the time says stop.
+        """Plays until every rollout has ended, the switch stops the job, or `max_seconds` are over.
 
-        Raises JobFailed when nothing but failures comes back; what was finished stays in the journal. StorageError when the
-        journal cannot be written.
+        Raises JobFailed when nothing but failures comes back (finished rollouts stay in the journal), StorageError
+        when the journal cannot be written.
         """
         slots = min(self._concurrency, max(1, self._progress.planned - self._progress.finished))
         clock = asyncio.create_task(self._run_out(max_seconds))
@@ -132,20 +132,20 @@ class Engine:
         for prompt, rollout_index in self._pending:
             await self._play_rollout(prompt, rollout_index)
             if (self._progress.seconds_left or 0.0) < _NEARLY_DONE_SECONDS:
-                self._tell_nearly_done()
-            # A slot whose rollouts end without ever waiting must not starve the others.
+                self._announce_nearly_done()
+            # A slot whose rollouts never wait must not starve the others.
             await asyncio.sleep(0)
-        self._tell_nearly_done()
+        self._announce_nearly_done()
 
-    def _tell_nearly_done(self) -> None:
+    def _announce_nearly_done(self) -> None:
         if not self._is_nearly_done:
             self._is_nearly_done = True
             self._on_nearly_done()
 
     async def _play_rollout(self, prompt: Prompt, rollout_index: int) -> None:
-        """Plays attempts until one is final; while stopping, only the attempt in flight.
+        """Plays attempts until one is final, or until the job is stopping.
 
-        One that was lost is played again alone in its process, and there it is not lost again.
+        A lost attempt is played again alone in its process, so that the end of that process is a failure of its own.
         """
         number = self._index.attempts(prompt.index, rollout_index) + 1
         is_isolated = self._isolate_attempts
@@ -188,7 +188,7 @@ class Engine:
             self._switch.stop()
 
     def _judge(self, attempt: Attempt) -> None:
-        """Gives the job up when it is hopeless: better than scoring ten thousand prompts 0 because a server is down."""
+        """Raises JobFailed for a hopeless job, so that a server that is down does not score ten thousand prompts 0."""
         if attempt.failure is None:
             self._failed_on_end.clear()
             return
@@ -204,7 +204,7 @@ class Engine:
 
 
 def _first_of(error: BaseException | None) -> BaseException:
-    """The error to show of a group of tasks."""
+    """The first error of a group of tasks, which is the one to report."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     assert error is not None  # only called for a task that failed

@@ -1,6 +1,6 @@
-"""What there is to play of a run: its prompts, which of their rollouts are finished, and the counts so far.
+"""The plan of a run: its prompts, its finished rollouts, and the counts so far.
 
-numpy and pyarrow come in here, a quarter of a second's load: import it while something else is waited for.
+It imports numpy and pyarrow, which take a quarter of a second: import it while the agent's processes start.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ from heldout.runs.run import Run
 
 @dataclass(frozen=True, slots=True)
 class Plan:
+    """The remaining work of a run."""
+
     prompts: PromptReader
     index: JournalIndex
     progress: Progress
@@ -24,7 +26,7 @@ class Plan:
 
 
 def make_plan(run: Run) -> Plan:
-    """Copies the dataset's prompts into the run, unless they are there, and reads what its journal holds.
+    """Copies the dataset's prompts into the run, unless it has them, and reads its journal.
 
     Raises DatasetError and ReferenceProblem for a dataset that cannot be used, RunError for a run whose files cannot be read.
     """
