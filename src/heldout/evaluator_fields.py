@@ -11,7 +11,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from heldout.backends.local.runtime_address import check_runtime_url
-from heldout.backends.selection import backend_named
+from heldout.backends.table import backend_named
 from heldout.errors import InputError, ReferenceProblem, did_you_mean, shown
 from heldout.job.document import DEFAULT_RUNTIME_SECONDS, MAX_RUNTIME_SECONDS
 from heldout.job.hyperparameters import Hyperparameters

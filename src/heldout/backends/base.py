@@ -1,6 +1,6 @@
 """The door to the places where evaluations run: the protocol of a backend, and of an evaluation that it has started.
 
-A backend is one module. `heldout.backends.selection` finds it: those of Heldout in a table, those of other packages
+A backend is one module. `heldout.backends.table` finds it: those of Heldout in a table, those of other packages
 through the entry point group `heldout.backends`. A backend whose evaluations are folders of this machine derives from
 `heldout.backends.local.backend.LocalBackend` and replaces what differs.
 """

@@ -14,13 +14,13 @@ from typing import Annotated
 import typer
 
 from heldout.backends.base import Backend, Prepared
-from heldout.backends.local.backend import LocalBackend
+from heldout.backends.local.backend import LocalBackend, folder_backend
 from heldout.backends.local.evaluation import run_to_end, stopped_by_signals
 from heldout.backends.local.evaluation_index import is_known, locate
 from heldout.backends.local.job import play_job
 from heldout.backends.registry_file import read_registry
 from heldout.backends.results import rendered_results, results_document
-from heldout.backends.selection import folder_backend, select_backend
+from heldout.backends.selection import select_backend
 from heldout.cli.output import (
     EXIT_BAD_INPUT,
     EXIT_FAILED,

@@ -27,7 +27,8 @@ from heldout.backends.local.preparation import (
     tracking_for,
 )
 from heldout.backends.registry_file import read_registry
-from heldout.backends.selection import folder_backend
+from heldout.backends.table import backend_named
+from heldout.errors import InputError
 from heldout.job.references import named_models
 from heldout.pipeline.definition import Surroundings
 from heldout.pipeline.evaluation import Evaluation
@@ -146,6 +147,14 @@ class PreparedFolder:
         evaluation = self.create()
         self.backend.launch(evaluation)
         return handle_on(evaluation)
+
+
+def folder_backend(name: str) -> LocalBackend:
+    """The backend of this name, which plays evaluation folders. Raises InputError for one that does not, or an unknown name."""
+    backend = backend_named(name)
+    if not isinstance(backend, LocalBackend):
+        raise InputError(f"backend {name!r} does not play evaluations from a folder of this machine")
+    return backend
 
 
 def handle_on(evaluation: Evaluation) -> StartedEvaluation:

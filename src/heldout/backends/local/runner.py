@@ -16,12 +16,12 @@ from pathlib import Path
 
 import orjson
 
+from heldout.backends.local.backend import folder_backend
 from heldout.backends.local.detached import CONCLUDED_FILE, PROGRESS_FILE
 from heldout.backends.local.evaluation import run_to_end, stopped_by_signals
 from heldout.backends.local.job import play_job
 from heldout.backends.local.progress_log import Narrator
 from heldout.backends.local.run_log import stamp_output
-from heldout.backends.selection import folder_backend
 from heldout.errors import HeldoutError
 from heldout.pipeline.evaluation import STATE_FILE, Evaluation
 from heldout.pipeline.state import StepStatus
