@@ -5,6 +5,7 @@ rollout of a prompt is the same game and no row has to carry the answer.
 """
 
 import hashlib
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Self
@@ -65,7 +66,7 @@ class Game:
         A lost game earns half the share of the range that its guesses ruled out: less than any win, but better than nothing
         for a model that has yet to win one.
         """
-        return sum(self.rewards)
+        return math.fsum(self.rewards)
 
     def answer(self, reply: str) -> str:
         """What the environment says to a guess: the first whole number in `reply` counts."""

@@ -54,6 +54,11 @@ def gate(text: str, rates: list[float]) -> GateResult:
         ("turns a rollout <= 2.5", False),
         ("agent: completed >= 1", True),
         ("pass^2 > 0.9", False),
+        ("pass_at_1 >= 0.5000004", True),
+        ("pass_at_1 >= 0.5000006", False),
+        ("pass_at_1 <= 0.4999996", True),
+        ("pass_at_1 > 0.4999996", False),
+        ("pass_at_1 < 0.5000004", False),
     ],
 )
 def test_a_requirement_holds_or_does_not(text: str, passed: bool) -> None:

@@ -126,6 +126,26 @@ def test_failed_rollouts_count_as_zero_unless_excluded() -> None:
     assert (without.scored, without.failed) == (3, 1)
 
 
+@pytest.mark.parametrize(
+    ("threshold", "reward", "succeeds"),
+    [
+        (1.0, 0.7 + 0.2 + 0.1, 1.0),
+        (1.0, 1 - 0.9e-6, 1.0),
+        (1.0, 1 - 1.1e-6, 0.0),
+        (1e-9, 0.0, 0.0),
+        (0.0, -1e-9, 0.0),
+        (-1.0, -1.0000005, 1.0),
+    ],
+)
+def test_a_reward_within_a_millionth_of_the_threshold_is_a_success(
+    threshold: float, reward: float, succeeds: float
+) -> None:
+    settings = MetricSettings(pass_k_values=(1,), success_threshold=threshold)
+    found = summary_of([[reward, reward]], settings).metrics
+    assert found["eval/reward/pass_at_1"] == succeeds
+    assert found["eval/reward/succeeded_rollouts"] == 2 * succeeds
+
+
 def test_a_failed_rollout_is_no_success_even_when_the_threshold_is_zero() -> None:
     summary = summary_of([[None, 0.0], [0.0, 0.0]], MetricSettings((1,), 0.0))
     assert summary.metrics["eval/reward/pass_at_1"] == 0.75  # (1/2 + 1) / 2

@@ -215,7 +215,25 @@ def test_results_are_cut_by_any_column_of_the_dataset(tmp_path: Path) -> None:
 def test_a_column_of_many_numbers_is_cut_into_quarters(tmp_path: Path) -> None:
     columns = [{"size": p} for p in range(12)]
     run = written_run(tmp_path / "run", [MIXED] * 12, columns=columns)
-    assert _slices(run, "size") == dict.fromkeys(("0 to 2.75", "2.75 to 5.5", "5.5 to 8.25", "8.25 to 11"), (3, 0.5))
+    assert _slices(run, "size") == dict.fromkeys(("0 to 2", "3 to 5", "6 to 8", "9 to 11"), (3, 0.5))
+
+
+@pytest.mark.parametrize("step", [60, 1 / 2**20, 2**54])
+def test_quarters_of_numbers_that_print_alike_are_four_slices(tmp_path: Path, step: float) -> None:
+    columns = [{"created": 1_700_000_000 + step * p} for p in range(12)]
+    run = written_run(tmp_path / "run", [MIXED] * 12, columns=columns)
+    assert list(_slices(run, "created").values()) == [(3, 0.5)] * 4
+
+
+def test_integers_beyond_the_precision_of_a_float_are_cut_into_quarters(tmp_path: Path) -> None:
+    run = written_run(tmp_path / "run", [MIXED] * 12, columns=[{"id": 2**62 + p} for p in range(12)])
+    assert list(_slices(run, "id").values()) == [(3, 0.5)] * 4
+
+
+def test_values_that_print_alike_are_slices_of_their_own(tmp_path: Path) -> None:
+    columns: Sequence[dict[str, object]] = [{"v": 1}, {"v": "1"}, {"v": True}, {"v": "true"}, {"v": "(none)"}, {}]
+    run = written_run(tmp_path / "run", [MIXED] * 6, columns=columns)
+    assert _slices(run, "v") == dict.fromkeys(("1", '"1"', "true", '"true"', '"(none)"', ABSENT), (1, 0.5))
 
 
 def test_the_rarest_of_many_values_share_a_slice(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ made. Exactly one attempt of a finished rollout is final.
 """
 
 import enum
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import orjson
@@ -139,4 +141,17 @@ class Attempt:
     @property
     def reward(self) -> float | None:
         """Sum of the rewards; None for a failed attempt."""
-        return None if self.rewards is None else float(sum(self.rewards))
+        return None if self.rewards is None else total_reward(self.rewards)
+
+
+def total_reward(rewards: Iterable[float]) -> float:
+    """Sum of the rewards of a rollout, rounded once; infinite where a float cannot hold it.
+
+    Every sum of rewards is this one. The built-in `sum` rounds after each addition up to Python 3.11 and compensates from 3.12
+    on, so the same rewards could succeed on one version and fail on another.
+    """
+    values = list(rewards)
+    try:
+        return math.fsum(values)
+    except OverflowError:  # math.fsum raises where the built-in sum is infinite
+        return sum(values)

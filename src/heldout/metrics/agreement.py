@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from heldout.errors import MetricError
+from heldout.metrics.settings import least_meeting
 from heldout.metrics.table import BoolArray, FloatArray, Groups, IntArray
 
 
@@ -66,7 +67,7 @@ def agreement(
     groups = Groups.of(prompt_index[rows])
     return Agreement(
         num_rollouts=len(rows),
-        confusion=_confusion(x >= reward_threshold, y >= score_threshold),
+        confusion=_confusion(x >= least_meeting(reward_threshold), y >= least_meeting(score_threshold)),
         rank_correlation=correlation,
         rank_interval=_rank_interval(x, y, correlation, groups, confidence),
         disagreements=rows[np.argsort(-np.abs(ranks_x - ranks_y), kind="stable")].astype(np.int64),

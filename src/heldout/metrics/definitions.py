@@ -77,7 +77,7 @@ def succeeded_rollouts(tables: MetricTables) -> Result:
     """Rollouts whose reward is at least the success threshold."""
     rollouts = tables.rollouts
     reward = np.nan_to_num(rollouts.reward, nan=-np.inf)
-    return float((rollouts.is_scored & (reward >= tables.settings.success_threshold)).sum())
+    return float((rollouts.is_scored & (reward >= tables.settings.least_success)).sum())
 
 
 def failed_rollouts(tables: MetricTables) -> Result:

@@ -1,6 +1,5 @@
 """Gates: conditions on a run's numbers. A pipeline stops when one does not hold."""
 
-import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,14 +8,16 @@ from heldout.errors import MetricError, shown
 from heldout.metrics.catalog import find, resolve
 from heldout.metrics.comparison import Comparison
 from heldout.metrics.metric import Direction
+from heldout.metrics.settings import greatest_meeting, least_meeting
 from heldout.metrics.summary import Summary
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
+    ">=": lambda found, bound: found >= least_meeting(bound),
+    "<=": lambda found, bound: found <= greatest_meeting(bound),
+    ">": lambda found, bound: found > greatest_meeting(bound),
+    "<": lambda found, bound: found < least_meeting(bound),
 }
+"""A number within a relative 1e-6 of the bound is equal to it."""
 _EXPRESSION = re.compile(
     r"\s*(?:(?P<end>lower|upper)\s*\((?P<inner>\s*[^<>=\s][^<>=]*)\)|(?!\s*(?:lower|upper)\s*\()(?P<name>[^<>=\s][^<>=]*?))"
     r"\s*(?P<operator>>=|<=|>|<)\s*(?P<value>[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
@@ -110,7 +111,7 @@ def check_no_regression(comparison: Comparison, margin: float, metric: str | Non
     is_lower_better = described is not None and described.direction is Direction.LOWER
     least_loss, most_loss = (low, high) if is_lower_better else (-high, -low)
     numbers = f"difference {found.difference:+.4g} [{low:.4g}, {high:.4g}] on {found.num_prompts} prompts"
-    if most_loss <= margin:
+    if most_loss <= greatest_meeting(margin):
         return GateResult(text, True, f"{name}: {numbers}, so a loss of more than {margin:g} is ruled out")
     if least_loss > margin:
         return GateResult(text, False, f"{name}: {numbers}, a loss of more than {margin:g}")

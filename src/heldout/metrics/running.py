@@ -58,7 +58,7 @@ class RunningTotals:
             del self._groups[prompt_index]
 
     def _count(self, group: _Group, reward: float | None) -> None:
-        success = float(reward is not None and reward >= self._settings.success_threshold)
+        success = float(reward is not None and reward >= self._settings.least_success)
         self._reward.add(reward or 0.0, total=group.reward, count=group.counted)
         self._success.add(success, total=group.success, count=group.counted)
         group.reward += reward or 0.0

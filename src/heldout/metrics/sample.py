@@ -29,7 +29,7 @@ class Sample:
         counted = rollouts.is_scored if settings.failed_rollouts == "exclude" else np.ones_like(rollouts.is_scored)
         is_scored = rollouts.is_scored[counted]
         rewards = np.where(is_scored, rollouts.reward[counted], 0.0)
-        is_success = is_scored & (rewards >= settings.success_threshold)
+        is_success = is_scored & (rewards >= settings.least_success)
         return cls(rewards, is_success, Groups.of(rollouts.prompt_index[counted]))
 
     @property

@@ -6,6 +6,8 @@ from typing import Literal
 from heldout.errors import MetricError, shown
 
 FAILED_ROLLOUTS = ("zero", "exclude")
+TOLERANCE = 1e-6
+"""Relative. A number this close to a bound meets it: 0.7 + 0.2 + 0.1 is 0.9999999999999999 and meets 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +21,7 @@ class MetricSettings:
     pass_k_values: tuple[int, ...]
     """The k of pass@k and pass^k."""
     success_threshold: float
-    """A rollout succeeds when its reward is at least this."""
+    """A rollout succeeds when its reward is at least this, within `TOLERANCE`."""
     failed_rollouts: Literal["zero", "exclude"] = "zero"
     """`zero`: a failed rollout has reward 0 and no success. `exclude`: it is left out, so groups may be unequal."""
     confidence: float = 0.95
@@ -37,3 +39,18 @@ class MetricSettings:
             raise MetricError(f"confidence is {self.confidence!r}; it must lie between 0 and 1, such as 0.95")
         if self.failed_rollouts not in FAILED_ROLLOUTS:
             raise MetricError(f"failed_rollouts is {shown(self.failed_rollouts)}; it must be 'zero' or 'exclude'")
+
+    @property
+    def least_success(self) -> float:
+        """The least reward of a success."""
+        return least_meeting(self.success_threshold)
+
+
+def least_meeting(bound: float) -> float:
+    """The least number that meets "at least `bound`": `TOLERANCE` times the size of the bound below it. 0 is exact."""
+    return bound - TOLERANCE * abs(bound)
+
+
+def greatest_meeting(bound: float) -> float:
+    """The greatest number that meets "at most `bound`"; see `least_meeting`."""
+    return bound + TOLERANCE * abs(bound)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import orjson
 
 from heldout.agents.base import Agent, Invocation, InvocationResult, Outcome
-from heldout.job.records import Attempt, Boundary, Failure, Prompt
+from heldout.job.records import Attempt, Boundary, Failure, Prompt, total_reward
 from heldout.runs.journal import Journal
 from heldout.runtime import JobRuntime, Report, ReportKind, ReportRefused, Trajectory
 from heldout.runtime.reports import finite_number
@@ -245,7 +245,9 @@ class _Play:
             self._flag_if_scored("failed_after_reward")
         elif isinstance(body, Mapping) and body.get("reward") is not None and self._rewards is not None:
             returned = parsed_rewards(body["reward"])
-            if returned is None or not math.isclose(sum(returned), sum(self._rewards), rel_tol=1e-6, abs_tol=1e-9):
+            if returned is None or not math.isclose(
+                total_reward(returned), total_reward(self._rewards), rel_tol=1e-6, abs_tol=1e-9
+            ):
                 self._flags.add("reward_mismatch")
 
     async def _wait_for_report(self, body: object) -> None:
@@ -354,7 +356,7 @@ def parsed_rewards(reward: object) -> tuple[float, ...] | None:
     values = reward if isinstance(reward, list) else [reward]
     rewards = [_finite(value) for value in values]
     finite = tuple(value for value in rewards if value is not None)
-    return finite if finite and len(finite) == len(rewards) and math.isfinite(sum(finite)) else None
+    return finite if finite and len(finite) == len(rewards) and math.isfinite(total_reward(finite)) else None
 
 
 def _finite(value: object) -> float | None:

@@ -36,7 +36,7 @@ def write_tables(run: Run, index: JournalIndex, folder: Path) -> None:
 
     The schema of `rollouts.parquet` holds job.json as it is now: the tables alone are enough to open the run.
     """
-    threshold = run.document.hyperparameters.success_threshold
+    least_success = run.metric_settings.least_success
     leave_pandas_out()
     rollout_schema = _rollout_schema(index.metric_names).with_metadata({STATE_KEY: run.state.model_dump_json()})
     with ExitStack() as stack:
@@ -45,7 +45,7 @@ def write_tables(run: Run, index: JournalIndex, folder: Path) -> None:
         attempts = stack.enter_context(_Table(folder / "attempts.parquet", pa.schema(ATTEMPT_COLUMNS)))
         for batch in _batches(_amended(run.journal_folder, index)):
             rollouts.write(
-                [rollout_row(a, _attempts(a, index), threshold, index.metric_names) for a in batch if a.is_final]
+                [rollout_row(a, _attempts(a, index), least_success, index.metric_names) for a in batch if a.is_final]
             )
             trajectories.write([turn_row(a, turn) for a in batch for turn in a.turns])
             attempts.write([_attempt_row(a) for a in batch])
@@ -143,8 +143,8 @@ def _rollout_schema(metric_names: tuple[str, ...]) -> pa.Schema:
     return pa.schema([*ROLLOUT_COLUMNS, pa.field("metrics", pa.struct(fields))])
 
 
-def rollout_row(attempt: Attempt, attempts: int, threshold: float, metric_names: tuple[str, ...]) -> dict[str, Any]:
-    """A finished rollout as a row of `rollouts.parquet`."""
+def rollout_row(attempt: Attempt, attempts: int, least_success: float, metric_names: tuple[str, ...]) -> dict[str, Any]:
+    """A finished rollout as a row of `rollouts.parquet`. least_success: the least reward of a success."""
     reward, failure = attempt.reward, attempt.failure
     row: dict[str, Any] = {
         "prompt_index": attempt.prompt_index,
@@ -153,7 +153,7 @@ def rollout_row(attempt: Attempt, attempts: int, threshold: float, metric_names:
         "status": "scored" if failure is None else "failed",
         "reward": reward,
         "rewards": None if attempt.rewards is None else list(attempt.rewards),
-        "success": reward is not None and reward >= threshold,
+        "success": reward is not None and reward >= least_success,
         "turns": attempt.num_turns,
         "prompt_tokens": _total(turn.prompt_tokens for turn in attempt.turns),
         "response_tokens": _total(turn.response_tokens for turn in attempt.turns),

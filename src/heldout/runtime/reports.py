@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from heldout.errors import shown
+from heldout.job.records import total_reward
 from heldout.runtime.refusals import Refusal, conflict, invalid
 
 _NOT_VALID = "is not in valid status"
@@ -94,7 +95,7 @@ def reward(body: ReportBody) -> Report:
     metrics = _metrics(body.fields.get("Metrics"))
     numbers = [finite_number(value) for value in values] if isinstance(values, list) else []
     rewards = tuple(number for number in numbers if number is not None)
-    if rewards and len(rewards) == len(numbers) and math.isfinite(sum(rewards)):
+    if rewards and len(rewards) == len(numbers) and math.isfinite(total_reward(rewards)):
         return Report(ReportKind.REWARDED, rewards, metrics)
     expected = "a list of finite numbers, at least one, with a finite sum"
     message = f"the agent reported Rewards {shown(values)}; they must be {expected}"
