@@ -25,6 +25,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from heldout.errors import RunError, did_you_mean, shown
+from heldout.job.card import RunCard
 from heldout.job.document import JobConfigDocument
 from heldout.metrics.settings import MetricSettings
 from heldout.runs.journal import segments
@@ -92,6 +93,8 @@ class JobState(BaseModel):
     """Prompts to play; null until they are copied."""
     dataset_hash: str | None = None
     """SHA-256 of prompts, indices and order: equal for two runs of the same prompts."""
+    card: RunCard | None = None
+    """Versions and hashes of everything that took part; null in a run of an older version."""
 
     @property
     def is_interrupted(self) -> bool:
