@@ -319,11 +319,12 @@ def test_a_header_alone_or_an_empty_array_holds_no_prompts(tmp_path: Path) -> No
 def test_a_file_of_another_kind_is_refused_with_the_kinds_there_are(tmp_path: Path) -> None:
     path = text_file(tmp_path, "prompts.txt", "")
     assert (
-        refusal(tmp_path, path) == f"dataset '{path}' is none of .csv, .json, .jsonl or .parquet; name it by its format"
+        refusal(tmp_path, path)
+        == f"dataset '{path}' has none of the suffixes .csv, .json, .jsonl or .parquet; rename it by its format"
     )
     assert refusal(tmp_path, path.parent) == (
         f"dataset '{path.parent}' holds no .csv, .json, .jsonl or .parquet file "
-        "(it holds 'prompts.txt', which is none or hidden)"
+        "(it holds 'prompts.txt', which has another suffix or is hidden)"
     )
 
 

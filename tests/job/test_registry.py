@@ -120,7 +120,7 @@ def test_no_key_leads_out_of_its_buckets_folder() -> None:
     assert registry().location("s3://my-bucket//etc/passwd") == "/home/me/buckets/my-bucket/etc/passwd"
     assert registry().location("s3://my-bucket/a..b/c") == "/home/me/buckets/my-bucket/a..b/c"
     for key in ("../../secret", "a/../../../secret", ".."):
-        with pytest.raises(ReferenceProblem, match=r"leads out of the folder that stands for bucket 'my-bucket'"):
+        with pytest.raises(ReferenceProblem, match=r"leads out of the folder of bucket 'my-bucket'"):
             registry().location(f"s3://my-bucket/{key}")
 
 
@@ -140,7 +140,7 @@ def test_a_registry_survives_being_written_into_an_evaluation() -> None:
         ('[models."x"]\nendpoint = "http://h:99999/v1"', "'http://h:99999/v1' is not an http"),
         ('[models."x"]\nmodel = "http://h:1/v1#m"', "'http://h:1/v1#m' must be an embedded model"),
         ('[agents."x"]\nagent = "agent.py"', "Write agent.py:function"),
-        (f'[agents."x"]\nagent = "{RUNTIME}"', "must be one on this machine"),
+        (f'[agents."x"]\nagent = "{RUNTIME}"', "must be on this machine"),
         ('[agents."x"]\n', "[agents.\"x\"] has no 'agent'"),
         ('[buckets."x"]\nfolder = 3', "folder is 3"),
     ],

@@ -68,5 +68,5 @@ DESCRIPTION = b"description"
 
 
 def described(name: str, kind: pa.DataType, meaning: str, *, nullable: bool = True) -> "pa.Field[Any]":
-    """A column whose meaning travels with it, in the field's metadata."""
+    """Returns a column whose meaning is stored in the field's metadata."""
     return pa.field(name, kind, nullable=nullable, metadata={DESCRIPTION: meaning.encode()})

@@ -12,7 +12,7 @@ from heldout.datasets.prompts import PromptReader
 from heldout.errors import InputError, did_you_mean, shown
 
 PROMPT = "prompt"
-"""Asks `dataset_table` for the text of the prompt."""
+"""The column name by which `dataset_table` includes the prompt's text."""
 PREFIX = "dataset."
 """Begins the name of each other column, so that it never hides a column of the table it is joined to."""
 
@@ -47,10 +47,10 @@ def read_rows(prompts: Path) -> tuple[Any, list[dict[str, Any]]]:
 
 
 def dataset_table(prompts: Path, columns: Iterable[str] | None = None) -> pa.Table:
-    """Returns a row a prompt: `prompt_index`, `prompt` if it is asked for, and `dataset.<name>` for each other column.
+    """Returns a row a prompt: `prompt_index`, `prompt` if `columns` has it, and `dataset.<name>` for each other column.
 
     prompts: the run's prompts.parquet. columns: names of the dataset's columns; by default `prompt` and all of them. A column
-    whose values share no Arrow type holds them as JSON text. Raises InputError for an unknown column, RunError when the file
+    whose values have no common Arrow type becomes JSON text. Raises InputError for an unknown column, RunError when the file
     is missing or damaged.
     """
     indices, rows = read_rows(prompts)

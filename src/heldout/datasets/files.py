@@ -93,7 +93,9 @@ def _find_files(location: str, *, is_prefix: bool) -> tuple[Storage, list[str]]:
         if parent.exists(name):
             _refuse_compressed(location)
             if _suffix(name) not in FORMATS:
-                raise DatasetError(f"dataset {location!r} is none of {_suffixes()}; name it by its format")
+                raise DatasetError(
+                    f"dataset {location!r} has none of the suffixes {_suffixes()}; rename it by its format"
+                )
             return parent, [name]
     storage = Storage.at(location)
     names = [file.name for file in storage.list()]
@@ -109,7 +111,7 @@ def _find_files(location: str, *, is_prefix: bool) -> tuple[Storage, list[str]]:
         return storage, chosen
     if names:
         raise DatasetError(
-            f"dataset {location!r} holds no {_suffixes()} file (it holds {names[0]!r}, which is none or hidden)"
+            f"dataset {location!r} holds no {_suffixes()} file (it holds {names[0]!r}, which has another suffix or is hidden)"
         )
     # An empty folder is one of its parent's children; the hint must not name it.
     hint = did_you_mean(name, (other for other in Storage.at(folder).children() if other != name)) if name else ""
@@ -127,7 +129,7 @@ def _refuse_compressed(location: str) -> None:
     bare = location[: -len(_suffix(location))] if _suffix(location) in _COMPRESSED else ""
     if _suffix(bare) in FORMATS:
         raise DatasetError(
-            f"dataset file {location!r} is compressed; decompress it, or keep the prompts as Parquet, which is"
+            f"dataset file {location!r} is compressed; decompress it, or convert it to Parquet, which compresses"
         )
 
 

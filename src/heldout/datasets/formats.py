@@ -79,7 +79,7 @@ def read_json(file: BinaryIO) -> Iterator[FormatRow]:
 
 
 def read_csv(file: BinaryIO) -> Iterator[FormatRow]:
-    """Reads comma-separated values (RFC 4180), UTF-8, with a header row; every value is a string, quoted line ends are kept."""
+    """Reads comma-separated values (RFC 4180), UTF-8, with a header row; all values are strings, with quoted line ends kept."""
     # By default Python's reader refuses fields over 128 KiB; prompts may be longer. The limit is one of the whole process.
     csv.field_size_limit(sys.maxsize)
     reader = csv.reader((_text(line, number) for number, line in _lines(file)), strict=True)

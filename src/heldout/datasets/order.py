@@ -52,7 +52,7 @@ class Shuffle:
             self._runs.close()
 
     def add(self, table: pa.Table) -> None:
-        """Add the next rows."""
+        """Adds the next rows."""
         keys = self._keys.random_raw(table.num_rows)
         buckets = (keys >> np.uint64(64 - _BUCKET_BITS)).astype(np.int64)
         table = table.append_column(_KEY, integers(keys))
@@ -68,7 +68,7 @@ class Shuffle:
             self._spill()
 
     def tables(self) -> Iterator[pa.Table]:
-        """Yield the shuffled rows. Call it once, after the last `add`."""
+        """Yields the shuffled rows. Call it once, after the last `add`."""
         left = self._limit
         for table in self._sorted_tables():
             part = table.drop_columns([_KEY])

@@ -29,7 +29,7 @@ _FIELDS: "list[pa.Field[Any]]" = [
     ),
 ]
 PROMPTS_SCHEMA = pa.schema(_FIELDS)
-"""Of `prompts.parquet`: a row a prompt, in the order of play."""
+"""The schema of `prompts.parquet`: a row a prompt, in the order of play."""
 
 # A row group is what PromptReader holds in memory to serve one row: small, but large enough that a file of ten million
 # prompts has some ten thousand of them.
@@ -37,7 +37,7 @@ _GROUP_BYTES = 1024 * 1024
 _GROUP_ROWS = 1024
 _TABLE_ROWS = 128
 _READ_SCHEMA = pa.schema(_FIELDS[:3])
-# Two neighbourhoods can be read in turn without reading either twice.
+# Alternating reads near two positions load each row group once.
 _CACHED_GROUPS = 4
 
 
@@ -50,7 +50,7 @@ class PromptSource:
     limit: int | None = None
     """The most prompts to play: the first of the dataset or, with `shuffle_seed`, a uniformly random subset."""
     shuffle_seed: int | None = None
-    """Seed of a random order, which depends only on it and the dataset's row numbers; None keeps the dataset's order."""
+    """Seed of a random order of the dataset's row numbers; None keeps the dataset's order."""
     is_prefix: bool = False
     """Whether `dataset` may be a common prefix of the paths of several files, as in S3."""
 
@@ -66,7 +66,7 @@ class PromptCount:
     """The result of `copy_prompts`."""
 
     number: int
-    """Prompts."""
+    """Number of prompts."""
     content_hash: str
     """SHA-256, 64 hexadecimal digits: equal when two copies hold the same prompts, indices and order. Other columns and
     the dataset's format do not count."""
@@ -77,8 +77,8 @@ def copy_prompts(source: PromptSource, destination: Path, *, shuffle_chunk_bytes
 
     The file appears whole or not at all. With a limit and no shuffle, reading stops at the limit. Memory stays bounded:
     a few row groups and, when shuffling, a chunk of `shuffle_chunk_bytes` and a 256th of the dataset.
-    Raises DatasetError, naming file and line, when a row cannot be used; ReferenceProblem when the dataset names nothing
-    usable (no such bucket, no credentials); StorageError when `destination` cannot be written.
+    Raises DatasetError, naming file and line, for an invalid row; ReferenceProblem when the dataset cannot be
+    reached (no such bucket, no credentials); StorageError when `destination` cannot be written.
     """
     with open_atomic(destination) as file, _PromptWriter(file) as writer:
         for table in _selected(source, destination.parent, shuffle_chunk_bytes):

@@ -1,4 +1,4 @@
-"""Conversations of a trajectory, rebuilt from turns that hold each message once."""
+"""Rebuilds the conversations of a trajectory, whose turns store each message once."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,11 @@ from heldout.job.records import Turn
 
 
 def conversation(turns: Sequence[Turn], index: int) -> list[dict[str, object]]:
-    """The messages that the turn with this index sent to the model, without the model's reply to them.
+    """Returns the messages that the turn with this index sent to the model, without the model's reply.
 
-    turns: those of one trajectory, in any order; ancestors of the turn must be among them.
-    Takes time in proportion to the messages on the way from the first ancestor, whatever the number of turns.
-    Raises KeyError if the turn or an ancestor of it is missing.
+    turns: turns of one trajectory, in any order, with the ancestors of this turn among them.
+    Takes time proportional to the number of messages returned.
+    Raises KeyError if the turn or one of its ancestors is missing.
     """
     by_index = {turn.index: turn for turn in turns}
     line = [by_index[index]]

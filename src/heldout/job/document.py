@@ -1,8 +1,8 @@
-"""The JobConfigDocument: the one format that every front writes, every backend takes and every run keeps.
+"""The JobConfigDocument: the format of a job that the evaluator writes, backends take and runs keep.
 
 Wire names and sections are those of `CreateJob` with JobCategory AgentRFTEvaluation, schema version 1.0.0 (AWS developer
-guide). What is local only is one more kind inside the same sections: EntryPointConfig and HttpAgentConfig beside the AWS
-agents, FileDataSource beside S3, LocalOutputPath beside S3OutputPath, ModelEndpointConfig and EmbeddedModelConfig beside
+guide). Local kinds are further members of the same sections: EntryPointConfig and HttpAgentConfig next to the AWS agents,
+FileDataSource next to S3, LocalOutputPath next to S3OutputPath, ModelEndpointConfig and EmbeddedModelConfig next to
 BaseModelArn.
 """
 
@@ -37,7 +37,7 @@ from heldout.job.references import (
 )
 
 MAX_RUNTIME_SECONDS = 72 * 60 * 60
-"""The longest a job may run: the service's bound."""
+"""The longest that a job may run: the service's limit."""
 DEFAULT_RUNTIME_SECONDS = 24 * 60 * 60
 
 
@@ -51,10 +51,10 @@ def _exactly_one(section: BaseModel, *fields: str) -> None:
 def _read_kind(
     given: object, section: type[Section], field: str, kinds: Callable[[], Iterable[type[Reference]]]
 ) -> object:
-    """The members of `section` as pydantic takes them: the one that stores a reference is read into `field`.
+    """Reads the member of `section` that stores a reference into `field`, and returns all members for pydantic.
 
-    kinds: those that may be stored there, installed ones last; asked for only as far as needed. What is no JSON object comes
-    back unchanged. Raises ValidationError for an unknown member or a bad one, ValueError when not exactly one member stores a
+    kinds: the kinds that may be stored there, installed ones last; read only as far as needed. Returns a value that is not a JSON
+    object unchanged. Raises ValidationError for an unknown or invalid member, ValueError unless exactly one member stores a
     reference.
     """
     if not isinstance(given, dict) or isinstance(given.get(field), Reference):
@@ -94,7 +94,7 @@ def _read_member(kind: type[Reference], name: str, value: object) -> Reference:
 
 
 def _stored(reference: Reference) -> dict[str, Any]:
-    """The member that stores `reference`, as JSON values."""
+    """Returns the member that stores `reference`, as JSON values."""
     section = reference.to_section()
     value = (
         section.model_dump(mode="json", by_alias=True, exclude_none=True) if isinstance(section, Section) else section
@@ -103,11 +103,11 @@ def _stored(reference: Reference) -> dict[str, Any]:
 
 
 class AgentConfig(Section):
-    """The agent, on the wire in the one member that its kind names (such as `EntryPointConfig`)."""
+    """The agent, stored in the member that its kind names, such as `EntryPointConfig`."""
 
     agent: SkipJsonSchema[InstanceOf[AgentReference]]
     runtime_url: str | None = None
-    """Where an agent that is not on this machine reaches the Job Runtime (local only)."""
+    """The Job Runtime's URL for an agent on another machine (local only)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -131,13 +131,13 @@ class DatasetSource(Section):
 
 class FileDataSource(Section):
     path: str
-    """A file, or a folder of several."""
+    """A file, or a folder of files."""
     is_prefix: bool | None = None
-    """Whether it stands for an `s3://` URI, so that it may also be how the paths of several files begin."""
+    """Whether the path replaces an `s3://` URI, and so may be a common prefix of several files' paths."""
 
 
 class DataSource(Section):
-    """Exactly one place that prompts come from."""
+    """The source of the prompts: exactly one member is set."""
 
     s3_data_source: S3DataSource | None = None
     dataset_source: DatasetSource | None = None
@@ -150,7 +150,7 @@ class DataSource(Section):
 
     @classmethod
     def of(cls, dataset: str, *, is_prefix: bool = False) -> Self:
-        """The section for a dataset's string: an S3 URI, a DataSet ARN, or a local path (which stands for a URI)."""
+        """Returns the section for an S3 URI, a DataSet ARN or a local path. is_prefix: the path replaces an S3 URI."""
         if dataset.startswith("arn:"):
             return cls(dataset_source=DatasetSource(dataset_arn=dataset))
         if dataset.startswith("s3://"):
@@ -159,17 +159,17 @@ class DataSource(Section):
 
     @property
     def dataset(self) -> str:
-        """The string this section was written from."""
+        """The S3 URI, DataSet ARN or local path."""
         if self.s3_data_source:
             return self.s3_data_source.s3_uri
         if self.dataset_source:
             return self.dataset_source.dataset_arn
-        assert self.file_data_source is not None  # the validator saw to it
+        assert self.file_data_source is not None  # the validator has checked it
         return self.file_data_source.path
 
     @property
     def is_prefix(self) -> bool:
-        """Whether `dataset` is a local path that may be the beginning of several."""
+        """Whether `dataset` is a local path that may be a common prefix of several files' paths."""
         return self.file_data_source is not None and bool(self.file_data_source.is_prefix)
 
 
@@ -177,9 +177,9 @@ class InputChannel(Section):
     channel_name: str = "evaluation"
     data_source: DataSource
     limit: Annotated[int, Field(ge=1)] | None = None
-    """Play only so many prompts (local only)."""
+    """The most prompts to play (local only)."""
     shuffle_seed: int | None = None
-    """Play the prompts in an order drawn from this seed (local only)."""
+    """Seed of the order in which prompts are played (local only)."""
 
 
 class MlflowConfig(Section):
@@ -202,12 +202,12 @@ class OutputDataConfig(Section):
 
     @classmethod
     def at(cls, location: str) -> Self:
-        """The section for an output's string: an `s3://` URI or a local path."""
+        """Returns the section for an `s3://` URI or a local path."""
         return cls(s3_output_path=location) if location.startswith("s3://") else cls(local_output_path=location)
 
     @property
     def location(self) -> str:
-        """Where the run goes: an S3 URI or a local path."""
+        """The place of the run: an S3 URI or a local path."""
         return self.s3_output_path or self.local_output_path or ""
 
 
@@ -224,7 +224,7 @@ class EvaluationConfig(Section):
     model: SkipJsonSchema[InstanceOf[ModelReference]]
     accept_eula: bool = False
     hyper_parameters: Annotated[dict[str, Any], AfterValidator(_checked_hyperparameters)] = Field(default_factory=dict)
-    """As given, in any of the three spellings."""
+    """As they were given, in any of the three spellings."""
 
     @model_validator(mode="before")
     @classmethod
@@ -237,7 +237,10 @@ class EvaluationConfig(Section):
 
     @classmethod
     def of(cls, model: ModelReference, hyperparameters: Hyperparameters, *, accept_eula: bool) -> Self:
-        """The section for a model and the hyperparameters that were set. Raises InputError for a model that needs its base."""
+        """Returns the section for a model and the hyperparameters that were set.
+
+        Raises InputError for a model package, which needs its base model.
+        """
         if model.needs_base:
             raise InputError(f"model package {model.text!r} needs its base model resolved before a job can be written")
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in hyperparameters.set_values().items()}
@@ -261,7 +264,7 @@ class MlflowDetails(Section):
 
 
 class ServiceOutput(Section):
-    """What the service writes back into the document."""
+    """The part of the document that the service adds."""
 
     mlflow_details: MlflowDetails | None = None
     billable_token_usage: dict[str, Any] | None = None
@@ -269,7 +272,7 @@ class ServiceOutput(Section):
 
 
 class JobConfigDocument(Section):
-    """One policy x one dataset x one agent, and how to evaluate it."""
+    """One evaluation job: a policy, a dataset, an agent and settings."""
 
     agent_config: AgentConfig
     input_data_config: Annotated[tuple[InputChannel, ...], Field(min_length=1, max_length=1)]
@@ -281,29 +284,29 @@ class JobConfigDocument(Section):
 
     @classmethod
     def parse(cls, text: str | bytes) -> Self:
-        """A document from its JSON text. Raises InputError naming the field, its value and what was expected."""
+        """Reads a document from JSON. Raises InputError, naming the field, its value and the expected value."""
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
             raise InputError("job document: " + "; ".join(_problems(error))) from error
 
     def to_json(self) -> str:
-        """The document as CreateJob takes it; what was not given is left out."""
+        """Returns the document as JSON for CreateJob. Leaves out members without a value."""
         return self.model_dump_json(by_alias=True, exclude_none=True)
 
     @property
     def hyperparameters(self) -> Hyperparameters:
-        """The job's hyperparameters, checked."""
+        """Returns the job's hyperparameters, checked."""
         return self.evaluation_config.hyperparameters
 
     @property
     def prompts(self) -> InputChannel:
-        """The one input channel: the held-out prompts."""
+        """The input channel of the held-out prompts."""
         return self.input_data_config[0]
 
     @property
     def model(self) -> ModelReference:
-        """The policy under evaluation: the fine-tuned one where the job has one."""
+        """The policy under evaluation: the fine-tuned model if the job has one, else the base model."""
         if self.model_package_config:
             return ModelPackage.from_section(self.model_package_config)
         return self.evaluation_config.model
@@ -318,13 +321,13 @@ def _problems(error: ValidationError) -> Iterator[str]:
         elif problem["type"] == "missing":
             yield f"{where} is missing"
         elif isinstance(own := problem.get("ctx", {}).get("error"), ReferenceProblem):
-            yield f"{where}: {own}"  # it says of the value what may be said
+            yield f"{where}: {own}"  # the message has the value, without its secrets
         else:
             yield f"{where} is {shown(problem['input'])}; {problem['msg'].removeprefix('Value error, ')}"
 
 
 def _packages_hint(place: tuple[int | str, ...]) -> str:
-    """The end of the error line for a member that a kind of someone else's package may have written."""
+    """Returns the end of an error message for a member that a third-party kind may have written."""
     if place[0] not in ("AgentConfig", "EvaluationConfig") or len(place) != 2:
         return ""
     return f" If a package adds this kind, install it.{problems_of_packages()}"

@@ -1,7 +1,7 @@
-"""The hyperparameters of one evaluation job: names, types, ranges and defaults, in every spelling that is in use.
+"""The hyperparameters of one evaluation job: names, types, ranges, defaults and spellings.
 
-Three spellings are met in the wild (the SDK's, the nested one of the developer guide, the flat one of the hosted API);
-all are read, one is written. A value that was set is never dropped.
+Reads three spellings (the SDK's, the nested one of the developer guide, the flat one of the hosted API) and writes one. Keeps
+every value that was set.
 """
 
 import json
@@ -13,7 +13,7 @@ from heldout.errors import HyperparameterError, did_you_mean, shown
 
 Value = int | float | bool | str | tuple[int, ...]
 _MOST = 2**31 - 1
-"""Of any integer without another limit: model servers read token counts and seeds into 32 bits."""
+"""The upper limit of an integer without a limit of its own: model servers read token counts and seeds into 32 bits."""
 _DIGITS = len(str(_MOST))
 
 
@@ -34,7 +34,7 @@ class Specification:
 
     @property
     def expected(self) -> str:
-        """In words: type and range, as an error line says it."""
+        """Type and range in words, for error messages."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
         if isinstance(self.default, bool):
@@ -49,9 +49,9 @@ class Specification:
         return f"{kind} from {self.low:g} " + ("up" if self.high is None else f"to {self.high:.10g}")
 
     def parse(self, value: object) -> Value:
-        """`value` (or its text, as the SDK sends it) in this hyperparameter's type.
+        """Converts `value`, or its text as the SDK sends it, to this hyperparameter's type.
 
-        Raises HyperparameterError when the type or the range is not met.
+        Raises HyperparameterError for a value of another type or out of range.
         """
         parsed = self._converted(_from_text(value) if not self.choices else value)
         if parsed is None:
@@ -198,10 +198,10 @@ _CANONICAL = {
 
 
 class Hyperparameters:
-    """The hyperparameters of one job; every value is checked when it is set.
+    """The hyperparameters of one job. Checks each value when it is set.
 
-    Attributes are the canonical names, and any other spelling reads and writes the same value. Raises HyperparameterError
-    for an unknown name (with the nearest right one), a value out of type or range, and one value given twice, differently.
+    Attributes have the canonical names; any other spelling reads and writes the same value. Raises HyperparameterError for an
+    unknown name (with the nearest known one), a value of another type or out of range, and two different values of one name.
     """
 
     eval_group_size: int
@@ -258,15 +258,15 @@ class Hyperparameters:
         return f"Hyperparameters({inside})"
 
     def to_dict(self) -> dict[str, Value]:
-        """Every value under its canonical name, defaults included."""
+        """Returns every value by canonical name, defaults included."""
         return {name: self._set.get(name, s.default) for name, s in SPECIFICATIONS.items()}
 
     def set_values(self) -> dict[str, Value]:
-        """Only the values that were set."""
+        """Returns only the values that were set, by canonical name."""
         return dict(self._set)
 
     def get_info(self) -> dict[str, dict[str, Value]]:
-        """Print a line for each hyperparameter and return the text: value, default, expected, meaning."""
+        """Prints and returns a line for each hyperparameter: value, default, expected values, meaning."""
         info: dict[str, dict[str, Value]] = {
             name: {
                 "value": self._set.get(name, s.default),
@@ -283,7 +283,7 @@ class Hyperparameters:
 
 
 def canonical_name(name: str) -> str:
-    """The one spelling of a hyperparameter's name. Raises HyperparameterError, with the nearest name, if there is none."""
+    """Returns the canonical spelling of a hyperparameter's name. Raises HyperparameterError for an unknown name."""
     if name in _CANONICAL:
         return _CANONICAL[name]
     nearest = did_you_mean(name, _CANONICAL)
@@ -297,7 +297,7 @@ def _flattened(values: Mapping[str, object]) -> Iterator[tuple[str, object]]:
         if isinstance(value, Mapping):
             if name not in _SECTIONS:
                 raise HyperparameterError(
-                    f"hyperparameter {name!r} is {shown(value)}; only these hold others: {', '.join(sorted(_SECTIONS))}."
+                    f"hyperparameter {name!r} is {shown(value)}; only these have nested ones: {', '.join(sorted(_SECTIONS))}."
                     + did_you_mean(name, _SECTIONS)
                 )
             for inner, inner_value in value.items():

@@ -1,10 +1,10 @@
-"""Relative locations made absolute, so that a job means the same from every folder it is resumed in. Looks nothing up."""
+"""Makes relative locations absolute, so that a job can be resumed from any folder. Reads no files."""
 
 from pathlib import PurePath
 
 
 def located(location: str, folder: PurePath) -> str:
-    """`location` below `folder` if it is a relative path; a URI or an ARN unchanged."""
+    """Returns a relative path below `folder`; a URI or an ARN unchanged."""
     if "://" in location or location.startswith("arn:"):
         return location
     return str(folder / location)

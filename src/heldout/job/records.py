@@ -1,7 +1,7 @@
-"""What one rollout leaves behind, as frozen records that pickle. Data only.
+"""The records of a rollout: prompt, turns, attempts and failures. Frozen, picklable data only.
 
-A rollout is one play of one prompt. It may take several attempts; each attempt records the turns (model calls) it
-made. Exactly one attempt of a finished rollout is final.
+A rollout plays one prompt once. It may take several attempts, and each attempt records its turns (model calls). Exactly one
+attempt of a finished rollout is final.
 """
 
 import enum
@@ -19,7 +19,7 @@ class Prompt:
     index: int
     """Row number in the dataset, from 0, files in name order; it stays the same under `limit` and shuffling."""
     text: str
-    """What the agent is given, byte for byte."""
+    """The prompt that the agent receives, byte for byte."""
     columns: str = "{}"
     """The row's other columns, as a JSON object."""
 
@@ -32,9 +32,9 @@ class Boundary(enum.StrEnum):
     POLICY = "policy"
     """The model could not be reached or refused, after every retry."""
     REWARD = "reward"
-    """A reward came that is not a finite number."""
+    """The reward is not a finite number."""
     HARNESS = "harness"
-    """Heldout itself: the attempt was lost with its worker, perhaps through no fault of its own."""
+    """Heldout itself: the attempt was lost with its worker, perhaps because of another attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +43,14 @@ class Failure:
 
     boundary: Boundary
     kind: str
-    """A short stable word to count by: `timeout`, `crashed`, `raised`, `no_reward`, `reported_failed`, `bad_reward`,
+    """A short, stable word for counts: `timeout`, `crashed`, `raised`, `no_reward`, `reported_failed`, `bad_reward`,
     `unreachable`, `lost`."""
     message: str
-    """One line for a person."""
+    """One line for the reader."""
 
 
 ANSWERED = 200
-"""Status of a model call that the model answered."""
+"""HTTP status of a model call that the model answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,8 @@ class Turn:
     """Index of the earlier turn whose conversation this one continues; None for a conversation of its own."""
     shared_messages: int
     messages: bytes
-    """JSON array of the messages that are new since the parent. A plain completion's prompt is told as messages, too:
-    what the model had said, and between that what the user did; their contents together are the prompt."""
+    """JSON array of the messages that are new since the parent. The prompt of a plain completion is split into messages too:
+    earlier replies of the model, and the user's text between them. Their contents joined are the prompt."""
     request: bytes
     """JSON object: the rest of the request as the agent sent it (no messages, no prompt); empty when equal to the parent's."""
     reply: bytes
@@ -83,33 +83,33 @@ class Turn:
     """Unix time, seconds."""
     seconds: float
     status: int
-    """HTTP status the agent was answered with; 200 for a call that worked."""
+    """HTTP status of the answer to the agent; 200 for a call that worked."""
     error: str | None
     """Why the call failed; None when it worked."""
 
     @property
     def is_answered(self) -> bool:
-        """Whether the model answered, if only in part. A call that failed is kept, and is no turn of the conversation: clients
-        make it again."""
+        """Whether the model answered, in full or in part. A failed call is recorded too, but is not part of the conversation:
+        clients retry it."""
         return self.status == ANSWERED
 
 
 def turn_json(value: object) -> bytes:
-    """A JSON value as a Turn keeps it: in a block of its own size, where orjson's take 4 KB each, however little they hold.
+    """Returns the JSON text of a value for a Turn. The copy has its exact size; orjson's results take at least 4 KB each.
 
-    Raises orjson.JSONEncodeError for what is no JSON, or is nested too deeply.
+    Raises orjson.JSONEncodeError for a value that JSON cannot hold, or that is nested too deeply.
     """
     return bytes(memoryview(orjson.dumps(value)))
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try at a rollout, ended. The attempt that decided the rollout has `is_final` set."""
+    """One ended try at a rollout. `is_final` is set for the attempt that decided the rollout."""
 
     prompt_index: int
     rollout_index: int
     number: int
-    """From 1; a try that was lost is not counted, and the next one has its number."""
+    """From 1. A lost try is not counted; the next try has the same number."""
     trajectory_id: str
     is_final: bool
     failure: Failure | None
@@ -117,12 +117,12 @@ class Attempt:
     rewards: tuple[float, ...] | None
     """As reported: one value, or one for each turn; the rollout's reward is their sum."""
     metrics: tuple[tuple[str, float], ...]
-    """Named numbers the agent returned or reported beside its reward."""
+    """Named numbers that the agent returned or reported with its reward."""
     flags: tuple[str, ...]
-    """What was odd but not fatal: `no_model_call`, `reward_mismatch`, `reward_count`, `failed_after_reward`,
+    """Irregularities that did not fail the attempt: `no_model_call`, `reward_mismatch`, `reward_count`, `failed_after_reward`,
     `ran_on_after_end`, `metric_dropped`, `sampling_differs`."""
     turns: tuple[Turn, ...]
-    """Every model call, in the order in which they were made."""
+    """Every model call, in order."""
     output: str
     """What the agent printed (stdout and stderr), its last 64 KiB."""
     started_at: float
@@ -130,12 +130,12 @@ class Attempt:
 
     @property
     def is_counted(self) -> bool:
-        """Whether it uses up a retry: not one that was lost, which may be no fault of its own."""
+        """Whether it uses up a retry. A lost attempt does not: another attempt may be the cause."""
         return self.failure is None or self.failure.kind != "lost"
 
     @property
     def num_turns(self) -> int:
-        """Model calls that were answered."""
+        """Number of answered model calls."""
         return sum(turn.is_answered for turn in self.turns)
 
     @property
@@ -145,9 +145,9 @@ class Attempt:
 
 
 def total_reward(rewards: Iterable[float]) -> float:
-    """Sum of the rewards of a rollout, rounded once; infinite where a float cannot hold it.
+    """Returns the sum of the rewards of a rollout, rounded once; infinite where a float cannot hold it.
 
-    Every sum of rewards is this one. The built-in `sum` rounds after each addition up to Python 3.11 and compensates from 3.12
+    Use it for every sum of rewards. The built-in `sum` rounds after each addition up to Python 3.11 and compensates from 3.12
     on, so the same rewards could succeed on one version and fail on another.
     """
     values = list(rewards)

@@ -1,8 +1,8 @@
 """Models and agents as a person writes them, parsed into references; the table of kinds.
 
 Each kind is one module of `heldout.job.kinds`, listed here. Further kinds come from installed packages, through entry
-points in the groups `heldout.policies` and `heldout.agents`; those are looked up only for text or a section that no listed
-kind takes, and for lists of every kind. Parsing looks at the text alone: whether the thing exists is checked where it is used.
+points in the groups `heldout.policies` and `heldout.agents`; they are looked up only for text or a section of no listed kind, and
+for lists of every kind. Parsing reads the text alone: the policy or agent checks that the thing exists.
 """
 
 import functools
@@ -25,9 +25,9 @@ from heldout.job.kinds.model_package import ModelPackage
 R = TypeVar("R", bound=Reference)
 
 MODEL_KINDS: tuple[type[ModelReference], ...] = (EndpointModel, EmbeddedModel, HubModel, ModelPackage)
-"""The kinds of model that ship with Heldout, in the order in which they are asked. A hub model takes any plain name."""
+"""The kinds of model that ship with Heldout, in the order in which they try to parse text. A hub model takes any plain name."""
 AGENT_KINDS: tuple[type[AgentReference], ...] = (EntryPoint, AgentContainer, AgentCoreRuntime, LambdaAgent)
-"""The kinds of agent that ship with Heldout, in the order in which they are asked."""
+"""The kinds of agent that ship with Heldout, in the order in which they try to parse text."""
 
 MODEL_GROUP = "heldout.policies"
 """Entry-point group of further kinds of model."""
@@ -93,7 +93,7 @@ def named_models() -> Mapping[str, str]:
 
 
 def checked_tracking_uri(uri: str) -> str:
-    """Return `uri`, anything MLflow takes, unchanged. A run keeps what its job was given, so a password is refused.
+    """Return `uri`, anything MLflow takes, unchanged. A run stores the URI, so a password is refused.
 
     Raises ReferenceProblem for a URI with a password, which the error does not repeat, and for text that is no URI.
     """
@@ -121,7 +121,7 @@ def _not_one_of(role: str, text: str, kinds: Iterable[type[Reference]]) -> Refer
 
 
 class _Installed(NamedTuple):
-    """What installed packages add to an entry-point group."""
+    """The kinds that installed packages add to an entry-point group."""
 
     kinds: tuple[type[Reference], ...]
     problems: tuple[str, ...]
@@ -136,7 +136,7 @@ def _installed(group: str, base: type[Reference]) -> _Installed:
         origin = f"{point.name} = {point.value!r}" + (f" of package {point.dist.name}" if point.dist else "")
         try:
             kind = point.load()
-        except Exception as error:  # noqa: BLE001 - someone else's module may raise anything; what uses the kind says so
+        except Exception as error:  # noqa: BLE001 - a third-party module may raise anything; errors of its kind repeat this one
             problems.append(f" Entry point {origin} cannot be loaded: {type(error).__name__}: {error}.")
             continue
         if isinstance(kind, type) and issubclass(kind, base):

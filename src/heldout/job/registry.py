@@ -1,4 +1,4 @@
-"""The registry: AWS names mapped to local things, so that what was written for AWS runs on this machine. Data only.
+"""The registry: maps AWS names to local models, agents, datasets and folders. Data only.
 
     [models."openai-reasoning-gpt-oss-20b"]        # a hub model's name or its hub-content ARN
     endpoint = "http://127.0.0.1:8000/v1#gpt-oss-20b"
@@ -14,7 +14,7 @@
     [mlflow."arn:aws:sagemaker:us-west-2:123456789012:mlflow-app/app-1"]   # or a tracking server's ARN
     tracking-uri = "http://127.0.0.1:5000"
 
-Relative paths are relative to the folder the file lies in.
+Relative paths are relative to the folder of the file.
 """
 
 import tomllib
@@ -64,18 +64,18 @@ class ModelEntry(_Entry):
 
     @property
     def reference(self) -> ModelReference:
-        """The model this entry names, paths as written."""
+        """The model of this entry, with paths as written."""
         if self.endpoint is not None:
             return parse_model(self.endpoint)
         text = self.model or ""
         found = next((found for kind in model_kinds() if (found := kind.parse(text)) is not None), None)
-        # A plain name that is no embedded one looks like a hub model's. Whether it exists here shows when it starts.
+        # `parse_model` would read an unknown plain name as a hub model. The policy's start checks that the model exists.
         is_plain_name = isinstance(found, HubModel) and not text.startswith("arn:")
         return EmbeddedModel.of(text) if found is None or is_plain_name else found
 
 
 class PackageEntry(ModelEntry):
-    """Where a model package's model is, and what it was tuned from."""
+    """Where a model package's model is, and its base model."""
 
     base_model: str | None = None
     """A hub model's name or ARN, or a local model."""
@@ -88,18 +88,18 @@ class AgentEntry(_Entry):
     @model_validator(mode="after")
     def _usable(self) -> Self:
         if self.reference.aws_name is not None:
-            raise ValueError(f"agent {self.agent!r} must be one on this machine")
+            raise ValueError(f"agent {self.agent!r} must be on this machine")
         return self
 
     @property
     def reference(self) -> AgentReference:
-        """The agent this entry names."""
+        """The agent of this entry."""
         return parse_agent(self.agent)
 
 
 class DatasetEntry(_Entry):
     path: str
-    """A file, or a folder of several."""
+    """A file, or a folder of files."""
 
 
 class BucketEntry(_Entry):
@@ -109,14 +109,14 @@ class BucketEntry(_Entry):
 
 class MlflowEntry(_Entry):
     tracking_uri: Annotated[str, AfterValidator(checked_tracking_uri)]
-    """Anything MLflow takes, without a password."""
+    """Any MLflow tracking URI without a password."""
 
 
 class Registry(_Entry):
-    """What each AWS name stands for here. The empty one maps nothing."""
+    """Maps AWS names to local things. An empty registry maps none."""
 
     folder: str = ""
-    """What relative paths are relative to; absolute."""
+    """The absolute folder that relative paths start from."""
     models: dict[str, ModelEntry] = Field(default_factory=dict)
     """Hub models, by name or hub-content ARN."""
     model_packages: dict[str, PackageEntry] = Field(default_factory=dict)
@@ -132,9 +132,9 @@ class Registry(_Entry):
 
     @classmethod
     def parse(cls, text: str, *, where: str, folder: PurePath) -> Self:
-        """A registry from its TOML text; `where` names it in error lines, relative paths are below `folder`.
+        """Reads a registry from TOML. where: its name in error messages. folder: the folder that relative paths start from.
 
-        Raises ReferenceProblem naming the entry and what was expected.
+        Raises ReferenceProblem, naming the entry and the expected value.
         """
         try:
             entries = tomllib.loads(text)
@@ -148,33 +148,33 @@ class Registry(_Entry):
             raise ReferenceProblem(f"registry {where}: " + "; ".join(_problems(error))) from error
 
     def model(self, aws_name: str | None) -> ModelReference | None:
-        """The local model that a hub model's name, a hub-content ARN or a model package's ARN stands for.
+        """Returns the local model for a hub model's name, a hub-content ARN or a model package's ARN; None if it is not mapped.
 
-        aws_name: as `Reference.aws_name` gives it. None: not mapped, or no name.
+        aws_name: from `Reference.aws_name`.
         """
         name = aws_name or ""
         entry = self.model_packages.get(name) or self.models.get(name) or self.models.get(hub_content_name(name))
         return None if entry is None else entry.reference.located(PurePath(self.folder))
 
     def base_of(self, aws_name: str | None) -> ModelReference | None:
-        """What a model package was tuned from, where its entry has `base-model`; None otherwise."""
+        """Returns the base model of a model package from its entry; None without `base-model`."""
         entry = self.model_packages.get(aws_name or "")
         if entry is None or entry.base_model is None:
             return None
         return parse_model(entry.base_model).located(PurePath(self.folder))
 
     def agent(self, aws_name: str | None) -> AgentReference | None:
-        """The local agent that the ARN of an AgentCore runtime or a Lambda function stands for.
+        """Returns the local agent for the ARN of an AgentCore runtime or a Lambda function; None if it is not mapped.
 
-        aws_name: as `Reference.aws_name` gives it. None: not mapped, or no name.
+        aws_name: from `Reference.aws_name`.
         """
         entry = self.agents.get(aws_name or "")
         return None if entry is None else entry.reference.located(PurePath(self.folder))
 
     def location(self, location: str) -> str:
-        """A local path for an `s3://` URI whose bucket is mapped, a local path for a mapped DataSet ARN; else as it came.
+        """Returns the local path for a mapped DataSet ARN or an `s3://` URI in a mapped bucket; any other location unchanged.
 
-        Raises ReferenceProblem for a key that would lead out of the bucket's folder.
+        Raises ReferenceProblem for a key that leads out of the bucket's folder.
         """
         folder = PurePath(self.folder)
         if location in self.datasets:
@@ -184,13 +184,13 @@ class Registry(_Entry):
             return location
         if ".." in key.split("/"):
             raise ReferenceProblem(
-                f"{shown(location, 160)} leads out of the folder that stands for bucket {bucket!r}; name its key without '..'"
+                f"{shown(location, 160)} leads out of the folder of bucket {bucket!r}; name its key without '..'"
             )
         # A key that begins with a slash must not become a path that begins at the root.
         return str(folder / self.buckets[bucket].folder / key.lstrip("/"))
 
     def localized(self, document: JobConfigDocument) -> JobConfigDocument:
-        """The document with everything that is mapped replaced by its local form; what is not mapped stays as it is."""
+        """Returns the document with every mapped AWS name replaced by its local reference."""
         model, agent, channel = document.model, document.agent_config.agent, document.prompts
         changes: dict[str, Any] = {}
         if (here := self.model(model.aws_name)) is not None:
@@ -208,7 +208,7 @@ class Registry(_Entry):
         return document.model_copy(update=changes)
 
     def nearest(self, name: str) -> str:
-        """The end of an error line about a name that is not mapped."""
+        """Returns the end of an error message about an unmapped name: the nearest mapped one."""
         return did_you_mean(name, [*self.models, *self.model_packages, *self.agents, *self.datasets])
 
     def _output_here(self, output: OutputDataConfig) -> OutputDataConfig:
@@ -232,7 +232,7 @@ def _problems(error: ValidationError) -> Iterator[str]:
         elif problem["type"] == "missing":
             yield f"[{where}] has no {name!r}"
         elif isinstance(own := problem.get("ctx", {}).get("error"), ReferenceProblem):
-            yield f"[{where}] {own}"  # it says of the value what may be said
+            yield f"[{where}] {own}"  # the message has the value, without its secrets
         elif len(problem["loc"]) > 2:
             yield f"[{where}] {name} is {shown(problem['input'])}; {problem['msg']}"
         else:

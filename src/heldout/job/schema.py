@@ -1,4 +1,4 @@
-"""The JobConfigDocument as a JSON Schema, made from the models that read it: what it lets through is what they take."""
+"""The JSON Schema of the JobConfigDocument, generated from the models that read documents."""
 
 import copy
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ _CHOICES = {
     "DataSource": ("S3DataSource", "DatasetSource", "FileDataSource"),
     "OutputDataConfig": ("S3OutputPath", "LocalOutputPath"),
 }
-"""Of these members exactly one is given; the models check it in code, which no schema can be made from."""
+"""Members of which exactly one must be set. Model code checks this, so pydantic cannot put it into the schema."""
 
 
 def document_schema() -> dict[str, Any]:
-    """The schema of the document, version 1.0.0, with every spelling of every hyperparameter and every kind of reference."""
+    """Returns the schema of the document, version 1.0.0, with all spellings of hyperparameters and all kinds of references."""
     schema: dict[str, Any] = copy.deepcopy(JobConfigDocument.model_json_schema(by_alias=True))
     sections = schema["$defs"]
     kinds = {
@@ -40,7 +40,7 @@ def document_schema() -> dict[str, Any]:
 
 
 def _member(kind: type[Reference], sections: dict[str, Any]) -> dict[str, Any]:
-    """The schema of the member that stores a kind of reference; what it refers to is added to `sections`."""
+    """Returns the schema of the member that stores a kind of reference. Adds the definitions it refers to to `sections`."""
     stored = TypeAdapter(kind.stored).json_schema(by_alias=True)
     sections |= stored.pop("$defs", {})
     if stored.get("type") == "object":
@@ -50,7 +50,7 @@ def _member(kind: type[Reference], sections: dict[str, Any]) -> dict[str, Any]:
 
 
 def _hyperparameters() -> dict[str, Any]:
-    """Flat names beside sections that hold some of them: a value may be given under any of its names."""
+    """Returns the schema with flat and nested names: a value may have any of its names."""
     flat: dict[str, Any] = {}
     sections: dict[str, dict[str, Any]] = {}
     for specification in SPECIFICATIONS.values():
@@ -77,7 +77,7 @@ def _value(specification: Specification) -> dict[str, Any]:
         array = {"type": "array", "items": count, "minItems": 1}
         return described | {"default": list(default), "anyOf": [array, count, {"type": "string"}]}
     kind = "integer" if isinstance(default, int) else "number"
-    # Its text too, as the SDK sends every value; its range is checked all the same.
+    # Accepts text too: the SDK sends every value as text. The range still applies.
     return described | {"anyOf": [{"type": kind, **dict(_limits(specification))}, {"type": "string"}]}
 
 
@@ -89,7 +89,7 @@ def _limits(specification: Specification) -> Iterator[tuple[str, float]]:
 
 
 def _plain(value: Any) -> Any:
-    """Without the titles that only repeat the names."""
+    """Removes titles, which only repeat the names."""
     if isinstance(value, dict):
         is_named = isinstance(value.get("title"), str)
         return {name: _plain(inner) for name, inner in value.items() if not (is_named and name == "title")}

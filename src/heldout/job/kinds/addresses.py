@@ -8,8 +8,8 @@ from heldout.errors import ReferenceProblem, shown
 def checked_url(url: str, what: str) -> str:
     """Return `url` unchanged.
 
-    `what` names the reference in error lines. Raises ReferenceProblem for what is not an `http(s)://host:port` address,
-    and for one with a user or password, which the error does not repeat.
+    what: the reference in error messages. Raises ReferenceProblem unless `url` is an `http(s)://host:port` address without a user
+    or password; the error does not repeat a password.
     """
     try:
         parts = urlsplit(url)

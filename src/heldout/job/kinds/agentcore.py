@@ -47,7 +47,7 @@ class AgentCoreRuntime(AgentReference):
 
     @property
     def text(self) -> str:
-        """The ARN; a qualifier is given apart from it."""
+        """The ARN, without the qualifier."""
         return self.arn
 
     @property
@@ -56,5 +56,5 @@ class AgentCoreRuntime(AgentReference):
         return self.arn
 
     def qualified(self, qualifier: str | None) -> Self:
-        """The runtime with another qualifier."""
+        """Return the runtime with another qualifier."""
         return type(self)(self.arn, qualifier)

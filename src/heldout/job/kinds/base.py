@@ -5,7 +5,7 @@ A kind states how a person writes it (`forms`, `parse`, `text`), how the job doc
 (`located`), and which function builds the policy or agent (`maker`). Functions that do I/O are named as
 `package.module:function` and imported when they are first called, so that a reference stays plain data.
 
-A package of someone else's adds a kind with an entry point in the group `heldout.policies` or `heldout.agents`:
+A third-party package adds a kind with an entry point in the group `heldout.policies` or `heldout.agents`:
 
     [project.entry-points."heldout.policies"]
     echo = "heldout_echo:EchoModel"
@@ -43,12 +43,12 @@ class Form(NamedTuple):
 
 
 class Reference(ABC):
-    """What every kind of model and agent has. Subclasses are frozen dataclasses, so references hash, compare and pickle."""
+    """The interface of every kind of model and agent. Subclasses are frozen dataclasses: they hash, compare and pickle."""
 
     __slots__ = ()
 
     forms: ClassVar[tuple[Form, ...]]
-    """How a person can write it; error lines, help and reference pages list these."""
+    """The ways to write it, as listed by error messages, help and reference pages."""
     section: ClassVar[str]
     """Name of the member of `EvaluationConfig` (a model) or `AgentConfig` (an agent) that stores it."""
     stored: ClassVar[Any]
@@ -70,7 +70,7 @@ class Reference(ABC):
 
     @classmethod
     def hint(cls, text: str) -> str:  # noqa: ARG003
-        """The end of the error line for text that no kind takes, such as ` Did you mean 'x'?`; empty when nothing is near."""
+        """Return the end of the error message for text of no kind, such as ` Did you mean 'x'?`; empty when nothing is near."""
         return ""
 
     @classmethod
@@ -99,16 +99,16 @@ class Reference(ABC):
 
     @property
     def description(self) -> str:
-        """A name for reports: what it is and where."""
+        """A longer name for reports, with the place."""
         return self.text
 
     @property
     def aws_name(self) -> str | None:
-        """The name or ARN by which a registry maps it to something on this machine; None for what needs no mapping."""
+        """The name or ARN by which a registry maps it to a local thing; None if it needs no mapping."""
         return None
 
     def located(self, folder: PurePath) -> Self:  # noqa: ARG002
-        """The reference with relative paths made absolute below `folder`. Looks nothing up."""
+        """Return the reference with relative paths made absolute below `folder`. Reads no files."""
         return self
 
 
@@ -126,8 +126,8 @@ class SourceFile(NamedTuple):
 class ModelReference(Reference):
     """A kind of model. `maker` takes the reference and a `heldout.policies.base.PolicySettings` and returns a `Policy`.
 
-    Kinds that ship with Heldout are asked first. Plain names of letters, digits, `.` and `-` are hub models, so the form of
-    another kind needs a further character: `echo:hello`.
+    Heldout's own kinds parse first, and a hub model takes any name of letters, digits, `.` and `-`. The form of another kind
+    needs a further character: `echo:hello`.
     """
 
     __slots__ = ()
@@ -160,7 +160,7 @@ class RuntimeReach(enum.Enum):
 class AgentReference(Reference):
     """A kind of agent. `maker` takes the reference and a `heldout.agents.base.AgentSettings` and returns an `Agent`.
 
-    Kinds that ship with Heldout are asked first. `name:name` is an entry point, so the form of another kind needs a further
+    Heldout's own kinds parse first, and an entry point takes any `name:name`. The form of another kind needs a further
     character: `docker://image`.
     """
 

@@ -16,11 +16,11 @@ class PackagedWeights:
     package: str
     """Import name of the package that carries the weights."""
     file: str
-    """The GGUF file in it."""
+    """The GGUF file in the package."""
     install: str
     """Command that installs the package."""
     description: str
-    """What the model is: maker, precision, size, license."""
+    """Maker, precision, size, license."""
 
 
 EMBEDDED_MODELS: Mapping[str, PackagedWeights] = {
@@ -73,7 +73,7 @@ class EmbeddedModel(ModelReference):
 
     @classmethod
     def of(cls, text: str) -> Self:
-        """Read text that is known to mean an embedded model; whether one of this name exists shows when it starts.
+        """Read text that can only mean an embedded model. The policy's start checks that the model exists.
 
         Raises ReferenceProblem for an adapter that is not a `.gguf` path.
         """
@@ -125,6 +125,6 @@ class EmbeddedModel(ModelReference):
         return None if self.adapter is None else EmbeddedModel(self.model)
 
     def located(self, folder: PurePath) -> Self:
-        """The model with the paths of its weights and its adapter absolute."""
+        """Return the model with absolute paths of its weights and its adapter."""
         weights = str(folder / self.model) if self.model.endswith(".gguf") else self.model
         return type(self)(weights, None if self.adapter is None else str(folder / self.adapter))

@@ -57,5 +57,5 @@ class ModelPackage(ModelReference):
 
     @property
     def is_fine_tuned(self) -> bool:
-        """True: a model package is what a training job made."""
+        """Always true: training jobs make model packages."""
         return True
