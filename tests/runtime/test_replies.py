@@ -144,10 +144,11 @@ def test_what_is_no_completion_is_told_apart(body: object) -> None:
 
 def test_odd_replies_are_kept_without_the_parts_that_make_no_sense() -> None:
     odd: Json = {
-        "choices": [None, {"message": 5, "logprobs": {"content": ["x", {"logprob": None}]}}],
+        "choices": [{"message": {"content": 5}, "logprobs": {"content": ["x", {"logprob": None}]}}, {"text": "a"}],
         "usage": {"prompt_tokens": "7"},
     }
-    assert read_reply(odd) == Reply([None, 5], None, None, None, None)
+    said: list[object] = [{"content": 5}, {"role": "assistant", "content": "a"}]
+    assert read_reply(odd) == Reply(said, None, None, None, ())
 
 
 @pytest.mark.parametrize(

@@ -176,12 +176,13 @@ async def test_a_client_too_slow_with_its_body_is_refused() -> None:
         await writer.wait_closed()
 
 
-async def test_a_reply_that_is_no_completion_is_passed_on_and_noted(session: aiohttp.ClientSession) -> None:
+async def test_a_page_in_place_of_a_completion_is_an_error_with_its_beginning(session: aiohttp.ClientSession) -> None:
     async with running_with(ModelReply(200, "text/html", b"<html>")) as runtime:
         trajectory = runtime.open("p1", seed=None, on_report=ignore)
         async with session.post(f"{trajectory.base_url}/chat/completions", data=BODY) as answer:
-            assert (answer.status, answer.content_type, await answer.read()) == (200, "text/html", b"<html>")
-        assert trajectory.turns[0].error == "the policy's answer is no completion: b'<html>'"
+            assert (answer.status, answer.content_type) == (502, "application/json")
+            assert "<html>" in (await answer.json())["error"]["message"]
+        assert trajectory.turns[0].error == "the policy's answer is no completion: 200 with <html>"
 
 
 async def test_a_whole_body_in_answer_to_a_call_for_a_stream_is_passed_on_and_recorded(
@@ -199,7 +200,7 @@ async def test_a_whole_body_in_answer_to_a_call_for_a_stream_is_passed_on_and_re
         assert orjson.loads(trajectory.turns[0].reply) == [{"role": "assistant", "content": "whole"}]
 
 
-async def test_a_stream_without_a_completion_is_noted(session: aiohttp.ClientSession) -> None:
+async def test_a_stream_without_a_completion_has_an_error_before_its_end(session: aiohttp.ClientSession) -> None:
     async def pieces() -> AsyncIterator[bytes]:
         yield b"data: [DONE]\n\n"
 
@@ -207,8 +208,11 @@ async def test_a_stream_without_a_completion_is_noted(session: aiohttp.ClientSes
         trajectory = runtime.open("p1", seed=None, on_report=ignore)
         body = b'{"messages": [], "stream": true}'
         async with session.post(f"{trajectory.base_url}/chat/completions", data=body) as answer:
-            assert await answer.read() == b"data: [DONE]\n\n"
-        assert trajectory.turns[0].error == "the policy's stream held no completion"
+            error, done = (await answer.read()).removesuffix(b"\n\n").split(b"\n\n")
+        assert (b"no completion" in error, done) == (True, b"data: [DONE]")
+        assert (
+            trajectory.turns[0].error == "the policy's answer is no completion: the stream ended without a completion"
+        )
 
 
 async def test_a_streamed_turn_is_recorded_before_its_agent_sees_the_end(session: aiohttp.ClientSession) -> None:

@@ -178,7 +178,7 @@ class HttpPolicy:
             data = call.body if len(call.body) < 2**20 else io.BytesIO(call.body)
             response = await self._session.post(self._base_url + call.path, data=data, headers=headers)
             if call.is_streamed and response.status == 200:
-                return ModelReply(200, "text/event-stream", b"", self._chunks(response))
+                return ModelReply(200, response.content_type, b"", self._chunks(response))
             async with response:
                 return ModelReply(response.status, response.content_type, await response.read())
         except aiohttp.ClientError as error:

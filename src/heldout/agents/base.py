@@ -29,6 +29,10 @@ class Outcome(enum.StrEnum):
     LOST = "lost"
     """A process that played several attempts died or hung: this one may or may not be the cause. Try it again, isolated;
     that costs it nothing."""
+    EXHAUSTED = "exhausted"
+    """The machine ran out of descriptors, ports, memory, threads or disk: of the engine, a worker or the agent's own code."""
+    DISCONNECTED = "disconnected"
+    """The agent's connection to the Job Runtime was refused or reset."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,8 @@ class Boundary(enum.StrEnum):
     REWARD = "reward"
     """The reward is not a finite number."""
     HARNESS = "harness"
-    """Heldout itself: the attempt was lost with its worker, perhaps because of another attempt."""
+    """Heldout itself or its machine: the attempt was lost with its worker, or the machine ran out of something. Such an attempt
+    is never scored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +44,29 @@ class Failure:
 
     boundary: Boundary
     kind: str
-    """A short, stable word for counts: `timeout`, `crashed`, `raised`, `no_reward`, `reported_failed`, `bad_reward`,
-    `unreachable`, `lost`."""
+    """A short stable word to count by. Of the agent: `timeout`, `crashed`, `raised`, `no_reward`, `reported_failed`,
+    `unreachable`. Of the policy: `unreachable`, `bad_reply` (a reply that is no completion), `given_up` (it will not answer in
+    this start of the job). Of the reward: `bad_reward`. Of the harness: `lost`, `exhausted` (descriptors, ports, memory, threads
+    or disk), `disconnected` (from the Job Runtime)."""
     message: str
     """One line for the reader."""
+
+    @property
+    def is_infrastructure(self) -> bool:
+        """Whether something other than the agent and what the model said failed: a second attempt is no second chance."""
+        return self.boundary in (Boundary.POLICY, Boundary.HARNESS) or self.kind == "unreachable"
+
+    @property
+    def is_scorable(self) -> bool:
+        """Whether a rollout may fail for good by it. What the harness lacks, or a model that is gone, says nothing about
+        the policy."""
+        return self.boundary is not Boundary.HARNESS and self.kind != "given_up"
 
 
 ANSWERED = 200
 """HTTP status of a model call that the model answered."""
+BAD_REPLY = 502
+"""HTTP status of a model call whose reply is no completion, also where its stream began with status 200."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +99,7 @@ class Turn:
     """Unix time, seconds."""
     seconds: float
     status: int
-    """HTTP status of the answer to the agent; 200 for a call that worked."""
+    """HTTP status the agent was answered with; 200 for a call that worked, 502 also for a stream that held no completion."""
     error: str | None
     """Why the call failed; None when it worked."""
 
@@ -109,7 +125,7 @@ class Attempt:
     prompt_index: int
     rollout_index: int
     number: int
-    """From 1. A lost try is not counted; the next try has the same number."""
+    """From 1. An attempt that the harness failed is not counted, and the next one has its number."""
     trajectory_id: str
     is_final: bool
     failure: Failure | None
@@ -119,8 +135,8 @@ class Attempt:
     metrics: tuple[tuple[str, float], ...]
     """Named numbers that the agent returned or reported with its reward."""
     flags: tuple[str, ...]
-    """Irregularities that did not fail the attempt: `no_model_call`, `reward_mismatch`, `reward_count`, `failed_after_reward`,
-    `ran_on_after_end`, `metric_dropped`, `sampling_differs`."""
+    """What was odd but not fatal: `no_model_call`, `reward_mismatch`, `reward_count`, `failed_after_reward`,
+    `ran_on_after_end`, `metric_dropped`, `sampling_differs`, `bad_reply`."""
     turns: tuple[Turn, ...]
     """Every model call, in order."""
     output: str
@@ -130,8 +146,8 @@ class Attempt:
 
     @property
     def is_counted(self) -> bool:
-        """Whether it uses up a retry. A lost attempt does not: another attempt may be the cause."""
-        return self.failure is None or self.failure.kind != "lost"
+        """Whether it uses up a retry. An attempt that the harness failed does not."""
+        return self.failure is None or self.failure.is_scorable
 
     @property
     def num_turns(self) -> int:

@@ -39,6 +39,21 @@ class ModelReply:
 class PolicyUnavailable(Exception):
     """The policy could not be reached, or kept refusing with 429 or 503, after every retry; the message is one line."""
 
+    kind = "unreachable"
+    """As in `heldout.job.records.Failure`."""
+
+
+class PolicyGivenUp(PolicyUnavailable):
+    """The policy answers no more calls in this start of the job, which therefore stops."""
+
+    kind = "given_up"
+
+
+class HarnessExhausted(PolicyUnavailable):
+    """This process has no descriptor, port or memory left for a call."""
+
+    kind = "exhausted"
+
 
 class Policy(Protocol):
     """A model under evaluation, reached through an OpenAI-compatible endpoint."""

@@ -50,7 +50,7 @@ class Reply:
     dropped_after: int | None = None
     """Close the connection once this many bytes of the response (head included) are sent."""
     raw: bytes | None = None
-    """Send this as the body of any request."""
+    """Send this as the body of any request: as server-sent events if it begins with `data:`, else as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def read_rules(path: Path) -> list[Rule]:
 def render(reply: Reply, call: ScriptedCall, prompt_tokens: int) -> Wire:
     """The body of `reply` to `call`, plain or streamed as the request asks."""
     if reply.raw is not None:
-        return Wire("application/json", (reply.raw,))
+        return Wire("text/event-stream" if reply.raw.startswith(b"data:") else "application/json", (reply.raw,))
     if reply.status != 200:
         error = {"message": _content(reply, 0), "type": "scripted", "code": reply.status}
         return Wire("application/json", (orjson.dumps({"error": error}),))

@@ -34,6 +34,10 @@ _FLAGS = {
         "the agent's model calls had other sampling parameters than the job's",
         "have the agent pass on inferenceParams, or set -H enforce_sampling=true",
     ),
+    "bad_reply": (
+        "had a model call whose reply, with status 200, was no completion (an error, no choices, no end)",
+        "look at the model server's log; the agent got an error, and the call is no turn: heldout show RUN --trajectory ID",
+    ),
     "no_model_call": (
         "were scored without a single model call",
         "check that the agent calls the model through metadata.baseUrl or metadata.endpoint",

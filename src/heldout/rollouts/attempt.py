@@ -27,13 +27,20 @@ _NO_REWARD_SECONDS = 2.0
 _POLL_SECONDS = 0.5
 _ACCEPTED = frozenset({"accepted", "processing", "started", "running", "in_progress", "pending", "queued"})
 
+_NEVER_SCORED = frozenset({"given_up", "exhausted"})
+"""Kinds of a policy's failure after which no reward counts: an agent may take the missing reply for one of the model's."""
+
 _FAILURES: Mapping[Outcome, tuple[Boundary, str]] = {
     Outcome.RAISED: (Boundary.AGENT, "raised"),
     Outcome.CRASHED: (Boundary.AGENT, "crashed"),
     Outcome.UNREACHABLE: (Boundary.AGENT, "unreachable"),
     Outcome.TIMED_OUT: (Boundary.AGENT, "timeout"),
     Outcome.LOST: (Boundary.HARNESS, "lost"),
+    Outcome.EXHAUSTED: (Boundary.HARNESS, "exhausted"),
+    Outcome.DISCONNECTED: (Boundary.HARNESS, "disconnected"),
 }
+
+_OF_HARNESS = frozenset(outcome for outcome, (boundary, _) in _FAILURES.items() if boundary is Boundary.HARNESS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,8 @@ class PlayRules:
     seed: int
     grace_seconds: float = 30.0
     """How long an agent may still run after the attempt was decided, so that its output and return value are kept."""
+    retries_agent_failures: bool = True
+    """Whether an attempt that failed by the agent, or by what the model said, is played again."""
     passes_columns: bool = False
     """Whether the agent gets the other columns of its dataset row, as `metadata.columns`. The hosted service sends none."""
 
@@ -173,6 +182,8 @@ class _Play:
                 self._fail(boundary, report.failure_kind, report.message)
             case ReportKind.REWARDED:
                 self._score(report.rewards)
+                if self._rewards is None:
+                    return
                 self._writing = asyncio.ensure_future(self._journal.append(self._record()))
                 await asyncio.shield(self._writing)
 
@@ -204,7 +215,7 @@ class _Play:
         if not self._is_decided.is_set():
             waited = self._said_of_waiting() if result.outcome is Outcome.TIMED_OUT else ""
             self._fail(*_FAILURES[result.outcome], f"{result.message}{waited}")
-        elif result.outcome is not Outcome.LOST:
+        elif result.outcome not in _OF_HARNESS:
             self._flag_if_scored("failed_after_reward")
 
     def _said_of_waiting(self) -> str:
@@ -280,7 +291,16 @@ class _Play:
             f"no reward was reported within {self._rules.timeout_seconds:g} s of the invocation",
         )
 
+    def _is_final(self, failure: Failure) -> bool:
+        """Whether the rollout fails for good by this failure."""
+        is_last = self._this.is_last or not (failure.is_infrastructure or self._rules.retries_agent_failures)
+        return is_last and failure.is_scorable
+
     def _score(self, rewards: tuple[float, ...]) -> None:
+        error = self._trajectory.policy_error
+        if error is not None and error.kind in _NEVER_SCORED:
+            self._fail(Boundary.AGENT, "raised", f"a reward of {sum(rewards):g}")
+            return
         self._rewards = rewards
         calls = self._trajectory.turns
         if not calls:
@@ -290,9 +310,11 @@ class _Play:
         self._is_decided.set()
 
     def _fail(self, boundary: Boundary, kind: str, message: str) -> None:
-        if self._trajectory.policy_error and boundary is Boundary.AGENT:
-            boundary, kind = Boundary.POLICY, "unreachable"
-            message = f"{self._trajectory.policy_error}; the agent then: {message}" if message else ""
+        error = self._trajectory.policy_error
+        if error is not None and boundary is Boundary.AGENT:
+            boundary = Boundary.HARNESS if error.kind == "exhausted" else Boundary.POLICY
+            kind = error.kind
+            message = f"{error.message}; the agent then: {message}" if message else error.message
         self._failure = Failure(boundary, kind, _encodable(" ".join(message.split())) or kind)
         self._is_decided.set()
 
@@ -327,14 +349,15 @@ class _Play:
     def _record(self) -> Attempt:
         if self._trajectory.sampling_differs:
             self._flags.add("sampling_differs")
+        if self._trajectory.has_bad_reply:
+            self._flags.add("bad_reply")
         failure = self._failure
-        is_lost = failure is not None and failure.kind == "lost"
         return Attempt(
             prompt_index=self._this.prompt.index,
             rollout_index=self._this.rollout_index,
             number=self._this.number,
             trajectory_id=self._trajectory.id,
-            is_final=failure is None or (self._this.is_last and not is_lost),
+            is_final=failure is None or self._is_final(failure),
             failure=failure,
             rewards=self._rewards,
             metrics=tuple(sorted(self._metrics.items())),

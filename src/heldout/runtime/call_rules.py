@@ -1,5 +1,6 @@
 """What the job decides about each model call: the served model's name, a seed, log-probabilities, sampling. Pure."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -38,6 +39,16 @@ class JobEdits(NamedTuple):
     """Sampling parameters to write into the call: `temperature`, `top_p`, `max_tokens`, and their values."""
     wants_logprobs: bool
     """Ask for the log-probability of each token, and hide it from an agent that did not ask."""
+    wants_usage: bool = True
+    """Ask for the token counts of a stream, and hide them from an agent that did not ask."""
+
+    def without(self, fields: Collection[str]) -> "JobEdits":
+        """Returns the edits that add none of these fields: `seed`, `logprobs`, `stream_options`."""
+        return self._replace(
+            seed=None if "seed" in fields else self.seed,
+            wants_logprobs=self.wants_logprobs and "logprobs" not in fields,
+            wants_usage=self.wants_usage and "stream_options" not in fields,
+        )
 
 
 def seed_of_call(trajectory_seed: int | None, call_number: int) -> int | None:

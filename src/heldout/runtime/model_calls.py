@@ -2,26 +2,30 @@
 
 import asyncio
 import logging
+import re
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 import orjson
 
 from heldout.errors import shown
 from heldout.http.exchange import Answer, Request, Stream
+from heldout.job.records import BAD_REPLY
 from heldout.policies.base import ModelCall, ModelReply, Policy, PolicyUnavailable
 from heldout.runtime.call_rules import CallRules, JobEdits, seed_of_call
 from heldout.runtime.dialects.base import (
+    NO_COMPLETION,
     AgentRequest,
     Dialect,
     DialectCall,
+    EditedCall,
     ReplyStream,
     ReplyTooLong,
     error_text,
 )
 from heldout.runtime.refusals import Refusal, internal, invalid
 from heldout.runtime.reports import not_in_valid_status
-from heldout.runtime.trajectories import HUNG_UP, Call, Trajectory
+from heldout.runtime.trajectories import HUNG_UP, Call, PolicyError, Trajectory
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +35,14 @@ _HUNG_UP = "the agent hung up before the answer was complete"
 class ModelCalls:
     """The model side of the Job Runtime.
 
-    reply_bytes: most bytes of a streamed reply. differences: how many calls differ from the job's sampling, by parameter.
+    reply_bytes: most bytes of a streamed reply. note: receives a line that the user has to see. differences: how many calls
+    differ from the job's sampling, by parameter.
     """
 
-    def __init__(self, *, policy: Policy, rules: CallRules, reply_bytes: int) -> None:
+    def __init__(self, *, policy: Policy, rules: CallRules, reply_bytes: int, note: Callable[[str], None]) -> None:
         self.differences: Counter[str] = Counter()
+        self._fields = _AddedFields()
+        self._note = note
         self._policy = policy
         self._rules = rules
         self._reply_bytes = reply_bytes
@@ -58,7 +65,7 @@ class ModelCalls:
             seed_of_call(trajectory.seed, trajectory.num_calls),
             self._enforced,
             self._rules.wants_logprobs,
-        )
+        ).without(self._fields.refused)
         try:
             edited = parsed.edit(edits)
             call = trajectory.begin(parsed.parameters, parsed.messages)
@@ -66,14 +73,14 @@ class ModelCalls:
             raise invalid("the body is nested too deeply, more than 250 levels") from None
         self._count_differences(trajectory, parsed)
         try:
-            reply = await self._policy.call(ModelCall(edited.path, edited.body, trajectory.id, edited.is_streamed))
+            reply = await self._ask(trajectory, parsed, edits, edited)
             if reply.chunks is not None and reply.status == 200 and not _is_json(reply):
                 await self._relay(request, trajectory, call, parsed, reply)
                 return None
             return await self._pass_on(trajectory, call, parsed, dialect, reply)
         except (PolicyUnavailable, ReplyTooLong) as unavailable:
             status = dialect.unavailable_status
-            trajectory.policy_error = str(unavailable)
+            trajectory.policy_error = PolicyError(_kind_of(unavailable), str(unavailable))
             trajectory.finish(call, status=status, reply=None, error=str(unavailable))
             raise internal(f"the policy is unavailable: {unavailable}", status) from unavailable
         except asyncio.CancelledError:
@@ -101,13 +108,43 @@ class ModelCalls:
         if reply.status >= 400:
             error = f"the policy answered {reply.status}: {error_text(reply.body)}"
             if reply.status >= 500:
-                trajectory.policy_error = error
+                trajectory.policy_error = PolicyError("unreachable", error)
             trajectory.finish(call, status=reply.status, reply=None, error=error)
             return dialect.policy_error(reply, error)
         kept, answer = parsed.read(reply)
-        error_or_none = None if kept is not None else f"the policy's answer is no completion: {shown(reply.body)}"
-        trajectory.finish(call, status=reply.status, reply=kept, error=error_or_none)
+        if kept is None:
+            return self._refuse_reply(trajectory, call, dialect, reply)
+        trajectory.finish(call, status=reply.status, reply=kept)
         return answer
+
+    def _refuse_reply(self, trajectory: Trajectory, call: Call, dialect: Dialect, reply: ModelReply) -> Answer:
+        """Gives the agent an error in place of a reply with status 200 that is no completion."""
+        error = f"{NO_COMPLETION}: {reply.status} with {_start_of(reply.body)}"
+        trajectory.end_badly(call, status=BAD_REPLY, reply=None, error=error)
+        body = orjson.dumps(
+            {"error": {"message": error, "type": "InternalServerError", "param": None, "code": "bad_reply"}}
+        )
+        return dialect.policy_error(ModelReply(BAD_REPLY, "application/json", body), error)
+
+    async def _ask(
+        self, trajectory: Trajectory, parsed: DialectCall, edits: JobEdits, edited: EditedCall
+    ) -> ModelReply:
+        """Sends a call to the policy; once more without the fields of the job that the server refuses."""
+        reply = await self._send(trajectory, edited)
+        if reply.status < 400:
+            self._fields.accept(edited.added)
+            return reply
+        for fields in self._fields.suspects(edited.added, reply):
+            retried = await self._send(trajectory, parsed.edit(edits.without(fields)))
+            if retried.status < 400:
+                self._fields.refuse(fields, error_text(reply.body), self._note)
+                return retried
+        if edited.added:
+            parsed.edit(edits)
+        return reply
+
+    async def _send(self, trajectory: Trajectory, edited: EditedCall) -> ModelReply:
+        return await self._policy.call(ModelCall(edited.path, edited.body, trajectory.id, edited.is_streamed))
 
     async def _collected(self, chunks: AsyncIterator[bytes]) -> bytes:
         """Returns a whole body that arrived in pieces. Raises ReplyTooLong."""
@@ -140,15 +177,17 @@ class ModelCalls:
         try:
             async for chunk in chunks:
                 relayed_bytes = streamed.feed(chunk)
-                if streamed.is_done:
+                if streamed.is_done or streamed.error:
                     # Recorded before the agent receives the end, or its next request could overtake the recording.
                     _finish_streamed(trajectory, call, streamed)
                 await answer.write(relayed_bytes)
             rest = streamed.finish()
-            _finish_streamed(trajectory, call, streamed)
+            error = _finish_streamed(trajectory, call, streamed)
             await answer.write(rest)
+            if error and not streamed.error and not streamed.is_done:
+                await answer.write(streamed.error_event(internal(error, BAD_REPLY)))
         except (PolicyUnavailable, ReplyTooLong) as broken:
-            trajectory.policy_error = str(broken)
+            trajectory.policy_error = PolicyError(_kind_of(broken), str(broken))
             trajectory.cut_off(call, status=200, error=str(broken))
             await answer.write(streamed.error_event(internal(str(broken))))
         except asyncio.CancelledError:
@@ -174,10 +213,79 @@ class ModelCalls:
             trajectory.sampling_differs = True
 
 
-def _finish_streamed(trajectory: Trajectory, call: Call, streamed: ReplyStream) -> None:
+class _AddedFields:
+    """Which of the fields that the job adds to calls the policy's server takes: `seed`, `logprobs`, `stream_options`."""
+
+    def __init__(self) -> None:
+        self.refused: frozenset[str] = frozenset()
+        self._settled: frozenset[str] = frozenset()
+        """Fields that are asked about no more: the server took them once, or refused the call without them too."""
+
+    def accept(self, added: frozenset[str]) -> None:
+        """Records that the server answered a call with these fields."""
+        self._settled |= added
+
+    def suspects(self, added: frozenset[str], reply: ModelReply) -> list[frozenset[str]]:
+        """Returns the sets of fields to leave out in turn after this refusal; none if the fields cannot be its reason.
+
+        A server that names a field is asked without that one. Else each is left out alone, then all: once a run.
+        """
+        added -= self._settled
+        if reply.status not in _FIELD_REFUSALS or not added:
+            return []
+        named = frozenset(field for field in added if field.encode() in reply.body)
+        if named:
+            return [named]
+        if _TOO_LONG.search(reply.body):
+            return []
+        self._settled |= added
+        return [*(frozenset({field}) for field in sorted(added)), *([added] if len(added) > 1 else [])]
+
+    def refuse(self, fields: frozenset[str], message: str, note: Callable[[str], None]) -> None:
+        """Records that the server answers only without these fields. The first refusal of a field is noted."""
+        news = fields - self.refused
+        self.refused |= fields
+        if news:
+            lost = "; ".join(_LOST_WITHOUT[field] for field in sorted(news))
+            note(
+                f"the model server refuses {', '.join(sorted(news))} ({message}): calls go without from now on; {lost}"
+            )
+
+
+_FIELD_REFUSALS = frozenset({400, 404, 405, 415, 422})
+"""Statuses of servers that do not take a field; others are about keys, sizes and load."""
+_TOO_LONG = re.compile(rb"context|too (long|large|many)|max\w* .*(length|tokens)", re.IGNORECASE)
+"""Refusals of a conversation that does not fit: no field is their reason."""
+_LOST_WITHOUT = {
+    "logprobs": "there are no metrics of log-probabilities",
+    "seed": "sampled replies cannot be drawn again",
+    "stream_options": "streamed calls have no token counts",
+}
+
+
+def _finish_streamed(trajectory: Trajectory, call: Call, streamed: ReplyStream) -> str | None:
+    """Records a stream that has ended. Returns the reason why it is no completion."""
     reply = streamed.reply()
-    error = streamed.error or (None if reply.messages else "the policy's stream held no completion")
-    trajectory.finish(call, status=200, reply=reply, error=error)
+    reason = streamed.error
+    if reason is None and not (streamed.is_done or streamed.is_complete):
+        reason = "the stream ended with neither a finish reason nor [DONE]"
+    if reason is None and not reply.messages:
+        reason = "the stream ended without a completion"
+    if reason is None:
+        trajectory.finish(call, status=200, reply=reply)
+        return None
+    error = f"{NO_COMPLETION}: {reason}"
+    trajectory.end_badly(call, status=BAD_REPLY, reply=reply if reply.messages else None, error=error)
+    return error
+
+
+def _kind_of(error: PolicyUnavailable | ReplyTooLong) -> str:
+    return error.kind if isinstance(error, PolicyUnavailable) else "bad_reply"
+
+
+def _start_of(body: bytes) -> str:
+    """The beginning of a reply's body on one line: of an error object its message."""
+    return error_text(body) or "an empty body"
 
 
 def _is_json(reply: ModelReply) -> bool:

@@ -1,5 +1,6 @@
 """The Job Runtime of one job: an HTTP server on the engine's loop, and the trajectories that agents reach through it."""
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from heldout.http.server import Server
@@ -15,6 +16,8 @@ from heldout.runtime.reports import Report
 from heldout.runtime.signing import Credentials
 from heldout.runtime.trajectories import Trajectories, Trajectory
 
+log = logging.getLogger(__name__)
+
 
 class JobRuntime:
     """The service that the agents of one job call for the model, and to report how their rollouts ended.
@@ -22,7 +25,8 @@ class JobRuntime:
     job_arn, region: requests that name another job, or are signed for another region, are refused. credentials: AWS key
     pairs that agents may sign with. public_url: where agents reach the service, if not at the host and port it listens on.
     Such agents have credentials of their own, which this service cannot verify, so each attempt receives its trajectory's
-    own URL. dialects: the protocols that agents may call the model in. Raises ValueError if two dialects serve one route.
+    own URL. dialects: the protocols that agents may call the model in. note: receives a line that the user has to see.
+    Raises ValueError if two dialects serve one route.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class JobRuntime:
         public_url: str | None = None,
         dialects: Sequence[Dialect] = DIALECTS,
         limits: Limits = DEFAULT_LIMITS,
+        note: Callable[[str], None] = log.warning,
     ) -> None:
         self._host = host
         self._port = port
@@ -45,7 +50,7 @@ class JobRuntime:
         self._access = Access(job_arn=job_arn, region=region, credentials=credentials)
         self._trajectories = Trajectories()
         self._limits = limits
-        self._calls = ModelCalls(policy=policy, rules=rules, reply_bytes=limits.reply_bytes)
+        self._calls = ModelCalls(policy=policy, rules=rules, reply_bytes=limits.reply_bytes, note=note)
         self._handler = RequestHandler(
             access=self._access,
             trajectories=self._trajectories,

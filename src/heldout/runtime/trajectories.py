@@ -5,6 +5,7 @@ import time
 from bisect import insort
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from operator import attrgetter
 
 from heldout.job.records import Turn, turn_json
@@ -21,13 +22,23 @@ _LEDGERS_KEPT = 4096
 """Closed trajectories whose reports are still recognised when an agent repeats them."""
 
 
+@dataclass(frozen=True, slots=True)
+class PolicyError:
+    """Why the policy failed a call."""
+
+    kind: str
+    """`unreachable`, `bad_reply`, `given_up` or `exhausted`, as in `heldout.job.records.Failure`."""
+    message: str
+    """One line."""
+
+
 class Call:
     """A model call in flight."""
 
     __slots__ = ("captured", "is_abandoned", "policy_error", "started", "started_at", "streamed", "task")
 
     def __init__(
-        self, captured: CapturedCall, task: "asyncio.Task[object] | None", *, policy_error: str | None
+        self, captured: CapturedCall, task: "asyncio.Task[object] | None", *, policy_error: PolicyError | None
     ) -> None:
         self.captured = captured
         self.task = task
@@ -64,8 +75,10 @@ class Trajectory:
         """The secret in `base_url`."""
         self.turns: list[Turn] = []
         """Finished turns in the order of their calls."""
-        self.policy_error: str | None = None
-        """Why the policy was unreachable or failed; None after it answered a later call, since most clients retry."""
+        self.policy_error: PolicyError | None = None
+        """The policy's latest failure; None after it answered a later call, since most clients retry."""
+        self.has_bad_reply = False
+        """Whether the policy ever answered a call with something that is no completion."""
         self.sampling_differs = False
         """Whether a call's sampling parameters differed from the job's, or were absent."""
         self.memory: dict[str, object] = {}
@@ -157,6 +170,17 @@ class Trajectory:
         else:
             is_complete = call.streamed.is_complete
             self.finish(call, status=200, reply=call.streamed.reply(), error=None if is_complete else error)
+
+    def end_badly(self, call: Call, *, status: int, reply: Reply | None, error: str) -> None:
+        """Records a call that the policy answered with something that is no completion. reply: what arrived of one.
+
+        As with `finish`, only the first end of a call counts.
+        """
+        if call not in self._in_flight:
+            return
+        self.policy_error = PolicyError("bad_reply", error)
+        self.has_bad_reply = True
+        self.finish(call, status=status, reply=reply, error=error)
 
     async def report(self, report: Report, client_token: str | None) -> None:
         """Passes a report to the engine, unless it repeats an earlier one; returns when the engine has stored it.

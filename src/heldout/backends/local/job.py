@@ -67,7 +67,7 @@ async def play_rollouts(run: Run, context: PlayContext) -> Ending:
                 return await _conclude(run, Ending.FINISHED)
             async with contextlib.AsyncExitStack() as stack:
                 # The prompts are read while the agent's processes and the model start.
-                services = await stack.enter_async_context(services_of(run))
+                services = await stack.enter_async_context(services_of(run, context.note))
                 plan = plan or await _planned(run)
                 if context.mirror is not None:
                     await context.mirror.begin()

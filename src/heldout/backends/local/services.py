@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import os
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from heldout.agents.base import Agent, AgentSettings, check_agent, make_agent
 from heldout.backends.local.runtime_address import LISTEN_VARIABLE, exposure_of
@@ -18,6 +19,7 @@ from heldout.runs.run import Run, write_whole
 from heldout.runtime import CallRules, Credentials, JobRuntime
 
 _ADDRESS_FILE = "runtime-address"
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +38,17 @@ class Services:
 
 
 @contextlib.asynccontextmanager
-async def services_of(run: Run) -> AsyncIterator[Services]:
+async def services_of(run: Run, note: Callable[[str], None]) -> AsyncIterator[Services]:
     """Start the Job Runtime, begin to start the policy and the agent, and stop all three on leaving.
+
+    note: receives a line that the user has to see, such as a field that the model server refuses.
 
     Raises ReferenceProblem when the Job Runtime cannot listen at its address, or the model or agent cannot be used here.
     """
     policy = make_policy(run.document.model, PolicySettings(was_there=run.has_journal))
     configured = _configured_credentials()
     own = Credentials(f"HELDOUT{secrets.token_hex(8).upper()}", secrets.token_urlsafe(30), None)
-    runtime = await _started_runtime(run, policy, [own, *configured])
+    runtime = await _started_runtime(run, policy, [own, *configured], note)
     address = run.folder / _ADDRESS_FILE
     environment = _agent_environment(runtime, run, None if configured else own)
     agent = make_agent(run.document.agent_config.agent, _agent_settings(run.document, environment))
@@ -59,7 +63,9 @@ async def services_of(run: Run) -> AsyncIterator[Services]:
         await asyncio.gather(agent.stop(), runtime.stop(), policy.stop())
 
 
-async def _started_runtime(run: Run, policy: Policy, credentials: list[Credentials]) -> JobRuntime:
+async def _started_runtime(
+    run: Run, policy: Policy, credentials: list[Credentials], note: Callable[[str], None]
+) -> JobRuntime:
     parameters = run.document.hyperparameters
     exposure = exposure_of(run.document.agent_config)
     runtime = JobRuntime(
@@ -77,6 +83,7 @@ async def _started_runtime(run: Run, policy: Policy, credentials: list[Credentia
         host=exposure.host,
         port=exposure.port,
         public_url=exposure.public_url,
+        note=note,
     )
     try:
         await runtime.start()
@@ -146,7 +153,20 @@ def _agent_environment(runtime: JobRuntime, run: Run, own: Credentials | None) -
         environment |= {"AWS_ACCESS_KEY_ID": own.access_key, "AWS_SECRET_ACCESS_KEY": own.secret_key}
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
         environment.setdefault(name, os.environ.get(name) or region_of(run))
-    return environment
+    return environment | _proxy_exceptions(runtime)
+
+
+def _proxy_exceptions(runtime: JobRuntime) -> dict[str, str]:
+    """The variables that keep clients from reaching the Job Runtime through a proxy; empty where no proxy is set.
+
+    Both spellings get the hosts of both, because clients differ in which one they read.
+    """
+    if not any(os.environ.get(spelling) for name in _PROXIES for spelling in (name, name.upper())):
+        return {}
+    given = f"{os.environ.get('no_proxy', '')},{os.environ.get('NO_PROXY', '')}".split(",")
+    hosts = [urlsplit(url).hostname or "" for url in (runtime.endpoint, runtime.local_url)]
+    exceptions = ",".join(dict.fromkeys(host.strip() for host in (*given, *hosts) if host.strip()))
+    return {"no_proxy": exceptions, "NO_PROXY": exceptions}
 
 
 def region_of(run: Run) -> str:

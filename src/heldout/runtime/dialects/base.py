@@ -20,6 +20,9 @@ from heldout.runtime.call_rules import JobEdits
 from heldout.runtime.capture import TextPrompt
 from heldout.runtime.refusals import Refusal, invalid
 
+NO_COMPLETION = "the policy's answer is no completion"
+"""How messages about such an answer begin."""
+
 
 class Route(NamedTuple):
     """An operation that a dialect serves, with and without `/v1` before its path."""
@@ -61,6 +64,8 @@ class EditedCall(NamedTuple):
     body: bytes
     """JSON, with the job's edits."""
     is_streamed: bool
+    added: frozenset[str] = frozenset()
+    """Fields that only the job asks for: `seed`, `logprobs`, `stream_options`. A server that refuses one is asked without it."""
 
 
 class Reply(NamedTuple):
@@ -81,7 +86,7 @@ class WholeReply(NamedTuple):
     reply: Reply | None
     """None if the policy's body is no completion."""
     answer: Answer
-    """What the agent receives."""
+    """What the agent receives; unused if the body is no completion."""
 
 
 class ReplyTooLong(Exception):
@@ -103,7 +108,7 @@ class ReplyStream(Protocol):
 
     @property
     def error(self) -> str | None:
-        """The message of an error event in the stream."""
+        """The message of an error event in the stream. That event is rendered by `feed`."""
         ...
 
     def feed(self, data: bytes) -> bytes:
@@ -141,7 +146,8 @@ class DialectCall(Protocol):
         ...
 
     def edit(self, edits: JobEdits) -> EditedCall:
-        """Returns the call with the job's edits applied. Called once, before `read` or `stream`.
+        """Returns the call with the job's edits applied. Called before `read` or `stream`, and again with fewer edits for a
+        server that refuses one. The last call decides what `read` and `stream` hide.
 
         Raises orjson.JSONEncodeError or RecursionError if it is nested too deeply.
         """

@@ -3,6 +3,7 @@
 Source: OpenAI's API reference, chat completions and completions (version of openai 2.54).
 """
 
+import json
 from collections.abc import Mapping
 
 import orjson
@@ -53,23 +54,29 @@ class OpenAICall:
     def edit(self, edits: JobEdits) -> EditedCall:
         """Returns the call with the job's edits. Raises orjson.JSONEncodeError or RecursionError if it is nested too deeply."""
         sent = self.parameters
-        edited = {**sent, "model": edits.model_name, **self._asked}
-        if edits.seed is not None and sent.get("seed") is None:
-            edited["seed"] = edits.seed
-        if edits.wants_logprobs and sent.get("logprobs") in (None, False):
-            self._hides_logprobs = True
-            # Completions take a number: how many alternatives to list for each token.
-            edited["logprobs"] = True if self._path == CHAT_PATH else 1
+        is_streamed = self._must_stream or sent.get("stream") is True
+        added = self._added(edits, is_streamed=is_streamed)
+        self._hides_logprobs, self._hides_usage = "logprobs" in added, "stream_options" in added
+        edited = {**sent, "model": edits.model_name, **self._asked, **added}
         for name, value in edits.enforced:
             edited[self._spelling(name)] = value
-        is_streamed = self._must_stream or sent.get("stream") is True
         if is_streamed:
             edited["stream"] = True
-            if not _asks_for_usage(sent):
-                self._hides_usage = True
-                options = sent.get("stream_options")
-                edited["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
-        return EditedCall(self._path, orjson.dumps(edited), is_streamed)
+        return EditedCall(self._path, orjson.dumps(edited), is_streamed, frozenset(added))
+
+    def _added(self, edits: JobEdits, *, is_streamed: bool) -> dict[str, object]:
+        """The fields that only the job asks for."""
+        sent = self.parameters
+        added: dict[str, object] = {}
+        if edits.seed is not None and sent.get("seed") is None:
+            added["seed"] = edits.seed
+        if edits.wants_logprobs and sent.get("logprobs") in (None, False):
+            # Completions take a number: how many alternatives to list for each token.
+            added["logprobs"] = True if self._path == CHAT_PATH else 1
+        if is_streamed and edits.wants_usage and not _asks_for_usage(sent):
+            options = sent.get("stream_options")
+            added["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
+        return added
 
     def read(self, reply: ModelReply) -> WholeReply:
         """Reads a whole reply and passes it on, without log-probabilities that the agent did not ask for."""
@@ -97,4 +104,13 @@ def _json_or_none(body: bytes) -> object:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
+        return _python_json_or_none(body)
+
+
+def _python_json_or_none(body: bytes) -> object:
+    """Parses what Python clients accept and orjson refuses: NaN, Infinity, lone surrogates."""
+    try:
+        parsed: object = json.loads(body)
+    except (ValueError, RecursionError):
         return None
+    return parsed

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from heldout.runtime.dialects.base import Reply, ReplyTooLong, error_text
-from heldout.runtime.refusals import Refusal
+from heldout.job.records import BAD_REPLY
+from heldout.runtime.dialects.base import NO_COMPLETION, Reply, ReplyTooLong, error_text
+from heldout.runtime.refusals import Refusal, internal
 
 _EVENT_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _LINE_END = re.compile(rb"\r\n|\n|\r")
@@ -19,10 +20,12 @@ _LONGEST_END = 4
 
 def read_reply(body: object) -> Reply | None:
     """Returns what is recorded of a whole reply, parsed; None if it is no completion."""
-    choices = body.get("choices") if isinstance(body, dict) else None
-    if not isinstance(body, dict) or not isinstance(choices, list) or not choices:
+    if not isinstance(body, dict) or body.get("error"):
         return None
-    first = choices[0] if isinstance(choices[0], dict) else {}
+    choices = body.get("choices")
+    if not isinstance(choices, list) or not choices or not all(_is_answer(choice) for choice in choices):
+        return None
+    first = choices[0]
     return Reply(
         [_message(choice) for choice in choices],
         _text_or_none(first.get("finish_reason")),
@@ -104,7 +107,7 @@ class OpenAIStream:
         data = _event_data(event)
         if data == b"[DONE]":
             self.is_done = True
-            return event
+            return event if self._choices or self.error else self._refused_end() + event
         try:
             chunk = orjson.loads(data)
         except orjson.JSONDecodeError:
@@ -113,8 +116,13 @@ class OpenAIStream:
             return event
         return self._take_chunk(chunk, event)
 
+    def _refused_end(self) -> bytes:
+        """Returns an error event that comes before the end of a stream without a choice: clients stop reading at the end."""
+        self.error = "the stream ended without a completion"
+        return self.error_event(internal(f"{NO_COMPLETION}: {self.error}", BAD_REPLY))
+
     def _take_chunk(self, chunk: dict[str, object], event: bytes) -> bytes:
-        if chunk.get("error") is not None:
+        if chunk.get("error"):
             self.error = error_text(orjson.dumps(chunk))
         if chunk.get("usage") is not None:
             self._usage = chunk["usage"]
@@ -209,9 +217,14 @@ def _event_data(event: bytes) -> bytes:
     return b"\n".join(lines).strip()
 
 
-def _message(choice: object) -> object:
-    if not isinstance(choice, dict):
-        return None
+def _is_answer(choice: object) -> bool:
+    """Whether a choice holds what the model said. Routers put a provider's error into the choice (`error`)."""
+    if not isinstance(choice, dict) or choice.get("error"):
+        return False
+    return isinstance(choice.get("message"), dict) or isinstance(choice.get("text"), str)
+
+
+def _message(choice: dict[str, object]) -> object:
     if "message" not in choice and "text" in choice:
         return {"role": "assistant", "content": choice["text"]}
     return choice.get("message")
