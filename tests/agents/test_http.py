@@ -110,10 +110,9 @@ async def test_an_attempt_that_may_have_been_played_is_not_sent_again() -> None:
         assert container.prompts == ["drop"]
 
 
-async def test_a_container_that_went_away_is_unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heldout.agents.http._CONNECT_PAUSES_SECONDS", (0.0, 0.0))
+async def test_a_container_that_went_away_is_unreachable() -> None:
     async with served(Container().handle) as url:
-        agent = HttpAgent(f"{url}/agent")
+        agent = HttpAgent(f"{url}/agent", connect_pauses_seconds=(0.0, 0.0))
         await agent.start()
     result = await agent.invoke(attempt("hello"))
     assert result.outcome is Outcome.UNREACHABLE

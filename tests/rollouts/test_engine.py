@@ -1,4 +1,4 @@
-"""What is made of what agents do, whoever they are: out of reach, going on for ever, reporting while the disk is slow."""
+"""The engine with agents that are unreachable, fail, never end, or report while the disk is slow."""
 
 import asyncio
 import itertools
@@ -15,7 +15,6 @@ from heldout.agents.base import Invocation, InvocationResult, Outcome
 from heldout.errors import JobFailed
 from heldout.job.records import Attempt, Boundary, Failure, Prompt
 from heldout.metrics.settings import MetricSettings
-from heldout.rollouts import engine as engine_module
 from heldout.rollouts.attempt import AttemptPlayer, PlayRules
 from heldout.rollouts.engine import Ending, Engine, StopSwitch
 from heldout.runs.journal import Journal, encode, read
@@ -27,7 +26,7 @@ RULES = PlayRules(JOB_ARN, REGION, temperature=1.0, top_p=1.0, max_tokens=10, ti
 
 
 class Agent:
-    """Plays attempts as the test says."""
+    """An agent whose `invoke` is the test's function."""
 
     def __init__(self, play: Callable[[Invocation], Awaitable[InvocationResult]]) -> None:
         self._play = play
@@ -44,9 +43,15 @@ class Agent:
 
 
 async def played(
-    folder: Path, agent: Agent, *, num_prompts: int = 1, max_retries: int = 1, rules: PlayRules = RULES
+    folder: Path,
+    agent: Agent,
+    *,
+    num_prompts: int = 1,
+    max_retries: int = 1,
+    rules: PlayRules = RULES,
+    delay: float = 0.5,
 ) -> list[Attempt]:
-    """All attempts there are once each prompt's one rollout has ended; they are played one after another."""
+    """Plays one rollout of each prompt, one at a time, and returns all attempts. delay: before the first repeated attempt."""
     index = JournalIndex.of(folder, group_size=1)
     journal = Journal(folder)
     journal.open()
@@ -61,21 +66,19 @@ async def played(
             player=AttemptPlayer(rules=rules, runtime=bench.runtime, agent=agent, journal=journal),
             progress=Progress.of(num_prompts, 1, MetricSettings(pass_k_values=(1,), success_threshold=1.0)),
             switch=StopSwitch(),
+            first_delay_seconds=delay,
+            longest_delay_seconds=3 * delay,
         )
         assert await engine.play(3600) is Ending.FINISHED
     await journal.close()
     return [line.attempt for line in read(folder) if not line.is_amendment]
 
 
-async def test_an_agent_out_of_reach_is_asked_again_later_and_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_attempts_at_an_unreachable_agent_are_repeated_with_growing_delays(tmp_path: Path) -> None:
     async def refuse(invocation: Invocation) -> InvocationResult:
         return InvocationResult(Outcome.UNREACHABLE, message="refused")
 
-    monkeypatch.setattr(engine_module, "_FIRST_DELAY_SECONDS", 0.02)
-    monkeypatch.setattr(engine_module, "_LONGEST_DELAY_SECONDS", 0.06)
-    attempts = await played(tmp_path, Agent(refuse), max_retries=3)
+    attempts = await played(tmp_path, Agent(refuse), max_retries=3, delay=0.02)
     starts = [one.started_at for one in attempts]
     pauses = [after - before for before, after in itertools.pairwise(starts)]
     assert len(pauses) == 3
@@ -83,16 +86,16 @@ async def test_an_agent_out_of_reach_is_asked_again_later_and_later(
 
 
 @pytest.mark.parametrize(
-    ("failing", "scored", "is_given_up"),
+    ("failing", "scored", "is_failed"),
     [
-        (Outcome.UNREACHABLE, range(0, 120, 2), False),  # away now and then
-        (Outcome.UNREACHABLE, range(1), True),  # away for good
-        (Outcome.RAISED, range(1), False),  # a poor agent, which can do some
+        (Outcome.UNREACHABLE, range(0, 120, 2), False),  # unreachable from time to time
+        (Outcome.UNREACHABLE, range(1), True),  # unreachable from then on
+        (Outcome.RAISED, range(1), False),  # an agent that fails most prompts
         (Outcome.RAISED, range(0), True),
     ],
 )
-async def test_a_job_is_given_up_when_nothing_can_be_scored_or_reached_any_more(
-    tmp_path: Path, failing: Outcome, scored: range, is_given_up: bool
+async def test_a_job_fails_when_many_attempts_in_a_row_fail_or_reach_no_agent(
+    tmp_path: Path, failing: Outcome, scored: range, is_failed: bool
 ) -> None:
     async def play(invocation: Invocation) -> InvocationResult:
         if int(invocation.trajectory_id.split("-")[0]) in scored:
@@ -100,14 +103,14 @@ async def test_a_job_is_given_up_when_nothing_can_be_scored_or_reached_any_more(
         return InvocationResult(failing, message="no")
 
     playing = played(tmp_path, Agent(play), num_prompts=120, max_retries=0)
-    if is_given_up:
+    if is_failed:
         with pytest.raises(JobFailed, match="the last 50 attempts all failed; the latest: agent: no"):
             await playing
     else:
         assert sum(one.rewards is not None for one in await playing) == len(scored)
 
 
-async def test_attempts_made_before_a_job_was_interrupted_are_not_made_again(tmp_path: Path) -> None:
+async def test_a_resumed_job_does_not_repeat_earlier_attempts(tmp_path: Path) -> None:
     failure = Failure(Boundary.AGENT, "raised", "no such move")
     before = Attempt(0, 0, 2, "t", False, failure, None, (), (), (), "", 0.0, 0.0)
     (tmp_path / "000001.jsonl").write_bytes(encode(before))
@@ -149,7 +152,7 @@ async def test_a_reward_is_on_disk_before_its_report_is_answered(
     assert (statuses, attempt.rewards, attempt.metrics) == ([200], (0.5,), (("moves", 3.0),))
 
 
-async def test_an_agent_that_goes_on_for_ever_after_its_reward_is_left_and_flagged(tmp_path: Path) -> None:
+async def test_an_agent_that_runs_forever_after_its_reward_is_abandoned_and_flagged(tmp_path: Path) -> None:
     async def report_and_hang(invocation: Invocation) -> InvocationResult:
         await invocation.until_over(InvocationResult(Outcome.RETURNED, body={"reward": 1.0}))
         await asyncio.Event().wait()

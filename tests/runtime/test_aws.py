@@ -52,11 +52,11 @@ class Aws:
             config=Config(retries={"total_max_attempts": 1}),
         )
         self.exceptions = self._client.exceptions
-        self._names = {"JobArn": job, "TrajectoryId": trajectory.id}
+        self.names = {"JobArn": job, "TrajectoryId": trajectory.id}
 
     async def call(self, operation: str, **members: object) -> Json:
         def run() -> Json:
-            answer: Json = getattr(self._client, operation)(**self._names, **members)
+            answer: Json = getattr(self._client, operation)(**self.names, **members)
             body = answer.get("Body")
             return answer if body is None else {**answer, "Body": body.read()}  # type: ignore[attr-defined]
 
@@ -117,7 +117,7 @@ async def test_boto3_raises_the_right_exception(bench: Bench) -> None:
 async def test_a_trajectory_that_never_was_is_not_found(bench: Bench) -> None:
     trajectory = bench.open()
     aws = Aws(bench, trajectory)
-    aws._names["TrajectoryId"] = trajectory.id[:-1] + ("0" if trajectory.id[-1] != "0" else "1")
+    aws.names["TrajectoryId"] = trajectory.id[:-1] + ("0" if trajectory.id[-1] != "0" else "1")
     for operation, members in (
         ("sample", {"Body": ASK}),
         ("complete_rollout", {}),

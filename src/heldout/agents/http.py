@@ -1,6 +1,7 @@
 """Invokes an agent at an address that serves the AgentCore HTTP contract, such as a container."""
 
 import asyncio
+from collections.abc import Sequence
 
 from heldout.agents.agentcore_contract import one_line, read_answer, says_busy
 from heldout.agents.base import Agent, AgentSettings, Invocation, InvocationResult, Outcome
@@ -11,23 +12,25 @@ from heldout.job.kinds.http_agent import AgentContainer
 
 _PING_SECONDS = 10.0
 _CONNECT_SECONDS = 30.0
-_CONNECT_PAUSES_SECONDS = (0.1, 0.4, 1.6)
-"""Between tries to connect: a container that restarts is back in about two seconds."""
 _KEEP_SECONDS = 2.0
 """Idle connections close before uvicorn closes them at 5 s. A request on a connection that the server closes looks like one in
 play, which is not sent twice."""
 
 
 def make(agent: AgentContainer, _settings: AgentSettings) -> "HttpAgent":
-    """Build the way to invoke an agent at an address. Raises ReferenceProblem when it is not an http or https address."""
+    """Builds the agent at an address. Raises ReferenceProblem when it is not an http or https address."""
     return HttpAgent(agent.url)
 
 
 class HttpAgent(Agent):
     """Any AgentCore-contract agent at `http(s)://host:port[/path]`: POST /invocations and GET /ping below it."""
 
-    def __init__(self, url: str) -> None:
-        """Raises ReferenceProblem when `url` is not an http or https address."""
+    def __init__(self, url: str, *, connect_pauses_seconds: Sequence[float] = (0.1, 0.4, 1.6)) -> None:
+        """connect_pauses_seconds: between tries to connect. By default a container that takes two seconds to restart is reached.
+
+        Raises ReferenceProblem when `url` is not an http or https address.
+        """
+        self._connect_pauses_seconds = connect_pauses_seconds
         self._url = url.rstrip("/")
         try:
             self._site = Site(self._url)
@@ -60,7 +63,7 @@ class HttpAgent(Agent):
 
     async def invoke(self, invocation: Invocation) -> InvocationResult:
         """Plays one attempt. Sends it once; only a failed connection is retried."""
-        for pause_seconds in (*_CONNECT_PAUSES_SECONDS, None):
+        for pause_seconds in (*self._connect_pauses_seconds, None):
             try:
                 return await self._post(invocation)
             except TimeoutError:

@@ -21,9 +21,6 @@ _HOPELESS_FACTOR = 2
 _HOPELESS_LEAST = 50
 """A job fails after this many consecutive failed attempts (or twice the concurrency, if that is more), provided that
 no rollout was ever scored or that every failure lies outside the agent."""
-_FIRST_DELAY_SECONDS = 0.5
-_LONGEST_DELAY_SECONDS = 10.0
-"""The longest delay before another attempt after a service was unreachable. A failed agent is tried again without delay."""
 _NEARLY_DONE_SECONDS = 10.0
 """The time in which the results process becomes ready while agents use every processor; otherwise it needs a second or two."""
 
@@ -81,8 +78,14 @@ class Engine:
         progress: Progress,
         switch: StopSwitch,
         on_nearly_done: Callable[[], None] = lambda: None,
+        first_delay_seconds: float = 0.5,
+        longest_delay_seconds: float = 10.0,
     ) -> None:
-        """on_nearly_done: called once, at the estimated time of some seconds before the last rollout ends."""
+        """on_nearly_done: called once, at the estimated time of some seconds before the last rollout ends.
+
+        first_delay_seconds, longest_delay_seconds: before another attempt after a service was unreachable, doubled each time. A
+        failed agent is tried again without delay.
+        """
         self._prompts = prompts
         self._group_size = group_size
         self._concurrency = concurrency
@@ -93,6 +96,8 @@ class Engine:
         self._progress = progress
         self._switch = switch
         self._on_nearly_done = on_nearly_done
+        self._first_delay_seconds = first_delay_seconds
+        self._longest_delay_seconds = longest_delay_seconds
         self._is_nearly_done = False
         self._pending = self._unfinished()
         self._failed_on_end: Counter[str] = Counter()
@@ -179,7 +184,7 @@ class Engine:
 
     async def _wait_before(self, number: int, failed: Attempt) -> None:
         if failed.failure is not None and failed.failure.kind == "unreachable":
-            await asyncio.sleep(min(_FIRST_DELAY_SECONDS * 2.0 ** (number - 2), _LONGEST_DELAY_SECONDS))
+            await asyncio.sleep(min(self._first_delay_seconds * 2.0 ** (number - 2), self._longest_delay_seconds))
 
     async def _run_out(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
