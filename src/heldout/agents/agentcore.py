@@ -21,7 +21,7 @@ _STOPPING_SECONDS = 5.0
 
 
 def make(runtime: AgentCoreRuntime, settings: AgentSettings) -> "AgentCoreAgent":
-    """Build the way to invoke an AgentCore runtime."""
+    """Builds the agent of an AgentCore runtime."""
     return AgentCoreAgent(runtime, concurrency=settings.concurrency, timeout_seconds=settings.timeout_seconds)
 
 

@@ -9,11 +9,11 @@ _SHOWN_CHARACTERS = 500
 
 
 def read_answer(status: int, content_type: str, body: bytes) -> InvocationResult:
-    """RETURNED with the parsed body, or RAISED with one line that says why.
+    """Parses an answer: RETURNED with the parsed body, or RAISED with the reason in one line.
 
     An error is a status from 400 up, or the object `{"error": ..., "error_type": ...}` that bedrock-agentcore 1.x (and our
-    worker) sends as the last event when a stream breaks off. NaN and Infinity are kept as floats: whether they may be a
-    reward is not decided here. An empty answer is a body of None.
+    worker) sends as the last event when a stream breaks off. NaN and Infinity become floats; the check of
+    rewards is elsewhere. An empty answer has the body None.
     """
     if status >= 400:
         return _raised(_error_text(status, body))
@@ -28,7 +28,7 @@ def read_answer(status: int, content_type: str, body: bytes) -> InvocationResult
 
 
 def says_busy(ping: bytes) -> bool:
-    """Whether an answer to GET /ping says HealthyBusy: the agent still works in the background."""
+    """Whether an answer to GET /ping is HealthyBusy: the agent still works in the background."""
     try:
         answer = json.loads(ping)
     except ValueError:
@@ -37,7 +37,7 @@ def says_busy(ping: bytes) -> bool:
 
 
 def one_line(text: str) -> str:
-    """`text` with its line breaks and runs of blanks folded, cut to fit a line of a report."""
+    """Folds line breaks and runs of blanks in `text`, and cuts it to fit a line of a report."""
     line = " ".join(text.split())
     return line if len(line) <= _SHOWN_CHARACTERS else f"{line[: _SHOWN_CHARACTERS - 1]}…"
 

@@ -100,7 +100,7 @@ async def in_thread(work: Callable[[], _Result]) -> _Result:
             result = work()
         except BaseException as raised:  # noqa: BLE001 - it is raised again in the caller
             error = raised
-        with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever waited
+        with contextlib.suppress(RuntimeError):  # the loop has ended, so nothing awaits the result
             loop.call_soon_threadsafe(settle, result, error)
 
     threading.Thread(target=run, name="heldout-aws-call", daemon=True).start()

@@ -1,7 +1,7 @@
 """Invokes a Lambda function that forwards prompts to an agent.
 
-The agent behind it reports through the Job Runtime, as a rule after the function has answered. Source: Invoke of
-botocore's service model `lambda` (1.44); the forwarder's answers are those of the AWS developer guide on multi-turn RL.
+The agent behind it reports through the Job Runtime, usually after the function has answered. Source: Invoke of botocore's
+service model `lambda` (1.44); the forwarder's answers as in the AWS developer guide on multi-turn RL.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def make(function: LambdaAgent, settings: AgentSettings) -> "LambdaForwarder":
-    """Build the way to invoke a Lambda function."""
+    """Builds the agent behind a Lambda function."""
     return LambdaForwarder(function, concurrency=settings.concurrency, timeout_seconds=settings.timeout_seconds)
 
 

@@ -1,6 +1,6 @@
-"""The protocol of agents, one module per way of invoking; `make_agent` builds the one for a reference.
+"""The protocol of agents. Each way of invoking them is one module; `make_agent` chooses it by the reference.
 
-Every agent stands behind the AgentCore HTTP contract.
+Every agent is called through the AgentCore HTTP contract.
 """
 
 import enum
@@ -19,16 +19,16 @@ class Outcome(enum.StrEnum):
     RETURNED = "returned"
     """The agent answered; `body` holds its JSON."""
     RAISED = "raised"
-    """The agent's code raised or answered with an error status; the agent is still there."""
+    """The agent's code raised or answered with an error status; the agent still runs."""
     CRASHED = "crashed"
-    """The process that played this attempt, and no other, died."""
+    """The process that played only this attempt died."""
     UNREACHABLE = "unreachable"
     """The agent could not be reached at all."""
     TIMED_OUT = "timed_out"
     """No answer within the timeout."""
     LOST = "lost"
-    """A process that played several attempts died or hung: this one may or may not be the cause. Try it again, isolated;
-    that costs it nothing."""
+    """A process that played several attempts died or hung, and any of them may be the cause. The attempt does not count and
+    is tried again, isolated."""
     EXHAUSTED = "exhausted"
     """The machine ran out of descriptors, ports, memory, threads or disk: of the engine, a worker or the agent's own code."""
     DISCONNECTED = "disconnected"
@@ -43,7 +43,7 @@ class InvocationResult:
     body: object = None
     """The parsed JSON answer (for an SSE answer: the last data event that parses); None when there is none."""
     message: str = ""
-    """One line on what went wrong, for every outcome but RETURNED."""
+    """The error in one line, for every outcome but RETURNED."""
     output: str = ""
     """The last 64 KiB of this attempt's stdout and stderr; empty where Heldout does not run the agent's process."""
 
@@ -58,7 +58,7 @@ async def _let_go(result: InvocationResult) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Invocation:
-    """One attempt, as handed to an agent."""
+    """One attempt for an agent to play."""
 
     trajectory_id: str
     """Also the AgentCore session id; 33 to 256 characters of `[A-Za-z0-9_.-]`."""
@@ -68,40 +68,40 @@ class Invocation:
     is_isolated: bool = False
     """Play this attempt alone in a process of its own (after it was LOST with others)."""
     on_begin: Callable[[], None] = _ignore
-    """Called when a worker process takes the attempt. The time before was spent waiting for one and is not the agent's."""
+    """Called when a worker process takes the attempt. The wait before does not count as the agent's time."""
     until_over: Callable[[InvocationResult], Awaitable[None]] = _let_go
-    """Awaited with the answer of an agent in a process of ours, while that is held for the attempt: the agent may go on after it
-    has answered, and report later. Cancelled when the process ends."""
+    """Awaited with the answer of an agent in a worker process, which stays reserved for the attempt meanwhile: the agent may
+    report after its answer. Cancelled when the process ends."""
 
 
 class Agent(Protocol):
     """A way to invoke an agent.
 
-    `start` raises `heldout.errors.ReferenceProblem` when the agent cannot be there (no such file, function, host), before any
-    rollout begins. `invoke` may be called concurrently; cancelling it abandons the attempt and frees what it held.
+    `start` raises `heldout.errors.ReferenceProblem` when the agent does not exist (no such file, function, host), before any
+    rollout begins. `invoke` may be called concurrently; cancelling it abandons the attempt and frees its resources.
     """
 
     async def start(self) -> None: ...
 
     async def stop(self) -> None:
-        """End every process and connection. Safe to call twice, and after a failed start."""
+        """Ends every process and connection. Safe to call twice, and after a failed start."""
         ...
 
     async def invoke(self, invocation: Invocation) -> InvocationResult: ...
 
     async def is_busy(self) -> bool:
-        """Whether the agent says it still works in the background (`/ping` answers HealthyBusy): a reward may yet come."""
+        """Whether the agent still works in the background (`/ping` answers HealthyBusy) and may report a reward later."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
-    """What a kind's `maker` is given beside the agent."""
+    """The arguments of a kind's `maker` in addition to the agent."""
 
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Set in worker processes, on top of this process's own environment."""
+    """Variables of worker processes, in addition to this process's environment."""
     concurrency: int = 1
-    """Attempts that may play at once."""
+    """The most attempts that play at once."""
     timeout_seconds: float
     """The longest an attempt may take."""
 
@@ -115,13 +115,13 @@ class _Checker(Protocol):
 
 
 def make_agent(agent: AgentReference, settings: AgentSettings) -> Agent:
-    """Build the way to invoke `agent`, not yet started. Raises ReferenceProblem for a reference that cannot be used."""
+    """Builds the agent for a reference, without starting it. Raises ReferenceProblem for a reference that cannot be used."""
     assert agent.maker is not None  # every kind of agent has one
     return cast("_Maker", pkgutil.resolve_name(agent.maker))(agent, settings)
 
 
 def check_agent(agent: AgentReference, folder: Path | None = None) -> None:
-    """Check that the agent can be there, as far as its kind can tell without starting anything.
+    """Checks that the agent exists, as far as its kind can without starting anything.
 
     folder: of relative paths; the current one by default. Raises ReferenceProblem.
     """

@@ -26,24 +26,25 @@ _CONNECT_SECONDS = 30.0
 _SPREAD_SECONDS = 5.0
 """How long the first attempts wait for workers that are still starting, so that the first worker does not get them all."""
 _ATTEMPTS_PER_WORKER = 12
-"""For each call httpx, and so the openai client, searches all connections of its pool once per idle one; a rollout has one."""
+"""With more attempts per worker, httpx (and so the openai client) gets slow: for each call it searches all connections of its
+pool once per idle one, and a rollout has one connection."""
 _MOST_PER_CORE = 4
 _FURTHER_AFTER_SECONDS = 0.5
 """How long the first workers, one per core, have the processors to themselves, so that the first attempts begin soon."""
 
 
 def make(agent: EntryPoint, settings: AgentSettings) -> "EntryPointAgent":
-    """Build the host of an entry point. Raises ReferenceProblem when it is not one."""
+    """Builds the host of an entry point. Raises ReferenceProblem when it is not one."""
     return EntryPointAgent(agent.entry_point, environment=settings.environment, concurrency=settings.concurrency)
 
 
 def check(agent: EntryPoint, folder: Path) -> None:
-    """Check that the file or module is there and defines the function, without running it. Raises ReferenceProblem."""
+    """Checks that the file or module is there and defines the function, without running it. Raises ReferenceProblem."""
     check_entry_point(agent.entry_point, working_directory=folder)
 
 
 def sources(agent: EntryPoint) -> Iterator[SourceFile]:
-    """Yield the agent with its file; an installed module has none."""
+    """Yields the agent with its file; an installed module has none."""
     yield SourceFile(agent.text, agent.text, agent.entry_point.rpartition(":")[0])
 
 

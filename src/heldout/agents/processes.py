@@ -1,4 +1,4 @@
-"""What the processes of an evaluation ask of the operating system: how they share processors, and how they end together."""
+"""Operating-system settings of an evaluation's processes: how they share processors, and how they end together."""
 
 import contextlib
 import ctypes
@@ -23,7 +23,7 @@ def share_processors() -> None:
 
 
 def die_with_parent(parent_pid: int) -> None:
-    """Has the kernel kill this process when its parent ends, whatever either of them is doing; on Linux."""
+    """Has the kernel kill this process when its parent ends, even in the middle of a system call; on Linux."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent_pid:

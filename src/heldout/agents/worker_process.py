@@ -65,14 +65,14 @@ class WorkerProcess:
         self.exited: asyncio.Future[int] = loop.create_future()
         """Resolves to the exit status, negative for a signal, once all output is in."""
         self.retired = asyncio.Event()
-        """Set when the worker takes no more attempts: it ended, or an attempt on it cannot be cancelled. A worker that retires
-        so ends with its last attempt."""
+        """Set when the worker takes no more attempts: it ended, or an attempt on it cannot be cancelled. In the second case it
+        ends with its last attempt."""
         self.num_taken = 0
-        """Attempts that it was given so far."""
+        """Number of attempts that it has received."""
 
     @property
     def num_playing(self) -> int:
-        """Attempts in flight that were not given up."""
+        """Number of attempts in flight, without abandoned ones."""
         return len(self._playing)
 
     async def start(self) -> None:
@@ -258,7 +258,7 @@ class WorkerProcess:
         return InvocationResult(Outcome.LOST, message=f"{reason}, with {self._num_inside_at_exit} attempts in it")
 
     async def _abandon(self, session: str) -> None:
-        """Ends an attempt that was given up, with the whole process if there is no other way."""
+        """Ends an abandoned attempt, with the whole process if it cannot be cancelled."""
         state = await self._cancel(session)
         if state == "blocked" and not self.exited.done():
             self._ended_because = "its event loop was blocked when an attempt ran out of time"

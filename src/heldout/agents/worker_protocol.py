@@ -1,4 +1,4 @@
-"""What the engine and its worker processes agree on: requests for workers, HTTP headers, and frames of output on a pipe.
+"""The protocol between the engine and its worker processes: requests for workers, HTTP headers, and frames of output.
 
 The engine asks the launcher for workers over a socket. A request is `{"worker": 1, "key": "...", "environment": {}}`, where
 `environment` holds changes to the launcher's (null removes a variable). Three descriptors come with it: the worker's ends of its

@@ -37,7 +37,7 @@ class Site:
         if site.scheme not in ("http", "https") or not site.raw_host:
             raise ValueError("expected http://host:port or https://host:port")
         if site.raw_query_string or site.raw_fragment:
-            raise ValueError("expected an address without '?' and '#', below which paths are asked for")
+            raise ValueError("expected an address without '?' and '#': paths are appended to it")
         self.origin = Origin(site.raw_host, site.port or 80, site.scheme == "https")
         self._host = site.host_port_subcomponent
         self._path = site.raw_path.rstrip("/")
@@ -204,7 +204,7 @@ class _Connection(asyncio.Protocol):
         parts = []
         is_last = False
         while not is_last:
-            # Taking makes room: reading pauses while much is held, so a long body taken only at its end would never end.
+            # Takes pieces as they come: reading pauses while many bytes are unread, so a wait for a whole long body would hang.
             await self._read_until(lambda: self._is_complete or self._is_paused)
             is_last = self._is_complete
             parts.append(self._taken())
@@ -271,7 +271,7 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if not self._is_busy:
-            # A server that sends without a request is about to close, or out of step.
+            # A server that sends without a request is about to close, or has lost count of requests.
             self.abort()
             return
         try:

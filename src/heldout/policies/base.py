@@ -19,14 +19,14 @@ class ModelCall:
     body: bytes
     """JSON; `model` already is the policy's `model_name`."""
     trajectory_id: str
-    """Calls of one trajectory go to one replica, whose prefix cache then serves them."""
+    """Calls of one trajectory go to the same replica, so that its prefix cache serves them."""
     is_streamed: bool
     """Whether the agent wants the reply as server-sent events."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelReply:
-    """What the policy answered: either a whole body, or chunks as they arrive."""
+    """The policy's answer: a whole body, or chunks as they arrive."""
 
     status: int
     content_type: str
@@ -60,7 +60,7 @@ class Policy(Protocol):
 
     @property
     def model_name(self) -> str:
-        """The name the policy is served under; the runtime writes it into each request's `model`."""
+        """The served name of the policy; the Job Runtime writes it into each request's `model`."""
         ...
 
     async def start(self) -> None:
@@ -82,10 +82,10 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PolicySettings:
-    """What a kind's `maker` is given beside the model."""
+    """The arguments of a kind's `maker` in addition to the model."""
 
     was_there: bool = False
-    """Whether the job has called the model before: a server that is down at the start may be on its way back."""
+    """Whether the job has called the model before: then a server that is down at the start may still come back."""
 
 
 class _Maker(Protocol):
@@ -93,7 +93,7 @@ class _Maker(Protocol):
 
 
 def make_policy(model: ModelReference, settings: PolicySettings | None = None) -> Policy:
-    """Build the policy for `model`, not yet started.
+    """Build the policy for `model`, without starting it.
 
     Raises ReferenceProblem for a model that only AWS can serve and that no registry mapped to this machine.
     """

@@ -1,11 +1,11 @@
 """The embedded policy: a small model on this machine, through llama.cpp's server (extra `embedded`).
 
-The server is a child process (`embedded_server`), started on demand, restarted when it dies, and ended with the
-engine. Calls reach it as they reach any other endpoint.
+The server is a child process (`embedded_server`) that is restarted when it dies and ends with the engine. Calls reach it
+through an `EndpointPolicy`.
 
-The same request with temperature 0, or with the same seed, gets the same reply while calls come one at a time. With
-several at once their tokens are computed in one batch, whose sums round differently with its size, so a reply can change
-where two tokens are nearly as likely.
+The same request with temperature 0, or with the same seed, gets the same reply while calls come one at a time. Concurrent
+calls share a batch, whose sums round differently with its size, so a reply can differ where two tokens are nearly equally
+likely.
 """
 
 import asyncio
@@ -38,13 +38,13 @@ _DEFAULT_PARALLEL = 8
 """Calls decoded at once. More slots are no faster on a few cores, and each costs memory."""
 
 _DEFAULT_CONTEXT_TOKENS = 4096
-"""A long multi-turn conversation. SmolLM2-135M keeps 23 KB a token: 94 MB a slot, 755 MB with the default 8."""
+"""Fits a long multi-turn conversation. SmolLM2-135M keeps 23 KB a token: 94 MB a slot, 755 MB with the default 8."""
 
 _MAX_CONNECTIONS = 128
 """Calls sent to the server at once. Further calls wait in this process, where waiting needs no thread."""
 
 _START_SECONDS = 300.0
-"""For large weights on a slow disk; SmolLM2-135M takes 1 to 3 s."""
+"""Enough for large weights on a slow disk; SmolLM2-135M takes 1 to 3 s."""
 
 _MAX_RESTARTS = 5
 _STEADY_SECONDS = 60.0
@@ -54,9 +54,9 @@ _RETRIES = Retries(max_tries=200, max_waiting_seconds=60.0, first_wait_seconds=0
 """A server that died is back in one or two seconds, so calls retry often, for longer than a start takes."""
 
 _THREADS_WAIT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}
-"""llama.cpp's threads wait for each other some hundred times a token. One that spins until the other is there makes calls up to
-four times slower when agents are busy on the same cores; one that sleeps at once makes them nearly twice as slow when none is. So
-they spin for some microseconds, then sleep. (GNU's OpenMP, which xllamacpp uses on Linux.)"""
+"""llama.cpp's threads wait for each other about a hundred times per token. Spinning makes calls up to four times slower when
+agents use the same cores; sleeping at once makes them nearly twice as slow when none does. So threads spin for some microseconds,
+then sleep. (Setting of GNU's OpenMP, which xllamacpp uses on Linux.)"""
 
 _LOG_TAIL_BYTES = 2000
 
@@ -75,7 +75,7 @@ def sources(model: EmbeddedModel) -> Iterator[SourceFile]:
 
 
 def find_weights(model: str) -> Path:
-    """The GGUF file of an embedded model's name, or of a path to one.
+    """Find the GGUF file of an embedded model: the packaged file of a name, or the file at a path.
 
     Raises MissingExtra when the package with the weights is not installed, ReferenceProblem when there is no such name,
     no such file, or it is not GGUF.
@@ -98,11 +98,11 @@ def find_weights(model: str) -> Path:
 
 
 class EmbeddedPolicy:
-    """A policy that runs here; see `heldout.policies.base.Policy` for what its methods promise.
+    """A policy on this machine; see `heldout.policies.base.Policy` for what its methods promise.
 
     model: a name in EMBEDDED_MODELS, or a path to a .gguf file. adapter: a LoRA adapter as GGUF, applied in full.
     parallel: calls decoded at once. context_tokens: longest conversation, reply included.
-    Raises ReferenceProblem for sizes that cannot be.
+    Raises ReferenceProblem for a size below 1.
     """
 
     def __init__(
@@ -215,7 +215,7 @@ class EmbeddedPolicy:
             stdout=PIPE,
             stderr=self._log_file,
             env=os.environ | _THREADS_WAIT,
-            start_new_session=True,  # Ctrl-C at the terminal is the engine's to handle
+            start_new_session=True,  # the engine handles Ctrl-C
         )
         assert self._process.stdout is not None
         try:
@@ -263,7 +263,7 @@ class EmbeddedPolicy:
         await process.wait()
 
     def _log_tail(self) -> str:
-        """The end of the server's log, as one line."""
+        """Return the end of the server's log as one line."""
         if self._log_file is None:
             return "no log"
         size = self._log_file.seek(0, os.SEEK_END)
@@ -272,7 +272,7 @@ class EmbeddedPolicy:
 
 
 def _reason(log: str) -> str:
-    """The first errors of a log in llama.cpp's format (`0.01.045 E place: message`), else its last lines."""
+    """Return the first errors of a log in llama.cpp's format (`0.01.045 E place: message`), else its last lines."""
     errors = re.findall(r"^[\d.]+ E +(.+)$", log, flags=re.MULTILINE)[:3]
     lines = errors or [line.strip() for line in log.splitlines() if line.strip()][-3:]
     return " | ".join(lines) or "its log is empty"
@@ -295,7 +295,7 @@ def _served_name(model: str, adapter: Path | None) -> str:
 
 
 def _num_cores() -> int:
-    """Number of cores this process may use."""
+    """Return the number of cores that this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,7 +1,7 @@
 """The process that runs llama.cpp's server for the embedded policy: `python -m heldout.policies.embedded_server OPTIONS`.
 
-A process of its own, because a crash in native code must not take the engine along. It prints its address on one line
-when it answers, and ends with its parent: its standard input closes, or on Linux the kernel kills it.
+It is a separate process, so that a crash in native code does not end the engine. Once it answers, it prints its address on one
+line. It ends with its parent: its standard input closes, or on Linux the kernel kills it.
 """
 
 import ctypes
@@ -18,11 +18,11 @@ _PR_SET_PDEATHSIG = 1
 """Option of Linux's prctl.h: the signal sent to a process when its parent ends."""
 
 _LOG_ERRORS = 1
-"""llama.cpp's verbosity that logs errors alone; its information lines come several to a call and would grow without end."""
+"""llama.cpp's verbosity that logs errors only: its information lines, several per call, would fill the disk."""
 
 _PROMPT_CACHE_MIB = 1024
-"""Memory for prompts that lost their slot (llama.cpp's own limit is 8 GiB): more trajectories than slots take turns, and
-reading a conversation again costs more than writing its next turn."""
+"""Memory for the caches of prompts without a slot (llama.cpp's own limit is 8 GiB). More trajectories than slots take turns, and
+processing a conversation again takes longer than generating its next turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     options = ServerOptions.from_json(arguments[0])
     _end_with_parent(options.parent)
     announcements = os.dup(1)
-    os.dup2(2, 1)  # whatever the native code prints belongs to the log
+    os.dup2(2, 1)  # output of native code goes to the log
     try:
         server = _start(options)
     except RuntimeError:  # the native code has logged why
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> int:
 def _end_with_parent(parent: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the line above
+        if os.getppid() != parent:  # the parent ended before the line above
             os._exit(1)
     threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
 
@@ -93,14 +93,14 @@ def _start(options: ServerOptions) -> Any:
         params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(options.adapter, 1.0)]
     params.n_parallel = options.parallel
     params.n_ctx = options.parallel * options.context_tokens
-    params.n_threads_http = options.connections + 2  # and one for the model list, one for a health check
+    params.n_threads_http = options.connections + 2  # one more for the model list, and one for a health check
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = options.threads
     params.cache_ram_mib = _PROMPT_CACHE_MIB
     params.fit_params = False  # a trial load that takes a second, to fit models into GPU memory
     params.verbosity = _LOG_ERRORS
     params.ui = params.endpoint_slots = False
-    # What a request leaves out is as in OpenAI's API: llama.cpp's own defaults cut the tail off the distribution, so
-    # that temperature 1 would not be the policy's own distribution.
+    # The defaults of OpenAI's API. llama.cpp's own defaults cut off the tail of the distribution, so temperature 1 would not
+    # sample from the policy's own distribution.
     params.sampling.temp = params.sampling.top_p = 1.0
     params.sampling.top_k = 0
     params.sampling.min_p = 0.0

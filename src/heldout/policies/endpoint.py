@@ -23,19 +23,19 @@ from heldout.policies.retries import Budget, Retries, TryFailed
 _log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 10.0
-"""A server that accepts no connection within this time is down. Replies have no limit here: models may be slow, and each
-attempt has its own deadline."""
+"""A server that accepts no connection within this time is down. Replies have no such limit: models may be slow, and each attempt
+has its own deadline."""
 
 _LISTING_SECONDS = 30.0
-"""A server that takes longer to list its models hangs: the list is ready, however long a reply takes to be written."""
+"""A server that takes longer to list its models hangs: the list needs no computation."""
 
 _FAILURES_TO_BE_DOWN = 3
-"""A replica that fails one call so often, and answers no other meanwhile, is down. Not at the first failure: a connection
-drops when it was idle for too long, and a server that sheds load answers others."""
+"""A replica is down after this many failures of one call without an answer to another. One failure is not enough: a connection
+drops when it was idle for too long, and a server that sheds load answers other calls."""
 
 _KEEP_ALIVE_SECONDS = 4.0
-"""Under the 5 s after which uvicorn, hence vLLM and SGLang, closes an idle connection: reusing one that the server is about
-to close costs a retry."""
+"""Less than the 5 s after which uvicorn (vLLM, SGLang) closes an idle connection: a request on a connection that the server is
+closing costs a retry."""
 
 _REFUSALS = frozenset({429, 503})
 
@@ -51,7 +51,7 @@ class EndpointPolicy:
     urls: base URLs up to and including `/v1`, one a replica. model_name: the name it is served under; empty means the
     only one that the server lists. api_key_variable: environment variable whose value is sent as the Bearer token,
     read at start. listing_seconds: how long a replica may take to list its models, after which it counts as down. was_there:
-    whether it answered before, so that one that is down at the start may be on its way back, and is waited for.
+    whether the server answered before; then `start` waits for one that is down.
     Raises ReferenceProblem for URLs that cannot be used.
     """
 
@@ -87,7 +87,7 @@ class EndpointPolicy:
         """Open the connection pool and check that the server has the model.
 
         Raises ReferenceProblem when the key's variable is not set, nothing answers at any of the URLs, the key is refused,
-        or the model is not among those listed. A server without a model list is taken at its word.
+        or the model is not among those listed. A server without a model list counts as having it.
         """
         self._key = _read_key(self._api_key_variable)
         self._heads.clear()
@@ -111,7 +111,9 @@ class EndpointPolicy:
         budget: Budget | None = None  # most calls need none
         while True:
             replica = self._replicas.choose(call.trajectory_id)
-            was_down = replica.down_until is not None  # asked before: a call begun while it was up proves nothing
+            was_down = (
+                replica.down_until is not None
+            )  # read before the call: a call that began while it was up proves nothing
             try:
                 reply = await self._try(replica, call.path, call.body, is_streamed=call.is_streamed)
             except TryFailed as failure:
@@ -129,11 +131,11 @@ class EndpointPolicy:
             return reply
 
     def move(self, urls: Sequence[str]) -> None:
-        """Use `urls` from the next try on, also for calls that are being retried."""
+        """Use `urls` from the next try on, also for calls in their retries."""
         self._replicas = Replicas([_base_url(url) for url in urls], self._retries.clock)
 
     async def _try(self, replica: Replica, path: str, body: bytes | None, *, is_streamed: bool = False) -> ModelReply:
-        """One request, a GET when there is no body. Raises TryFailed for whatever may be tried again."""
+        """Send one request, a GET without a body. Raises TryFailed for a failure that may be retried."""
         if self._connections is None:
             raise PolicyUnavailable(f"policy {self._model_name!r} is not started")
         origin, request = self._request(replica, path, body)
@@ -155,7 +157,7 @@ class EndpointPolicy:
         return ModelReply(response.status, _content_type(response), content)
 
     def _request(self, replica: Replica, path: str, body: bytes | None) -> tuple[Origin, bytes]:
-        """Where a request goes and its bytes; all but the length and the body are kept from call to call."""
+        """Return the server and the bytes of a request. The head is cached except for the length."""
         method = "GET" if body is None else "POST"
         known = self._heads.get((replica.address, method + path))
         if known is None:
@@ -174,7 +176,7 @@ class EndpointPolicy:
         return origin, "".join(f"{line}\r\n" for line in lines).encode("ascii")
 
     async def _check_models(self) -> None:
-        """One replica that lists its models is enough; the others count as down until they answer a call."""
+        """Check the model name with the first replica that lists models. The others count as down until they answer a call."""
         replicas = self._replicas.all
         budget = Budget(self._retries, self._model_name)
         while True:
@@ -190,7 +192,7 @@ class EndpointPolicy:
                 self._check_name(replica, result)
 
     async def _wait_for_any(self, failures: Mapping[Replica, TryFailed], budget: Budget) -> None:
-        """Wait while a replica may still get ready. Raises ReferenceProblem when none answers, or waiting takes too long."""
+        """Wait while a replica may still become ready. Raises ReferenceProblem when none answers, or waiting takes too long."""
         likeliest = min(failures, key=lambda replica: failures[replica].is_down)
         failure = failures[likeliest]
         if failure.is_down and not self._was_there:
@@ -213,7 +215,7 @@ class EndpointPolicy:
             )
 
     async def _list_models(self, replica: Replica) -> list[str] | TryFailed | None:
-        """Names a replica lists; None when it has no list; the failure when it does not answer, or not now."""
+        """Return the names that a replica lists; None if it has no list; the failure if it does not answer."""
         try:
             async with asyncio.timeout(self._listing_seconds):
                 reply = await self._try(replica, "/models", None)
@@ -234,9 +236,9 @@ class EndpointPolicy:
 
 
 class _Chunks(AsyncGenerator[bytes, None]):
-    """The body of a streamed reply, as it arrives; the first chunk is already here.
+    """The body of a streamed reply as it arrives. The first chunk is already there.
 
-    Not a generator function: closing one of those before its first step would not free the connection.
+    It is a class because a generator function that is closed before its first step would not free the connection.
     """
 
     def __init__(self, response: Response, first: bytes, address: str) -> None:
@@ -296,7 +298,7 @@ def _read_key(variable: str | None) -> str | None:
 
 
 def _served_names(reply: ModelReply) -> list[str] | None:
-    """Names in a model list (OpenAI, GET /v1/models); None for any other answer."""
+    """Return the names in a model list (OpenAI, GET /v1/models); None for any other answer."""
     try:
         listed = orjson.loads(reply.body)["data"] if reply.status == 200 else None
         return None if listed is None else [str(model["id"]) for model in listed]
@@ -314,7 +316,7 @@ def _only_model(replica: Replica, served: list[str] | None) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Up to eight names, and how many more there are."""
+    """Return up to eight names and the number of further ones."""
     rest = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return (", ".join(repr(name) for name in names[:8]) or "no models") + rest
 

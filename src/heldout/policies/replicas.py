@@ -1,8 +1,7 @@
-"""Choice of the replica that a trajectory's calls go to. Opens no connection.
+"""Chooses the replica for a trajectory's calls. Opens no connection.
 
-Rendezvous hashing over the replicas that are up gives a trajectory the same replica without remembering it. Only a
-trajectory that had to move is remembered, so that it stays where its prefix cache now is when its first replica
-comes back.
+Rendezvous hashing over the replicas that are up gives a trajectory the same replica without storing it. Only trajectories that
+had to move are stored: they stay with their new prefix cache when their first replica comes back.
 """
 
 import hashlib
@@ -15,10 +14,10 @@ from yarl import URL
 _log = logging.getLogger(__name__)
 
 _PROBE_SECONDS = 5.0
-"""Seconds that a replica which is down gets no calls before one call tries it again."""
+"""Seconds without calls for a replica that is down, before one call tries it again."""
 
 _MAX_MOVED = 65_536
-"""Trajectories that moved are forgotten past this many, oldest first; forgetting costs one a prefix cache, no more."""
+"""The most moved trajectories stored. Dropping the oldest only costs a trajectory its prefix cache."""
 
 
 class Replica:
@@ -31,11 +30,11 @@ class Replica:
         self.down_until: float | None = None
         """Clock time until which it gets no calls; None while it is up."""
         self.failures_in_a_row = 0
-        """Tries that failed, of any call, since it last answered one."""
+        """Failed tries, of any call, since its last answer."""
         self._urls: dict[str, URL] = {}
 
     def url(self, path: str) -> URL:
-        """The URL of `path` below the base, kept because building one costs as much as parsing a reply."""
+        """The URL of `path` below the base. Cached: building one costs as much as parsing a reply."""
         url = self._urls.get(path)
         if url is None:
             url = self._urls[path] = self.base.with_path(self.base.path.rstrip("/") + path).with_query(self.base.query)
@@ -52,7 +51,7 @@ class Replicas:
         self._moved: OrderedDict[str, Replica] = OrderedDict()
 
     def choose(self, trajectory_id: str) -> Replica:
-        """The replica for the trajectory's next call: its own while that is up, else another; with all down, its own."""
+        """Return the replica for the trajectory's next call: its own if that is up or all are down, else another."""
         if len(self.all) == 1:
             return self.all[0]
         moved_to = self._moved.get(trajectory_id)
@@ -87,7 +86,7 @@ class Replicas:
         now = self._clock()
         if now < replica.down_until:
             return False
-        replica.down_until = now + _PROBE_SECONDS  # this call is the probe; the others stay away until it is through
+        replica.down_until = now + _PROBE_SECONDS  # this call is the probe; others use another replica until it ends
         return True
 
     def _remember(self, trajectory_id: str, replica: Replica) -> None:

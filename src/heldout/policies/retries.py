@@ -1,4 +1,4 @@
-"""When to call a model server again: backoff, Retry-After and their limits. Opens no connection."""
+"""Retries of model calls: backoff, Retry-After and their limits. Opens no connection."""
 
 import asyncio
 import random
@@ -12,11 +12,11 @@ from heldout.policies.base import PolicyUnavailable
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """How often and how long one call is tried, with the clock, sleep and random numbers to use."""
+    """The limits of one call's retries, with the clock, sleep and random numbers to use."""
 
     max_tries: int = 10
     max_waiting_seconds: float = 120.0
-    """Waits of one call added up; the time that the model takes to answer does not count."""
+    """The longest total wait of one call; the model's time to answer does not count."""
     first_wait_seconds: float = 0.25
     longest_wait_seconds: float = 15.0
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -28,7 +28,7 @@ class Retries:
 
 
 class TryFailed(Exception):
-    """One try that may be repeated; the message says what happened, in words that follow the server's address."""
+    """A try failed and may be repeated. The message continues a sentence that begins with the server's address."""
 
     def __init__(self, reason: str, *, retry_after: str | None = None, is_down: bool = False) -> None:
         super().__init__(reason)
@@ -42,7 +42,7 @@ class Budget:
     """The tries and waits that one call has left."""
 
     def __init__(self, retries: Retries, name: str) -> None:
-        """`name`: the policy, as errors call it."""
+        """name: the policy's name in error messages."""
         self._retries = retries
         self._name = name
         self.num_tries = 0
@@ -56,9 +56,9 @@ class Budget:
             raise self._end(address, failure, "the most tries") from failure
 
     async def wait(self, address: str, failure: TryFailed) -> None:
-        """Sleep before the next try: as long as the server asks, else twice as long each time, with jitter.
+        """Sleep before the next try: for the server's Retry-After, else twice as long each time, with jitter.
 
-        Raises PolicyUnavailable when that would be longer than the call may wait.
+        Raises PolicyUnavailable when the call's total wait would be too long.
         """
         asked = retry_after_seconds(failure.retry_after, self._retries.now())
         seconds = self._backoff_seconds() if asked is None else asked

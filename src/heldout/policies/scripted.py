@@ -1,10 +1,10 @@
-"""A scripted model server for tests and benchmarks: OpenAI-compatible, with replies known in advance.
+"""A scripted model server for tests and benchmarks: OpenAI-compatible, with fixed replies.
 
 In a test: `async with ScriptedServer(script) as server: ... server.url ...`. As a process of its own:
 `python -m heldout.policies.scripted`, which prints its port on one line once it accepts connections.
 
-It speaks just enough HTTP/1.1 for well-behaved clients (keep-alive, Content-Length requests), straight on an asyncio
-protocol: a benchmark's model server must cost less than what is measured.
+It implements the part of HTTP/1.1 that common clients use (keep-alive, Content-Length requests) directly on an asyncio
+protocol, so that it costs a benchmark little.
 """
 
 import argparse
@@ -36,9 +36,8 @@ class _Answer(NamedTuple):
 class ScriptedServer:
     """Serves a script on 127.0.0.1 from the running event loop.
 
-    `models` are what /v1/models lists; None answers it with 404, as servers without that route do. With `key`, requests
-    without it get 401. `latency_seconds` goes before every reply to a completion. `calls` keeps the latest
-    `kept_calls` requests, oldest first.
+    models: the list of /v1/models; None answers 404, as servers without that route do. key: requests without it get 401.
+    latency_seconds: the wait before every reply to a completion. `calls` holds the latest `kept_calls` requests, oldest first.
     """
 
     def __init__(
@@ -73,13 +72,13 @@ class ScriptedServer:
         return len(self._connections)
 
     async def start(self) -> None:
-        """Listen on `port`; 0 takes a free one and sets `port` to it. Raises OSError when the port is taken."""
+        """Listens on `port`; 0 takes a free one and sets `port` to it. Raises OSError when the port is taken."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", self.port, backlog=4096)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Stop listening and drop every connection. `start` then listens on the same port again."""
+        """Stops listening and drops every connection. `start` then listens on the same port again."""
         if self._server is not None:
             self._server.close()
             for connection in list(self._connections):
@@ -104,7 +103,7 @@ class ScriptedServer:
         self._connections.discard(connection)
 
     def answer(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> "_Answer":
-        """The reply to one request, and its bytes."""
+        """Returns the reply to one request, and its bytes."""
         if self.key is not None and headers.get("authorization") != f"Bearer {self.key}":
             return _problem(HTTPStatus.UNAUTHORIZED, "wrong or missing API key")
         if method == "GET":
@@ -153,7 +152,7 @@ class _Connection(asyncio.Protocol):
             self._sending.cancel()
 
     def drop(self) -> None:
-        """Closes the connection at once, whatever is in flight."""
+        """Closes the connection at once, also during a reply."""
         if self._transport is not None:
             self._transport.abort()
 
@@ -208,7 +207,7 @@ _PLAIN_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Len
 
 
 def _head(reply: Reply, wire: Wire) -> bytes:
-    """Status line and headers."""
+    """Renders status line and headers."""
     if reply.status == 200 and not reply.headers and not _is_streamed(wire):
         return _PLAIN_HEAD % len(wire.chunks[0])
     size = "Transfer-Encoding: chunked" if _is_streamed(wire) else f"Content-Length: {len(wire.chunks[0])}"
@@ -219,7 +218,7 @@ def _head(reply: Reply, wire: Wire) -> bytes:
 
 
 def _framed(wire: Wire, chunks: Sequence[bytes], *, is_last: bool) -> bytes:
-    """Body bytes: as they are, or as HTTP chunks (RFC 9112, section 7.1) for a streamed reply."""
+    """Returns body bytes as they are, or as HTTP chunks (RFC 9112, section 7.1) for a streamed reply."""
     if not _is_streamed(wire):
         return b"".join(chunks)
     framed = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
@@ -236,7 +235,7 @@ def _problem(status: HTTPStatus, message: str) -> _Answer:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the server until it is interrupted, after printing its port on one line. Returns the exit status."""
+    """Runs the server until it is interrupted, after printing its port on one line. Returns the exit status."""
     options = _parser().parse_args(arguments)
     try:
         script = by_rules(read_rules(options.rules) if options.rules else [])

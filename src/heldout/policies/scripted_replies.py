@@ -1,8 +1,8 @@
 """Replies of the scripted model server: the rules that choose one, and its bytes on the wire.
 
 Wire format: OpenAI chat completions and completions, plain and as server-sent events, as the openai client 2.x reads them.
-Token counts are made up but steady: a word with the spaces before it is one response token, four bytes of the request
-are one prompt token.
+Token counts follow a simple rule: a word with the spaces before it is one response token, four bytes of the request are one
+prompt token.
 """
 
 import re
@@ -22,7 +22,7 @@ JSON = Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A call of one tool, as the model asks for it."""
+    """A tool call in a reply."""
 
     name: str
     arguments: str = "{}"
@@ -31,7 +31,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """How one request is answered; the default is a plain `ok`."""
+    """The reply to one request; by default a plain `ok`."""
 
     content: str | tuple[str, ...] = "ok"
     """Text of the reply. With several, choice i of a request with `n` gets the i-th, and they repeat."""
@@ -39,7 +39,7 @@ class Reply:
     finish_reason: str | None = None
     """By default `tool_calls` with tool calls, `length` when `max_tokens` cut the text, else `stop`."""
     logprobs: tuple[float, ...] = (-0.5,)
-    """Given to the tokens in turn, repeating, when the request asks for log-probabilities."""
+    """Log-probabilities of the tokens, repeated as needed, for a request that wants them."""
     status: int = 200
     """With another status the body is an OpenAI error object whose message is `content`."""
     headers: tuple[tuple[str, str], ...] = ()
@@ -48,17 +48,17 @@ class Reply:
     seconds_per_token: float = 0.0
     """Wait before each further chunk of a streamed reply."""
     dropped_after: int | None = None
-    """Close the connection once this many bytes of the response (head included) are sent."""
+    """Close the connection after this many bytes of the response, head included."""
     raw: bytes | None = None
-    """Send this as the body of any request: as server-sent events if it begins with `data:`, else as JSON."""
+    """The body for any request, instead of a completion: server-sent events if it begins with `data:`, else JSON."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScriptedCall:
-    """One request, as a script sees it."""
+    """One request, the input of a script."""
 
     number: int
-    """From 0, in the order they arrived at this server."""
+    """From 0, in the order of arrival at this server."""
     path: str
     headers: Mapping[str, str]
     """Names in lower case."""
@@ -66,7 +66,7 @@ class ScriptedCall:
 
     @property
     def last_message(self) -> str:
-        """Text of the last message, or the prompt of a text completion; empty when there is none."""
+        """Returns the text of the last message, or the prompt of a text completion; empty without either."""
         messages = self.body.get("messages")
         if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
             return str(messages[-1].get("content") or "")
@@ -86,13 +86,13 @@ class Wire(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Answer with `reply` the requests that fit: all of them by default."""
+    """Answers matching requests with `reply`; by default all of them."""
 
     reply: Reply
     contains: str = ""
     """Text that the last message must contain."""
     calls: tuple[int, int | None] = (0, None)
-    """Numbers of the requests it is for: from the first up to, not including, the second."""
+    """Range of request numbers: from the first up to, not including, the second."""
 
     def fits(self, call: ScriptedCall) -> bool:
         first, end = self.calls
@@ -104,7 +104,7 @@ _NAMES = [one.name for kind in (Rule, Reply, ToolCall) for one in fields(kind)]
 
 
 def by_rules(rules: Sequence[Rule]) -> Script:
-    """A script that answers with the first rule that fits, and with a plain `ok` when none does."""
+    """Returns a script that answers with the first matching rule, or with a plain `ok`."""
 
     def answer(call: ScriptedCall) -> Reply:
         return next((rule.reply for rule in rules if rule.fits(call)), Reply())
@@ -113,9 +113,9 @@ def by_rules(rules: Sequence[Rule]) -> Script:
 
 
 def read_rules(path: Path) -> list[Rule]:
-    """Rules from a JSON file: an array of `{"contains"?, "calls"?: [first, end], "reply": {fields of Reply}}`.
+    """Reads rules from a JSON file: an array of `{"contains"?, "calls"?: [first, end], "reply": {fields of Reply}}`.
 
-    Raises InputError, naming the file, the place and what was expected there, for anything else.
+    Raises InputError, naming the file, the place and the expected value, for any other content.
     """
     try:
         return _RULES.validate_json(path.read_bytes())
@@ -130,7 +130,7 @@ def read_rules(path: Path) -> list[Rule]:
 
 
 def render(reply: Reply, call: ScriptedCall, prompt_tokens: int) -> Wire:
-    """The body of `reply` to `call`, plain or streamed as the request asks."""
+    """Renders the body of `reply` to `call`, plain or streamed as requested."""
     if reply.raw is not None:
         return Wire("text/event-stream" if reply.raw.startswith(b"data:") else "application/json", (reply.raw,))
     if reply.status != 200:
@@ -191,7 +191,7 @@ def _plain(reply: Reply, call: ScriptedCall, shape: _Shape, prompt_tokens: int) 
 
 @lru_cache(maxsize=4096)
 def _plain_choices(reply: Reply, shape: _Shape) -> tuple[bytes, int]:
-    """JSON of the choices, kept because a benchmark asks for the same one a million times, and their token count."""
+    """Returns the JSON of the choices and their token count. Cached: a benchmark requests the same one a million times."""
     choices: list[dict[str, object]] = []
     response_tokens = 0
     for index in range(shape.n):

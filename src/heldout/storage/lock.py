@@ -1,8 +1,8 @@
 """The lock of a folder: one process at a time works on it.
 
-It is an `flock` on the file `lock`, so the system releases it with the process, however that ends. The package filelock offers
-`flock` too, but not what a detached evaluation needs: a parent that takes the lock and hands it to its child (there is no moment
-at which neither holds it), and a way to ask who holds it without taking it.
+It is an `flock` on the file `lock`, so the system releases it when the process ends for any reason. The package filelock offers
+`flock` too, but lacks two things that a detached evaluation needs: a child inherits the lock from its parent without a gap, and
+others can find the holder without taking the lock.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ class FolderLock:
 
     @classmethod
     def take(cls, folder: Path) -> Self:
-        """Take the lock of `folder`. Raises RunError when another process holds it."""
+        """Takes the lock of `folder`. Raises RunError when another process holds it."""
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
         if not _taken(descriptor):
             pid = _pid(descriptor)
@@ -38,27 +38,27 @@ class FolderLock:
 
     @classmethod
     def inherited(cls, descriptor: int) -> Self:
-        """Adopt the lock that the parent process took for this one. This process's children do not inherit it."""
+        """Adopts the lock that the parent process took for this one. This process's children do not inherit it."""
         os.set_inheritable(descriptor, False)
         return cls(descriptor)
 
     def sign(self) -> None:
-        """Record this process as the one that a stop is sent to. Call it once its signal handlers are set."""
+        """Records this process as the receiver of stop signals. Call it once its signal handlers are set."""
         os.pwrite(self.descriptor, str(os.getpid()).encode(), 0)
 
     def release(self) -> None:
-        """Release the lock in this process. A process that inherited it keeps it."""
+        """Releases the lock in this process. A process that inherited it keeps it."""
         os.close(self.descriptor)
 
 
 def holder_of(folder: Path) -> int | None:
-    """Return the id of the process that works on `folder`: 0 if it has not signed yet, None if there is none."""
+    """Returns the id of the process that works on `folder`: 0 if it has not recorded itself yet, None if there is none."""
     try:
         descriptor = os.open(folder / "lock", os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:
-        # A shared lock: processes that ask at the same moment do not refuse each other, so a refusal comes from the holder.
+        # A shared lock: concurrent checks do not refuse each other, so a refusal comes from the holder.
         return None if _lock(descriptor, fcntl.LOCK_SH) else _pid(descriptor)
     finally:
         os.close(descriptor)

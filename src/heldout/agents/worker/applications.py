@@ -1,4 +1,4 @@
-"""Serves an ASGI application, such as bedrock-agentcore's app, as the app it is: its own /invocations and /ping.
+"""Serves an ASGI application, such as bedrock-agentcore's app, with its own /invocations and /ping.
 
 Source: the ASGI specification 3.0, HTTP and lifespan protocols.
 """
@@ -37,7 +37,7 @@ class ApplicationHost:
     async def start(self) -> None:
         """Starts the application's lifespan, if it has one. Raises LoadProblem when the application reports a failure.
 
-        Frameworks on anyio run sync handlers in 40 threads at most: here an attempt never waits for another's thread.
+        Raises anyio's limit of 40 threads for sync handlers, so that an attempt never waits for another's thread.
         """
         if "anyio.to_thread" in sys.modules:
             sys.modules["anyio.to_thread"].current_default_thread_limiter().total_tokens = MAX_THREADS

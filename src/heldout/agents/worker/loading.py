@@ -22,13 +22,13 @@ class LoadProblem(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LoadedAgent:
-    """What the entry point names, and the module it came from."""
+    """The object that the entry point names, and its module."""
 
     entry_point: EntryPoint
     target: object
     module: ModuleType
     folder: Path
-    """Code below it is the user's own: errors name the innermost line in it."""
+    """The folder of the user's own code: errors name the innermost line in it."""
 
     @property
     def is_application(self) -> bool:

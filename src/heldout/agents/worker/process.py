@@ -29,19 +29,19 @@ from heldout.agents.worker_protocol import write_message
 from heldout.http.server import Server
 
 _NESTING = {"nest_asyncio", "nest_asyncio2"}
-"""Libraries by which agents run a loop inside a running one; they can patch Python's own loop only."""
+"""Libraries that run an event loop inside a running one; they can patch Python's own loop only."""
 _IDLE_SECONDS = 86400.0
 """The engine keeps its connections for a minute and closes them itself."""
 
 
 class Work(NamedTuple):
-    """What the engine asks of one worker."""
+    """The engine's request for one worker."""
 
     key: str
     environment: Mapping[str, str | None]
     """Changes to the environment of the launcher; None removes a variable."""
     lifeline_fd: int
-    """Reads nothing, and ends with the engine."""
+    """A pipe that closes when the engine ends."""
     output_fd: int
     """Takes the place of descriptors 1 and 2."""
     frames_fd: int
@@ -112,7 +112,7 @@ async def _serve(agent: LoadedAgent, key: str, frames_fd: int) -> None:
 
 
 def _exit(status: int) -> NoReturn:
-    """Runs what is registered for the end of the process, then ends it before Python takes itself apart, which takes longer.
+    """Runs the exit handlers, then ends the process at once: the interpreter's own shutdown takes longer.
 
     Does not wait for threads that an attempt left behind.
     """

@@ -1,4 +1,4 @@
-"""The answer to one of the engine's requests, which an agent's code gives whole or piece by piece."""
+"""The answer to a request of the engine, sent whole or in pieces."""
 
 from collections.abc import Mapping
 
