@@ -72,7 +72,7 @@ class Evaluation:
 
         execution_id: the last part of its ARN; a new one by default. backend: the name of the backend that plays it.
 
-        Raises RunError when there is one already or the name is not one, ReferenceProblem when nothing can be written there,
+        Raises RunError when there is one already or the name is invalid, ReferenceProblem when nothing can be written there,
         InputError when the definition cannot be executed.
         """
         location = location.rstrip("/")
@@ -125,8 +125,11 @@ class Evaluation:
 
     @classmethod
     def check_new(cls, location: str, name: str) -> None:
-        """Raises RunError when there is an evaluation at `location` already, or the name is not one; ReferenceProblem when
-        nothing can be written there on this machine. Leaves nothing behind."""
+        """Check that an evaluation can be created at `location`. Leaves no file behind.
+
+        Raises RunError when there is an evaluation already or the name is invalid, ReferenceProblem when this machine cannot
+        write there.
+        """
         if not _NAME.fullmatch(name):
             raise RunError(
                 f"name {shown(name)} is not an evaluation's name: up to 63 letters, digits and hyphens, first and last no hyphen"

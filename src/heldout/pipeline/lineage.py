@@ -1,4 +1,4 @@
-"""Lineage: which artifact was made from which, in `lineage.json`, as SageMaker's actions, contexts, artifacts and associations.
+"""Lineage: the origin of each artifact, in `lineage.json`, as SageMaker's actions, contexts, artifacts and associations.
 
 The entries of a definition's lineage steps are kept as they are. The engine adds each dataset, agent, model, job and report as
 an artifact, with a content hash where it is a local file.

@@ -57,7 +57,7 @@ def _evaluation(location: str) -> Listed:
     state = ExecutionState.model_validate_json(Storage.at(location).read(STATE_FILE))
     if state.status.is_final:
         return Listed(location, state, str(state.status))
-    if not (folder_for(location) / STATE_FILE).is_file():  # nor is there a local folder to fetch it into
+    if not (folder_for(location) / STATE_FILE).is_file():  # there is no local folder to fetch it into either
         status = ExecutionStatus.STOPPED if machine_elsewhere(location) is None else state.status
         return Listed(location, state, str(status))
     evaluation = Evaluation.open(location)

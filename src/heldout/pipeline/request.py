@@ -83,7 +83,7 @@ class AccountSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRequest:
-    """One evaluation, asked for. Relative paths are below `folder`."""
+    """A requested evaluation. Relative paths are below `folder`."""
 
     policies: Policies
     evaluate_base_model: bool
@@ -191,7 +191,7 @@ def evaluation_request(
     text = trained.model if trained else model_text(model)
     if text is None:
         raise ReferenceProblem(
-            f"model {shown(model)} is no model's name, path, URL or ARN, no model package and no trainer"
+            f"model {shown(model)} is not a model's name, path, URL or ARN, a model package or a trainer"
         )
     return EvaluationRequest(
         policies=resolve_policies(

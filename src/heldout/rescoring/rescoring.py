@@ -3,7 +3,7 @@
 No model is called. It adds two files to the run:
 
     scores-<scorer>.parquet   a row a rollout: reward, score, the scorer's metrics, its error
-    agreement-<scorer>.json   confusion at the thresholds, rank correlation, the rollouts that disagree most first
+    agreement-<scorer>.json   confusion at the thresholds, rank correlation, the largest disagreements first
 """
 
 import asyncio
@@ -50,7 +50,7 @@ def rescore(
 ) -> Rescored:
     """Scores every rollout of `run` that has a reward, and writes both files.
 
-    scorer: a function, or `file.py:function`. It takes a RecordedTrajectory and returns a number, with metrics if it likes; see
+    scorer: a function, or `file.py:function`. It takes a RecordedTrajectory and returns a number, optionally with metrics; see
     `heldout.rescoring.scorer`. threshold: a rollout is a success to the scorer when its score is at least this; by default the
     job's success threshold. concurrency: calls of an async scorer at once; a scorer that is not async is called one at a time.
     Earlier files of the same scorer are replaced, each whole or not at all. Raises ReferenceProblem when the scorer cannot be
@@ -79,7 +79,7 @@ def _no_progress(_done: int, _total: int) -> None: ...
 
 
 def _run_to_its_end(work: Coroutine[Any, Any, None]) -> None:
-    """Runs a coroutine; in a thread where an event loop runs already, as in a notebook."""
+    """Runs a coroutine to its end, in a thread of its own if an event loop is already running, as in a notebook."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -32,7 +32,7 @@ class Score:
     """NaN when there is an error."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
-    """Why there is no score: the exception in the scorer, or the value it returned that is no score; else None."""
+    """The exception in the scorer, or the returned value that is not a score; None if there is a score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Scorer:
     """A scorer that is ready to be called."""
 
     name: str
-    """File or module and function, fit for a file's name: `judge-strict` for `judge.py:strict`."""
+    """File or module and function, as used in file names: `judge-strict` for `judge.py:strict`."""
     is_async: bool
     _function: ScorerFunction
     _folder: Path
@@ -69,7 +69,7 @@ class Scorer:
     def of(cls, function: ScorerFunction) -> Self:
         """Takes a function of the calling program. Raises ReferenceProblem when it cannot be called with one argument."""
         if not callable(function):
-            raise ReferenceProblem(f"scorer {shown(function)} is no function; give one, or 'file.py:function'")
+            raise ReferenceProblem(f"scorer {shown(function)} is not a function; give one, or 'file.py:function'")
         name: str = getattr(function, "__qualname__", type(function).__qualname__)
         _check_signature(repr(name), function)
         module: str = getattr(function, "__module__", type(function).__module__) or "scorer"

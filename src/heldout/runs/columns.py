@@ -41,7 +41,7 @@ ROLLOUT_COLUMNS: "list[pa.Field[Any]]" = [
     _KIND,
     described("flags", pa.list_(pa.string()), "what was odd but not fatal"),
 ]
-"""Of `rollouts.parquet`. Where agents report metrics a struct column `metrics` follows, with a float64 field for each."""
+"""Columns of `rollouts.parquet`. If agents report metrics, a struct column `metrics` follows, with a float64 field for each."""
 TRAJECTORY_COLUMNS: "list[pa.Field[Any]]" = [
     _PROMPT,
     _ROLLOUT,
@@ -67,7 +67,7 @@ TRAJECTORY_COLUMNS: "list[pa.Field[Any]]" = [
     described("status", pa.int32(), "HTTP status that the agent got"),
     described("error", pa.string(), "why the call failed; null when it did not"),
 ]
-"""Of `trajectories.parquet`: a row a model call, of every attempt."""
+"""Columns of `trajectories.parquet`: a row a model call, of every attempt."""
 ATTEMPT_COLUMNS: "list[pa.Field[Any]]" = [
     _PROMPT,
     _ROLLOUT,
@@ -87,7 +87,7 @@ ATTEMPT_COLUMNS: "list[pa.Field[Any]]" = [
         "what the agent printed, its last 64 KiB; empty for an agent outside this machine's workers",
     ),
 ]
-"""Of `attempts.parquet`."""
+"""Columns of `attempts.parquet`."""
 COLUMNS: "Mapping[str, list[pa.Field[Any]]]" = {
     "rollouts": ROLLOUT_COLUMNS,
     "trajectories": TRAJECTORY_COLUMNS,

@@ -14,7 +14,7 @@ from heldout.runs.results import read_run_tables
 from heldout.runs.run import JobStatus, Run
 
 _MOVES = 20
-"""How many of the prompts that moved most the document names. The runs' tables hold all of them."""
+"""The number of prompts with the largest changes in the document. The runs' tables have all prompts."""
 _PROMPT_CHARACTERS = 200
 
 
@@ -89,7 +89,7 @@ def comparison_document(comparison: Comparison, prompts: Mapping[str, str]) -> d
 
 
 def prompt_texts(comparison: Comparison, run: Run) -> dict[str, str]:
-    """Returns the text, by key, of the prompts that moved most."""
+    """Returns the text, by key, of the prompts with the largest changes."""
     wanted = {move.key for move in comparison.moves[:_MOVES]}
     return {key: text for _, text in _prompts(run) if (key := _key(text)) in wanted}
 

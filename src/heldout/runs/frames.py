@@ -18,11 +18,11 @@ from heldout.runs.tables import check_tables
 TableName = Literal["rollouts", "trajectories", "attempts"]
 """A table of a run: a row a rollout, a row a turn (model call), a row an attempt."""
 FrameKind = Literal["arrow", "pandas", "polars"]
-"""What a table is returned as: a `pyarrow.Table`, a `pandas.DataFrame` or a `polars.DataFrame`."""
+"""The type of a returned table: a `pyarrow.Table`, a `pandas.DataFrame` or a `polars.DataFrame`."""
 Frame = Any
 """A `pyarrow.Table`, a `pandas.DataFrame` or a `polars.DataFrame`."""
 _ORDER = ("prompt_index", "rollout_index", "attempt", "turn")
-"""Columns to sort by; each table has the first two."""
+"""Columns to sort by. Every table has the first two."""
 _BATCH_ROWS = 4096
 
 
@@ -71,7 +71,7 @@ def check_frame(frame: str) -> None:
 
 
 def framed(table: pa.Table, frame: FrameKind) -> Frame:
-    """Returns a pyarrow table as the kind of frame asked for; `check_frame` has passed."""
+    """Returns a pyarrow table as this kind of frame, which `check_frame` has accepted."""
     if frame == "arrow":
         return table
     return table.to_pandas() if frame == "pandas" else importlib.import_module("polars").from_arrow(table)

@@ -27,12 +27,12 @@ _LIKENESS_ENDS = (0.0, 1.0)
 
 @dataclass(frozen=True, slots=True)
 class PilotPlan:
-    """A plan, and what its pilot run says of the next rollouts."""
+    """A plan, with estimates from its pilot run."""
 
     plan: Plan
     pilot_detectable: float | None = None
-    """The smallest true difference that an evaluation of the pilot's size shows with the power asked for; None without a pilot
-    or with too few prompts."""
+    """The smallest true difference that an evaluation of the pilot's size shows with the requested power; None without a
+    pilot or with too few prompts."""
     next_rollouts: NextRollouts | None = None
     """What more prompts or larger groups would gain over the pilot; None without one."""
 
@@ -40,7 +40,7 @@ class PilotPlan:
 def plan_from_rates(
     difference: float, rate: float, *, correlation: float, likeness: float, power: float, max_prompts: int | None
 ) -> PilotPlan:
-    """Plans for a difference of success rates that are assumed; see `heldout.metrics.planning.spread_from_rates`."""
+    """Plans for a difference between assumed success rates; see `heldout.metrics.planning.spread_from_rates`."""
     spread, *extremes = (
         spread_from_rates(rate, difference, correlation=correlation, likeness=one)
         for one in (likeness, *_LIKENESS_ENDS)
@@ -59,10 +59,10 @@ def plan_from_pilots(
 ) -> PilotPlan:
     """Plans from the spread of one pilot run, or of two that are paired by prompt.
 
-    likeness: how alike the two policies find prompts hard, from -1 to 1; two pilots show it themselves.
+    likeness: the correlation of prompt difficulty between the two policies, from -1 to 1; measured if there are two pilots.
     metric: any name of the success rate or of the mean reward.
-    Raises InputError for more than two pilots; MetricError for another metric, for a pilot that cannot show a spread, or when
-    nothing can be planned.
+    Raises InputError for more than two pilots; MetricError for another metric, for a pilot too small to estimate a spread, or
+    when no plan is possible.
     """
     if len(pilots) > 2:
         raise InputError(f"{len(pilots)} pilot runs; give one, or two to be paired")

@@ -210,7 +210,7 @@ class Recordings:
 
 @contextmanager
 def open_recordings(run: Run) -> Iterator[Recordings]:
-    """Opens the run's trajectories for the time of the context."""
+    """Opens the run's trajectories; leaving the context closes them."""
     with open_tables(run) as folder:
         recordings = Recordings(run, folder)
         try:
@@ -229,7 +229,9 @@ def open_tables(run: Run) -> Iterator[Path]:
         PromptReader(run.prompts_path).close()
     if run.state.status is JobStatus.COMPLETED or not run.has_journal:
         if run.state.status is not JobStatus.COMPLETED and not run.rollouts_path.exists():
-            raise RunError(f"run {run.location} holds no finished rollout; go on with: heldout resume {run.location}")
+            raise RunError(
+                f"run {run.location} holds no finished rollout; continue with: heldout resume {run.location}"
+            )
         check_tables(run.folder)
         yield run.folder
         return
@@ -273,7 +275,7 @@ class _TurnGroups:
         answered = sum(turn["status"] == ANSWERED for turn in turns)
         if answered != num_turns:
             raise RunError(
-                f"trajectories.parquet has {answered} turns of trajectory {trajectory_id} where rollouts.parquet says "
+                f"trajectories.parquet has {answered} turns of trajectory {trajectory_id} and rollouts.parquet has "
                 f"{num_turns}; the two files are not of one run; copy the whole folder again"
             )
         return turns

@@ -8,8 +8,8 @@
     attempts.parquet      a row an attempt
     metrics.json          the numbers
 
-One process at a time works on a run: it holds the lock on `lock`. The lock goes with the process, so a run whose status
-says InProgress and whose lock is free was interrupted.
+One process at a time works on a run: it holds the lock on `lock`. The lock ends with the process, so a run with status
+InProgress and a free lock was interrupted.
 """
 
 import enum
@@ -49,7 +49,7 @@ class JobStatus(enum.StrEnum):
 
 
 class SecondaryStatus(enum.StrEnum):
-    """The job's activity, or how it ended, in the service's words."""
+    """The job's activity or outcome, in the service's words."""
 
     STARTING = "Starting"
     DOWNLOADING = "Downloading"
@@ -78,7 +78,7 @@ class JobState(BaseModel):
     status: JobStatus = JobStatus.IN_PROGRESS
     """`InProgress`, `Completed`, `Failed` or `Stopped`."""
     secondary_status: SecondaryStatus = SecondaryStatus.STARTING
-    """What the job does, or how it ended."""
+    """The job's activity or outcome."""
     failure_reason: str | None = None
     """Why the job failed, in one line."""
     created_at: float = Field(default_factory=time.time)
@@ -98,7 +98,7 @@ class JobState(BaseModel):
 
     @property
     def is_interrupted(self) -> bool:
-        """Whether the job was asked to stop before it was done."""
+        """Whether the job was stopped before it was done."""
         return self.status is JobStatus.STOPPED and self.secondary_status is SecondaryStatus.INTERRUPTED
 
 
@@ -235,7 +235,7 @@ class Run:
         return self.journal_folder.exists() or self.rollouts_path.exists()
 
     def remove(self) -> None:
-        """Removes the folder of a run that has not begun, and the two folders above where they are then empty."""
+        """Removes the folder of a run that has not begun, and the two folders above it if they are then empty."""
         for path in (self.folder / "job.json", self.folder / "lock", self.prompts_path):
             path.unlink(missing_ok=True)
         for folder in (self.folder, *self.folder.parents[:2]):
@@ -246,9 +246,9 @@ class Run:
 
     @contextmanager
     def locked(self, lock: FolderLock | None = None) -> Iterator[None]:
-        """Holds the run's lock and reads `state` as the last holder left it. lock: given if the caller holds it already.
+        """Holds the run's lock and reads the latest `state`. lock: the lock if the caller already holds it.
 
-        Raises RunError when another process has it.
+        Raises RunError when another process holds it.
         """
         lock = lock or FolderLock.take(self.folder)
         try:

@@ -25,7 +25,7 @@ from heldout.runs.run import STATE_KEY, Run
 from heldout.storage import open_atomic
 
 _BATCH_BYTES = 512 * 1024
-"""Bytes of attempts converted to columns at once. As rows of Python objects they take thirty times that."""
+"""Bytes of attempts converted to columns at once. As rows of Python objects they take thirty times as much memory."""
 _TURN_BYTES = 400
 """Bytes that a turn counts in addition to its texts: its numbers and its row."""
 _ROW_GROUP_BYTES = 8 * 1024 * 1024
@@ -144,7 +144,7 @@ def _rollout_schema(metric_names: tuple[str, ...]) -> pa.Schema:
 
 
 def rollout_row(attempt: Attempt, attempts: int, least_success: float, metric_names: tuple[str, ...]) -> dict[str, Any]:
-    """A finished rollout as a row of `rollouts.parquet`. least_success: the least reward of a success."""
+    """Returns a finished rollout as a row of `rollouts.parquet`. least_success: the least reward of a success."""
     reward, failure = attempt.reward, attempt.failure
     row: dict[str, Any] = {
         "prompt_index": attempt.prompt_index,
@@ -172,7 +172,7 @@ def rollout_row(attempt: Attempt, attempts: int, least_success: float, metric_na
 
 
 def turn_row(attempt: Attempt, turn: Turn) -> dict[str, Any]:
-    """A turn as a row of `trajectories.parquet`."""
+    """Returns a turn as a row of `trajectories.parquet`."""
     return {
         "prompt_index": attempt.prompt_index,
         "rollout_index": attempt.rollout_index,
@@ -243,7 +243,7 @@ def read_tables(folder: Path, group_size: int) -> RunTables:
 
 
 def check_tables(folder: Path, names: Sequence[str] = ("rollouts", "trajectories")) -> None:
-    """Raises RunError when one of these tables of a run is missing, cut short, or not what is written here."""
+    """Raises RunError when one of these tables of a run is missing, cut short, or has other columns."""
     for name in names:
         path = folder / f"{name}.parquet"
         try:
@@ -304,7 +304,7 @@ def _read_turns(path: Path, keys: IntArray, group_size: int) -> TurnTable:
 
 
 def _empty_turns(size: int) -> dict[str, Any]:
-    """Room for the columns of a TurnTable: filled in place, they are never in memory twice."""
+    """Allocates the columns of a TurnTable. Filled in place, they are never in memory twice."""
     integers = ("rollout_row", "logprob_zero_count", "logprob_nz_count")
     names = [column.name for column in fields(TurnTable)]
     return {name: np.empty(size, np.int64 if name in integers else np.float64) for name in names}
