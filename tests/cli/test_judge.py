@@ -71,7 +71,7 @@ def better(tmp_path: Path) -> Run:
 def test_compare_says_which_is_better_by_how_much_and_how_sure(heldout: Heldout, worse: Run, better: Run) -> None:
     said = heldout("compare", worse.folder, better.folder)
     assert said.code == 0
-    assert "fine-tuned is better: +0.5" in said.out
+    assert "better is better than worse in pass@1: +0.5" in said.out
     document = heldout("compare", worse.folder, better.folder, "--json").document
     success = document["metrics"]["eval/reward/pass_at_1"]
     assert success["difference"] == pytest.approx(0.5)
@@ -117,9 +117,8 @@ def test_an_option_that_a_comparison_has_no_use_for_is_refused(heldout: Heldout,
 
 def test_runs_of_other_prompts_cannot_be_compared(heldout: Heldout, tmp_path: Path, worse: Run) -> None:
     other = written_run(tmp_path / "other", _groups(BETTER), prompts=[f"another {n}" for n in range(20)])
-    assert worse.state.run_name == other.state.run_name  # told apart by their evaluations
-    said = f"runs '{worse.state.name}/{worse.state.run_name}' and '{other.state.name}/{other.state.run_name}' share no prompt"
-    with pytest.raises(InputError, match=said):
+    assert worse.state.run_name == other.state.run_name  # so the ends of their locations name them
+    with pytest.raises(InputError, match="runs 'worse' and 'other' share no prompt"):
         heldout("compare", worse.folder, other.folder)
 
 
@@ -304,7 +303,7 @@ def test_a_run_that_was_stopped_before_its_first_rollout_says_how_to_go_on(heldo
     run = written_run(tmp_path / "run", [[Play(1.0)]], is_done=False)
     shutil.rmtree(run.journal_folder)
     for command in (("show",), ("gate", "--require", "pass_at_1 >= 0")):
-        with pytest.raises(RunError, match="holds no finished rollout; go on with: heldout resume"):
+        with pytest.raises(RunError, match="holds no finished rollout; continue with: heldout resume"):
             heldout(*command, run.folder)
 
 
@@ -324,3 +323,55 @@ def test_results_are_sliced_by_a_column_of_the_dataset(heldout: Heldout, tmp_pat
     assert found == {"easy": 1.0, "hard": 0.0}
     with pytest.raises(InputError, match="Did you mean 'level'"):
         heldout("show", run.folder, "--slice", "levle")
+
+
+def test_a_run_whose_rollouts_failed_is_not_compared(heldout: Heldout, tmp_path: Path, better: Run) -> None:
+    crashed = written_run(tmp_path / "ck500", [[Play(failure="KeyError: 'answer'")] * 4] * 20)
+    said = heldout("compare", better.folder, crashed.folder)
+    assert said.code == 1
+    words = "not comparable: 80 of 80 rollouts of ck500 failed (agent: raised (80), all KeyError: 'answer')"
+    assert words in " ".join(said.out.split())
+    assert "worse than" not in said.out.split("not comparable")[0]
+    document = heldout("compare", better.folder, crashed.folder, "--json").document
+    assert (document["verdict"], document["comparable"]) == (words, False)
+    (reason,) = document["failures"]["fine_tuned"]["reasons"]
+    assert (reason["kind"], reason["count"], reason["message"]) == ("raised", 80, "KeyError: 'answer'")
+    gated = heldout("gate", crashed.folder, "--no-regression-against", better.folder, "--margin", "1")
+    assert gated.code == 1
+    assert "80 of 80 rollouts of ck500 failed" in gated.out
+
+
+def test_what_differs_between_the_runs_stands_beside_the_verdict(heldout: Heldout, tmp_path: Path, better: Run) -> None:
+    other = _run(tmp_path / "other", WORSE, sampling_temperature=0.5, failed_rollouts="exclude")
+    document = heldout("compare", better.folder, other.folder, "--json").document
+    differing = {one["name"]: (one["base"], one["fine_tuned"]) for one in document["differs"]}
+    assert differing["sampling_temperature"] == ("1.0", "0.5")
+    assert differing["failed_rollouts"] == ("zero", "exclude")
+    assert "sampling_temperature: 1.0 against 0.5" in heldout("compare", better.folder, other.folder).out
+
+
+def test_a_run_is_not_comparable_with_itself_or_with_a_copy_of_itself(
+    heldout: Heldout, tmp_path: Path, better: Run
+) -> None:
+    copy = Path(shutil.copytree(better.folder, tmp_path / "copy"))
+    for run in (better.folder, copy):
+        said = heldout("compare", better.folder, run)
+        assert said.code == 1
+        assert "are the same run" in said.out
+    gated = heldout("gate", better.folder, "--no-regression-against", better.folder, "--margin", "0.5")
+    assert gated.code == 1
+
+
+def test_a_threshold_that_decides_the_verdict_leaves_none(heldout: Heldout, tmp_path: Path) -> None:
+    halves = _run(tmp_path / "halves", [[0.5] * 4] * 20, success_threshold=0.5)
+    whole = _run(tmp_path / "whole", [[1.0, 0.0] * 2] * 20)
+    said = heldout("compare", halves.folder, whole.folder)
+    assert said.code == 1
+    assert "the verdict depends on the success threshold" in " ".join(said.out.split())
+
+
+def test_the_primary_metric_of_a_comparison_is_the_job_s(heldout: Heldout, tmp_path: Path, worse: Run) -> None:
+    run = _run(tmp_path / "run", BETTER, primary_metric="mean reward")
+    document = heldout("compare", worse.folder, run.folder, "--json").document
+    assert document["primary"] == "eval/reward/mean"
+    assert document["verdict"].startswith("run is better than worse in mean reward: +0.50")

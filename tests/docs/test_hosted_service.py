@@ -71,7 +71,7 @@ def test_the_page_does_what_it_says(tmp_path: Path) -> None:
             environment["HELDOUT_REGISTRY"] = (
                 "buckets.toml"  # the output is the server's folder, not an S3 of the client's
             )
-            assert "fine-tuned is better" in run([sys.executable, "-c", evaluator], tmp_path, environment)
+            assert "fine-tuned-model-eval is better" in run([sys.executable, "-c", evaluator], tmp_path, environment)
             assert "pass@1" in run(["sh", "-c", evaluate], tmp_path, environment)
             here = evaluate_here.replace("http://127.0.0.1:8000/v1#my-model", tuned)
             here = here.replace("https://my-tunnel.example", f"http://127.0.0.1:{runtime_port}")

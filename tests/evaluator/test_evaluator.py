@@ -155,7 +155,7 @@ def test_one_call_tells_whether_fine_tuning_helped(models: Models, capsys: pytes
     assert (found["base"], found["fine_tuned"], found["difference"]) == (0.0, 1.0, 1.0)
     assert found["interval"][0] > 0
     assert found["p_value"] < 0.05
-    assert compared["verdict"].startswith("fine-tuned is better: +1.00")
+    assert compared["verdict"].startswith("fine-tuned-model-eval is better than base-model-eval in pass@1: +1.00")
     assert {name: len(rows) for name, rows in execution.rollouts().groupby("run")} == {
         "base-model-eval": 16,
         "fine-tuned-model-eval": 16,
@@ -172,7 +172,7 @@ def test_one_call_tells_whether_fine_tuning_helped(models: Models, capsys: pytes
     said = capsys.readouterr().out
     assert "Eval mode      : Base + Fine-tuned comparison" in said
     execution.show_results()
-    assert "fine-tuned is better" in capsys.readouterr().out
+    assert "fine-tuned-model-eval is better" in capsys.readouterr().out
     again = Execution.get(execution.arn)
     assert again.path == execution.path
     assert Execution.get(execution.path).arn == execution.arn

@@ -85,7 +85,7 @@ def test_a_comparison_and_a_ranking_know_that_less_is_better(run: Run, heldout: 
     worse, twin = (written_run(tmp_path / name, [[GOOD, WASTED, WASTED, WASTED]] * 8) for name in ("worse", "twin"))
     compared = json.loads(heldout("compare", run.folder, worse.folder, "--json"))["metrics"]["custom/wasted_frac"]
     assert compared["difference"] == pytest.approx(24 / 32 - 9 / 32)
-    assert compared["verdict"].startswith("fine-tuned is worse: +0.47")
+    assert compared["verdict"].startswith("worse is worse than run in wasted: +0.47")
     assert "share of wasted rollouts" in heldout("compare", run.folder, worse.folder)
     folders = (worse.folder, run.folder, twin.folder)
     ranked = json.loads(heldout("compare", *folders, "--metric", "wasted", "--json"))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from heldout.errors import MetricError
-from heldout.metrics.comparison import Comparison, Side, compare, holm
+from heldout.metrics.comparison import Comparison, Side, compare
+from heldout.metrics.failures import FailureReason
+from heldout.metrics.multiplicity import holm
 from heldout.metrics.ranking import rank
 from heldout.metrics.settings import MetricSettings
-from heldout.metrics.table import RolloutTable
+from heldout.metrics.table import FloatArray, RolloutTable
 
 SETTINGS = MetricSettings(pass_k_values=(1, 2), success_threshold=1.0)
 Groups = Mapping[str, Sequence[float | None]]
@@ -33,6 +36,11 @@ def side(name: str, groups: Groups, *, is_partial: bool = False, **agent_metrics
     )
     metrics = {metric: np.array(values) for metric, values in agent_metrics.items()}
     return Side(name, table, {i: key.split("#")[0] for i, key in enumerate(groups)}, metrics, is_partial)
+
+
+def with_metrics(name: str, groups: Groups, metrics: Mapping[str, FloatArray]) -> Side:
+    """metrics: the agent's, shape (num_rollouts,) each."""
+    return replace(side(name, groups), agent_metrics=metrics)
 
 
 def compared(base: Groups, tuned: Groups, *, margin: float | None = None) -> Comparison:
@@ -65,13 +73,13 @@ def test_the_same_prompt_listed_twice_is_one_group() -> None:
 
 def test_a_clear_gain_is_called_better_with_its_numbers() -> None:
     found = compared(all_same(0.0, prompts=20), all_same(1.0, prompts=20))
-    assert found.verdict == "fine-tuned is better: +1.00 [1.00, 1.00]"
+    assert found.verdict == "tuned is better than base in pass@1: +1.00 [1.00, 1.00]"
     assert found.metrics["eval/reward/pass_at_1"].p_value < 0.001
 
 
 def test_a_clear_loss_is_called_worse() -> None:
     found = compared(all_same(1.0, prompts=20), all_same(0.0, prompts=20))
-    assert found.verdict.startswith("fine-tuned is worse: -1.00")
+    assert found.verdict.startswith("tuned is worse than base in pass@1: -1.00")
     assert found.metrics["eval/reward/pass_at_1"].p_value == pytest.approx(1e-4)  # none of 9,999 subsets does as much
     assert found.primary == "eval/reward/pass_at_1"  # it succeeded once: that is what the verdict is about
 
@@ -82,14 +90,19 @@ def test_no_shown_difference_says_what_could_have_been_seen() -> None:
     found = compared(base, tuned)
     detectable = found.metrics["eval/reward/pass_at_1"].detectable
     assert detectable is not None
-    assert found.verdict == f"no difference could be shown; this evaluation could have seen {detectable:.2f} or more"
+    assert found.verdict == (
+        "no difference in pass@1 between tuned and base could be shown; "
+        f"this evaluation could have seen {detectable:.2f} or more"
+    )
 
 
 def test_too_few_prompts_give_no_verdict() -> None:
     found = compared(all_same(0.0, prompts=6), all_same(1.0, prompts=6))
     assert found.metrics["eval/reward/pass_at_1"].interval is None
     assert found.metrics["eval/reward/pass_at_1"].p_value == 1.0
-    assert found.verdict == "no verdict: 6 shared prompts, and fewer than 7 cannot show any difference"
+    assert found.verdict == (
+        "no verdict on pass@1 of tuned against base: 6 shared prompts, and fewer than 7 cannot show any difference"
+    )
 
 
 def test_seven_prompts_that_all_move_are_enough() -> None:
@@ -97,7 +110,7 @@ def test_seven_prompts_that_all_move_are_enough() -> None:
     # Of all 2**7 sign flips only the data themselves do as much: a half, on either side.
     assert found.metrics["eval/reward/pass_at_1"].p_value == pytest.approx(2 * 0.5 / 2**7)
     assert found.metrics["eval/reward/pass_at_1"].detectable == 0  # they do not scatter at all
-    assert found.verdict.startswith("fine-tuned is better")
+    assert found.verdict.startswith("tuned is better")
 
 
 def test_rewards_that_cannot_be_added_up_are_not_compared_and_the_successes_are() -> None:
@@ -123,7 +136,9 @@ def test_rewards_that_are_the_same_in_both_runs_bound_no_change() -> None:
     found = compared(same, same).metrics["eval/reward/mean"]
     assert found.interval is None
     assert found.detectable is None
-    assert found.verdict == "no prompt differs, and nothing bounds how far one could"
+    assert found.verdict == (
+        "no prompt differs in mean reward between tuned and base, and nothing bounds how far one could"
+    )
 
 
 def test_metrics_of_the_agent_are_compared_where_both_runs_have_them() -> None:
@@ -141,14 +156,20 @@ def test_metrics_of_the_agent_are_compared_where_both_runs_have_them() -> None:
         7,
     )  # the first and the last prompt have one side
     assert (
-        steps.verdict == "fine-tuned is lower: -2.50 [-2.50, -2.50]"
+        steps.verdict == "tuned is lower than base in agent: steps: -2.50 [-2.50, -2.50]"
     )  # the catalog says that neither direction is better
 
 
-def test_nothing_ever_succeeds_so_the_mean_reward_decides() -> None:
-    found = compared(all_same(0.1, prompts=10), all_same(0.4, prompts=10))
-    assert found.primary == "eval/reward/mean"
-    assert found.verdict.startswith("fine-tuned is better: +0.30")
+def test_the_primary_metric_stays_what_it_was_when_nothing_succeeds_and_the_verdict_names_the_other() -> None:
+    base, tuned = (side(name, all_same(reward, prompts=10)) for name, reward in (("base", 0.1), ("tuned", 0.4)))
+    found = compare(base, tuned, SETTINGS)
+    assert found.primary == "eval/reward/pass_at_1"
+    assert found.verdict.startswith("no difference in pass@1 between tuned and base could be shown")
+    assert found.verdict.endswith("; but better in mean reward: +0.30 [0.30, 0.30]")
+    assert any("-H primary_metric='mean reward'" in note for note in found.notes)
+    by_reward = compare(base, tuned, replace(SETTINGS, primary_metric="mean reward"))
+    assert by_reward.primary == "eval/reward/mean"
+    assert by_reward.verdict == "tuned is better than base in mean reward: +0.30 [0.30, 0.30]"
 
 
 def test_small_samples_use_every_sign_flip() -> None:
@@ -183,7 +204,7 @@ def test_the_interval_leaves_out_zero_exactly_when_the_p_value_is_small(prompts:
             continue
         low, high = metric.interval
         assert (low > 0 or high < 0) == (metric.p_value <= 0.05)
-        assert low <= metric.difference <= high
+        assert low - 1e-12 <= metric.difference <= high + 1e-12
         assert ("better" in metric.verdict or "worse" in metric.verdict or "higher" in metric.verdict) == (
             metric.p_value <= 0.05
         )
@@ -272,7 +293,7 @@ def test_a_run_that_does_not_say_what_its_prompts_are_cannot_be_compared() -> No
 
 
 def test_a_prompt_whose_rollouts_all_failed_and_are_excluded_is_not_shared() -> None:
-    exclude = MetricSettings((1,), 1.0, failed_rollouts="exclude")
+    exclude = MetricSettings((1,), 1.0, failed_rollouts="exclude", max_failed_share=1.0)
     found = compare(side("base", {"a": [None], "b": [1.0]}), side("tuned", {"a": [1.0], "b": [1.0]}), exclude)
     assert (found.num_prompts, found.only_fine_tuned) == (1, ("a",))
 
@@ -283,9 +304,171 @@ def test_holm_by_hand() -> None:
     assert holm([0.9, 0.8]) == [1.0, 1.0]
 
 
-def test_more_metrics_never_lower_a_corrected_p_value() -> None:
-    found = compared(all_same(0.0, prompts=10), all_same(1.0, prompts=10))
+@pytest.mark.parametrize("prompts", [2, 5, 6, 7, 10])
+def test_a_corrected_p_value_is_never_smaller_than_the_p_value(prompts: int) -> None:
+    found = compared(all_same(0.0, prompts=prompts), all_same(1.0, prompts=prompts))
     assert all(metric.adjusted_p_value >= metric.p_value for metric in found.metrics.values())
+
+
+def test_the_primary_metric_pays_nothing_for_the_others() -> None:
+    rng = np.random.default_rng(4)
+    base, tuned = ({f"p{i}": [float(x) for x in rng.random(2) < rate] for i in range(40)} for rate in (0.4, 0.6))
+    noise = {f"noise{n}": rng.random(80) for n in range(10)}
+    alone, among = (
+        compared(base, tuned),
+        compare(with_metrics("base", base, noise), with_metrics("tuned", tuned, noise), SETTINGS),
+    )
+    primary = among.metrics[among.primary]
+    assert primary.p_value == alone.metrics[alone.primary].p_value
+    assert primary.adjusted_p_value == primary.p_value
+    others = [metric for metric in among.metrics.values() if metric.name != among.primary]
+    assert all(metric.adjusted_p_value >= primary.p_value for metric in others)
+
+
+def test_constants_and_duplicates_cost_the_other_metrics_nothing() -> None:
+    rng = np.random.default_rng(5)
+    base, tuned = ({f"p{i}": [float(x) for x in rng.random(2) < rate] for i in range(40)} for rate in (0.3, 0.7))
+    steps = rng.random(80), rng.random(80) + 0.2
+    few = compare(
+        with_metrics("base", base, {"steps": steps[0]}), with_metrics("tuned", tuned, {"steps": steps[1]}), SETTINGS
+    )
+    idle = {f"constant{n}": np.full(80, float(n)) for n in range(5)}
+    copies = [{f"copy{n}": (n + 2) * values for n in range(5)} for values in steps]
+    many = compare(
+        with_metrics("base", base, {"steps": steps[0], **idle, **copies[0]}),
+        with_metrics("tuned", tuned, {"steps": steps[1], **idle, **copies[1]}),
+        SETTINGS,
+    )
+    for name, metric in few.metrics.items():
+        assert many.metrics[name].adjusted_p_value == pytest.approx(metric.adjusted_p_value)
+    # With rewards 0 and 1 the mean reward is pass@1 over again.
+    reward, success = many.metrics["eval/reward/mean"], many.metrics["eval/reward/pass_at_1"]
+    assert reward.adjusted_p_value == success.adjusted_p_value
+    assert many.metrics["agent/constant1"].adjusted_p_value == 1.0
+    assert many.metrics["agent/copy3"].adjusted_p_value == many.metrics["agent/steps"].adjusted_p_value
+
+
+def test_a_verdict_that_the_mean_reward_contradicts_says_so_in_the_same_sentence() -> None:
+    # Six prompts of forty succeed now; all others lose half of their partial credit.
+    base = {f"p{i}": [0.8, 0.8] for i in range(40)}
+    tuned = {f"p{i}": [1.0, 1.0] if i < 6 else [0.4, 0.4] for i in range(40)}
+    found = compared(base, tuned)
+    assert (found.wins, found.losses) == (6, 34)
+    assert found.verdict.startswith("tuned is better than base in pass@1: +0.15 [")
+    assert "; but worse in mean reward: -0.31 [" in found.verdict
+
+
+REASONS = (FailureReason("agent", "raised", 24, "KeyError: 'answer'", 24),)
+
+
+def test_a_side_whose_rollouts_failed_gets_no_verdict() -> None:
+    base = side("base", all_same(1.0, prompts=12))
+    crashed = replace(side("ck500", {f"p{i}": [None, None] for i in range(12)}), reasons=REASONS)
+    for rule in (SETTINGS, replace(SETTINGS, failed_rollouts="exclude")):
+        found = compare(base, crashed, rule)
+        assert found.verdict == (
+            "not comparable: 24 of 24 rollouts of ck500 failed (agent: raised (24), all KeyError: 'answer')"
+        )
+        assert not found.is_comparable
+        assert "worse" not in " ".join(metric.verdict for metric in found.metrics.values())
+
+
+def test_a_run_with_too_many_failures_is_shown_with_both_readings() -> None:
+    base = side("base", {f"p{i}": [float(i % 2), 0.0, 1.0, 1.0] for i in range(20)})
+    tuned = side("tuned", {f"p{i}": [1.0, 1.0, 1.0, None] for i in range(20)})
+    found = compare(base, tuned, SETTINGS)
+    assert found.not_comparable == "20 of 80 rollouts of tuned failed"
+    as_zero, left_out = found.readings
+    assert as_zero.startswith("with failed rollouts as reward 0: tuned is better than base in pass@1: +0.12")
+    assert left_out.startswith("with failed rollouts left out: tuned is better than base in pass@1: +0.38")
+    accepted = compare(base, tuned, replace(SETTINGS, max_failed_share=0.25))
+    assert accepted.verdict.startswith("tuned is better than base in pass@1: +0.12")
+    assert accepted.readings == ()
+
+
+def test_failures_stand_beside_a_verdict_with_their_hint() -> None:
+    tuned = side("tuned", {f"p{i}": [1.0, None if i == 3 else 1.0] for i in range(12)})
+    reason = FailureReason("agent", "raised", 1, "KeyError: 'answer'", 1)
+    found = compare(side("base", all_same(0.0, prompts=12)), replace(tuned, reasons=(reason,)), SETTINGS)
+    assert found.is_comparable
+    assert found.notes[0].startswith(
+        "1 of 24 rollouts of tuned failed (agent: raised (1), KeyError: 'answer'): the agent reads"
+    )
+
+
+@pytest.mark.parametrize(("rule", "words"), [("zero", " failed, 0.0%"), ("exclude", " failed and were left out, 0.0%")])
+def test_a_verdict_says_that_one_side_failed_more_often(rule: Literal["zero", "exclude"], words: str) -> None:
+    # A policy that loses some of its failing rollouts to crashes looks better than it is when those are left out.
+    base = side("base", {f"p{i}": [1.0, 1.0, 0.0, 0.0] for i in range(40)})
+    tuned = side("tuned", {f"p{i}": [1.0, 1.0, 0.0, None if i < 15 else 0.0] for i in range(40)})
+    found = compare(base, tuned, replace(SETTINGS, failed_rollouts=rule))
+    assert f"; but 9.4% of the rollouts of tuned{words} of those of base (p " in found.verdict
+
+
+def test_a_verdict_says_that_one_side_was_played_again_more_often() -> None:
+    groups = {f"p{i}": [1.0, 0.0] for i in range(20)}
+    base = replace(side("base", groups), is_retried=np.zeros(40, dtype=np.bool_))
+    tuned = replace(side("tuned", groups), is_retried=np.tile([True, False], 20))
+    found = compare(base, tuned, SETTINGS)
+    assert "; but 50.0% of the rollouts of tuned were played again, 0.0% of those of base (p " in found.verdict
+    same = compare(base, replace(base, name="tuned"), SETTINGS)
+    assert "played again" not in same.verdict
+
+
+def test_equal_failure_rates_are_called_different_in_one_comparison_of_twenty_at_most() -> None:
+    rng = np.random.default_rng(8)
+
+    def failing(name: str) -> Side:
+        return side(name, {f"p{i}": [None if rng.random() < 0.08 else 1.0 for _ in range(4)] for i in range(30)})
+
+    settings = replace(SETTINGS, max_failed_share=1.0)
+    said = sum("failed" in compare(failing("base"), failing("tuned"), settings).verdict for _ in range(100))
+    assert said <= 10  # 5 expected; more than 10 in 1 of 100 such tests
+
+
+def test_a_verdict_that_depends_on_the_success_threshold_is_none() -> None:
+    # Always 0.5, played for threshold 0.5, against 0 or 1, played for threshold 1.
+    base = replace(side("base", all_same(0.5, prompts=20)), success_threshold=0.5)
+    tuned = replace(side("tuned", {f"p{i}": [1.0, 0.0] for i in range(20)}), success_threshold=1.0)
+    found = compare(base, tuned, SETTINGS)
+    assert found.verdict.startswith("not comparable: the verdict depends on the success threshold")
+    assert "at success_threshold 1: tuned is better than base in pass@1: +0.50" in found.verdict
+    assert "at 0.5: tuned is worse than base in pass@1: -0.50" in found.verdict
+
+
+def test_different_thresholds_that_agree_are_a_note() -> None:
+    base = replace(side("base", all_same(0.0, prompts=20)), success_threshold=0.5)
+    tuned = replace(side("tuned", all_same(1.0, prompts=20)), success_threshold=1.0)
+    found = compare(base, tuned, SETTINGS)
+    assert found.verdict == "tuned is better than base in pass@1: +1.00 [1.00, 1.00]"
+    assert found.notes == (
+        "the runs have success thresholds 0.5 and 1; successes of both are counted again at one of them",
+    )
+
+
+def test_a_run_against_itself_says_so() -> None:
+    base = replace(side("base", all_same(1.0)), identity="arn 1")
+    assert (
+        compare(base, replace(base, name="copy"), SETTINGS).verdict == "not comparable: base and copy are the same run"
+    )
+
+
+def test_a_primary_metric_that_the_runs_lack_is_named_with_the_nearest() -> None:
+    base, tuned = side("base", all_same(1.0)), side("tuned", all_same(1.0))
+    with pytest.raises(MetricError, match=r"metric 'pas@2' is the primary metric, .*Did you mean 'pass@2'"):
+        compare(base, tuned, replace(SETTINGS, primary_metric="pas@2"))
+    assert compare(base, tuned, replace(SETTINGS, primary_metric="pass@2")).primary == "eval/reward/pass_at_2"
+
+
+def test_a_run_with_too_many_failures_is_not_ranked() -> None:
+    runs = [side("x", all_same(1.0)), side("y", all_same(0.0)), side("z", {f"p{i}": [1.0, None] for i in range(8)})]
+    found = rank(runs, SETTINGS)
+    assert [run.name for run in found.runs] == ["x", "y"]
+    assert found.notes == ("not ranked: 8 of 16 rollouts of z failed",)
+    with pytest.raises(
+        MetricError, match="fewer than two runs can be ranked; not ranked: 8 of 16 rollouts of z failed"
+    ):
+        rank(runs[1:], SETTINGS)
 
 
 def test_a_ranking_shows_ties_as_ties() -> None:

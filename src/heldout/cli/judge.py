@@ -30,15 +30,24 @@ def compare_command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two runs: which is better, by how much, and how sure is that? Rank more than two."""
+    """Compare two runs: which is better, by how much, and how sure is that? Rank more than two.
+
+    Exits with 1 when the runs are not comparable, such as after too many failures.
+    """
     if len(runs) > 2:
         if margin is not None:
             raise InputError("--margin belongs to a comparison of two runs; leave it out to rank more")
-        print_result(results.rank(runs, metric=metric or SUCCESS_RATE), as_json=as_json)
+        ranked = results.rank(runs, metric=metric or SUCCESS_RATE)
+        print_result(ranked, as_json=as_json)
+        if len(ranked.runs) < len(runs):
+            raise typer.Exit(EXIT_FAILED)
         return
     if metric is not None:
         raise InputError("--metric ranks more than two runs; leave it out: a comparison of two shows every metric")
-    print_result(results.compare(*runs, margin=margin), as_json=as_json)
+    compared = results.compare(*runs, margin=margin)
+    print_result(compared, as_json=as_json)
+    if not compared.is_comparable:
+        raise typer.Exit(EXIT_FAILED)
 
 
 def plan_command(

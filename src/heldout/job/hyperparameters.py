@@ -39,6 +39,8 @@ class Specification:
             return "one of " + ", ".join(self.choices)
         if isinstance(self.default, bool):
             return "true or false"
+        if isinstance(self.default, str):
+            return f"a name, such as {self.default}"
         if isinstance(self.default, tuple):
             return "a list of integers from 1 up, such as [1, 4, 16]"
         kind = "an integer" if isinstance(self.default, int) else "a number"
@@ -65,6 +67,8 @@ class Specification:
             return value if isinstance(value, str) and value in self.choices else None
         if isinstance(self.default, bool):
             return value if isinstance(value, bool) else None
+        if isinstance(self.default, str):
+            return value if isinstance(value, str) and value.strip() else None
         if isinstance(self.default, tuple):
             return _counts(value)
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -185,6 +189,18 @@ SPECIFICATIONS: Mapping[str, Specification] = {
             "what a rollout that failed for good counts as: reward 0, or nothing",
             choices=("zero", "exclude"),
         ),
+        Specification(
+            "max_failed_share",
+            0.1,
+            "the greatest share of failed rollouts with which the numbers are whole; above it they are incomplete",
+            0,
+            1,
+        ),
+        Specification(
+            "primary_metric",
+            "pass@1",
+            "the metric that a comparison's verdict is about, by any of its names",
+        ),
         Specification("seed", 0, "what every rollout's sampling seed is drawn from", 0, _MOST),
     )
 }
@@ -217,6 +233,8 @@ class Hyperparameters:
     isolate_attempts: bool
     logprobs: bool
     failed_rollouts: str
+    max_failed_share: float
+    primary_metric: str
     seed: int
 
     def __init__(self, values: Mapping[str, object] | None = None) -> None:

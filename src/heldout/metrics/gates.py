@@ -104,6 +104,8 @@ def check_no_regression(comparison: Comparison, margin: float, metric: str | Non
     name = comparison.primary if metric is None else resolve(metric, comparison.metrics, problem="was not compared")
     found = comparison.metrics[name]
     text = f"no regression of {name} beyond {margin:g}"
+    if comparison.not_comparable:
+        return GateResult(text, False, f"{name} cannot be judged: {comparison.not_comparable}")
     if found.interval is None:
         return GateResult(text, False, f"{name} cannot be judged: {found.verdict}")
     low, high = found.interval
@@ -111,6 +113,7 @@ def check_no_regression(comparison: Comparison, margin: float, metric: str | Non
     is_lower_better = described is not None and described.direction is Direction.LOWER
     least_loss, most_loss = (low, high) if is_lower_better else (-high, -low)
     numbers = f"difference {found.difference:+.4g} [{low:.4g}, {high:.4g}] on {found.num_prompts} prompts"
+    numbers = f"{comparison.fine_tuned} against {comparison.base}, {numbers}"
     if most_loss <= greatest_meeting(margin):
         return GateResult(text, True, f"{name}: {numbers}, so a loss of more than {margin:g} is ruled out")
     if least_loss > margin:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 
 from heldout.errors import MetricError
+from heldout.metrics.failures import FailureReason
 from heldout.metrics.sample import Sample
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.table import BoolArray, FloatArray, IntArray, RolloutTable
@@ -23,6 +24,24 @@ class Side:
     """By name, shape (num_rollouts,), NaN where the agent gave none."""
     is_partial: bool = False
     """Whether the run ended before all its rollouts were played."""
+    reasons: tuple[FailureReason, ...] = ()
+    """Why rollouts failed for good, the commonest first."""
+    is_retried: BoolArray | None = None
+    """Shape (num_rollouts,): whether a rollout took more than one attempt; None when unknown."""
+    success_threshold: float | None = None
+    """The threshold that the run was played for; None: that of the comparison."""
+    identity: str = ""
+    """Two sides with the same one are the same run; empty when unknown."""
+
+    @property
+    def num_failed(self) -> int:
+        """Rollouts that failed for good."""
+        return int((~self.rollouts.is_scored).sum())
+
+    @property
+    def failed_share(self) -> float:
+        """In [0, 1]; 0 without rollouts."""
+        return self.num_failed / max(1, self.rollouts.num_rollouts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +51,7 @@ class SharedPrompts:
     rollouts: RolloutTable
     sample: Sample
     agent_metrics: dict[str, FloatArray]
+    is_retried: BoolArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +92,8 @@ def only_keys(side: Side, keys: Container[str]) -> Side:
     prompts, of_row = np.unique(side.rollouts.prompt_index, return_inverse=True)
     kept = np.array([_key_of(side, int(prompt)) in keys for prompt in prompts], dtype=np.bool_)[of_row]
     agent_metrics = {name: values[kept] for name, values in side.agent_metrics.items()}
-    return replace(side, rollouts=_rows(side.rollouts, kept), agent_metrics=agent_metrics)
+    is_retried = None if side.is_retried is None else side.is_retried[kept]
+    return replace(side, rollouts=_rows(side.rollouts, kept), agent_metrics=agent_metrics, is_retried=is_retried)
 
 
 def _rows(rollouts: RolloutTable, kept: BoolArray) -> RolloutTable:
@@ -102,7 +123,8 @@ def _share(side: Side, keys: tuple[str, ...], settings: MetricSettings) -> Share
     shared = positions >= 0
     rollouts = replace(_rows(side.rollouts, shared), prompt_index=positions[shared])
     agent_metrics = {name: values[shared] for name, values in side.agent_metrics.items()}
-    return SharedPrompts(rollouts, Sample.of(rollouts, settings), agent_metrics)
+    is_retried = None if side.is_retried is None else side.is_retried[shared]
+    return SharedPrompts(rollouts, Sample.of(rollouts, settings), agent_metrics, is_retried)
 
 
 def _notes(*sides: tuple[Side, dict[str, None], tuple[str, ...]]) -> list[str]:

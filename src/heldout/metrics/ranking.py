@@ -8,8 +8,9 @@ import numpy as np
 
 from heldout.errors import MetricError
 from heldout.metrics.catalog import SUCCESS_RATE, find, resolve
-from heldout.metrics.comparison import compare, holm
+from heldout.metrics.comparison import SideFailures, compare
 from heldout.metrics.metric import Direction
+from heldout.metrics.multiplicity import holm
 from heldout.metrics.pairing import Side, only_keys
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.table import BoolArray
@@ -37,6 +38,8 @@ class Ranking:
     """Best rank first, equal ranks by value."""
     num_prompts: int
     """Prompts that all runs share."""
+    notes: tuple[str, ...]
+    """Failures, and which runs are not ranked for theirs."""
 
 
 def rank(sides: Sequence[Side], settings: MetricSettings, *, metric: str = SUCCESS_RATE) -> Ranking:
@@ -44,12 +47,16 @@ def rank(sides: Sequence[Side], settings: MetricSettings, *, metric: str = SUCCE
 
     A run is better than another only if the corrected p-value says so. Ties are therefore not transitive: a may tie with b and b
     with c while a is better than c. A greater value is better, unless the metric's direction is lower.
+    A run with a larger share of failed rollouts than `settings.max_failed_share` is not ranked; a note says so.
     metric: any name of a metric that is compared, such as `pass@1` or `mean reward`.
-    Raises MetricError for fewer than two runs, equal names, no shared prompt, or a metric that the runs cannot give.
+    Raises MetricError for fewer than two runs that can be ranked, equal names, no shared prompt, or a metric that the runs
+    cannot give.
     """
     names = [side.name for side in sides]
     if len(names) < 2 or len(set(names)) < len(names):
         raise MetricError(f"a ranking needs at least two runs with different names; got {names}")
+    sides, notes = _whole(sides, settings)
+    names = [side.name for side in sides]
     shared = set.intersection(*(set(side.prompt_keys.values()) for side in sides))
     sides = [only_keys(side, shared) for side in sides]
     pairs = list(combinations(range(len(sides)), 2))
@@ -68,7 +75,22 @@ def rank(sides: Sequence[Side], settings: MetricSettings, *, metric: str = SUCCE
             beats[(b, a) if (pair.difference > 0) is not is_lower_better else (a, b)] = True
     runs = [_ranked(a, names, values, beats) for a in range(len(sides))]
     runs.sort(key=lambda run: (run.rank, run.value if is_lower_better else -run.value))
-    return Ranking(metric, tuple(runs), found[0].num_prompts)
+    return Ranking(metric, tuple(runs), found[0].num_prompts, notes)
+
+
+def _whole(sides: Sequence[Side], settings: MetricSettings) -> tuple[list[Side], tuple[str, ...]]:
+    """The runs whose numbers are whole, and a note on each run with failures."""
+    failures = [SideFailures.of(side) for side in sides]
+    is_whole = [one.is_within(settings.max_failed_share) for one in failures]
+    notes = tuple(
+        str(one) if whole else f"not ranked: {one}"
+        for one, whole in zip(failures, is_whole, strict=True)
+        if one.failed or not whole
+    )
+    kept = [side for side, whole in zip(sides, is_whole, strict=True) if whole]
+    if len(kept) < 2:
+        raise MetricError(f"fewer than two runs can be ranked; {'; '.join(notes)}")
+    return kept, notes
 
 
 def _ranked(a: int, names: list[str], values: dict[int, float], beats: BoolArray) -> RankedRun:

@@ -14,8 +14,8 @@ TOLERANCE = 1e-6
 class MetricSettings:
     """How rewards become successes and numbers.
 
-    Raises MetricError for a k below 1, a threshold that is not a finite number, a confidence outside (0, 1) or an unknown
-    rule for failed rollouts.
+    Raises MetricError for a k below 1, a threshold that is not a finite number, a share outside [0, 1], a confidence outside
+    (0, 1) or an unknown rule for failed rollouts.
     """
 
     pass_k_values: tuple[int, ...]
@@ -24,6 +24,11 @@ class MetricSettings:
     """A rollout succeeds when its reward is at least this, within `TOLERANCE`."""
     failed_rollouts: Literal["zero", "exclude"] = "zero"
     """`zero`: a failed rollout has reward 0 and no success. `exclude`: it is left out, so groups may be unequal."""
+    max_failed_share: float = 0.1
+    """The greatest share of failed rollouts with which a run's numbers are whole. Above it they are incomplete: shown with failed
+    rollouts as 0 and with failed rollouts left out, and compared with no other run."""
+    primary_metric: str = "pass@1"
+    """The metric that a comparison's verdict is about, by any of its names. It is fixed before the runs are looked at."""
     confidence: float = 0.95
     """Confidence level of every interval and test, in (0, 1)."""
     seed: int = 0
@@ -35,6 +40,10 @@ class MetricSettings:
                 raise MetricError(f"pass_k_values has {shown(k)}; every k must be an integer from 1 up")
         if not abs(self.success_threshold) < float("inf"):
             raise MetricError(f"success_threshold is {self.success_threshold!r}; it must be a finite number")
+        if not 0 <= self.max_failed_share <= 1:
+            raise MetricError(
+                f"max_failed_share is {self.max_failed_share!r}; it must lie between 0 and 1, such as 0.1"
+            )
         if not 0 < self.confidence < 1:
             raise MetricError(f"confidence is {self.confidence!r}; it must lie between 0 and 1, such as 0.95")
         if self.failed_rollouts not in FAILED_ROLLOUTS:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from heldout.metrics.catalog import find, label
 from heldout.metrics.metric import Direction, Mean, Metric, PromptMean, Result, RowMean
 from heldout.metrics.sample import linearized
 from heldout.metrics.subset_means import SubsetMeans, detectable_difference, least_prompts
@@ -32,6 +33,13 @@ class Equivalence:
     is_equivalent: bool
 
 
+class Candidates(NamedTuple):
+    """The names of the two runs that a verdict is about."""
+
+    base: str
+    fine_tuned: str
+
+
 @dataclass(frozen=True, slots=True)
 class MetricComparison:
     """One metric in two runs, on the prompts they share."""
@@ -46,7 +54,8 @@ class MetricComparison:
     p_value: float
     """Two-sided, against no difference; of this metric alone. 1 with too few prompts to judge."""
     adjusted_p_value: float
-    """Corrected (Holm) for looking at all metrics of the comparison."""
+    """The same for the primary metric, which is tested by itself. For another metric: corrected (Holm) for looking at all of
+    these, and never smaller than the primary metric's, since they are tested after it. Never smaller than `p_value`."""
     detectable: float | None
     """The smallest difference this evaluation would have shown with probability 0.8."""
     num_prompts: int
@@ -121,11 +130,11 @@ def _prompt_sums(mean: Mean) -> _PromptSums:
 
 
 def judge(
-    columns: MetricColumns, means: SubsetMeans, adjusted_p_value: float, *, confidence: float, margin: float | None
+    columns: MetricColumns, means: SubsetMeans, candidates: Candidates, *, confidence: float, margin: float | None
 ) -> MetricComparison:
-    """Compare two runs by one metric. means: the subset means of `columns.differences`.
+    """Compare two runs by one metric, by itself: the corrected p-value is the p-value.
 
-    adjusted_p_value: corrected over all metrics of the comparison. margin: the largest difference that does not matter.
+    means: the subset means of `columns.differences`. margin: the largest difference that does not matter.
     """
     differences = columns.differences
     found = _Found(
@@ -142,11 +151,11 @@ def judge(
         difference=found.difference,
         interval=found.interval,
         p_value=found.p_value,
-        adjusted_p_value=adjusted_p_value,
+        adjusted_p_value=found.p_value,
         detectable=found.detectable,
         num_prompts=len(differences),
         equivalence=found.equivalence,
-        verdict=_verdict(columns, found, confidence),
+        verdict=_verdict(columns, found, candidates, confidence),
     )
 
 
@@ -187,8 +196,20 @@ def _equivalence(columns: MetricColumns, means: SubsetMeans, margin: float, conf
     )
 
 
-def _verdict(columns: MetricColumns, found: _Found, confidence: float) -> str:
-    words = _difference_words(columns, found, confidence)
+def difference_text(found: MetricComparison) -> str:
+    """The difference with its interval: `+0.16 [0.05, 0.27]`."""
+    return _difference_text(found.difference, found.interval)
+
+
+def direction_word(found: MetricComparison) -> str:
+    """What the fine-tuned run is, by the sign of the difference: `better`, `worse`, `higher` or `lower`."""
+    described = find(found.name)
+    more, less = _WORDS[Direction.NEITHER if described is None else described.direction]
+    return more if found.difference > 0 else less
+
+
+def _verdict(columns: MetricColumns, found: _Found, candidates: Candidates, confidence: float) -> str:
+    words = _difference_words(columns, found, candidates, confidence)
     equivalence = found.equivalence
     if equivalence is None:
         return words
@@ -202,21 +223,41 @@ def _verdict(columns: MetricColumns, found: _Found, confidence: float) -> str:
     return f"{words}; worse by {margin} or more cannot be ruled out"
 
 
-def _difference_words(columns: MetricColumns, found: _Found, confidence: float) -> str:
+def _difference_words(columns: MetricColumns, found: _Found, candidates: Candidates, confidence: float) -> str:
+    base, fine_tuned = candidates
+    metric = metric_words(columns.name)
     if found.interval is None:
         least = least_prompts(confidence)
         if len(columns.differences) < least:
-            return f"no verdict: {len(columns.differences)} shared prompts, and fewer than {least} cannot show any difference"
-        return "no prompt differs, and nothing bounds how far one could"
+            return (
+                f"no verdict on {metric} of {fine_tuned} against {base}: {len(columns.differences)} shared prompts, and fewer "
+                f"than {least} cannot show any difference"
+            )
+        return f"no prompt differs in {metric} between {fine_tuned} and {base}, and nothing bounds how far one could"
     if found.p_value > 1 - confidence:
         if found.detectable is None:
-            return "no difference could be shown"
-        return f"no difference could be shown; this evaluation could have seen {_number(found.detectable)} or more"
-    low, high = found.interval
-    decimals = min(_decimals(low, high), 6)
-    numbers = f"{found.difference:+.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
+            return f"no difference in {metric} between {fine_tuned} and {base} could be shown"
+        return (
+            f"no difference in {metric} between {fine_tuned} and {base} could be shown; this evaluation could have seen "
+            f"{_number(found.detectable)} or more"
+        )
     more, less = _WORDS[columns.direction]
-    return f"fine-tuned is {more if found.difference > 0 else less}: {numbers}"
+    word = more if found.difference > 0 else less
+    return f"{fine_tuned} is {word} than {base} in {metric}: {_difference_text(found.difference, found.interval)}"
+
+
+def metric_words(name: str) -> str:
+    """What a verdict calls the metric with this wire name: `pass@1`."""
+    described = find(name)
+    return label(name) if described is None else described.heading
+
+
+def _difference_text(difference: float, interval: tuple[float, float] | None) -> str:
+    if interval is None:
+        return f"{difference:+.{_decimals(difference)}f}"
+    decimals = min(_decimals(*interval), 6)
+    low, high = interval
+    return f"{difference:+.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
 def _decimals(*values: float) -> int:

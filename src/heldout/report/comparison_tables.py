@@ -11,7 +11,7 @@ from heldout.metrics.planning import NextRollouts, Plan
 from heldout.metrics.ranking import Ranking
 from heldout.report.labels import label
 from heldout.report.numbers import number, percent, signed, signed_interval
-from heldout.report.sanitizing import one_line
+from heldout.report.sanitizing import one_line, visible
 
 _SHOWN_MOVES = 5
 _PROMPT_CHARACTERS = 60
@@ -19,7 +19,7 @@ _PROMPT_CHARACTERS = 60
 
 def comparison(compared: Comparison, prompts: Mapping[str, str]) -> RenderableType:
     """Render the verdict, one row per metric, and the prompts that moved most. prompts: text by prompt key."""
-    table = Table(title=compared.verdict, title_justify="left", title_style="bold")
+    table = Table()
     table.add_column("metric", no_wrap=True)
     for name in ("base", "fine-tuned", "difference", f"{compared.confidence:.0%} interval", "p", "p corrected"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -33,8 +33,10 @@ def comparison(compared: Comparison, prompts: Mapping[str, str]) -> RenderableTy
             _p_value(metric.p_value),
             _p_value(metric.adjusted_p_value),
         )
-    parts: list[RenderableType] = [table, Text(_fared(compared))]
-    parts += [Text.assemble(("! ", "bold yellow"), note) for note in compared.notes]
+    parts: list[RenderableType] = [Text(visible(compared.verdict), style="bold")]
+    parts += [Text(f"  {visible(reading)}") for reading in compared.readings]
+    parts += [table, Text(_fared(compared))]
+    parts += [Text.assemble(("! ", "bold yellow"), visible(note)) for note in compared.notes]
     moved = [move for move in compared.moves[:_SHOWN_MOVES] if move.difference]
     if moved:
         parts.append(Text("moved most (mean reward):", style="dim"))
@@ -65,7 +67,7 @@ def ranking(ranked: Ranking) -> RenderableType:
     table.add_column("cannot be told from", overflow="fold")
     for run in ranked.runs:
         table.add_row(str(run.rank), run.name, number(run.value), ", ".join(run.tied_with))
-    return table
+    return Group(table, *(Text.assemble(("! ", "bold yellow"), visible(note)) for note in ranked.notes))
 
 
 def plan(planned: Plan, seen: float | None, following: NextRollouts | None) -> RenderableType:

@@ -24,7 +24,7 @@ def evaluation_page(base: PolicyView, tuned: PolicyView, comparison: Comparison)
     views = [base, tuned]
     primary = comparison.metrics[comparison.primary]
     is_clear = primary.interval is not None and not primary.interval[0] <= 0 <= primary.interval[1]
-    tone = "even" if not is_clear else "up" if primary.difference > 0 else "down"
+    tone = "even" if not is_clear or not comparison.is_comparable else "up" if primary.difference > 0 else "down"
     moved = (
         f"{comparison.wins:,} prompts went better, {comparison.losses:,} worse and {comparison.ties:,} as before, by their "
         "mean reward"
@@ -34,12 +34,13 @@ def evaluation_page(base: PolicyView, tuned: PolicyView, comparison: Comparison)
     return Page(
         title=visible(tuned.run.state.name),
         kicker=f"base against fine-tuned, {comparison.num_prompts:,} shared prompts",
-        headline=_capitalized(comparison.verdict),
+        headline=visible(_capitalized(comparison.verdict)),
         tone=tone,
         summary=[
             f"{_capitalized(label(comparison.primary))}: {shown(comparison.primary, primary.base)} before, "
             f"{shown(comparison.primary, primary.fine_tuned)} after fine-tuning, each over the same prompts.",
             f"{moved}.",
+            *(f"{visible(_capitalized(reading))}." for reading in comparison.readings),
         ],
         notes=[*partial_notes(views), *(visible(note) for note in comparison.notes)],
         tiles=_change_tiles(comparison),

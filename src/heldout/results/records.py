@@ -128,7 +128,7 @@ class RankingResult(Printable, Ranking):
     def to_dict(self) -> dict[str, Any]:
         """Returns what `heldout compare --json` prints of more than two runs."""
         runs = [{"run": r.name, "rank": r.rank, "value": r.value, "tied_with": list(r.tied_with)} for r in self.runs]
-        return {"metric": self.metric, "prompts": self.num_prompts, "runs": runs}
+        return {"metric": self.metric, "prompts": self.num_prompts, "runs": runs, "notes": list(self.notes)}
 
     def __rich__(self) -> RenderableType:
         return comparison_tables.ranking(self)

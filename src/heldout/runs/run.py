@@ -193,6 +193,8 @@ class Run:
             pass_k_values=parameters.pass_k_values,
             success_threshold=parameters.success_threshold,
             failed_rollouts="exclude" if parameters.failed_rollouts == "exclude" else "zero",
+            max_failed_share=parameters.max_failed_share,
+            primary_metric=parameters.primary_metric,
             seed=parameters.seed,
         )
 

@@ -12,12 +12,14 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from heldout.datasets.arrow import leave_pandas_out
 from heldout.errors import RunError
 from heldout.job.records import Attempt, Turn
-from heldout.metrics.table import FloatArray, IntArray, RolloutTable, TurnTable
+from heldout.metrics.failures import FailureReason, count_reasons
+from heldout.metrics.table import BoolArray, FloatArray, IntArray, RolloutTable, TurnTable
 from heldout.runs.columns import ATTEMPT_COLUMNS, COLUMNS, ROLLOUT_COLUMNS, TRAJECTORY_COLUMNS
 from heldout.runs.journal import read
 from heldout.runs.journal_index import JournalIndex
@@ -230,6 +232,10 @@ class RunTables:
     turns: TurnTable
     agent_metrics: dict[str, FloatArray]
     """Each agent metric, shape (num_rollouts,); NaN where a rollout did not report it."""
+    failures: tuple[FailureReason, ...]
+    """Why rollouts failed for good, the commonest first."""
+    is_retried: BoolArray
+    """Shape (num_rollouts,): whether the rollout took more than one attempt."""
 
 
 def read_tables(folder: Path, group_size: int) -> RunTables:
@@ -278,7 +284,14 @@ def _read_tables(folder: Path, group_size: int) -> RunTables:
             field.name: _floats(column.field(number)) for number, field in enumerate(table.schema.field("metrics").type)
         }
     turns = _read_turns(folder / "trajectories.parquet", prompt_index * group_size + rollout_index, group_size)
-    return RunTables(rollouts, turns, agent_metrics)
+    return RunTables(rollouts, turns, agent_metrics, failure_reasons(table), table["attempts"].to_numpy() > 1)
+
+
+def failure_reasons(rollouts: pa.Table) -> tuple[FailureReason, ...]:
+    """Count the reasons of failed rollouts. rollouts: the columns `status`, `error_boundary`, `error_kind` and `error`."""
+    failed = rollouts.filter(pc.equal(rollouts["status"], pa.scalar("failed")))
+    columns = (failed[name].to_pylist() for name in ("error_boundary", "error_kind", "error"))
+    return count_reasons((str(b), str(k), str(message or "")) for b, k, message in zip(*columns, strict=True))
 
 
 def _floats(column: Any) -> FloatArray:

@@ -8,7 +8,6 @@ from typing import Any, Self
 import orjson
 
 from heldout.errors import RunError, shown
-from heldout.report.labels import label
 from heldout.report.numbers import interval_text, number
 from heldout.tracking.run_data import markdown_table, metric_name, with_interval
 
@@ -61,11 +60,11 @@ def _note(document: Mapping[str, Any]) -> str:
     )
     header = ("metric", "base", "fine-tuned", "difference", "interval", "p")
     table = markdown_table(header, rows)
-    subject = label(document["primary"])
     prompts = document["prompts"]
     moved = ", ".join(f"{prompts[how]} {how}" for how in ("better", "worse", "same"))
     counts = f"{prompts['shared']} shared prompts: {moved}."
-    parts = [f"**{subject[:1].upper()}{subject[1:]}: {document['verdict']}**", counts, *document["notes"], table]
+    readings = (f"- {reading}" for reading in document["readings"])
+    parts = [f"**{document['verdict']}**", *readings, counts, *document["notes"], table]
     return "\n\n".join(parts)
 
 

@@ -68,7 +68,7 @@ def test_both_models_are_played_and_compared(compared: Execution, capsys: pytest
     compared.show_results()
     shown = capsys.readouterr().out
     assert "mean reward" in shown
-    assert "fine-tuned is better" in shown
+    assert "fine-tuned-model-eval is better" in shown
 
 
 @pytest.mark.slow
@@ -168,11 +168,11 @@ def test_at_the_terminal_it_is_shown_and_stopped_by_its_arn(
     assert heldout(monkeypatch, "show", compared.arn) == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"{compared.name}: Succeeded\n")
-    assert "fine-tuned is better" in shown
+    assert "fine-tuned-model-eval is better" in shown
     assert heldout(monkeypatch, "show", compared.arn, "--json") == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["arn"], document["status"]) == (compared.arn, "Succeeded")
-    assert document["comparison"]["verdict"].startswith("fine-tuned is better")
+    assert document["comparison"]["verdict"].startswith("fine-tuned-model-eval is better")
     assert heldout(monkeypatch, "show", compared.arn, "--slice", "topic") == 2
     assert "--trajectory, --slice and --training are of a run's folder" in capsys.readouterr().err
 
@@ -308,7 +308,7 @@ def test_what_lies_in_s3_is_read_with_the_session_that_was_given(cloud: Cloud, m
         found = Execution.get(execution.arn, session=session())
         assert len(found.rollouts()) == 16
         assert found.comparison is not None
-        assert found.comparison["verdict"].startswith("fine-tuned is better")
+        assert found.comparison["verdict"].startswith("fine-tuned-model-eval is better")
         with pytest.raises(
             ReferenceProblem, match=r"dataset 's3://.*/none.jsonl': there is no such bucket, file or folder"
         ):
