@@ -14,7 +14,7 @@ from heldout.backends.selection import backend_to_ask, select_backend
 from heldout.evaluator_fields import EvaluatorFields, attribute
 from heldout.execution import Execution
 from heldout.job.hyperparameters import Hyperparameters
-from heldout.job.locations import located
+from heldout.pipeline.places import located
 from heldout.pipeline.request import AccountSettings, EvaluationRequest, TrackingSettings, evaluation_request
 from heldout.storage.storage import expanded
 

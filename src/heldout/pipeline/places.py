@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 from heldout.errors import ReferenceProblem
-from heldout.job.locations import located
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +53,13 @@ class HubDataset:
 
 Output = LocalPlace | S3Place
 Dataset = LocalPlace | S3Place | HubDataset
+
+
+def located(location: str, folder: PurePath) -> str:
+    """Returns a relative path below `folder`; a URI or an ARN unchanged."""
+    if "://" in location or location.startswith("arn:"):
+        return location
+    return str(folder / location)
 
 
 def parse_dataset(text: str) -> Dataset:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heldout.backends.local.progress_log import Narrator
 from heldout.backends.local.run_log import LONGEST_LINE_BYTES, Line, add_line, lines_of
+from heldout.backends.local.runner import ProgressLog
 from heldout.job.records import Attempt, Boundary, Failure
 from heldout.metrics.settings import MetricSettings
 from heldout.runs.progress import Progress
@@ -149,28 +149,28 @@ def attempt(index: int, failure: Failure | None) -> Attempt:
     )
 
 
-def test_a_jobs_log_says_each_tenth_and_each_kind_of_failure_once() -> None:
+def test_a_jobs_log_has_each_tenth_and_each_kind_of_failure_once() -> None:
     progress = Progress.of(40, 1, MetricSettings(pass_k_values=(1,), success_threshold=1.0))
-    told: list[str] = []
-    narrator = Narrator(progress, told.append)
-    narrator.begin()
+    lines: list[str] = []
+    log = ProgressLog(progress, lines.append)
+    log.write_start()
     for index in range(40):
         failure = Failure(Boundary.AGENT, "raised", f"no\nluck {index}") if index % 2 else None
         progress.count(attempt(index, failure))
         for _ in range(3):
-            narrator.look()
-    narrator.end()
-    assert told[0] == "playing 40 rollouts"
-    assert [line for line in told if "an attempt failed" in line] == [
+            log.write_new()
+    log.write_end()
+    assert lines[0] == "playing 40 rollouts"
+    assert [line for line in lines if "an attempt failed" in line] == [
         "an attempt failed, the first with agent: raised: no luck 1"
     ]
-    assert [line.split()[0] for line in told if line[0].isdigit()] == [f"{count}/40" for count in range(4, 40, 4)]
-    assert told[-2].startswith("played 40/40 rollouts")
-    assert told[-1] == "failed attempts: agent: raised (20)"
+    assert [line.split()[0] for line in lines if line[0].isdigit()] == [f"{count}/40" for count in range(4, 40, 4)]
+    assert lines[-2].startswith("played 40/40 rollouts")
+    assert lines[-1] == "failed attempts: agent: raised (20)"
 
 
 @pytest.mark.parametrize("time", ["2026-01-02T23:59:60.000Z", "2026-13-02T03:04:05.678Z", "0000-01-02T03:04:05.678Z"])
-def test_a_line_that_begins_with_a_time_that_there_is_not_is_a_line_like_others(tmp_path: Path, time: str) -> None:
+def test_a_line_that_begins_with_an_impossible_time_is_kept_as_text(tmp_path: Path, time: str) -> None:
     log = tmp_path / "log"
     log.write_bytes(STAMPED + f"{time} tokenizer loaded\n".encode())
     first, second = lines_of(log)

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import orjson
@@ -20,7 +20,6 @@ from heldout.backends.local.backend import folder_backend
 from heldout.backends.local.detached import CONCLUDED_FILE, PROGRESS_FILE
 from heldout.backends.local.evaluation import run_to_end, stopped_by_signals
 from heldout.backends.local.job import play_job
-from heldout.backends.local.progress_log import Narrator
 from heldout.backends.local.run_log import stamp_output
 from heldout.errors import HeldoutError
 from heldout.pipeline.evaluation import STATE_FILE, Evaluation
@@ -32,6 +31,45 @@ from heldout.runs.run import Run, write_whole
 from heldout.storage.lock import FolderLock
 
 _WRITE_EVERY_SECONDS = 1.0
+
+
+_PARTS = 10
+"""The number of progress lines of a job."""
+
+
+class ProgressLog:
+    """The progress lines in the log of a job: every tenth of the rollouts, and the first failure of each kind."""
+
+    def __init__(self, progress: Progress, write: Callable[[str], None]) -> None:
+        self._progress = progress
+        self._write = write
+        self._last_part = self._part()
+        self._seen_failures: set[str] = set()
+
+    def write_start(self) -> None:
+        before = self._progress.finished_before
+        ended = f", {before} of which ended before" if before else ""
+        self._write(f"playing {self._progress.planned} rollouts{ended}")
+
+    def write_new(self) -> None:
+        """Writes new lines: another tenth of the rollouts, or the first failure of a kind with its reason."""
+        for kind, reason in list(self._progress.first_failures.items()):
+            if kind not in self._seen_failures:
+                self._seen_failures.add(kind)
+                self._write(f"an attempt failed, the first with {kind}: {' '.join(reason.split())}")
+        if self._part() > self._last_part and self._progress.finished < self._progress.planned:
+            self._last_part = self._part()
+            self._write(line(self._progress))
+
+    def write_end(self) -> None:
+        self.write_new()
+        self._write(f"played {line(self._progress)}")
+        if self._progress.failures:
+            kinds = ", ".join(f"{kind} ({count})" for kind, count in self._progress.failures.most_common())
+            self._write(f"failed attempts: {kinds}")
+
+    def _part(self) -> int:
+        return _PARTS * self._progress.finished // max(self._progress.planned, 1)
 
 
 def main() -> None:
@@ -75,8 +113,7 @@ def _context(folder: Path, lock: FolderLock, tags: Mapping[str, str] | None = No
 
 
 def _current_run(evaluation: Evaluation) -> str:
-    """The name of the last run that was begun and has not succeeded: log lines about a failure belong to it. Empty
-    between runs."""
+    """Returns the name of the last run that has begun and not succeeded, the run of a failure's log lines; empty between runs."""
     steps = reversed(evaluation.state.steps)
     return next((step.run_name for step in steps if step.run_name and step.status is not StepStatus.SUCCEEDED), "")
 
@@ -84,30 +121,30 @@ def _current_run(evaluation: Evaluation) -> str:
 def _written_to(folder: Path) -> Display:
     @contextlib.asynccontextmanager
     async def written(run: Run, progress: Progress) -> AsyncIterator[None]:
-        narrator = Narrator(progress, print)
-        narrator.begin()
-        writing = asyncio.create_task(_keep_written(folder, run, progress, narrator))
+        progress_log = ProgressLog(progress, print)
+        progress_log.write_start()
+        writing = asyncio.create_task(_keep_written(folder, run, progress, progress_log))
         try:
             yield
         finally:
             writing.cancel()
             await asyncio.gather(writing, return_exceptions=True)
-            narrator.end()
+            progress_log.write_end()
 
     return written
 
 
-async def _keep_written(folder: Path, run: Run, progress: Progress, narrator: Narrator) -> None:
+async def _keep_written(folder: Path, run: Run, progress: Progress, progress_log: ProgressLog) -> None:
     """Keeps `progress.json` and the log up to date with the job's progress."""
     while True:
-        known = {
+        content = {
             "run": run.state.run_name,
             "planned": progress.planned,
             "finished": progress.finished,
             "line": line(progress),
         }
-        write_whole(folder / PROGRESS_FILE, orjson.dumps(known))
-        narrator.look()
+        write_whole(folder / PROGRESS_FILE, orjson.dumps(content))
+        progress_log.write_new()
         await asyncio.sleep(_WRITE_EVERY_SECONDS)
 
 

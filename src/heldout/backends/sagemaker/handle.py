@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.table import Table
 
 from heldout.backends.base import JobProgress, LogLine, PipelineExecutionStatus, StartedEvaluation, StepDetail
 from heldout.backends.results import metrics_so_far, run_results
@@ -18,7 +19,6 @@ from heldout.backends.sagemaker.job_logs import JobLogs, JobToLookAt
 from heldout.backends.sagemaker.job_steps import JobStep, job_steps, service_output
 from heldout.backends.sagemaker.mlflow_apps import run_link
 from heldout.backends.sagemaker.outputs import run_of
-from heldout.backends.sagemaker.rendering import logged_results, nothing_to_show
 from heldout.errors import CloudError, HeldoutError, MetricError, RunError
 from heldout.job.registry import Registry
 from heldout.metrics.comparison import Comparison
@@ -216,8 +216,8 @@ class CloudEvaluation(StartedEvaluation):
         try:
             logged = self._logged(step, arn)
         except HeldoutError as error:
-            return nothing_to_show(step, unread, str(error))
-        return nothing_to_show(step, unread, None) if logged is None else logged_results(step, unread, logged)
+            return _nothing_to_show(step, unread, str(error))
+        return _nothing_to_show(step, unread, None) if logged is None else _logged_table(step, unread, logged)
 
     def _logged(self, step: JobStep, arn: str) -> dict[str, Any] | None:
         """The metrics that a job logged to MLflow, in the form of `metrics.json`; None if it logged none.
@@ -255,6 +255,23 @@ def _detail(step: Mapping[str, Any]) -> StepDetail:
         job_arn=step.get("Metadata", {}).get("Job", {}).get("Arn"),
         failure_reason=step.get("FailureReason"),
     )
+
+
+def _nothing_to_show(step: JobStep, unread: str | None, problem: str | None) -> RenderableType:
+    """A line that there are no metrics, with the problems of reading the output and MLflow, if there were any."""
+    why = "and it logged nothing to MLflow" if problem is None else f"and MLflow could not be read: {problem}"
+    return f"{step.run_name}: {f'no rollouts in {step.output}' if unread is None else unread}, {why}"
+
+
+def _logged_table(step: JobStep, unread: str | None, logged: Mapping[str, Any]) -> RenderableType:
+    """The metrics that a job logged to MLflow. unread: the problem of reading its output, if there was one."""
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("metric", header_style="dim")
+    table.add_column("value", header_style="dim", justify="right")
+    for name, value in sorted(logged["metrics"].items()):
+        table.add_row(name, f"{value:.4g}")
+    note = "! logged by the service; without a table of rollouts there are no intervals"
+    return Group(f"{step.run_name} (MLflow)", table, note if unread is None else f"{note}: {unread}")
 
 
 def _latest_first(job: Mapping[str, Any]) -> list[Mapping[str, Any]]:

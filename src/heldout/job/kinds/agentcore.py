@@ -38,11 +38,9 @@ class AgentCoreRuntime(AgentReference):
 
     @classmethod
     def from_section(cls, section: BedrockAgentCoreConfig) -> Self:
-        """Read a runtime from its section."""
         return cls(section.agent_runtime_arn, section.qualifier)
 
     def to_section(self) -> BedrockAgentCoreConfig:
-        """The section that stores the runtime."""
         return BedrockAgentCoreConfig(agent_runtime_arn=self.arn, qualifier=self.qualifier)
 
     @property
@@ -52,7 +50,6 @@ class AgentCoreRuntime(AgentReference):
 
     @property
     def aws_name(self) -> str:
-        """The ARN, as a registry's section `agents` lists it."""
         return self.arn
 
     def qualified(self, qualifier: str | None) -> Self:

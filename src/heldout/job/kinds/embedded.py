@@ -96,16 +96,13 @@ class EmbeddedModel(ModelReference):
 
     @classmethod
     def from_section(cls, section: EmbeddedModelConfig) -> Self:
-        """Read an embedded model from its section."""
         return cls(section.model_name, section.adapter_path)
 
     def to_section(self) -> EmbeddedModelConfig:
-        """The section that stores the embedded model."""
         return EmbeddedModelConfig(model_name=self.model, adapter_path=self.adapter)
 
     @property
     def text(self) -> str:
-        """The model in one string, as `parse` takes it."""
         return self.model if self.adapter is None else f"{self.model}+{self.adapter}"
 
     @property

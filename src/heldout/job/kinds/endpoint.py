@@ -8,8 +8,7 @@ from urllib.parse import parse_qs
 from pydantic import Field
 
 from heldout.errors import ReferenceProblem, shown
-from heldout.job.kinds.addresses import checked_url
-from heldout.job.kinds.base import Form, ModelReference, Section
+from heldout.job.kinds.base import Form, ModelReference, Section, checked_url
 
 _VARIABLE = re.compile(r"[A-Za-z_]\w*")
 
@@ -67,16 +66,13 @@ class EndpointModel(ModelReference):
 
     @classmethod
     def from_section(cls, section: ModelEndpointConfig) -> Self:
-        """Read an endpoint from its section."""
         return cls(section.urls, section.model_name, section.api_key_variable)
 
     def to_section(self) -> ModelEndpointConfig:
-        """The section that stores the endpoint."""
         return ModelEndpointConfig(urls=self.urls, model_name=self.name, api_key_variable=self.api_key_variable)
 
     @property
     def text(self) -> str:
-        """The endpoint in one string, as `parse` takes it."""
         option = "" if self.api_key_variable is None else f"?key-variable={self.api_key_variable}"
         return f"{','.join(self.urls)}{option}{self.name and '#'}{self.name}"
 

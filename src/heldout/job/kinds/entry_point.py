@@ -47,16 +47,13 @@ class EntryPoint(AgentReference):
 
     @classmethod
     def from_section(cls, section: EntryPointConfig) -> Self:
-        """Read an entry point from its section."""
         return cls(section.entry_point)
 
     def to_section(self) -> EntryPointConfig:
-        """The section that stores the entry point."""
         return EntryPointConfig(entry_point=self.entry_point)
 
     @property
     def text(self) -> str:
-        """The entry point."""
         return self.entry_point
 
     def located(self, folder: PurePath) -> Self:

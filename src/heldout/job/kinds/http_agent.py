@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Self
 
-from heldout.job.kinds.addresses import checked_url
-from heldout.job.kinds.base import AgentReference, Form, RuntimeReach, Section
+from heldout.job.kinds.base import AgentReference, Form, RuntimeReach, Section, checked_url
 
 
 class HttpAgentConfig(Section):
@@ -34,14 +33,11 @@ class AgentContainer(AgentReference):
 
     @classmethod
     def from_section(cls, section: HttpAgentConfig) -> Self:
-        """Read the agent from its section."""
         return cls(section.url)
 
     def to_section(self) -> HttpAgentConfig:
-        """The section that stores the agent."""
         return HttpAgentConfig(url=self.url)
 
     @property
     def text(self) -> str:
-        """The URL."""
         return self.url

@@ -35,16 +35,13 @@ class HubModel(ModelReference):
 
     @classmethod
     def from_section(cls, section: str) -> Self:
-        """Read a hub model from `BaseModelArn`."""
         return cls(section)
 
     def to_section(self) -> str:
-        """The value of `BaseModelArn`."""
         return self.name
 
     @property
     def text(self) -> str:
-        """The name or ARN."""
         return self.name
 
     @property
@@ -54,7 +51,6 @@ class HubModel(ModelReference):
 
     @property
     def aws_name(self) -> str:
-        """The name or ARN, as a registry's section `models` lists it."""
         return self.name
 
 

@@ -35,19 +35,15 @@ class LambdaAgent(AgentReference):
 
     @classmethod
     def from_section(cls, section: CustomAgentLambdaConfig) -> Self:
-        """Read a Lambda function from its section."""
         return cls(section.lambda_arn)
 
     def to_section(self) -> CustomAgentLambdaConfig:
-        """The section that stores the function."""
         return CustomAgentLambdaConfig(lambda_arn=self.arn)
 
     @property
     def text(self) -> str:
-        """The ARN."""
         return self.arn
 
     @property
     def aws_name(self) -> str:
-        """The ARN, as a registry's section `agents` lists it."""
         return self.arn

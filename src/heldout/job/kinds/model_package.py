@@ -38,7 +38,6 @@ class ModelPackage(ModelReference):
 
     @classmethod
     def from_section(cls, section: ModelPackageConfig) -> Self:
-        """Read a model package from its section."""
         return cls(section.input_model_package_arn)
 
     def to_section(self) -> ModelPackageConfig:
@@ -47,12 +46,10 @@ class ModelPackage(ModelReference):
 
     @property
     def text(self) -> str:
-        """The ARN."""
         return self.arn
 
     @property
     def aws_name(self) -> str:
-        """The ARN, as a registry's section `model-packages` lists it."""
         return self.arn
 
     @property
