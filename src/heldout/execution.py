@@ -133,7 +133,7 @@ class Execution:
                 left = pause if deadline is None else min(pause, deadline - time.monotonic())
                 if left <= 0:
                     raise WaitTimeout(
-                        f"evaluation {self.name} is {self.status.overall_status} after {timeout:g} seconds; it goes on"
+                        f"evaluation {self.name} is {self.status.overall_status} after {timeout:g} seconds; it continues"
                     )
                 time.sleep(left)
 

@@ -99,7 +99,7 @@ def test_one_command_compares_a_model_with_what_it_was_tuned_from(
         assert heldout(monkeypatch, *evaluate(model, *options)) == 2
         assert "there is an evaluation in out/first already" in capsys.readouterr().err
 
-    # The same command goes on with it, wherever it is logged now; another one is no way to go on.
+    # The same command resumes it, also with another MLflow destination; a command with other settings does not.
     again = evaluate(
         model, "--compare-with", model, "--resume", "--mlflow", "sqlite:///here.db", "-H", "eval_group_size=1"
     )
@@ -193,7 +193,7 @@ def test_a_job_that_ran_out_of_time_goes_on_with_more(
     Path("prompts.jsonl").write_text('{"prompt": "0.7"}\n' * 4)
     slow = ("--agent", f"{AGENT}:slowly", "--max-runtime", "1", "-H", "rollout_max_concurrency=1")
     assert heldout(monkeypatch, *evaluate(model, *slow)) == 1
-    assert "go on with: heldout resume out/first --max-runtime SECONDS" in capsys.readouterr().err
+    assert "continue with: heldout resume out/first --max-runtime SECONDS" in capsys.readouterr().err
     assert heldout(monkeypatch, "resume", "out/first", "--max-runtime", "0") == 2
     assert "--max-runtime is 0; it must be from 1" in capsys.readouterr().err
     assert heldout(monkeypatch, "resume", "out/first", "--max-runtime", "3600", "--json") == 0
@@ -289,7 +289,7 @@ def test_a_full_disk_is_told_with_the_way_on(model: str, capfd: pytest.CaptureFi
     assert limited.returncode == 1
     *_, error, way_on = capfd.readouterr().err.splitlines()
     assert error.startswith("heldout: cannot write")
-    assert way_on == "what is finished is kept; go on with: heldout resume out/first"
+    assert way_on == "finished rollouts are kept; continue with: heldout resume out/first"
     assert subprocess.run([ours / "heldout", *shlex.split(way_on)[-2:]], timeout=120).returncode == 0
     assert pq.read_metadata("out/first/base-model-eval/rollouts.parquet").num_rows == 8 * 64
 
@@ -364,8 +364,8 @@ def test_an_output_is_listed_though_one_of_its_runs_cannot_be_read(
         (("list", ""), "no folder ''"),
         (("stop", ""), "the evaluation is ''; give its folder"),
         (("stop", "out/first"), "no evaluation in 'out/first'"),
-        (("show", "arn:aws:sagemaker:nowhere"), "is no evaluation's ARN; expected arn:aws:sagemaker:<region>"),
-        (("resume", NOBODYS), "managed jobs cannot be gone on with"),
+        (("show", "arn:aws:sagemaker:nowhere"), "is not an evaluation's ARN; expected arn:aws:sagemaker:<region>"),
+        (("resume", NOBODYS), "managed jobs cannot be resumed"),
         (("stop", NOBODYS), "was started on this machine"),
     ],
 )

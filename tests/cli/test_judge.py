@@ -295,7 +295,7 @@ def test_one_rollout_is_shown_turn_by_turn(heldout: Heldout, tmp_path: Path) -> 
     assert [message["content"] for message in document["turns"][1]["conversation"]][-1] == "second guess"
     with pytest.raises(InputError, match="Did you mean"):
         heldout("show", run.folder, "--trajectory", trajectory_id[:-1])
-    with pytest.raises(InputError, match="--trajectory and --slice show something else each; give one of them"):
+    with pytest.raises(InputError, match="--trajectory and --slice cannot be combined; give one of them"):
         heldout("show", run.folder, "--trajectory", trajectory_id, "--slice", "level")
 
 

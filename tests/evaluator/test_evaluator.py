@@ -231,7 +231,7 @@ def test_a_stopped_evaluation_finishes_what_is_in_flight_and_can_be_resumed(mode
     made = evaluator(model=models.tuned, agent_config=f"{AGENT}:slowly")
     made.hyperparameters.rollout_max_concurrency = 2
     execution = made.evaluate()
-    with pytest.raises(WaitTimeout, match="it goes on"):
+    with pytest.raises(WaitTimeout, match="it continues"):
         execution.wait(poll=0.01, timeout=0.05)
     journal = Path(execution.path) / "base-model-eval" / "journal"
     until(lambda: segments(journal))

@@ -191,7 +191,7 @@ def test_a_run_without_a_finished_rollout_says_what_to_do(tmp_path: Path) -> Non
     run = written_run(tmp_path / "run", GROUPS)
     run.rollouts_path.unlink()
     run.update(status=JobStatus.STOPPED)
-    with pytest.raises(RunError, match="holds no finished rollout; go on with: heldout resume"):
+    with pytest.raises(RunError, match="holds no finished rollout; continue with: heldout resume"):
         scored(run, tmp_path, "def score(t):\n    return 1\n")
 
 

@@ -1,4 +1,4 @@
-"""The door to the places where evaluations run: the protocol of a backend, and of an evaluation that it has started.
+"""The protocols of a backend, a place where evaluations run, and of an evaluation that it has started.
 
 A backend is one module. `heldout.backends.table` finds it: those of Heldout in a table, those of other packages
 through the entry point group `heldout.backends`. A backend whose evaluations are folders of this machine derives from
@@ -47,7 +47,7 @@ class JobProgress(NamedTuple):
     """The number of rollouts; 0 if it is unknown."""
     finished: int
     line: str
-    """The same as text, with further details."""
+    """The progress as text, with further details."""
 
 
 class LogLine(NamedTuple):

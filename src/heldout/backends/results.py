@@ -74,19 +74,19 @@ async def compare_evaluation(evaluation: Evaluation, note: Note) -> None:
 
 
 async def rendered_results(place: Evaluation | Run, console: Console) -> str:
-    """Render the results of an evaluation or a run as text for `console`, in the results process."""
+    """Renders the results of an evaluation or a run as text for `console`, in the results process."""
     return await in_results_process(
         _rendered, place.folder, console.width, console.color_system if console.is_terminal else None
     )
 
 
 async def results_document(place: Evaluation | Run) -> dict[str, Any]:
-    """Collect the results of an evaluation or a run as a JSON object, in the results process."""
+    """Collects the results of an evaluation or a run as a JSON object, in the results process."""
     return await in_results_process(_document, place.folder)
 
 
 def evaluation_results(evaluation: Evaluation) -> RenderableType:
-    """Each run's numbers, the comparison where there are two, and what to know, for a terminal or a notebook."""
+    """Renders each run's numbers, the comparison if there are two, and notes, for a terminal or a notebook."""
     from heldout.report import comparison_tables
     from heldout.runs.comparison import compare_runs, prompt_texts
 
@@ -104,7 +104,7 @@ def evaluation_results(evaluation: Evaluation) -> RenderableType:
 
 
 def run_results(run: Run, *, training: str | None = None) -> RenderableType:
-    """One run's numbers and what to know of them. training: a dataset to look for held-out prompts in."""
+    """Renders one run's numbers and notes. training: a dataset to look for held-out prompts in."""
     from heldout.report.run_analysis import analyze
     from heldout.report.terminal import results
 
@@ -113,7 +113,7 @@ def run_results(run: Run, *, training: str | None = None) -> RenderableType:
 
 
 def run_document(run: Run, *, training: str | None = None) -> dict[str, object]:
-    """One run's numbers and findings as JSON. training: a dataset to look for held-out prompts in."""
+    """Returns one run's numbers and findings as JSON. training: a dataset to look for held-out prompts in."""
     from heldout.report.run_analysis import analyze
     from heldout.runs.results import metrics_document
 
@@ -124,14 +124,14 @@ def run_document(run: Run, *, training: str | None = None) -> dict[str, object]:
 
 
 def metrics_so_far(run: Run) -> dict[str, Any]:
-    """The content of `metrics.json`, computed again, also while the run is playing."""
+    """Computes the content of `metrics.json`, also while the run is playing."""
     from heldout.runs.results import metrics_document, summarize_run
 
     return metrics_document(summarize_run(run), is_partial=_is_partial(run))
 
 
 def evaluation_document(evaluation: Evaluation) -> dict[str, object]:
-    """An evaluation's numbers as JSON: its runs by name, and `comparison.json`."""
+    """Returns an evaluation's numbers as JSON: its runs by name, and `comparison.json`."""
     path = evaluation.folder / COMPARISON_FILE
     runs = {name: run_document(run) for name, run in evaluation.runs().items() if run.has_rollouts}
     return {

@@ -7,7 +7,7 @@ The process starts with the first call, serves the later ones too, and ends with
 is killed. A call runs in the working folder, the environment and the module path that its caller has at that moment.
 
 It is a `multiprocessing.Process` and a pipe. A `ProcessPoolExecutor` would be shorter, but at exit Python waits for its running
-call: Ctrl-C while a report is written took as long as the report. A daemon process ends at once.
+call, so that Ctrl-C took as long as the report being written. A daemon process ends at once.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ class _Call:
     environment: Mapping[str, str]
     folder: str
     path: list[str]
-    """Where modules are looked for."""
+    """The module search path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class _Reply:
 
 
 class _ResultsProcess:
-    """The process as its parent sees it. It is started again after it was killed."""
+    """The parent's side of the process. Starts it again after it was killed."""
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
@@ -130,9 +130,9 @@ def _call(
 
 
 def _serve(calls: connection.Connection) -> None:
-    """Run what the parent asks for, in the new process, until the parent ends."""
+    """Run the parent's calls, in the new process, until the parent ends."""
     if sys.platform != "win32":
-        os.setsid()  # Ctrl-C at the terminal is the parent's to handle
+        os.setsid()  # the parent handles Ctrl-C
     os.dup2(2, 1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:

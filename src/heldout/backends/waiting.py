@@ -83,7 +83,7 @@ class Watcher:
                 return
             yield [log_line(line, evaluation.name) for line in lines]
         if is_over:
-            yield [Text(f"the log goes on; the rest of it is not shown ({evaluation.where_to_look()})", style="dim")]
+            yield [Text(f"the log is longer; the rest is not shown ({evaluation.where_to_look()})", style="dim")]
 
     def _say(self) -> None:
         status = self._evaluation.status

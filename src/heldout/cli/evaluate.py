@@ -135,18 +135,16 @@ def evaluate(
         str | None, typer.Option(metavar="URI", help="Where runs are logged, or off; default: SQLite in the output.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the evaluation of this name if there is one.")
+        bool, typer.Option("--resume", help="Resume the evaluation of this name if there is one.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check what can be checked, start nothing, show the pipeline definition.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Play an agent on held-out prompts and say how good its policy is; with a base, whether it is better."""
+    """Play an agent on held-out prompts and measure how good its policy is; with a base, whether it is better."""
     if dry_run and resume:
-        raise InputError(
-            "--dry-run is of an evaluation that would begin, and --resume goes on with one; leave one of them out"
-        )
+        raise InputError("--dry-run is for a new evaluation and --resume for an existing one; leave one of them out")
     request = evaluation_request(
         model=model,
         agent=agent,
@@ -184,11 +182,11 @@ def resume(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Go on with what was interrupted, stopped or failed; what is finished stays."""
+    """Resume an evaluation that was interrupted, stopped or failed. Finished rollouts are kept."""
     seconds = None if max_runtime is None else _checked_runtime(max_runtime)
     if run.startswith("arn:") and not is_known(run):
         raise InputError(
-            f"evaluation {run} was not started on this machine, and managed jobs cannot be gone on with, only started anew"
+            f"evaluation {run} was not started on this machine, and managed jobs cannot be resumed, only started again"
         )
     place = locate(run)
     context = _terminal_context(seconds)
@@ -220,7 +218,7 @@ def models(registry: RegistryOption = None, as_json: JsonOption = False) -> None
 def _evaluation_for(backend: LocalBackend, request: EvaluationRequest, *, is_resumed: bool) -> Iterator[Evaluation]:
     """The evaluation to play: the existing one of the request's name if it is to be resumed, else a new one.
 
-    Bad input inside removes a new evaluation that no rollout was begun of.
+    An InputError inside removes a new evaluation without a begun rollout.
     """
     existing = backend.find(request) if is_resumed else None
     evaluation = existing or backend.prepare(request).create()
@@ -234,7 +232,7 @@ def _evaluation_for(backend: LocalBackend, request: EvaluationRequest, *, is_res
 
 def _prepared_anew(backend: Backend, request: EvaluationRequest, *, is_resumed: bool) -> Prepared:
     if is_resumed:
-        raise InputError("--resume goes on with an evaluation on this machine; managed jobs can only be started anew")
+        raise InputError("--resume is for evaluations on this machine; managed jobs can only be started again")
     return backend.prepare(request)
 
 
@@ -297,7 +295,7 @@ def _resume_hint(location: str) -> Iterator[None]:
         yield
     except HeldoutError as error:
         if not isinstance(error, InputError):
-            error.add_note(f"what is finished is kept; go on with: heldout resume {location}")
+            error.add_note(f"finished rollouts are kept; continue with: heldout resume {location}")
         raise
 
 
@@ -314,7 +312,7 @@ def _conclude(place: Evaluation | Run, ending: Ending, *, as_json: bool) -> None
     }[ending]
     if code:
         more = " --max-runtime SECONDS" if ending is Ending.OUT_OF_TIME else ""
-        hint = f"{reason}; go on with: heldout resume {place.location}{more}"
+        hint = f"{reason}; continue with: heldout resume {place.location}{more}"
         plain_console(stderr=True).print(hint, highlight=False, soft_wrap=True)
         raise typer.Exit(code)
 

@@ -26,7 +26,7 @@ class HyperparameterEntry:
 
 
 def hyperparameter_entries() -> list[HyperparameterEntry]:
-    """All hyperparameters of a job, in the order of `heldout.job.hyperparameters.SPECIFICATIONS`."""
+    """Lists all hyperparameters of a job, in the order of `heldout.job.hyperparameters.SPECIFICATIONS`."""
     return [
         HyperparameterEntry(one.name, one.spellings, one.default, one.expected, one.meaning)
         for one in SPECIFICATIONS.values()
@@ -34,7 +34,7 @@ def hyperparameter_entries() -> list[HyperparameterEntry]:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add this command to the command line."""
+    """Adds this command to the command line."""
     app.command("hyperparameters")(hyperparameters_command)
 
 

@@ -17,21 +17,21 @@ class MetricEntry:
     """One line of the catalog as plain data: what `heldout metrics` prints and the docs list."""
 
     name: str
-    """On the wire. `{k}` and `{name}` stand for a parameter."""
+    """The name on the wire. `{k}` and `{name}` stand for a parameter."""
     label: str
     spellings: tuple[str, ...]
-    """Further names that a person may type."""
+    """Further accepted names."""
     unit: str
     range: str
-    """Such as `0 to 1` or `from 0 up`; empty when any number is possible."""
+    """The range, such as `0 to 1` or `from 0 up`; empty when any number is possible."""
     direction: str
     meaning: str
     uses: tuple[str, ...]
-    """Of run, gate, comparison, plan: where it applies."""
+    """Those of run, gate, comparison and plan to which it applies."""
 
 
 def metric_entries() -> list[MetricEntry]:
-    """The whole catalog, in its order; pass@1, which has names of its own and can be planned, comes before pass@k."""
+    """Lists the whole catalog in order, with pass@1, which has its own names and can be planned, before pass@k."""
     success_rate = find(SUCCESS_RATE)
     rows = [*([] if success_rate is None else [success_rate]), *map(pattern, catalog())]
     names = [row.name for row in rows]
@@ -39,7 +39,7 @@ def metric_entries() -> list[MetricEntry]:
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add this command to the command line."""
+    """Adds this command to the command line."""
     app.command("metrics")(metrics_command)
 
 

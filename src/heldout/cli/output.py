@@ -1,4 +1,4 @@
-"""Shared by all commands: exit codes, common arguments, tables and JSON on standard output."""
+"""Exit codes, common arguments, and tables and JSON on standard output, shared by all commands."""
 
 import contextlib
 import sys
@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from heldout.report.console import TEXT_WIDTH, plain_console
 
 EXIT_DONE = 0
-"""The command did what it was asked; every condition of a gate holds."""
+"""The command succeeded; every condition of a gate holds."""
 EXIT_FAILED = 1
 """The job failed, a condition of a gate does not hold, or a scorer gave no score."""
 EXIT_BAD_INPUT = 2

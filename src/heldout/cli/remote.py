@@ -22,7 +22,7 @@ def evaluate(prepared: Prepared, *, as_json: bool) -> None:
         except KeyboardInterrupt:
             arn = execution.arn
             print(
-                f"the evaluation goes on; look at it or stop it with: heldout show {arn}, heldout stop {arn}",
+                f"the evaluation continues; show or stop it with: heldout show {arn}, heldout stop {arn}",
                 file=sys.stderr,
             )
             raise typer.Exit(EXIT_INTERRUPTED) from None

@@ -39,7 +39,7 @@ def show_command(
     options = {"--trajectory": trajectory, "--slice": by, "--training": training}
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
-        raise InputError(f"{' and '.join(given)} show something else each; give one of them")
+        raise InputError(f"{' and '.join(given)} cannot be combined; give one of them")
     place = locate(run)
     if place.startswith("arn:") and given:
         raise InputError(

@@ -135,7 +135,7 @@ class Supervisor:
         self._supervised: dict[str, _Supervised] = {}
 
     def supervise(self, record: SupervisedJob, work: Work) -> None:
-        """Runs `work` to its end, or stop it if its record in the store says so."""
+        """Runs `work` to its end, or stops it if its record in the store says so."""
         supervised = self._supervised[record.arn] = _Supervised(work)
         # Read after the entry exists: a stop request that arrives from now on finds the entry.
         current = self._store.find(type(record), record.key)
@@ -144,7 +144,7 @@ class Supervisor:
         self._look(record.arn, supervised)
 
     def resume(self, arn: str, work: Work) -> None:
-        """Restarts `work` that has ended, and run it to its end. Raises RunError if a process already works on it."""
+        """Restarts `work` that has ended, and runs it to its end. Raises RunError if a process already works on it."""
         work.start()
         self._supervised[arn] = _Supervised(work, starts=1)
 

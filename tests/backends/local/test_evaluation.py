@@ -127,7 +127,7 @@ async def test_a_stopped_run_of_which_only_the_tables_are_left_is_shown_and_not_
     (run.folder / "job.json").unlink()
     alone = Run.open(run.folder)
     assert (alone.state.status, len(rows(alone))) == (JobStatus.STOPPED, 1)
-    with pytest.raises(RunError, match="its journal is not there: it can be shown, not gone on with"):
+    with pytest.raises(RunError, match="its journal is not there: it can be shown, not resumed"):
         await played_with(alone)
     assert run.rollouts_path.read_bytes() == before
 

@@ -202,7 +202,7 @@ def test_an_arn_that_is_nowhere_is_told(cloud: Cloud) -> None:
 
 
 def test_managed_jobs_cannot_be_gone_on_with(compared: Execution) -> None:
-    with pytest.raises(RunError, match="runs as managed jobs, which cannot be gone on with"):
+    with pytest.raises(RunError, match="runs as managed jobs, which cannot be resumed"):
         compared.resume()
 
 

@@ -107,12 +107,12 @@ def tags(*keys: str) -> list[dict[str, str]]:
         ({"dataset": "prompts.jsonl"}, r"dataset 'prompts.jsonl' is not in AWS.*give s3://bucket/key"),
         ({"s3_output_path": "out"}, r"s3_output_path '.*out' is not in AWS"),
         ({"model_package_group": "nobodys"}, r"model package group 'nobodys' does not exist in us-west-2"),
-        ({"role": "arn:aws:iam::1:user/me"}, r"'role' 'arn:aws:iam::1:user/me' is no role's ARN"),
+        ({"role": "arn:aws:iam::1:user/me"}, r"'role' 'arn:aws:iam::1:user/me' is not a role's ARN"),
         (
             {"role": "service-role/x"},
             r"'role' 'service-role/x' has a path; give the name alone, 'x', or the role's ARN",
         ),
-        ({"runtime_url": "http://host:1"}, r"'runtime_url' is 'http://host:1', which managed jobs have no place for"),
+        ({"runtime_url": "http://host:1"}, r"'runtime_url' is 'http://host:1', which managed jobs do not support"),
         ({"base_eval_name": "x" * 80}, r"'base_eval_name' is 'x+.*up to 71 letters"),
         ({"mlflow_resource_arn": "http://mlflow:5000"}, r"mlflow_resource_arn 'http://mlflow:5000' is not in AWS"),
         ({"tags": tags(*map(str, range(51)))}, r"'tags' has 51 tags; a job has 50 at most"),
@@ -178,7 +178,7 @@ def test_a_models_arn_is_as_good_as_its_name(cloud: Cloud) -> None:
 
 @pytest.mark.parametrize(
     ("option", "message"),
-    [(["--limit", "1"], "'limit' is 1, which managed jobs have no place for"), (["--resume"], "--resume goes")],
+    [(["--limit", "1"], "'limit' is 1, which managed jobs do not support"), (["--resume"], "--resume is for")],
 )
 def test_the_command_line_refuses_what_managed_jobs_cannot(option: list[str], message: str, cloud: Cloud) -> None:
     given = ["evaluate", "--model", MODEL, "--agent", RUNTIME, "--dataset", "s3://b/p.jsonl", "--output", OUTPUT]
@@ -212,6 +212,6 @@ def test_the_command_line_has_dry_runs_too(
 
 def test_what_is_no_session_is_named(cloud: Cloud) -> None:
     with pytest.raises(
-        ReferenceProblem, match=r"session \{'region': 'us-west-2'\} is none: expected the SDK's session"
+        ReferenceProblem, match=r"session \{'region': 'us-west-2'\} is not a session: expected the SDK's session"
     ):
         evaluator(sagemaker_session={"region": "us-west-2"}).evaluate()

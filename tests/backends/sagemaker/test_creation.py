@@ -45,7 +45,7 @@ def test_a_refusal_is_one_line_with_operation_and_code(between: Middle) -> None:
 def test_an_evaluation_that_cannot_be_asked_of_is_said_to_have_been_started(between: Middle) -> None:
     between.refused["DescribePipelineExecution"] = Refusal("AccessDeniedException")
     with pytest.raises(
-        CloudError, match=r"/execution/.*DescribePipelineExecution was .*; it was started, and goes on$"
+        CloudError, match=r"/execution/.*DescribePipelineExecution was .*; it was started, and continues$"
     ):
         evaluator().evaluate()
 

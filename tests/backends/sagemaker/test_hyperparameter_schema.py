@@ -69,7 +69,7 @@ def test_whatever_the_spelling_the_same_values_come_back() -> None:
 @pytest.mark.parametrize(
     ("schema", "message"),
     [
-        (schema_of(FLAT), r"'enforce_sampling' is set to True, and the endpoint has no place for it; leave it out"),
+        (schema_of(FLAT), r"'enforce_sampling' is set to True, and the endpoint does not have it; leave it out"),
         ({"properties": {}}, r"the endpoint's job document has no hyperparameters, and 'enforce_sampling'"),
         (
             schema_of({"enforce_sampling": {"type": "integer"}}),

@@ -1,7 +1,7 @@
-"""Detached runners, seen from outside: starting one, stopping it, and knowing whether it has finished.
+"""Detached runners from the outside: starts one, stops it, and checks whether it has finished.
 
-The starter takes the folder's lock and hands it to the runner (`heldout.backends.local.runner`), so that there is no moment at
-which the folder seems abandoned.
+The starter takes the folder's lock and passes it to the runner (`heldout.backends.local.runner`), so that the folder never seems
+abandoned.
 """
 
 import contextlib
@@ -87,7 +87,7 @@ def tell_to_stop(folder: Path) -> bool:
 
 
 def _start(folder: Path, lock: FolderLock, *further: str, about: str) -> None:
-    """about: the run that the log's first lines belong to, until the runner names it."""
+    """about: the run of the log's first lines, until the runner names one."""
     add_line(folder / LOG_FILE, about, STARTED)
     command = (sys.executable, "-m", "heldout.backends.local.runner", str(folder.absolute()), str(lock.descriptor))
     with (folder / LOG_FILE).open("ab") as log:

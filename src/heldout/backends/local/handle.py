@@ -74,7 +74,7 @@ class LocalEvaluation(StartedEvaluation):
     def stop(self) -> None:
         """Asks the process that plays it to stop. Rollouts in flight finish first, unless it is asked again.
 
-        An evaluation that is not running stays as it is. Raises RunError when another machine works on it.
+        Has no effect on an evaluation that is not running. Raises RunError when another machine works on it.
         """
         if not stop_detached(self._evaluation) and (machine := machine_elsewhere(self.path)) is not None:
             raise RunError(f"{self.path} is being worked on by {machine}; stop it there")
@@ -136,7 +136,7 @@ def _status_of(evaluation: Evaluation) -> PipelineExecutionStatus:
     state = evaluation.state
     reason = state.failure_reason
     if status is ExecutionStatus.STOPPED and not state.status.is_final:
-        reason = f"its process is gone; go on with: heldout resume {evaluation.location}"
+        reason = f"its process is gone; continue with: heldout resume {evaluation.location}"
     return PipelineExecutionStatus(str(status), tuple(_detail(step) for step in state.steps), reason)
 
 

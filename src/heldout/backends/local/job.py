@@ -52,7 +52,7 @@ async def play_rollouts(run: Run, context: PlayContext) -> Ending:
     """Plays the remaining rollouts of `run` until they are done or the job is stopped, and writes tables and metrics.
 
     A complete run stays as it is. The mirror in `context` stays claimed. Raises InputError when model, agent or dataset cannot be
-    used (before the first rollout), JobFailed when nothing but failures comes back; job.json records either, and
+    used (before the first rollout), JobFailed when every attempt fails; job.json records either, and
     finished rollouts are kept. Raises RunError, and changes nothing, when an incomplete run has lost its journal.
     """
     share_processors()
@@ -106,8 +106,8 @@ def _status_recorded(run: Run) -> Iterator[None]:
     the journal."""
     if run.rollouts_path.exists() and not run.has_journal:  # playing would overwrite the tables
         raise RunError(
-            f"the run in {run.folder} is not complete and its journal is not there: it can be shown, not gone on with; copy "
-            "the whole folder again, journal/ too, or evaluate anew"
+            f"the run in {run.folder} is not complete and its journal is not there: it can be shown, not resumed; copy "
+            "the whole folder again, journal/ too, or start a new evaluation"
         )
     run.update(
         status=JobStatus.IN_PROGRESS,

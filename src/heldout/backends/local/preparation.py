@@ -113,8 +113,8 @@ def check_same(evaluation: Evaluation, request: EvaluationRequest) -> None:
     differs = next(_differences(started, asked), None)
     if differs is not None:
         raise InputError(
-            f"evaluation {evaluation.location} is not the one to go on with: it {differs}; give what it was started with, or"
-            " leave --resume out and give another --name"
+            f"evaluation {evaluation.location} cannot be resumed with these settings: it {differs}; give what it was started "
+            "with, or leave --resume out and give another --name"
         )
 
 

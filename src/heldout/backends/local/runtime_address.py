@@ -29,12 +29,12 @@ class Exposure(NamedTuple):
 
 
 def exposure_of(config: AgentConfig, environ: Mapping[str, str] = os.environ) -> Exposure:
-    """Where the Job Runtime has to be for this agent.
+    """Returns the Job Runtime's addresses for this agent.
 
-    An agent of our own worker processes needs none. Others reach the URL of the job, else of HELDOUT_RUNTIME_URL; an agent in
-    AWS cannot do without. A URL with a port is listened for on that port, on every interface; behind one without, something
-    (a tunnel, a load balancer) passes requests on to port 8700 of this machine. HELDOUT_RUNTIME_LISTEN says otherwise.
-    Raises ReferenceProblem.
+    An agent in Heldout's worker processes uses the loopback interface. Other agents use the job's URL, else that of
+    HELDOUT_RUNTIME_URL; an agent in AWS needs one. With a port in the URL, the runtime listens on that port of every interface.
+    Without one, a tunnel or a load balancer has to forward requests to port 8700 of this machine. HELDOUT_RUNTIME_LISTEN
+    overrides the listening address. Raises ReferenceProblem for an invalid or missing URL.
     """
     agent = config.agent
     url = config.runtime_url or environ.get(URL_VARIABLE) or None
@@ -44,7 +44,7 @@ def exposure_of(config: AgentConfig, environ: Mapping[str, str] = os.environ) ->
         if agent.reach is RuntimeReach.URL_OR_LOOPBACK:
             return Exposure(_LOOPBACK, 0, None)
         raise ReferenceProblem(
-            f"agent {agent.text!r} is in AWS and has to reach the Job Runtime on this machine: give the URL at which it does "
+            f"agent {agent.text!r} is in AWS and has to reach the Job Runtime on this machine: give its URL from there "
             f"(--runtime-url URL, runtime_url=..., or {URL_VARIABLE}), such as that of a tunnel to port {DEFAULT_PORT} or "
             f"http://<this machine's address>:{DEFAULT_PORT}; or map the agent to one on this machine in a registry"
         )
@@ -58,14 +58,14 @@ def exposure_of(config: AgentConfig, environ: Mapping[str, str] = os.environ) ->
 
 
 def check_runtime_url(url: str) -> int | None:
-    """The port that the URL names. Raises ReferenceProblem for what is no http(s) address."""
+    """Returns the port of the URL. Raises ReferenceProblem unless it is an http(s) address."""
     problem = (
         f"runtime URL {shown(url)} is not an address; expected https://host, http://host:port, or either with a path"
     )
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:  # brackets without an IPv6 address, a port that is none
+    except ValueError as error:  # brackets without an IPv6 address, or an invalid port
         raise ReferenceProblem(problem) from error
     if parts.scheme not in ("http", "https") or not parts.hostname or port == 0 or parts.query or parts.fragment:
         raise ReferenceProblem(problem)

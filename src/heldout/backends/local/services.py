@@ -30,7 +30,7 @@ class Services:
     """The start of the policy and the agent."""
 
     async def ready(self) -> None:
-        """Wait until the policy and the agent have started. Raises the first error of either."""
+        """Waits until the policy and the agent have started. Raises the first error of either."""
         try:
             await self.starting
         except BaseExceptionGroup as group:
@@ -39,7 +39,7 @@ class Services:
 
 @contextlib.asynccontextmanager
 async def services_of(run: Run, note: Callable[[str], None]) -> AsyncIterator[Services]:
-    """Start the Job Runtime, begin to start the policy and the agent, and stop all three on leaving.
+    """Starts the Job Runtime, begins to start the policy and the agent, and stops all three on leaving.
 
     note: receives a line that the user has to see, such as a field that the model server refuses.
 
@@ -102,9 +102,9 @@ async def _start(policy: Policy, agent: Agent) -> None:
 
 
 def runtime_address(run: Run) -> str | None:
-    """The address of the Job Runtime of a run that is playing now; None when the run is not playing."""
+    """Returns the address of the Job Runtime of a run; None when the run is not playing."""
     if not run.is_running():
-        return None  # a process that was killed leaves the file, and the port may be another's by now
+        return None  # a killed process leaves the file, and another may use the port by now
     try:
         return (run.folder / _ADDRESS_FILE).read_text()
     except FileNotFoundError:
@@ -118,7 +118,7 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def check_document(document: JobConfigDocument) -> None:
-    """Check that the job can be played on this machine, without starting anything.
+    """Checks that the job can be played on this machine, without starting anything.
 
     Raises InputError: the model is in AWS; the agent is in AWS and cannot reach the Job Runtime here; the agent's file or
     function does not exist; the dataset's first prompt cannot be read.
@@ -174,7 +174,7 @@ def region_of(run: Run) -> str:
 
 
 def _configured_credentials() -> list[Credentials]:
-    """The AWS credentials that agents on this machine find by themselves; empty where the configuration is unusable."""
+    """Returns the AWS credentials that agents on this machine find; empty if the configuration is unusable."""
     if not _may_have_credentials():
         return []
     import boto3  # slow to import, and only needed here
@@ -184,7 +184,7 @@ def _configured_credentials() -> list[Credentials]:
         found = boto3.Session().get_credentials()
         frozen = None if found is None else found.get_frozen_credentials()
     except (BotoCoreError, ClientError):
-        # A profile that is not there, a sign-in that has expired: an agent here may need no AWS; one that does says so itself.
+        # A missing profile, an expired sign-in: the agent may not need AWS, and reports the error itself if it does.
         return []
     if frozen is None or frozen.access_key is None or frozen.secret_key is None:
         return []
@@ -199,6 +199,6 @@ def _may_have_credentials() -> bool:
         return True
     if any((Path.home() / ".aws" / name).exists() for name in ("credentials", "config")):
         return True
-    # On an EC2 instance, whose role they may be: the older kinds, on Xen, are told by their firmware's version alone.
+    # An EC2 instance may have a role. The older kinds, on Xen, can only be recognized by their firmware's version.
     machine = (Path("/sys/class/dmi/id") / name for name in ("sys_vendor", "bios_version"))
     return any("amazon" in path.read_text(errors="replace").lower() for path in machine if path.exists())

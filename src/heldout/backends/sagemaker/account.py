@@ -90,7 +90,7 @@ class Account:
         if role.startswith("arn:"):
             if not _ROLE_ARN.fullmatch(role):
                 raise ReferenceProblem(
-                    f"'role' {shown(role, 160)} is no role's ARN; expected arn:aws:iam::<account>:role/<name>, or a name"
+                    f"'role' {shown(role, 160)} is not a role's ARN; expected arn:aws:iam::<account>:role/<name>, or a name"
                 )
             return role
         if "/" in role:
@@ -108,7 +108,7 @@ class Account:
         found = _ASSUMED_ROLE.fullmatch(arn)
         if found is None:
             raise ReferenceProblem(
-                f"no execution role: the session is signed in as {arn}, which is no role that SageMaker could take; give "
+                f"no execution role: the session is signed in as {arn}, which is not a role that SageMaker can take; give "
                 "role='arn:aws:iam::<account>:role/<name>' or a role's name"
             )
         name = found["name"]
@@ -117,7 +117,7 @@ class Account:
         except ClientError as error:
             if not is_denied(error):
                 raise CloudError(_line(f"role {name!r}", error)) from error
-        # Without permission to read roles, the ARN is put together; only the role's path is unknown.
+        # Without permission to read roles, builds the ARN; only the role's path is unknown.
         path = "service-role/" if name.startswith(_NOTEBOOK_ROLE) else ""
         return f"arn:{found['partition']}:iam::{found['account']}:role/{path}{name}"
 
@@ -199,8 +199,8 @@ def _boto_session(given: Any, region: str | None) -> Any:
         return given
     if given is not None and not hasattr(given, "sagemaker_client"):
         raise ReferenceProblem(
-            f"session {shown(given)} is none: expected the SDK's session (with `boto_session` or `sagemaker_client`), or a boto3 "
-            "session"
+            f"session {shown(given)} is not a session: expected the SDK's session (with `boto_session` or `sagemaker_client`) "
+            "or a boto3 session"
         )
     try:
         return boto3.Session(region_name=region)

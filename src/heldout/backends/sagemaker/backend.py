@@ -44,8 +44,8 @@ class SageMakerBackend(Backend):
         found = _EXECUTION_ARN.fullmatch(reference)
         if found is None:
             raise ReferenceProblem(
-                f"{shown(reference, 160)} is no evaluation's ARN; expected "
-                "arn:aws:sagemaker:<region>:<account>:pipeline/<name>/execution/<id>, as it was said at the start"
+                f"{shown(reference, 160)} is not an evaluation's ARN; expected "
+                "arn:aws:sagemaker:<region>:<account>:pipeline/<name>/execution/<id>, as printed at the start"
             )
         from heldout.backends.sagemaker.account import Account
         from heldout.backends.sagemaker.handle import CloudEvaluation

@@ -119,7 +119,7 @@ def _check_objects(account: Account, place: S3Place) -> None:
 
 
 def _refuse_if_absent(look: Callable[[], Mapping[str, Any]], absent: str) -> Mapping[str, Any] | None:
-    """What AWS answers to a look; None where it may not be taken, or AWS cannot be reached."""
+    """Returns AWS's answer to `look`; None without the permission, or if AWS cannot be reached."""
     try:
         return look()
     except ClientError as error:

@@ -29,7 +29,7 @@ from heldout.pipeline.summary import Summary
 
 _EXECUTION_NAME = re.compile(r"[a-zA-Z0-9](-*[a-zA-Z0-9]){0,81}")
 _MAX_DOCUMENT_CHARACTERS = 262_144
-"""Of a JobConfigDocument: the service's bound."""
+"""The longest JobConfigDocument: the service's limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class PreparedExecution:
         changed = document.model_copy(update={"evaluation_config": config})
         if len(changed.to_json()) > _MAX_DOCUMENT_CHARACTERS:
             raise InputError(
-                f"the job's document is longer than {_MAX_DOCUMENT_CHARACTERS} characters, the service's bound"
+                f"the job's document is longer than {_MAX_DOCUMENT_CHARACTERS} characters, the service's limit"
             )
         return changed
 
@@ -98,7 +98,7 @@ class PreparedExecution:
 def prepare(request: EvaluationRequest) -> PreparedExecution:
     """Looks up and checks everything that can be checked. Changes nothing in AWS.
 
-    Raises InputError for values that cannot be right, ReferenceProblem for references that do not exist, CloudError
+    Raises InputError for invalid values, ReferenceProblem for references that do not exist, CloudError
     when AWS refuses an answer.
     """
     settings, tracking = request.account, request.tracking
@@ -158,7 +158,7 @@ def _start(prepared: PreparedExecution) -> CloudEvaluation:
     try:
         return CloudEvaluation(account, arn, prepared.request.registry)
     except CloudError as error:
-        raise CloudError(f"{error}; it was started, and goes on") from error
+        raise CloudError(f"{error}; it was started, and continues") from error
 
 
 def _execution_name(base: str) -> str:
@@ -185,7 +185,7 @@ def _check_places(request: EvaluationRequest) -> None:
     ):
         if value is not None:
             raise InputError(
-                f"'{what}' is {value!r}, which managed jobs have no place for; leave it out, or run on this machine: "
+                f"'{what}' is {value!r}, which managed jobs do not support; leave it out, or run on this machine: "
                 "--backend local, backend='local' in Python"
             )
 

@@ -102,7 +102,7 @@ class CloudEvaluation(StartedEvaluation):
         self._status = PipelineExecutionStatus("Failed" if status == "CompletedWithFailures" else status, steps, reason)
 
     def stop(self) -> None:
-        """Asks a running execution to stop. One that is not running stays as it is."""
+        """Asks a running execution to stop. Has no effect on one that is not running."""
         self.refresh()
         if self.status.overall_status == "Executing":
             with translated_errors(f"evaluation {self._arn}"):
@@ -112,7 +112,7 @@ class CloudEvaluation(StartedEvaluation):
     def resume(self) -> None:
         """Raises RunError: the service cannot resume jobs, only start new ones."""
         raise RunError(
-            f"evaluation {self.name} runs as managed jobs, which cannot be gone on with; start another with evaluate()"
+            f"evaluation {self.name} runs as managed jobs, which cannot be resumed; start another with evaluate()"
         )
 
     def progress(self) -> JobProgress | None:

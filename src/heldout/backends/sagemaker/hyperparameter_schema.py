@@ -67,7 +67,7 @@ def _placed(name: str, value: object, section: Schema, root: Schema) -> tuple[tu
         {".".join(path) for other in SPECIFICATIONS for path in _paths(other) if _at(section, path, root) is not None}
     )
     raise HyperparameterError(
-        f"hyperparameter {name!r} is set to {shown(value)}, and the endpoint has no place for it; leave it out, or run with "
+        f"hyperparameter {name!r} is set to {shown(value)}, and the endpoint does not have it; leave it out, or run with "
         f"backend='local'.{did_you_mean(name, known) or ' It has: ' + ', '.join(known)}"
     )
 

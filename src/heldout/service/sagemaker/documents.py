@@ -22,7 +22,7 @@ class Playable(NamedTuple):
 
 
 def playable(context: Context, document: JobConfigDocument, *, where: str = "JobConfigDocument") -> Playable:
-    """Resolve a document's AWS names. Raises ServiceError (ValidationException) for a name neither local nor mapped."""
+    """Resolves a document's AWS names. Raises ServiceError (ValidationException) for a name neither local nor mapped."""
     registry = registry_with_apps(context)
     try:
         localized = registry.localized(document)

@@ -53,7 +53,7 @@ _log = logging.getLogger(__name__)
 
 @OPERATIONS.operation("StartPipelineExecution")
 def start_pipeline_execution(context: Context, params: Params) -> Reply:
-    """Execute a version of a pipeline, by default the latest, in a process of its own."""
+    """Executes a version of a pipeline, by default the latest, in a process of its own."""
     for name in ("SelectiveExecutionConfig", "MlflowExperimentName"):
         if name in params:
             raise invalid(f"{name} is not served here; leave it out")
