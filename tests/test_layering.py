@@ -15,12 +15,13 @@ import heldout
 ROOT = Path(next(iter(heldout.__path__)))
 
 # What a room may import of the project, besides itself, `errors` and `version`. Lowest room first.
-_PLAYING = {"http", "storage", "job", "runtime", "policies", "agents"}
+_PLAYING = {"exhaustion", "http", "storage", "job", "runtime", "policies", "agents"}
 _READING = {"storage", "job", "metrics", "datasets", "runs"}
 _PIPELINE = _PLAYING | _READING | {"rollouts", "rescoring", "report", "tracking"}
 ROOMS_BELOW = {
     "errors": set[str](),
     "version": set[str](),
+    "exhaustion": set[str](),
     "job": {"metrics"},
     "metrics": {"job"},
     "http": set[str](),
@@ -48,6 +49,7 @@ CLIENTS = {"aiohttp", "boto3", "botocore", "mlflow", "ray", "rich", "typer", "uv
 # Packages that a room must not cost its importer.
 TOO_HEAVY = {
     "errors": CLIENTS | {"numpy", "obstore", "orjson", "pandas", "pyarrow", "pydantic", "scipy"},
+    "exhaustion": CLIENTS | {"numpy", "obstore", "orjson", "pandas", "pyarrow", "pydantic", "scipy"},
     "job": CLIENTS | {"numpy", "obstore", "pandas", "pyarrow", "scipy"},
     "metrics": CLIENTS | {"obstore", "pandas", "pyarrow", "scipy"},
     "http": CLIENTS | {"numpy", "obstore", "orjson", "pandas", "pyarrow", "pydantic", "scipy"},

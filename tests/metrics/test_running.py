@@ -20,7 +20,7 @@ ROLLOUTS = st.lists(
 
 
 @settings(deadline=None)
-@given(ROLLOUTS)
+@given(ROLLOUTS.filter(lambda rollouts: any(reward is not None for _, reward in rollouts)))
 def test_the_live_mean_is_the_final_mean(rollouts: list[tuple[int, float | None]]) -> None:
     totals = RunningTotals(MetricSettings((1,), 1.0), 60)
     for prompt, reward in rollouts:

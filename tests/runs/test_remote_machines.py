@@ -357,7 +357,7 @@ async def test_a_run_that_is_completed_while_it_is_fetched_is_fetched_whole(
         if not is_done:
             is_done.append(True)
             a.run.rollouts_path.write_bytes(b"the table")
-            a.run.complete()
+            a.run.complete(incomplete=False)
             a.mirror._finish()
         return opened(storage, name)
 

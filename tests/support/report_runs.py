@@ -130,7 +130,7 @@ def written_run(
     (run.journal_folder / "000001.jsonl").write_bytes(b"".join(encode(attempt) for attempt in attempts))
     if is_done:
         write_results(run, is_partial=False)
-        run.complete()
+        run.complete(incomplete=False)
     return run
 
 

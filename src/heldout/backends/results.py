@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from rich.console import Console, Group, RenderableType
@@ -41,11 +41,24 @@ def load(*, has_tracking: bool) -> None:
         import_module("heldout.tracking.run_logging")
 
 
-def write_numbers(folder: Path, *, is_partial: bool) -> None:
+class Numbers(NamedTuple):
+    """What `write_numbers` found, as far as it decides how a job ends."""
+
+    scored: int
+    """Rollouts with a reward."""
+    failed: int
+    is_incomplete: bool
+    failures: str
+    """The commonest reasons of failures, on one line; empty without any."""
+
+
+def write_numbers(folder: Path, *, is_partial: bool) -> Numbers:
     """Writes the tables and `metrics.json` of the run in `folder` from its journal."""
     from heldout.runs.results import write_results
+    from heldout.runs.tables import read_failures
 
-    write_results(Run.open(folder), is_partial=is_partial)
+    summary = write_results(Run.open(folder), is_partial=is_partial)
+    return Numbers(summary.scored, summary.failed, summary.is_incomplete, "; ".join(map(str, read_failures(folder))))
 
 
 async def finish_run(run: Run, tags: Mapping[str, str], note: Note, say: Callable[[str], None]) -> None:

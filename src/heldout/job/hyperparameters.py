@@ -178,6 +178,11 @@ SPECIFICATIONS: Mapping[str, Specification] = {
             100,
             spellings=("rollout.max_retries",),
         ),
+        Specification(
+            "retry_agent_failures",
+            True,
+            "play attempts again that the agent or the model failed; false leaves retries to failures of machines and servers",
+        ),
         Specification("enforce_sampling", False, "overwrite the sampling parameters an agent sends by the job's"),
         Specification(
             "isolate_attempts", False, "play each attempt in a process of its own, as AgentCore's sessions are"
@@ -229,6 +234,7 @@ class Hyperparameters:
     rollout_timeout: float
     rollout_max_concurrency: int
     rollout_max_retries: int
+    retry_agent_failures: bool
     enforce_sampling: bool
     isolate_attempts: bool
     logprobs: bool

@@ -21,6 +21,7 @@ from heldout.metrics.metric import SHARE, Direction, Family, Metric, MetricTable
 
 MEAN_REWARD = "eval/reward/mean"
 SUCCESS_RATE = "eval/reward/pass_at_1"
+FIRST_ATTEMPT_SUCCESS = "eval/reward/first_attempt_pass_at_1"
 ZERO_REWARD_SHARE = "eval/reward/zero_frac"
 TURNS = "eval/turns/mean"
 RESPONSE_TOKENS = "eval/tokens/response_mean"
@@ -110,6 +111,19 @@ def _agent_names(tables: MetricTables) -> list[str]:
 BUILT_IN: tuple[Metric | Family, ...] = (
     Family(parameter="k", member=_pass_at, values=_pass_k_values),
     Family(parameter="k", member=_pass_power, values=_pass_k_values),
+    Metric(
+        name=FIRST_ATTEMPT_SUCCESS,
+        label="success rate of first attempts",
+        short_name="pass@1 of first attempts",
+        meaning="Success rate without second chances: an attempt that the agent or the model failed decides its rollout",
+        compute=definitions.first_attempt_success,
+        unit=SHARE,
+        low=0,
+        high=1,
+        direction=Direction.HIGHER,
+        section=Section.SUCCESS,
+        is_hidden_when_absent=True,
+    ),
     Metric(
         name=MEAN_REWARD,
         label="mean reward",

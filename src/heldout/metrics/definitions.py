@@ -5,6 +5,8 @@ n, not n - 1, as the hosted service does. A rollout that failed for good counts 
 (`MetricSettings.failed_rollouts`). Sources of the formulas: docs/explanation/statistics.md.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from heldout.metrics.beta_binomial import Quantity
@@ -46,6 +48,18 @@ def zero_reward_share(tables: MetricTables) -> Result:
 def pass_at(tables: MetricTables, k: int) -> Result:
     """Pass@k: the mean over prompts of `pass_at_k_by_prompt`."""
     return _pass(tables.sample, k, is_power=False)
+
+
+def first_attempt_success(tables: MetricTables) -> Result:
+    """The success rate as if no attempt that the agent or the model failed had been played again; None if it is the same."""
+    retries, rollouts = tables.agent_retries, tables.rollouts
+    if retries is None or not (retries > 0).any():
+        return None
+    first = Sample.of(replace(rollouts, is_scored=rollouts.is_scored & (retries == 0)), tables.settings)
+    unchanged = np.array_equal(first.successes, tables.sample.successes) and np.array_equal(
+        first.sizes, tables.sample.sizes
+    )
+    return None if unchanged else _pass(first, 1, is_power=False)
 
 
 def pass_power(tables: MetricTables, k: int) -> Result:

@@ -39,6 +39,9 @@ class MetricTables:
     """By name, shape (num_rollouts,); NaN where the agent gave none."""
     seconds: float | None = None
     """Wall-clock seconds of the evaluation; None when unknown."""
+    agent_retries: IntArray | None = None
+    """Shape (num_rollouts,): attempts before the deciding one that the agent or the model failed, not a machine or a server. None
+    when unknown."""
 
     @cached_property
     def sample(self) -> Sample:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,8 +10,8 @@ from heldout.metrics.catalog import metrics_of
 from heldout.metrics.intervals import Interval, mean_interval, rate_interval, why_no_mean_interval
 from heldout.metrics.metric import Absent, Mean, Metric, MetricTables, PromptMean, Result, RowMean
 from heldout.metrics.sample import OVERFLOW, Sample, linearized
-from heldout.metrics.settings import MetricSettings
-from heldout.metrics.table import FloatArray, RolloutTable, TurnTable
+from heldout.metrics.settings import MetricSettings, greatest_meeting
+from heldout.metrics.table import FloatArray, IntArray, RolloutTable, TurnTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,8 @@ class Summary:
     failed: int
     missing: int | None
     """Rollouts planned and not finished; None when the plan was not given."""
+    is_incomplete: bool
+    """Whether a larger share of rollouts failed for good than `max_failed_share`: failures may have changed every number."""
     confidence: float
 
 
@@ -43,14 +45,19 @@ def summarize(
     agent_metrics: Mapping[str, FloatArray] | None = None,
     seconds: float | None,
     expected_rollouts: int | None = None,
+    agent_retries: IntArray | None = None,
 ) -> Summary:
     """Compute every metric of a run.
 
     agent_metrics: by name, shape (num_rollouts,), NaN where the agent gave none; they become `agent/<name>`.
-    seconds: wall-clock time of the evaluation; None when unknown. expected_rollouts: how many the job planned.
-    A number that is beyond what a float can hold is left out, with a note.
+    seconds: wall-clock time of the evaluation; None when unknown. expected_rollouts: how many the job planned. agent_retries: see
+    `MetricTables`. A run without a scored rollout has no reward and no success rate, whatever failed rollouts count as. A number
+    that is beyond what a float can hold is left out, with a note.
     """
-    tables = MetricTables(rollouts, turns, settings, agent_metrics or {}, seconds)
+    scored = int(rollouts.is_scored.sum())
+    failed = rollouts.num_rollouts - scored
+    counting = settings if scored else replace(settings, failed_rollouts="exclude")
+    tables = MetricTables(rollouts, turns, counting, agent_metrics or {}, seconds, agent_retries)
     metrics: dict[str, float] = {}
     intervals: dict[str, tuple[float, float]] = {}
     notes: dict[str, str] = {}
@@ -66,7 +73,6 @@ def summarize(
                 no_interval[metric.name] = found.no_interval
             if found.note:
                 notes[metric.name] = found.note
-    scored = int(rollouts.is_scored.sum())
     return Summary(
         metrics=metrics,
         intervals=intervals,
@@ -74,8 +80,9 @@ def summarize(
         no_interval=no_interval,
         num_prompts=tables.groups.num_prompts,
         scored=scored,
-        failed=rollouts.num_rollouts - scored,
+        failed=failed,
         missing=None if expected_rollouts is None else expected_rollouts - rollouts.num_rollouts,
+        is_incomplete=failed > greatest_meeting(settings.max_failed_share) * rollouts.num_rollouts,
         confidence=settings.confidence,
     )
 

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from heldout.job.hyperparameters import Hyperparameters
+from heldout.report.attempt_findings import attempt_findings
 from heldout.report.finding import Finding, Weight, Wording, counted, finding
 from heldout.report.prompt_findings import duplicate_prompts, training_prompts
 from heldout.report.reward_findings import reward_findings
@@ -44,6 +45,7 @@ def _find(
         yield from duplicate_prompts(prompts, rows)
     errors = pq.read_table(folder / "rollouts.parquet", columns=["error"])["error"]
     yield from reward_findings(rows, errors, parameters)
+    yield from attempt_findings(folder, rows)
     yield from _token_limit(folder, rows)
     yield from text_findings(folder, rows)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from heldout.errors import JobFailed
-from heldout.job.records import Attempt, Boundary, Prompt
+from heldout.job.records import Attempt, Prompt
 from heldout.rollouts.attempt import AttemptPlayer, Try
 from heldout.runs.progress import Progress
 
@@ -21,6 +21,8 @@ _HOPELESS_FACTOR = 2
 _HOPELESS_LEAST = 50
 """A job fails after this many consecutive failed attempts (or twice the concurrency, if that is more), provided that
 no rollout was ever scored or that every failure lies outside the agent."""
+_MOST_HARNESS_FAILURES = 6
+"""Attempts of one rollout that may fail for want of descriptors, ports, memory, threads or disk, 0.5 to 10 s apart."""
 _NEARLY_DONE_SECONDS = 10.0
 """The time in which the results process becomes ready while agents use every processor; otherwise it needs a second or two."""
 
@@ -153,16 +155,23 @@ class Engine:
         A lost attempt is played again alone in its process, so that the end of that process is a failure of its own.
         """
         number = self._index.attempts(prompt.index, rollout_index) + 1
+        num_uncounted = 0
         is_isolated = self._isolate_attempts
         while True:
             is_last = number >= self._max_attempts
             attempt = await self._play_attempt(Try(prompt, rollout_index, number, is_last, is_isolated))
             if attempt.is_final or self._switch.is_draining:
                 return
-            is_isolated = self._isolate_attempts or not attempt.is_counted
+            is_lost = attempt.failure is not None and attempt.failure.kind == "lost"
+            is_isolated = self._isolate_attempts or is_lost
+            if is_lost:
+                continue
             if attempt.is_counted:
                 number += 1
-                await self._wait_before(number, attempt)
+            else:
+                num_uncounted += 1
+                self._check_harness(attempt, num_uncounted)
+            await self._wait_before(number - 1 + num_uncounted, attempt)
 
     async def _play_attempt(self, this: Try) -> Attempt:
         self._progress.in_flight += 1
@@ -182,9 +191,21 @@ class Engine:
                 if not self._index.is_finished(prompt.index, rollout_index):
                     yield prompt, rollout_index
 
-    async def _wait_before(self, number: int, failed: Attempt) -> None:
-        if failed.failure is not None and failed.failure.kind == "unreachable":
-            await asyncio.sleep(min(self._first_delay_seconds * 2.0 ** (number - 2), self._longest_delay_seconds))
+    def _check_harness(self, attempt: Attempt, times: int) -> None:
+        """Stops the job when what a rollout needs is not to be had: such a rollout is never scored."""
+        assert attempt.failure is not None  # only failed attempts are not counted
+        if attempt.failure.kind == "given_up":
+            raise JobFailed(f"the model is gone: {attempt.failure.message}")
+        if times >= _MOST_HARNESS_FAILURES:
+            raise JobFailed(
+                f"an attempt failed {times} times for want of what this machine should give it; the latest: "
+                f"{attempt.failure.message}; lower rollout_max_concurrency or raise the machine's limit"
+            )
+
+    async def _wait_before(self, failures: int, failed: Attempt) -> None:
+        """failures: attempts of the rollout so far that failed. Waits where something outside the agent has to recover."""
+        if failed.failure is not None and failed.failure.is_infrastructure:
+            await asyncio.sleep(min(self._first_delay_seconds * 2.0 ** (failures - 1), self._longest_delay_seconds))
 
     async def _run_out(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -197,7 +218,7 @@ class Engine:
         if attempt.failure is None:
             self._failed_on_end.clear()
             return
-        outside = attempt.failure.boundary is Boundary.POLICY or attempt.failure.kind == "unreachable"
+        outside = attempt.failure.is_infrastructure and attempt.failure.kind != "lost"
         self._failed_on_end["outside" if outside else "agent"] += 1
         limit = max(_HOPELESS_LEAST, _HOPELESS_FACTOR * self._concurrency)
         is_hopeless = self._progress.scored == 0 or self._failed_on_end["outside"] == self._failed_on_end.total()

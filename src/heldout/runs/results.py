@@ -49,6 +49,7 @@ def metrics_document(summary: Summary, *, is_partial: bool) -> dict[str, Any]:
             "missing": summary.missing,
         },
         "partial": is_partial,
+        "incomplete": summary.is_incomplete,
         "confidence": summary.confidence,
     }
 
@@ -66,4 +67,5 @@ def _summarize(run: Run, tables: RunTables) -> Summary:
         agent_metrics=tables.agent_metrics,
         seconds=run.state.evaluation_seconds or None,
         expected_rollouts=planned,
+        agent_retries=tables.agent_retries,
     )

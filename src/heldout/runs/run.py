@@ -87,6 +87,8 @@ class JobState(BaseModel):
     """When the latest start began."""
     ended_at: float | None = None
     """When the job ended; null while it plays."""
+    incomplete: bool = False
+    """Whether more rollouts failed for good than `max_failed_share` allows: failures may have changed every number."""
     evaluation_seconds: float = 0.0
     """Time spent playing rollouts, over all starts."""
     num_prompts: int | None = None
@@ -217,9 +219,10 @@ class Run:
         """Replaces job.json with these fields changed."""
         self.save(self.state.model_copy(update=changes))
 
-    def complete(self) -> None:
+    def complete(self, *, incomplete: bool) -> None:
         """Marks the run done and removes its journal. All results are written before."""
         self.update(
+            incomplete=incomplete,
             status=JobStatus.COMPLETED,
             secondary_status=SecondaryStatus.COMPLETED,
             failure_reason=None,

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from heldout.datasets.arrow import leave_pandas_out
 from heldout.errors import RunError
-from heldout.job.records import Attempt, Turn
+from heldout.job.records import Attempt, Boundary, Turn
 from heldout.metrics.failures import FailureReason, count_reasons
 from heldout.metrics.table import BoolArray, FloatArray, IntArray, RolloutTable, TurnTable
 from heldout.runs.columns import ATTEMPT_COLUMNS, COLUMNS, ROLLOUT_COLUMNS, TRAJECTORY_COLUMNS
@@ -236,6 +236,8 @@ class RunTables:
     """Why rollouts failed for good, the commonest first."""
     is_retried: BoolArray
     """Shape (num_rollouts,): whether the rollout took more than one attempt."""
+    agent_retries: IntArray | None
+    """Shape (num_rollouts,): see `heldout.metrics.metric.MetricTables`; None without attempts.parquet."""
 
 
 def read_tables(folder: Path, group_size: int) -> RunTables:
@@ -283,8 +285,17 @@ def _read_tables(folder: Path, group_size: int) -> RunTables:
         agent_metrics = {
             field.name: _floats(column.field(number)) for number, field in enumerate(table.schema.field("metrics").type)
         }
-    turns = _read_turns(folder / "trajectories.parquet", prompt_index * group_size + rollout_index, group_size)
-    return RunTables(rollouts, turns, agent_metrics, failure_reasons(table), table["attempts"].to_numpy() > 1)
+    keys = prompt_index * group_size + rollout_index
+    turns = _read_turns(folder / "trajectories.parquet", keys, group_size)
+    retries = _agent_retries(folder / "attempts.parquet", table["attempts"], keys, group_size)
+    is_retried = table["attempts"].to_numpy() > 1
+    return RunTables(rollouts, turns, agent_metrics, failure_reasons(table), is_retried, retries)
+
+
+def read_failures(folder: Path) -> tuple[FailureReason, ...]:
+    """Counts why rollouts of the run in `folder` failed for good, the commonest reason first."""
+    columns = ["status", "error_boundary", "error_kind", "error"]
+    return failure_reasons(pq.read_table(folder / "rollouts.parquet", columns=columns))
 
 
 def failure_reasons(rollouts: pa.Table) -> tuple[FailureReason, ...]:
@@ -292,6 +303,31 @@ def failure_reasons(rollouts: pa.Table) -> tuple[FailureReason, ...]:
     failed = rollouts.filter(pc.equal(rollouts["status"], pa.scalar("failed")))
     columns = (failed[name].to_pylist() for name in ("error_boundary", "error_kind", "error"))
     return count_reasons((str(b), str(k), str(message or "")) for b, k, message in zip(*columns, strict=True))
+
+
+def _agent_retries(path: Path, attempts: Any, keys: IntArray, group_size: int) -> IntArray | None:
+    """attempts: the column of rollouts.parquet. keys: number of each of its rollouts."""
+    retries = np.zeros(len(keys), dtype=np.int64)
+    if not (attempts.to_numpy() > 1).any():  # the usual run need not be read for this
+        return retries
+    if not path.exists():
+        return None
+    table = pq.read_table(path, columns=["prompt_index", "rollout_index", "is_final", "error_boundary", "error_kind"])
+    again = table.filter(~pc.field("is_final") & played_again_for_agent())
+    failed = again["prompt_index"].to_numpy() * group_size + again["rollout_index"].to_numpy()
+    order = np.argsort(keys, kind="stable")
+    places = np.searchsorted(keys, failed, sorter=order)
+    is_known = places < len(keys)
+    rows = order[places[is_known]]
+    np.add.at(retries, rows[keys[rows] == failed[is_known]], 1)
+    return retries
+
+
+def played_again_for_agent() -> pc.Expression:
+    """Selects the rows of attempts.parquet that failed by the agent or by what the model said; see
+    `heldout.job.records.Failure.is_infrastructure`."""
+    of_agent = pc.field("error_boundary").isin([str(Boundary.AGENT), str(Boundary.REWARD)])
+    return of_agent & (pc.field("error_kind") != "unreachable")
 
 
 def _floats(column: Any) -> FloatArray:

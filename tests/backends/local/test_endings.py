@@ -161,9 +161,11 @@ def test_a_rollout_without_a_model_call_is_scored_and_flagged(ended: Rows) -> No
 async def test_a_report_after_the_timeout_is_a_conflict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "log"
     monkeypatch.setenv("HELDOUT_TEST_LOG", str(log))
-    run = await played(tmp_path / "job", ["report-late 1.5", "hang"], rollout_timeout=1, rollout_max_retries=0)
+    run = await played(
+        tmp_path / "job", ["report-late 1.5", "hang", "no-model-call 1"], rollout_timeout=1, rollout_max_retries=0
+    )
     kinds = {row["error_kind"] for row in rows(run)}
-    assert kinds == {"timeout"}
+    assert kinds == {"timeout", None}
     # A sync agent runs on in its thread until its worker is ended: if it got to report, it was refused.
     assert not log.exists() or set(log.read_text().split()) == {"409"}
 
@@ -187,13 +189,13 @@ async def test_a_timeout_says_when_the_model_was_waited_for(tmp_path: Path) -> N
         run = new_run(
             tmp_path,
             server.url,
-            ["turns 1", "hang"],
+            ["turns 1", "hang", "no-model-call 1"],
             rollout_timeout=2,
             rollout_max_retries=0,
             rollout_max_concurrency=1,
         )
         await played_with(run)
-    waiting, hanging = rows(run)
+    waiting, hanging, _ = rows(run)
     assert (waiting["error_kind"], hanging["error_kind"]) == ("timeout", "timeout")
     assert waiting["error"] == "no answer within 2 s; its last model call was still waiting for the model"
     assert "model call" not in hanging["error"]

@@ -202,6 +202,7 @@ def _play_rules(run: Run) -> PlayRules:
         max_tokens=parameters.max_tokens,
         timeout_seconds=parameters.rollout_timeout,
         seed=parameters.seed,
+        retries_agent_failures=parameters.retry_agent_failures,
         passes_columns=run.document.agent_config.agent.aws_name is None,
     )
 
@@ -257,16 +258,21 @@ async def _copied(mirror: Mirror | None, journal: Journal, switch: StopSwitch) -
 async def _conclude(run: Run, ending: Ending, ended: asyncio.Task[None] | None = None) -> Ending:
     """Writes tables and metrics, then marks the run complete (which removes its journal) or stopped.
 
-    ended: the end of the job's services. The journal stays until it is over, so that an interruption before loses nothing.
+    Raises JobFailed for a run in which no rollout was scored; its journal stays. ended: the end of the job's services. The
+    journal stays until it is over, so that an interruption before loses nothing.
     """
     run.update(secondary_status=SecondaryStatus.UPLOADING)
     try:
-        await in_results_process(write_numbers, run.folder, is_partial=ending is not Ending.FINISHED)
+        numbers = await in_results_process(write_numbers, run.folder, is_partial=ending is not Ending.FINISHED)
     finally:
         if ended is not None:
             await ended
+    if ending is Ending.FINISHED and not numbers.scored:
+        raise JobFailed(
+            f"none of the {numbers.failed:,} rollouts of {run.state.run_name} was scored: {numbers.failures}"
+        )
     if ending is Ending.FINISHED:
-        run.complete()
+        run.complete(incomplete=numbers.is_incomplete)
     else:
         out_of_time = ending is Ending.OUT_OF_TIME
         run.update(
