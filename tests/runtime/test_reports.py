@@ -59,6 +59,31 @@ async def test_named_metrics_come_beside_the_reward(bench: Bench) -> None:
     assert bench.reports[0][1].metrics == (("completed", 1.0), ("moves", 2.5))
 
 
+async def test_texts_and_lists_among_the_metrics_are_labels(bench: Bench) -> None:
+    metrics = {"moves": 2, "won": True, "opening": "e4", "path": [1, "b"], "unknown": None}
+    assert (await reward(bench, bench.open(), [1.0], Metrics=metrics))[0] == 200
+    assert bench.reports[0][1].metrics == (("moves", 2.0), ("won", 1.0))
+    assert bench.reports[0][1].labels == (("opening", "e4"), ("path", [1, "b"]))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        (b'{"a": 1e400}', "Metrics['a'] is inf; a number must be finite"),
+        (b'{"a": NaN}', "Metrics['a'] is nan; a number must be finite"),
+        (
+            b'{"bad \\ud800": 1}',
+            "Metrics['bad \\ud800'] has half of a surrogate pair in its name, which UTF-8 cannot carry",
+        ),
+    ],
+)
+async def test_a_metric_that_cannot_be_kept_is_refused(bench: Bench, metrics: bytes, message: str) -> None:
+    trajectory = bench.open()
+    body = b'{"TrajectoryId": "%b", "Rewards": [1], "Metrics": %b}' % (trajectory.id.encode(), metrics)
+    assert await send(bench, trajectory, "/update-reward", body) == (400, message)
+    assert (await reward(bench, trajectory, [1.0], Metrics={"a": 1}))[0] == 200
+
+
 async def test_the_same_report_again_is_answered_and_not_taken_twice(bench: Bench) -> None:
     trajectory = bench.open()
     for _ in range(2):
@@ -187,10 +212,9 @@ async def test_a_bad_reward_after_a_good_one_leaves_the_good_one(bench: Bench) -
         (
             "/update-reward",
             {"Rewards": [1], "Metrics": [1]},
-            "Metrics is [1]; it must be an object of finite numbers by name",
+            "Metrics is [1]; it must be an object of values by name",
         ),
         ("/update-reward", {"Rewards": [1], "Metrics": {"": 1}}, "Metrics[''] has no name; every metric needs one"),
-        ("/update-reward", {"Rewards": [1], "Metrics": {"a": "b"}}, "Metrics['a'] is 'b'; it must be a finite number"),
         ("/update-reward", {"Rewards": [1], "ClientToken": 5}, "ClientToken is 5; it must be a string"),
         ("/complete-rollout", {"Status": "Ready"}, "Status is 'Ready'; it must be 'ready' or 'failed'"),
         ("/complete-rollout", b"{}", "TrajectoryId is missing; it must name the trajectory that the report is about"),

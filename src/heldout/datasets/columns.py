@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from heldout.datasets.prompts import PromptReader
 from heldout.errors import InputError, did_you_mean, shown
+from heldout.job.json_values import read_json, stored_json
 
 PROMPT = "prompt"
 """The column name by which `dataset_table` includes the prompt's text."""
@@ -43,7 +43,9 @@ def read_rows(prompts: Path) -> tuple[Any, list[dict[str, Any]]]:
     """
     PromptReader(prompts).close()  # checks the file: its error is one line
     table = pq.read_table(prompts, columns=["prompt_index", "columns"])
-    return table["prompt_index"].to_numpy(), [orjson.loads(str(text)) for text in table["columns"].to_pylist()]
+    return table["prompt_index"].to_numpy(), [
+        cast("dict[str, Any]", read_json(str(text))) for text in table["columns"].to_pylist()
+    ]
 
 
 def dataset_table(prompts: Path, columns: Iterable[str] | None = None) -> pa.Table:
@@ -70,6 +72,4 @@ def _array(values: list[Any]) -> Any:
     try:
         return pa.array(values)
     except (pa.ArrowException, OverflowError):
-        return pa.array(
-            [None if value is None else orjson.dumps(value).decode() for value in values], pa.large_string()
-        )
+        return pa.array([None if value is None else stored_json(value).decode() for value in values], pa.large_string())

@@ -1,9 +1,9 @@
 """Rebuilds the conversations of a trajectory, whose turns store each message once."""
 
 from collections.abc import Sequence
+from typing import cast
 
-import orjson
-
+from heldout.job.json_values import read_json
 from heldout.job.records import Turn
 
 
@@ -21,7 +21,11 @@ def conversation(turns: Sequence[Turn], index: int) -> list[dict[str, object]]:
     messages: list[dict[str, object]] = []
     for child in reversed(line):
         if child.parent is not None:
-            messages += orjson.loads(by_index[child.parent].reply or b"[]")[:1]
+            messages += _messages(by_index[child.parent].reply or b"[]")[:1]
         del messages[child.shared_messages :]
-        messages += orjson.loads(child.messages)
+        messages += _messages(child.messages)
     return messages
+
+
+def _messages(text: bytes) -> list[dict[str, object]]:
+    return cast("list[dict[str, object]]", read_json(text))

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import orjson
+from heldout.job.json_values import stored_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +113,9 @@ class Turn:
 def turn_json(value: object) -> bytes:
     """Returns the JSON text of a value for a Turn. The copy has its exact size; orjson's results take at least 4 KB each.
 
-    Raises orjson.JSONEncodeError for a value that JSON cannot hold, or that is nested too deeply.
+    Raises TypeError for a value that JSON cannot hold, or that is nested too deeply.
     """
-    return bytes(memoryview(orjson.dumps(value)))
+    return bytes(memoryview(stored_json(value)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +133,21 @@ class Attempt:
     rewards: tuple[float, ...] | None
     """As reported: one value, or one for each turn; the rollout's reward is their sum."""
     metrics: tuple[tuple[str, float], ...]
-    """Named numbers that the agent returned or reported with its reward."""
+    """Named finite numbers that the agent returned or reported with its reward."""
     flags: tuple[str, ...]
-    """What was odd but not fatal: `no_model_call`, `reward_mismatch`, `reward_count`, `failed_after_reward`,
-    `ran_on_after_end`, `metric_dropped`, `sampling_differs`, `bad_reply`."""
+    """Irregularities that did not fail the attempt: `no_model_call`, `reward_mismatch`, `reward_count`, `failed_after_reward`,
+    `ran_on_after_end`, `metric_dropped`, `answer_cut`, `sampling_differs`,
+    `bad_reply`."""
     turns: tuple[Turn, ...]
     """Every model call, in order."""
     output: str
     """What the agent printed (stdout and stderr), its last 64 KiB."""
     started_at: float
     seconds: float
+    labels: bytes = b""
+    """JSON object: the values among the agent's metrics that are no numbers, such as a category; empty without any."""
+    returned: bytes = b""
+    """JSON object: the agent's answer without `reward` and `metrics`; empty without other fields."""
 
     @property
     def is_counted(self) -> bool:

@@ -15,6 +15,7 @@ from yarl import URL
 
 from heldout.errors import ReferenceProblem, did_you_mean, shown
 from heldout.http.connections import Connections, NotConnected, Origin, Response
+from heldout.http.content_encoding import Decoder, decoder
 from heldout.job.kinds.endpoint import EndpointModel
 from heldout.policies.base import ModelCall, ModelReply, PolicySettings, PolicyUnavailable
 from heldout.policies.replicas import Replica, Replicas
@@ -143,7 +144,8 @@ class EndpointPolicy:
             response = await self._connections.request(origin, request)
             if is_streamed and response.status == 200:
                 first = await response.read_some()
-                return ModelReply(200, _content_type(response), b"", _Chunks(response, first, replica.address))
+                chunks = _Chunks(response, first, replica.address, _decoder(response, replica.address))
+                return ModelReply(200, _content_type(response), b"", chunks)
             content = await response.read()
         except NotConnected as problem:
             raise TryFailed(str(problem), is_down=True) from problem
@@ -154,7 +156,7 @@ class EndpointPolicy:
             raise TryFailed(
                 f"answers {response.status} {shown(said, 200)}", retry_after=response.headers.get("retry-after")
             )
-        return ModelReply(response.status, _content_type(response), content)
+        return ModelReply(response.status, _content_type(response), _decoded(content, response, replica.address))
 
     def _request(self, replica: Replica, path: str, body: bytes | None) -> tuple[Origin, bytes]:
         """Return the server and the bytes of a request. The head is cached except for the length."""
@@ -167,7 +169,12 @@ class EndpointPolicy:
 
     def _head(self, replica: Replica, path: str, method: str) -> tuple[Origin, bytes]:
         url = replica.url(path)
-        lines = [f"{method} {url.raw_path_qs} HTTP/1.1", f"Host: {url.host_port_subcomponent}", "Accept: */*"]
+        lines = [
+            f"{method} {url.raw_path_qs} HTTP/1.1",
+            f"Host: {url.host_port_subcomponent}",
+            "Accept: */*",
+            "Accept-Encoding: identity",
+        ]
         if method == "POST":
             lines.append("Content-Type: application/json")
         if self._key:
@@ -241,18 +248,23 @@ class _Chunks(AsyncGenerator[bytes, None]):
     It is a class because a generator function that is closed before its first step would not free the connection.
     """
 
-    def __init__(self, response: Response, first: bytes, address: str) -> None:
+    def __init__(self, response: Response, first: bytes, address: str, decodes: Decoder | None) -> None:
         self._response = response
         self._first: bytes | None = first
         self._address = address
+        self._decoder = decodes
 
     async def asend(self, value: None) -> bytes:  # noqa: ARG002
-        chunk, self._first = self._first, None
-        if chunk is None:
-            chunk = await self._read()
-        if not chunk:
-            raise StopAsyncIteration
-        return chunk
+        while True:
+            chunk, self._first = self._first, None
+            if chunk is None:
+                chunk = await self._read()
+            if not chunk:
+                raise StopAsyncIteration
+            if self._decoder is None:
+                return chunk
+            if decoded := self._decode(self._decoder, chunk):
+                return decoded
 
     async def athrow(self, *problem: Any) -> bytes:
         self._response.close()
@@ -261,6 +273,12 @@ class _Chunks(AsyncGenerator[bytes, None]):
     async def aclose(self) -> None:
         """Abandon the stream; the server sees a closed connection."""
         self._response.close()
+
+    def _decode(self, decoder: Decoder, chunk: bytes) -> bytes:
+        try:
+            return decoder.feed(chunk)
+        except ValueError as problem:
+            raise PolicyUnavailable(f"{self._address} sent {problem}") from problem
 
     async def _read(self) -> bytes:
         try:
@@ -331,6 +349,23 @@ def _unreachable(failures: Mapping[Replica, TryFailed]) -> ReferenceProblem:
 
 def _described(problem: Exception) -> str:
     return " ".join(str(problem).split())[:200] or type(problem).__name__
+
+
+def _decoder(response: Response, address: str) -> Decoder | None:
+    """Returns the decoder of a body. Raises PolicyUnavailable for an encoding that is not known here; none was asked for."""
+    try:
+        return decoder(response.headers.get("content-encoding"))
+    except ValueError as problem:
+        response.close()
+        raise PolicyUnavailable(f"{address} sent a reply that cannot be read: its {problem}") from problem
+
+
+def _decoded(body: bytes, response: Response, address: str) -> bytes:
+    decodes = _decoder(response, address)
+    try:
+        return body if decodes is None else decodes.feed(body)
+    except ValueError as problem:
+        raise PolicyUnavailable(f"{address} sent {problem}") from problem
 
 
 def _content_type(response: Response) -> str:

@@ -3,7 +3,7 @@
 import re
 from typing import Any, NamedTuple, Self
 
-import orjson
+from heldout.job.json_values import read_json, stored_json
 
 _SHINGLE_WORDS = 3
 _ALIKE = 0.8
@@ -48,7 +48,7 @@ def said(message: dict[str, Any]) -> str:
     if isinstance(content, list) and not all(isinstance(part, int) for part in content):  # token ids
         content = "\n".join(_part(part) for part in content)
     elif content is not None and not isinstance(content, str):
-        content = orjson.dumps(content).decode()
+        content = stored_json(content).decode()
     return content or str(message.get("refusal") or "")
 
 
@@ -119,13 +119,13 @@ def _part(part: object) -> str:
 
 
 def _text(arguments: object) -> str:
-    return arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
+    return arguments if isinstance(arguments, str) else stored_json(arguments).decode()
 
 
 def _is_object(arguments: str) -> bool:
     if not arguments.strip():
         return True  # servers send this for a tool without parameters
     try:
-        return isinstance(orjson.loads(arguments), dict)
-    except orjson.JSONDecodeError:
+        return isinstance(read_json(arguments), dict)
+    except (ValueError, RecursionError):
         return False

@@ -3,13 +3,14 @@
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
-import orjson
 
 from heldout.datasets.columns import check_columns, column_names, read_rows
+from heldout.job.json_values import stored_json
 from heldout.metrics.catalog import MEAN_REWARD, SUCCESS_RATE
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.summary import summarize
@@ -127,9 +128,16 @@ def _ranges(ends: list[tuple[int | float, int | float]]) -> list[str]:
     """Name each range by its ends, with as few digits as keep different ends apart."""
     values = sorted({end for pair in ends for end in pair})
     for digits in (6, 9, 12, 17):
-        if len({f"{value:.{digits}g}" for value in values}) == len(values):
-            return [f"{low:.{digits}g} to {high:.{digits}g}" for low, high in ends]
+        if len({_rounded(value, digits) for value in values}) == len(values):
+            return [f"{_rounded(low, digits)} to {_rounded(high, digits)}" for low, high in ends]
     return [f"{low!r} to {high!r}" for low, high in ends]
+
+
+def _rounded(number: int | float, digits: int) -> str:
+    try:
+        return f"{number:.{digits}g}"
+    except OverflowError:  # an integer beyond the floats
+        return f"{Decimal(number):.{digits}g}"
 
 
 def _names(keys: list[_Key]) -> list[str]:
@@ -137,7 +145,7 @@ def _names(keys: list[_Key]) -> list[str]:
     names = [_name(key) for key in keys]
     counts = Counter([*names, ABSENT, OTHERS])
     return [
-        orjson.dumps(key[1]).decode() if key[0] == "text" and counts[name] > 1 else name
+        stored_json(key[1]).decode() if key[0] == "text" and counts[name] > 1 else name
         for key, name in zip(keys, names, strict=True)
     ]
 
@@ -146,7 +154,7 @@ def _name(key: _Key) -> str:
     kind, value = key
     if kind in ("null", "others"):
         return ABSENT if kind == "null" else OTHERS
-    return str(value) if kind in ("text", "json", "number") else orjson.dumps(value).decode()
+    return str(value) if kind in ("text", "json", "number") else stored_json(value).decode()
 
 
 def _key(value: object) -> _Key:
@@ -156,7 +164,7 @@ def _key(value: object) -> _Key:
         return "truth", value
     if isinstance(value, int | float):
         return "number", value
-    return ("text", value) if isinstance(value, str) else ("json", orjson.dumps(value).decode())
+    return ("text", value) if isinstance(value, str) else ("json", stored_json(value).decode())
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:

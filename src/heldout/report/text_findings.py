@@ -10,13 +10,13 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from heldout.job.json_values import read_json
 from heldout.job.records import ANSWERED
 from heldout.report.finding import Finding, Weight, Wording, counted, finding
 from heldout.report.message_text import Reply, form, is_alike, stated_answer
@@ -182,7 +182,7 @@ def _rollouts(turns: Any) -> Iterator[tuple[str, list[Reply]]]:
         yield (
             str(trajectory_id),
             [
-                Reply.of(turn, parent, status, orjson.loads(reply or "[]"))
+                Reply.of(turn, parent, status, cast("list[Any]", read_json(reply or "[]", is_exact=False)))
                 for _, turn, parent, status, reply in of_rollout
             ],
         )

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-import orjson
 from rich.console import Group, RenderableType
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from heldout.job.json_values import stored_json
 from heldout.report.message_text import reasoning, said, tool_calls
 from heldout.report.sanitizing import one_line, visible
 from heldout.runs.recordings import Message, RecordedTrajectory, RecordedTurn
@@ -40,8 +40,11 @@ def _head(played: RecordedTrajectory) -> Table:
         grid.add_row("metrics", Text(", ".join(f"{visible(k)} {v:g}" for k, v in played.metrics.items())))
     if played.flags:
         grid.add_row("flags", Text(visible(", ".join(played.flags)), style="yellow"))
+    for name, fields in (("labels", played.labels), ("returned", played.returned)):
+        if fields:
+            grid.add_row(name, Text(one_line(stored_json(fields).decode(), _TITLE_CHARACTERS)))
     if played.columns:
-        grid.add_row("columns", Text(one_line(orjson.dumps(played.columns).decode(), _TITLE_CHARACTERS)))
+        grid.add_row("columns", Text(one_line(stored_json(played.columns).decode(), _TITLE_CHARACTERS)))
     if not played.turns:
         grid.add_row("prompt", Text(visible(played.prompt)))
     return grid

@@ -1,10 +1,10 @@
 """Prepares a recorded trajectory for the report: every text sanitized and cut to fit the page."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import orjson
-
+from heldout.job.json_values import read_json
 from heldout.report.message_text import reasoning, said, tool_calls
 from heldout.report.sanitizing import one_line, visible
 from heldout.report.trajectory import describe_branch
@@ -128,8 +128,8 @@ def _indented(arguments: str) -> str:
     if len(arguments) <= _TITLE_CHARACTERS:
         return arguments
     try:
-        return orjson.dumps(orjson.loads(arguments), option=orjson.OPT_INDENT_2).decode()
-    except orjson.JSONDecodeError:
+        return json.dumps(read_json(arguments), indent=2, ensure_ascii=False)
+    except (ValueError, RecursionError):
         return arguments
 
 

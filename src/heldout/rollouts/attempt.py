@@ -16,15 +16,18 @@ from dataclasses import dataclass
 import orjson
 
 from heldout.agents.base import Agent, Invocation, InvocationResult, Outcome
+from heldout.job.json_values import clean_text
+from heldout.job.received import GivenMetrics, MetricNames, given_metrics, reward_values, stored_object
 from heldout.job.records import Attempt, Boundary, Failure, Prompt, total_reward
 from heldout.runs.journal import Journal
 from heldout.runtime import JobRuntime, Report, ReportKind, ReportRefused, Trajectory
-from heldout.runtime.reports import finite_number
 from heldout.runtime.trajectories import CLOSED, HUNG_UP
 
 _NO_REWARD_SECONDS = 2.0
 """How long to wait for a reward after an answer without one, when the agent reports that it is idle."""
 _POLL_SECONDS = 0.5
+_RECORDED_APART = frozenset({"reward", "metrics"})
+"""Fields of an answer that are recorded in a form of their own."""
 _ACCEPTED = frozenset({"accepted", "processing", "started", "running", "in_progress", "pending", "queued"})
 
 _NEVER_SCORED = frozenset({"given_up", "exhausted"})
@@ -84,13 +87,14 @@ class AttemptPlayer:
         self._journal = journal
         self._start = secrets.token_hex(4)
         self._serial = itertools.count(1)
+        self._metric_names = MetricNames()
 
     async def play(self, this: Try) -> Attempt:
         """Play one attempt. On return the attempt is in the journal.
 
         A cancelled attempt leaves nothing behind unless its end was already decided.
         """
-        play = _Play(this, self._rules, self._agent, self._journal)
+        play = _Play(this, self._rules, self._agent, self._journal, self._metric_names)
         name = f"{this.prompt.index}-{this.rollout_index}-{this.number}-{self._start}{next(self._serial):x}"
         trajectory = self._runtime.open(name, seed=_seed(self._rules.seed, this), on_report=play.take_report)
         try:
@@ -125,7 +129,8 @@ class AttemptPlayer:
 class _Play:
     """The state of one attempt: what decided it, and its record."""
 
-    def __init__(self, this: Try, rules: PlayRules, agent: Agent, journal: Journal) -> None:
+    def __init__(self, this: Try, rules: PlayRules, agent: Agent, journal: Journal, metric_names: MetricNames) -> None:
+        self._metric_names = metric_names
         self._this = this
         self._rules = rules
         self._agent = agent
@@ -138,6 +143,8 @@ class _Play:
         self._rewards: tuple[float, ...] | None = None
         self._failure: Failure | None = None
         self._metrics: dict[str, float] = {}
+        self._labels: dict[str, object] = {}
+        self._returned: Mapping[str, object] = {}
         self._flags: set[str] = set()
         self._output = ""
         self._writing: asyncio.Future[None] | None = None
@@ -173,7 +180,7 @@ class _Play:
             raise ReportRefused(f"trajectory {self._trajectory.id} is not in valid status: it has ended")
         if self._is_out_of_time():
             raise ReportRefused(f"trajectory {self._trajectory.id} is not in valid status: its time is over")
-        self._metrics.update(report.metrics)
+        self._keep_metrics(GivenMetrics(dict(report.metrics), dict(report.labels)))
         match report.kind:
             case ReportKind.COMPLETED:
                 self._is_completed = True
@@ -229,7 +236,8 @@ class _Play:
         self._is_answered = True
         body = result.body
         if isinstance(body, Mapping):
-            self._take_metrics(body.get("metrics"))
+            self._keep_metrics(given_metrics(body.get("metrics")))
+            self._returned = {name: value for name, value in body.items() if name not in _RECORDED_APART}
         error = _reported_error(body)
         if self._is_decided.is_set():
             self._compare_reward(body, error)
@@ -241,7 +249,7 @@ class _Play:
             await self._wait_for_report(body)
 
     def _take_returned(self, reward: object) -> None:
-        rewards = parsed_rewards(reward)
+        rewards = reward_values(reward)
         if rewards is None:
             self._fail(
                 Boundary.REWARD,
@@ -255,7 +263,7 @@ class _Play:
         if error is not None:
             self._flag_if_scored("failed_after_reward")
         elif isinstance(body, Mapping) and body.get("reward") is not None and self._rewards is not None:
-            returned = parsed_rewards(body["reward"])
+            returned = reward_values(body["reward"])
             if returned is None or not math.isclose(
                 total_reward(returned), total_reward(self._rewards), rel_tol=1e-6, abs_tol=1e-9
             ):
@@ -315,25 +323,19 @@ class _Play:
             boundary = Boundary.HARNESS if error.kind == "exhausted" else Boundary.POLICY
             kind = error.kind
             message = f"{error.message}; the agent then: {message}" if message else error.message
-        self._failure = Failure(boundary, kind, _encodable(" ".join(message.split())) or kind)
+        self._failure = Failure(boundary, kind, clean_text(" ".join(message.split())) or kind)
         self._is_decided.set()
 
     def _flag_if_scored(self, flag: str) -> None:
         if self._rewards is not None:
             self._flags.add(flag)
 
-    def _take_metrics(self, metrics: object) -> None:
-        if metrics is None:
-            return
-        if not isinstance(metrics, Mapping):
+    def _keep_metrics(self, metrics: GivenMetrics) -> None:
+        accepted = self._metric_names.accepted(metrics.numbers)
+        self._metrics.update(accepted)
+        self._labels.update(metrics.labels)
+        if metrics.problems or len(accepted) < len(metrics.numbers):
             self._flags.add("metric_dropped")
-            return
-        for name, value in metrics.items():
-            number = _finite(value)
-            if number is None or not isinstance(name, str) or not name.strip() or _encodable(name) != name:
-                self._flags.add("metric_dropped")
-            else:
-                self._metrics[name] = number
 
     async def _written(self) -> Attempt:
         record = self._record()
@@ -342,7 +344,7 @@ class _Play:
 
     async def _amended(self) -> Attempt:
         record = self._record()
-        if record.output or record.metrics or record.flags:
+        if record.output or record.metrics or record.labels or record.returned or record.flags:
             await self._journal.amend(record)
         return record
 
@@ -351,6 +353,10 @@ class _Play:
             self._flags.add("sampling_differs")
         if self._trajectory.has_bad_reply:
             self._flags.add("bad_reply")
+        labels, has_all_labels = stored_object(self._labels)
+        returned, has_all_fields = stored_object(self._returned)
+        if not (has_all_labels and has_all_fields):
+            self._flags.add("answer_cut")
         failure = self._failure
         return Attempt(
             prompt_index=self._this.prompt.index,
@@ -363,28 +369,12 @@ class _Play:
             metrics=tuple(sorted(self._metrics.items())),
             flags=tuple(sorted(self._flags)),
             turns=tuple(self._trajectory.turns),
-            output=_encodable(self._output),
+            output=clean_text(self._output),
             started_at=self._started_at,
             seconds=time.monotonic() - self._started,
+            labels=labels,
+            returned=returned,
         )
-
-
-def _encodable(text: str) -> str:
-    """Replace the lone surrogates of `text`: UTF-8 cannot encode them."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def parsed_rewards(reward: object) -> tuple[float, ...] | None:
-    """Parse a returned reward: one or several finite numbers with a finite sum. None for anything else."""
-    values = reward if isinstance(reward, list) else [reward]
-    rewards = [_finite(value) for value in values]
-    finite = tuple(value for value in rewards if value is not None)
-    return finite if finite and len(finite) == len(rewards) and math.isfinite(total_reward(finite)) else None
-
-
-def _finite(value: object) -> float | None:
-    """Parse a number as in a report, and true and false too: a Python agent may return the result of a comparison."""
-    return float(value) if isinstance(value, bool) else finite_number(value)
 
 
 def _reported_error(body: object) -> str | None:

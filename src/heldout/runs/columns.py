@@ -40,6 +40,16 @@ ROLLOUT_COLUMNS: "list[pa.Field[Any]]" = [
     _BOUNDARY,
     _KIND,
     described("flags", pa.list_(pa.string()), "what was odd but not fatal"),
+    described(
+        "labels",
+        pa.string(),
+        "JSON object of the agent's metrics that are no numbers, such as a category; null without any",
+    ),
+    described(
+        "returned",
+        pa.string(),
+        "JSON object of what the agent returned besides reward and metrics, at most 64 KiB; null without other fields",
+    ),
 ]
 """Columns of `rollouts.parquet`. If agents report metrics, a struct column `metrics` follows, with a float64 field for each."""
 TRAJECTORY_COLUMNS: "list[pa.Field[Any]]" = [

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from heldout.errors import RunError, StorageError
+from heldout.job.json_values import read_json, stored_json
 from heldout.job.records import Attempt, Boundary, Failure, Turn, turn_json
 from heldout.storage.local import synchronise_folder
 
@@ -172,8 +173,8 @@ def _is_whole(line: bytes) -> bool:
     if not line.endswith(b"\n"):
         return False
     try:
-        orjson.loads(line)
-    except orjson.JSONDecodeError:
+        read_json(line)
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -195,6 +196,8 @@ def encode(attempt: Attempt, *, is_amendment: bool = False) -> bytes:
         "output": attempt.output,
         "at": attempt.started_at,
         "seconds": attempt.seconds,
+        "labels": orjson.Fragment(attempt.labels or b"{}"),
+        "returned": orjson.Fragment(attempt.returned or b"{}"),
         "turns": () if is_amendment else [_encoded_turn(turn) for turn in attempt.turns],
     }
     return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
@@ -210,7 +213,7 @@ def _encoded_turn(turn: Turn) -> list[Any]:
         turn.finish_reason,
         turn.prompt_tokens,
         turn.response_tokens,
-        turn.logprobs,
+        None if turn.logprobs is None else orjson.Fragment(stored_json(turn.logprobs)),
         turn.started_at,
         turn.seconds,
         turn.status,
@@ -229,7 +232,7 @@ class Line:
 
 def decode(line: bytes, place: Place, *, with_turns: bool = True) -> Line:
     """Decodes a journal line; with_turns: whether to decode the attempt's turns."""
-    record = orjson.loads(line)
+    record: Any = read_json(line)
     failure = record["failure"]
     turns = record["turns"] if with_turns else ()
     rewards = record["rewards"]
@@ -247,6 +250,8 @@ def decode(line: bytes, place: Place, *, with_turns: bool = True) -> Line:
         output=record["output"],
         started_at=record["at"],
         seconds=record["seconds"],
+        labels=stored_json(record["labels"]) if record["labels"] else b"",
+        returned=stored_json(record["returned"]) if record["returned"] else b"",
     )
     return Line(attempt, record["amends"], place)
 
@@ -262,7 +267,7 @@ def _decoded_turn(index: int, turn: list[Any]) -> Turn:
         finish_reason=turn[5],
         prompt_tokens=turn[6],
         response_tokens=turn[7],
-        logprobs=None if turn[8] is None else tuple(turn[8]),
+        logprobs=None if turn[8] is None else tuple(map(float, turn[8])),
         started_at=turn[9],
         seconds=turn[10],
         status=turn[11],
@@ -284,7 +289,7 @@ def read(folder: Path, *, with_turns: bool = True) -> Iterator[Line]:
                     break
                 try:
                     found = decode(line, Place(segment, offset), with_turns=with_turns)
-                except orjson.JSONDecodeError as error:
+                except ValueError as error:
                     if segment == existing[-1]:
                         break
                     raise RunError(f"{segment} is damaged at byte {offset}; copy the whole folder again") from error

@@ -5,10 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 from heldout.datasets.prompts import PromptReader
 from heldout.errors import RunError, did_you_mean, shown
 from heldout.job.conversations import conversation
+from heldout.job.json_values import read_json
 from heldout.job.records import ANSWERED, Prompt, Turn
 from heldout.metrics.table import IntArray
 from heldout.runs.journal_index import JournalIndex
@@ -93,12 +93,16 @@ class RecordedTrajectory:
     error_kind: str | None
     """The failure in one word, such as `timeout`."""
     metrics: dict[str, float]
-    """The agent's own metrics."""
+    """The agent's own metrics: finite numbers."""
     flags: tuple[str, ...]
     """Irregularities that did not fail the attempt."""
     turns: tuple[RecordedTurn, ...]
     """Every model call, failed ones included."""
     seconds: float
+    labels: dict[str, Any] = field(default_factory=dict)
+    """The agent's metrics that are no numbers: texts, lists and objects, by name."""
+    returned: dict[str, Any] = field(default_factory=dict)
+    """What else the agent returned, by field; see `RETURNED_BYTES` in `heldout.job.received`."""
     output: str = ""
     """What the agent printed; empty unless the trajectory was read by its id."""
     recorded_turns: tuple[Turn, ...] = field(default=(), repr=False)
@@ -188,7 +192,7 @@ class Recordings:
         rewards = row.get("rewards")
         return RecordedTrajectory(
             prompt=prompt.text,
-            columns=orjson.loads(prompt.columns),
+            columns=_object(prompt.columns),
             prompt_index=row["prompt_index"],
             rollout_index=row["rollout_index"],
             trajectory_id=row["trajectory_id"],
@@ -201,6 +205,8 @@ class Recordings:
             error_kind=row["error_kind"],
             metrics={name: value for name, value in (row.get("metrics") or {}).items() if value is not None},
             flags=tuple(row.get("flags") or ()),
+            labels=_object(row.get("labels")),
+            returned=_object(row.get("returned")),
             turns=tuple(_parsed(turn) for turn in recorded),
             seconds=row["seconds"],
             output="" if attempt is None else attempt["output"],
@@ -334,7 +340,11 @@ def _parsed(turn: Turn) -> RecordedTurn:
     )
 
 
+def _object(text: str | None) -> dict[str, Any]:
+    return cast("dict[str, Any]", read_json(text)) if text else {}
+
+
 def _messages(text: bytes) -> list[Message]:
     """Parses a JSON array of messages. A value that is no object becomes the content of a message of role `unknown`."""
-    values = orjson.loads(text or b"[]")
+    values: Any = read_json(text or b"[]")
     return [value if isinstance(value, dict) else {"role": "unknown", "content": value} for value in values]

@@ -26,6 +26,10 @@ from heldout.runs.journal_index import JournalIndex
 from heldout.runs.run import STATE_KEY, Run
 from heldout.storage import open_atomic
 
+_BATCH_ROWS = 2_048
+"""Attempts converted to columns at once. One without turns and output counts no bytes."""
+_BATCH_CELLS = 128 * 1024
+"""Values of metrics converted at once: each attempt has a cell for each name."""
 _BATCH_BYTES = 512 * 1024
 """Bytes of attempts converted to columns at once. As rows of Python objects they take thirty times as much memory."""
 _TURN_BYTES = 400
@@ -45,7 +49,7 @@ def write_tables(run: Run, index: JournalIndex, folder: Path) -> None:
         rollouts = stack.enter_context(_Table(folder / "rollouts.parquet", rollout_schema))
         trajectories = stack.enter_context(_Table(folder / "trajectories.parquet", pa.schema(TRAJECTORY_COLUMNS)))
         attempts = stack.enter_context(_Table(folder / "attempts.parquet", pa.schema(ATTEMPT_COLUMNS)))
-        for batch in _batches(_amended(run.journal_folder, index)):
+        for batch in _batches(_amended(run.journal_folder, index), _batch_rows(index.metric_names)):
             rollouts.write(
                 [rollout_row(a, _attempts(a, index), least_success, index.metric_names) for a in batch if a.is_final]
             )
@@ -81,18 +85,23 @@ def _with_end_of(attempt: Attempt, latest: Attempt) -> Attempt:
         output=latest.output,
         started_at=attempt.started_at,
         seconds=latest.seconds,
+        labels=latest.labels,
+        returned=latest.returned,
     )
 
 
-def _batches(attempts: Iterable[Attempt]) -> Iterator[list[Attempt]]:
+def _batch_rows(metric_names: tuple[str, ...]) -> int:
+    return min(_BATCH_ROWS, _BATCH_CELLS // max(1, len(metric_names)))
+
+
+def _batches(attempts: Iterable[Attempt], most: int) -> Iterator[list[Attempt]]:
     batch: list[Attempt] = []
     size = 0
     for attempt in attempts:
         batch.append(attempt)
-        size += len(attempt.output) + sum(
-            _TURN_BYTES + len(turn.messages) + len(turn.request) + len(turn.reply) for turn in attempt.turns
-        )
-        if size >= _BATCH_BYTES:
+        size += len(attempt.output) + len(attempt.labels) + len(attempt.returned)
+        size += sum(_TURN_BYTES + len(turn.messages) + len(turn.request) + len(turn.reply) for turn in attempt.turns)
+        if size >= _BATCH_BYTES or len(batch) >= most:
             yield batch
             batch, size = [], 0
     if batch:
@@ -166,6 +175,8 @@ def rollout_row(attempt: Attempt, attempts: int, least_success: float, metric_na
         "error_boundary": None if failure is None else str(failure.boundary),
         "error_kind": None if failure is None else failure.kind,
         "flags": list(attempt.flags),
+        "labels": attempt.labels.decode() or None,
+        "returned": attempt.returned.decode() or None,
     }
     if metric_names:
         given = dict(attempt.metrics)

@@ -104,7 +104,7 @@ class Capture:
     def begin(self, request: dict[str, object], messages: list[object]) -> CapturedCall:
         """Records the beginning of a call. request: its parameters without the messages; it must not be changed afterwards.
 
-        Raises orjson.JSONEncodeError or RecursionError, recording nothing, if the request is nested too deeply.
+        Raises TypeError or RecursionError, recording nothing, if the request is nested too deeply.
         """
         index = self.num_calls
         node, path, found = self._follow(messages)

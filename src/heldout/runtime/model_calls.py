@@ -1,15 +1,15 @@
 """Passes a model call on to the policy and the reply back to the agent, and records the turn. It knows no dialect."""
 
 import asyncio
+import contextlib
 import logging
 import re
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
-import orjson
-
 from heldout.errors import shown
 from heldout.http.exchange import Answer, Request, Stream
+from heldout.job.json_values import sent_json
 from heldout.job.records import BAD_REPLY
 from heldout.policies.base import ModelCall, ModelReply, Policy, PolicyUnavailable
 from heldout.runtime.call_rules import CallRules, JobEdits, seed_of_call
@@ -69,7 +69,7 @@ class ModelCalls:
         try:
             edited = parsed.edit(edits)
             call = trajectory.begin(parsed.parameters, parsed.messages)
-        except (orjson.JSONEncodeError, RecursionError):
+        except (TypeError, RecursionError):
             raise invalid("the body is nested too deeply, more than 250 levels") from None
         self._count_differences(trajectory, parsed)
         try:
@@ -121,7 +121,7 @@ class ModelCalls:
         """Gives the agent an error in place of a reply with status 200 that is no completion."""
         error = f"{NO_COMPLETION}: {reply.status} with {_start_of(reply.body)}"
         trajectory.end_badly(call, status=BAD_REPLY, reply=None, error=error)
-        body = orjson.dumps(
+        body = sent_json(
             {"error": {"message": error, "type": "InternalServerError", "param": None, "code": "bad_reply"}}
         )
         return dialect.policy_error(ModelReply(BAD_REPLY, "application/json", body), error)
@@ -149,10 +149,11 @@ class ModelCalls:
     async def _collected(self, chunks: AsyncIterator[bytes]) -> bytes:
         """Returns a whole body that arrived in pieces. Raises ReplyTooLong."""
         body = bytearray()
-        async for chunk in chunks:
-            body += chunk
-            if len(body) > self._reply_bytes:
-                raise ReplyTooLong("the policy's reply is longer than the Job Runtime takes")
+        async with _closing(chunks):
+            async for chunk in chunks:
+                body += chunk
+                if len(body) > self._reply_bytes:
+                    raise ReplyTooLong("the policy's reply is longer than the Job Runtime takes")
         return bytes(body)
 
     async def _relay(
@@ -163,13 +164,10 @@ class ModelCalls:
         streamed = parsed.stream(self._reply_bytes)
         call.streamed = streamed
         headers = {"Content-Type": reply.content_type, "Cache-Control": "no-cache"}
-        try:
+        async with _closing(reply.chunks):
             answer = await request.stream(200, headers)
             await self._relay_into(answer, trajectory, call, streamed, reply.chunks)
             await answer.end()
-        finally:
-            if isinstance(reply.chunks, AsyncGenerator):
-                await reply.chunks.aclose()
 
     async def _relay_into(
         self, answer: Stream, trajectory: Trajectory, call: Call, streamed: ReplyStream, chunks: AsyncIterator[bytes]
@@ -261,6 +259,16 @@ _LOST_WITHOUT = {
     "seed": "sampled replies cannot be drawn again",
     "stream_options": "streamed calls have no token counts",
 }
+
+
+@contextlib.asynccontextmanager
+async def _closing(chunks: AsyncIterator[bytes]) -> AsyncIterator[None]:
+    """Closes a reply's stream at the end of the context, however it ends: an open one keeps its connection."""
+    try:
+        yield
+    finally:
+        if isinstance(chunks, AsyncGenerator):
+            await chunks.aclose()
 
 
 def _finish_streamed(trajectory: Trajectory, call: Call, streamed: ReplyStream) -> str | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from heldout.errors import shown
+from heldout.job.received import finite_number, given_metrics
 from heldout.job.records import total_reward
 from heldout.runtime.refusals import Refusal, conflict, invalid
 
@@ -44,6 +45,8 @@ class Report:
     """For FAILED: the cause, on one line."""
     failure_kind: str = ""
     """For FAILED: `reported_failed` or `bad_reward`, as in `heldout.job.records.Failure`."""
+    labels: tuple[tuple[str, object], ...] = ()
+    """Named texts, lists and objects sent among the metrics."""
 
 
 class ReportRefused(Exception):
@@ -87,30 +90,23 @@ def completion(body: ReportBody) -> Report:
 def reward(body: ReportBody) -> Report:
     """Returns the report of an UpdateReward: REWARDED, or FAILED if the reward is invalid.
 
-    Raises Refusal (400) if `Rewards` is missing, or if `Metrics` has anything but names and finite numbers.
+    Raises Refusal (400) if `Rewards` is missing, or if `Metrics` has a number that is not finite or a name that cannot be kept.
     """
     if "Rewards" not in body.fields:
         raise invalid("Rewards is missing; it must be a list of finite numbers: one, or one for each turn")
     values = body.fields["Rewards"]
-    metrics = _metrics(body.fields.get("Metrics"))
+    metrics = given_metrics(body.fields.get("Metrics"))
+    if metrics.problems:
+        raise invalid(metrics.problems[0])
     numbers = [finite_number(value) for value in values] if isinstance(values, list) else []
     rewards = tuple(number for number in numbers if number is not None)
     if rewards and len(rewards) == len(numbers) and math.isfinite(total_reward(rewards)):
-        return Report(ReportKind.REWARDED, rewards, metrics)
+        return Report(
+            ReportKind.REWARDED, rewards, tuple(metrics.numbers.items()), labels=tuple(metrics.labels.items())
+        )
     expected = "a list of finite numbers, at least one, with a finite sum"
     message = f"the agent reported Rewards {shown(values)}; they must be {expected}"
     return Report(ReportKind.FAILED, message=message, failure_kind="bad_reward")
-
-
-def finite_number(value: object) -> float | None:
-    """Returns a JSON number as a float; None for any other value (booleans too), or one that is not finite."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 @dataclass(slots=True)
@@ -172,19 +168,3 @@ class Ledger:
 def not_in_valid_status(trajectory_id: str, for_what: str) -> Refusal:
     """Returns the Conflict from which the published client learns that a trajectory has ended."""
     return conflict(f"Trajectory {trajectory_id} {_NOT_VALID} for {for_what}")
-
-
-def _metrics(value: object) -> tuple[tuple[str, float], ...]:
-    if value is None:
-        return ()
-    if not isinstance(value, dict):
-        raise invalid(f"Metrics is {shown(value)}; it must be an object of finite numbers by name")
-    metrics = []
-    for name, given in value.items():
-        number = finite_number(given)
-        if number is None:
-            raise invalid(f"Metrics[{name!r}] is {shown(given)}; it must be a finite number")
-        if not name.strip():
-            raise invalid(f"Metrics[{name!r}] has no name; every metric needs one")
-        metrics.append((name, number))
-    return tuple(metrics)

@@ -1,10 +1,12 @@
 """One attempt's side of the Job Runtime: its turns and its reports, as they arrive. No HTTP."""
 
 import asyncio
+import json
 import time
 from bisect import insort
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
 
@@ -123,7 +125,7 @@ class Trajectory:
     def begin(self, request: dict[str, object], messages: list[object]) -> Call:
         """Records the beginning of a model call. request: its parameters without the messages; it must not be changed afterwards.
 
-        Raises Refusal (409) if the trajectory is over; orjson.JSONEncodeError or RecursionError, recording nothing, if the
+        Raises Refusal (409) if the trajectory is over; TypeError or RecursionError, recording nothing, if the
         request is nested too deeply.
         """
         if self._is_closed or not self.ledger.takes_calls:
@@ -146,7 +148,7 @@ class Trajectory:
             captured.shared_messages,
             captured.messages,
             captured.request,
-            turn_json(reply.messages) if reply is not None else b"",
+            _reply_json(reply.messages) if reply is not None else b"",
             reply.finish_reason if reply is not None else None,
             reply.prompt_tokens if reply is not None else None,
             reply.response_tokens if reply is not None else None,
@@ -161,7 +163,8 @@ class Trajectory:
         else:
             insort(self.turns, turn, key=attrgetter("index"))
         if reply is not None and reply.messages:
-            self._capture.end(captured, reply.messages[0])
+            with suppress(RecursionError):  # a reply that is nested so deeply begins no conversation
+                self._capture.end(captured, reply.messages[0])
 
     def cut_off(self, call: Call, *, status: int, error: str) -> None:
         """Records a call that ended early, with the part of its streamed reply that arrived. That part may be complete."""
@@ -197,6 +200,14 @@ class Trajectory:
             except ReportRefused as refused:
                 raise conflict(str(refused)) from refused
             self.ledger.enter(report, client_token)
+
+
+def _reply_json(messages: list[object]) -> bytes:
+    """Encodes a reply. A message that is nested too deeply to be stored as JSON is stored as text."""
+    try:
+        return turn_json(messages)
+    except TypeError:
+        return turn_json([json.dumps(message) for message in messages])
 
 
 async def _refuse(report: Report) -> None:

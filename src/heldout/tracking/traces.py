@@ -9,10 +9,9 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 from urllib.parse import urlsplit
 
-import orjson
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from mlflow.entities import (
@@ -29,6 +28,7 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 from mlflow.tracing.client import TracingClient
 
+from heldout.job.json_values import read_json, stored_json
 from heldout.job.records import Turn
 from heldout.report.message_text import said
 from heldout.runs.recordings import RecordedTrajectory, RecordedTurn, Recordings
@@ -39,6 +39,7 @@ _BATCH_TRAJECTORIES = 20
 _PREVIEW_CHARACTERS = 500
 _TRACE_PREFIX = "tr-"
 _NANOSECONDS = 1_000_000_000
+_Assessed = float | bool | str
 
 
 class LoggedTraces(NamedTuple):
@@ -185,7 +186,7 @@ class _Trace:
 
     def _turn_span(self, turn: RecordedTurn, stored: Turn) -> Span:
         """The span of a turn, with its new messages and its reply: as in the run, each message is stored once."""
-        request = orjson.loads(stored.request) if stored.request else {}
+        request = cast("dict[str, object]", read_json(stored.request)) if stored.request else {}
         return self._span(
             f"turn {turn.index}",
             SpanType.CHAT_MODEL,
@@ -240,7 +241,7 @@ class _Trace:
                 "events": [],
                 "links": [],
                 "status": {"code": "STATUS_CODE_ERROR" if error else "STATUS_CODE_OK", "message": error or ""},
-                "attributes": {key: orjson.dumps(value).decode() for key, value in values.items() if value is not None},
+                "attributes": {key: stored_json(value).decode() for key, value in values.items() if value is not None},
             }
         )
 
@@ -259,14 +260,22 @@ class _Trace:
         outcome: dict[str, object] = {"reward": played.reward, "success": played.is_success}
         if len(played.rewards or ()) > 1:
             outcome["rewards"] = played.rewards
-        return outcome | ({"metrics": played.metrics} if played.metrics else {})
+        given = {"metrics": played.metrics, "labels": played.labels, "returned": played.returned}
+        return outcome | {name: fields for name, fields in given.items() if fields}
 
-    def _scores(self) -> Iterator[tuple[str, float | bool | None]]:
+    def _scores(self) -> Iterator[tuple[str, _Assessed | None]]:
+        """The agent's own come after reward and success; one with their name, or that of a number, is `agent/<name>`."""
         yield "reward", self._played.reward
         yield "success", self._played.is_success
-        yield from self._played.metrics.items()
+        names = {"reward", "success"}
+        for name, value in [*self._played.metrics.items(), *self._played.labels.items()]:
+            unique = f"agent/{name}" if name in names else name
+            while unique in names:
+                unique += "_"
+            names.add(unique)
+            yield unique, _assessed(value)
 
-    def _feedback(self, name: str, value: float | bool | None) -> Feedback:
+    def _feedback(self, name: str, value: _Assessed | None) -> Feedback:
         played = self._played
         error = None if value is not None else AssessmentError(played.error_kind or "failed", played.error)
         feedback = Feedback(
@@ -280,6 +289,11 @@ class _Trace:
         # MLflow draws a random id. With a constant one, logging again replaces the feedback.
         feedback.assessment_id = f"a-{hashlib.sha256(self._id + name.encode()).hexdigest()[:32]}"
         return feedback
+
+
+def _assessed(value: object) -> _Assessed:
+    """Returns a value that MLflow takes in feedback: numbers and texts as they are, anything else as JSON."""
+    return value if isinstance(value, bool | float | str) else stored_json(value).decode()
 
 
 def _id(run_id: str, trajectory_id: str) -> bytes:

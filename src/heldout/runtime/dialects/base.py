@@ -11,10 +11,9 @@ The policy's server speaks chat completions and completions. A dialect with anot
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
-import orjson
-
 from heldout.errors import shown
 from heldout.http.exchange import Answer
+from heldout.job.json_values import clean_text, read_json
 from heldout.policies.base import ModelReply
 from heldout.runtime.call_rules import JobEdits
 from heldout.runtime.capture import TextPrompt
@@ -149,7 +148,7 @@ class DialectCall(Protocol):
         """Returns the call with the job's edits applied. Called before `read` or `stream`, and again with fewer edits for a
         server that refuses one. The last call decides what `read` and `stream` hide.
 
-        Raises orjson.JSONEncodeError or RecursionError if it is nested too deeply.
+        Raises TypeError or RecursionError if it is nested too deeply.
         """
         ...
 
@@ -199,8 +198,9 @@ class Dialect(Protocol):
 def parse_object(body: bytes) -> dict[str, object]:
     """Parses a request's body. Raises Refusal (400) if it is no JSON object."""
     try:
-        sent = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
+        # A conversation is long, and sent again in each turn. The policy gets what is recorded.
+        sent = read_json(body, is_exact=False)
+    except (ValueError, RecursionError) as error:
         raise invalid(f"the body is not JSON ({error}): {shown(body)}; expected an OpenAI-compatible request") from None
     if not isinstance(sent, dict):
         raise invalid(f"the body is {shown(sent)}; expected a JSON object, an OpenAI-compatible request")
@@ -213,10 +213,10 @@ def error_text(body: bytes) -> str:
     OpenAI's and Anthropic's error bodies both hold `error.message`.
     """
     try:
-        parsed = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        parsed = read_json(body)
+    except (ValueError, RecursionError):
         parsed = None
     error = parsed.get("error", parsed) if isinstance(parsed, dict) else None
     message = error.get("message") if isinstance(error, dict) else error
     text = message if isinstance(message, str) else body[:400].decode(errors="replace")
-    return " ".join(text.split())[:400]
+    return clean_text(" ".join(text.split())[:400])

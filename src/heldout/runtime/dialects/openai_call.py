@@ -3,12 +3,10 @@
 Source: OpenAI's API reference, chat completions and completions (version of openai 2.54).
 """
 
-import json
 from collections.abc import Mapping
 
-import orjson
-
 from heldout.http.exchange import Answer
+from heldout.job.json_values import read_json, sent_json
 from heldout.policies.base import ModelReply
 from heldout.runtime.call_rules import JobEdits
 from heldout.runtime.dialects.base import EditedCall, WholeReply
@@ -52,7 +50,7 @@ class OpenAICall:
         return self.parameters.get(self._spelling(name))
 
     def edit(self, edits: JobEdits) -> EditedCall:
-        """Returns the call with the job's edits. Raises orjson.JSONEncodeError or RecursionError if it is nested too deeply."""
+        """Returns the call with the job's edits. Raises TypeError or RecursionError if it is nested too deeply."""
         sent = self.parameters
         is_streamed = self._must_stream or sent.get("stream") is True
         added = self._added(edits, is_streamed=is_streamed)
@@ -62,7 +60,7 @@ class OpenAICall:
             edited[self._spelling(name)] = value
         if is_streamed:
             edited["stream"] = True
-        return EditedCall(self._path, orjson.dumps(edited), is_streamed, frozenset(added))
+        return EditedCall(self._path, sent_json(edited), is_streamed, frozenset(added))
 
     def _added(self, edits: JobEdits, *, is_streamed: bool) -> dict[str, object]:
         """The fields that only the job asks for."""
@@ -70,7 +68,7 @@ class OpenAICall:
         added: dict[str, object] = {}
         if edits.seed is not None and sent.get("seed") is None:
             added["seed"] = edits.seed
-        if edits.wants_logprobs and sent.get("logprobs") in (None, False):
+        if edits.wants_logprobs and not _asks_for_logprobs(sent):
             # Completions take a number: how many alternatives to list for each token.
             added["logprobs"] = True if self._path == CHAT_PATH else 1
         if is_streamed and edits.wants_usage and not _asks_for_usage(sent):
@@ -100,17 +98,14 @@ def _asks_for_usage(sent: Mapping[str, object]) -> bool:
     return isinstance(options, dict) and options.get("include_usage") is True
 
 
+def _asks_for_logprobs(sent: Mapping[str, object]) -> bool:
+    """Whether the agent wants log-probabilities. In completions 0 does: no alternatives, but that of each token."""
+    logprobs = sent.get("logprobs")
+    return logprobs is not None and logprobs is not False
+
+
 def _json_or_none(body: bytes) -> object:
     try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return _python_json_or_none(body)
-
-
-def _python_json_or_none(body: bytes) -> object:
-    """Parses what Python clients accept and orjson refuses: NaN, Infinity, lone surrogates."""
-    try:
-        parsed: object = json.loads(body)
+        return read_json(body)
     except (ValueError, RecursionError):
         return None
-    return parsed

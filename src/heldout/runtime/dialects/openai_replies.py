@@ -4,11 +4,12 @@ Pure: bytes and parsed JSON in, records and bytes out. Source: OpenAI's API refe
 (version of openai 2.54).
 """
 
+import math
 import re
 from dataclasses import dataclass, field
 
-import orjson
-
+from heldout.job.json_values import clean_text, read_json, sent_json
+from heldout.job.received import token_count
 from heldout.job.records import BAD_REPLY
 from heldout.runtime.dialects.base import NO_COMPLETION, Reply, ReplyTooLong, error_text
 from heldout.runtime.refusals import Refusal, internal
@@ -40,7 +41,7 @@ def without_logprobs(reply: dict[str, object]) -> bytes:
     for choice in choices if isinstance(choices, list) else []:
         if isinstance(choice, dict) and "logprobs" in choice:
             choice["logprobs"] = None
-    return orjson.dumps(reply)
+    return sent_json(reply)
 
 
 class OpenAIStream:
@@ -109,8 +110,8 @@ class OpenAIStream:
             self.is_done = True
             return event if self._choices or self.error else self._refused_end() + event
         try:
-            chunk = orjson.loads(data)
-        except orjson.JSONDecodeError:
+            chunk = read_json(data)
+        except (ValueError, RecursionError):
             return event
         if not isinstance(chunk, dict):
             return event
@@ -123,7 +124,7 @@ class OpenAIStream:
 
     def _take_chunk(self, chunk: dict[str, object], event: bytes) -> bytes:
         if chunk.get("error"):
-            self.error = error_text(orjson.dumps(chunk))
+            self.error = error_text(sent_json(chunk))
         if chunk.get("usage") is not None:
             self._usage = chunk["usage"]
         choices = chunk.get("choices")
@@ -165,16 +166,30 @@ class _Choice:
     def add(self, delta: dict[str, object]) -> None:
         for key, value in delta.items():
             if key == "tool_calls" and isinstance(value, list):
-                for position, part in enumerate(value):
+                for part in value:
                     if isinstance(part, dict):
-                        index = part.get("index", position)
-                        self.tool_calls.setdefault(index if isinstance(index, int) else position, _ToolCall()).add(part)
+                        self._tool_call(part).add(part)
             elif isinstance(value, str) and key != "role":
                 self.texts.setdefault(key, []).append(value)
             elif value is not None:
                 earlier = self.fields.get(key)
                 are_lists = isinstance(earlier, list) and isinstance(value, list)
                 self.fields[key] = [*earlier, *value] if are_lists else value  # type: ignore[misc]
+
+    def _tool_call(self, part: dict[str, object]) -> "_ToolCall":
+        """Returns the tool call that a piece belongs to: the one with its index.
+
+        Some servers send no index, which OpenAI's streams always have. There a piece begins a new call if it has another id than
+        the call before, or a name where that call has one already. Any other piece continues the call before.
+        """
+        index = part.get("index")
+        if isinstance(index, int):
+            return self.tool_calls.setdefault(index, _ToolCall())
+        last = max(self.tool_calls, default=-1)
+        known = self.tool_calls.get(last)
+        if known is None or known.is_followed_by(part):
+            known = self.tool_calls[last + 1] = _ToolCall()
+        return known
 
     def message(self) -> dict[str, object]:
         """Returns the message of the same reply unstreamed. Content that is absent is null, as OpenAI has it."""
@@ -205,6 +220,15 @@ class _ToolCall:
             (key, value) for key, value in part.items() if key not in ("index", "function") and value not in (None, "")
         )
 
+    def is_followed_by(self, part: dict[str, object]) -> bool:
+        """Whether a piece without an index begins another call than this one."""
+        identity, known = part.get("id"), self.fields.get("id")
+        if identity and known:
+            return identity != known
+        function = part.get("function")
+        name = function.get("name") if isinstance(function, dict) else None
+        return bool(identity or name) and bool(self.function.get("name"))
+
     def whole(self) -> dict[str, object]:
         return {"type": "function", **self.fields, "function": {**self.function, "arguments": "".join(self.arguments)}}
 
@@ -232,8 +256,7 @@ def _message(choice: dict[str, object]) -> object:
 
 def _token_counts(usage: object) -> tuple[int | None, int | None]:
     counts = usage if isinstance(usage, dict) else {}
-    prompt, response = counts.get("prompt_tokens"), counts.get("completion_tokens")
-    return (prompt if isinstance(prompt, int) else None, response if isinstance(response, int) else None)
+    return token_count(counts.get("prompt_tokens")), token_count(counts.get("completion_tokens"))
 
 
 def _logprobs(choice: dict[str, object]) -> list[float] | None:
@@ -249,7 +272,14 @@ def _logprobs(choice: dict[str, object]) -> list[float] | None:
         if not isinstance(listed, list):
             return None
         values = listed
-    return [float(value) for value in values if isinstance(value, int | float)]
+    return [_float(value) for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+
+
+def _float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer
+        return math.copysign(math.inf, value)
 
 
 def _as_tuple(values: list[float] | None) -> tuple[float, ...] | None:
@@ -257,4 +287,4 @@ def _as_tuple(values: list[float] | None) -> tuple[float, ...] | None:
 
 
 def _text_or_none(value: object) -> str | None:
-    return value if isinstance(value, str) else None
+    return clean_text(value) if isinstance(value, str) else None
