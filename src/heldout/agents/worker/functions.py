@@ -158,16 +158,25 @@ async def _stream(values: AsyncIterator[object], reply: Reply) -> None:
 
 
 def _encode(value: object) -> bytes:
-    """JSON that keeps NaN and Infinity, so that the engine can refuse them by name."""
+    """JSON that keeps NaN and Infinity, so that the engine can refuse them by name; numpy's and Decimal's numbers are numbers."""
     try:
-        return json.dumps(value, ensure_ascii=False, default=_refuse).encode("utf-8", "surrogatepass")
+        return json.dumps(value, ensure_ascii=False, default=_plain).encode("utf-8", "surrogatepass")
     except TypeError as error:
         raise error.with_traceback(None) from None  # lines inside json do not help
 
 
-def _refuse(value: object) -> object:
-    way_out = "; give float() of it" if hasattr(value, "__float__") else ""
-    raise TypeError(f"the agent returned a value of type {type(value).__name__}, which is not JSON{way_out}")
+def _plain(value: object) -> object:
+    """Returns the JSON form of a value that JSON lacks: numbers and arrays of numpy, torch and their like, Decimal, dates.
+
+    Raises TypeError for any other.
+    """
+    if callable(listed := getattr(value, "tolist", None)):
+        return listed()
+    if hasattr(value, "__float__"):
+        return float(value)
+    if callable(dated := getattr(value, "isoformat", None)):
+        return dated()
+    raise TypeError(f"the agent returned a value of type {type(value).__name__}, which is not JSON")
 
 
 def _unwrapped(target: object) -> object:

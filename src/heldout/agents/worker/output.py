@@ -30,6 +30,9 @@ class AttemptBytes(io.RawIOBase):
     def fileno(self) -> int:
         return self._raw_fd
 
+    def close(self) -> None:
+        """Does nothing: all attempts of the worker share the stream, and one of them may close it."""
+
     def write(self, data: object) -> int:
         content = bytes(memoryview(data))  # type: ignore[arg-type]  # any buffer, as RawIOBase.write takes
         session = current_session.get()
@@ -59,6 +62,13 @@ class AttemptStream(io.TextIOBase):
 
     def fileno(self) -> int:
         return self.buffer.fileno()
+
+    def close(self) -> None:
+        """Does nothing, as `AttemptBytes.close`."""
+
+    def detach(self) -> AttemptBytes:  # type: ignore[override]  # a RawIOBase where typeshed has a BinaryIO
+        """Returns the binary side. The stream stays in use: other attempts share it."""
+        return self.buffer
 
     def reconfigure(self, **_options: object) -> None:
         """Accepts and ignores the options of a TextIOWrapper (encoding, buffering)."""
