@@ -110,13 +110,12 @@ async def test_a_stream_that_breaks_off_is_an_error_and_not_its_last_value() -> 
         assert result.output.startswith("streaming\n")
 
 
-async def test_values_that_are_not_json_are_refused_by_type_and_nan_passes() -> None:
+async def test_values_that_are_not_json_are_refused_by_type_and_numbers_of_any_kind_pass() -> None:
     async with hosted("troublesome.py:play") as agent:
-        refused = await agent.invoke(attempt("decimal"))
+        refused = await agent.invoke(attempt("object"))
         assert refused.outcome is Outcome.RAISED
-        assert refused.message == (
-            "TypeError: the agent returned a value of type Decimal, which is not JSON; give float() of it"
-        )
+        assert refused.message == "TypeError: the agent returned a value of type Event, which is not JSON"
+        assert body(await agent.invoke(attempt("decimal")))["reward"] == 0.5
         answer = body(await agent.invoke(attempt("nan")))
         assert math.isnan(float(str(answer["reward"])))
         assert answer["metrics"] == {"high": math.inf}
@@ -315,6 +314,23 @@ async def test_an_agent_may_close_its_standard_output() -> None:
     async with hosted("troublesome.py:play") as agent:
         assert body(await agent.invoke(attempt("close-output")))["reward"] == 1.0
         assert (await agent.invoke(attempt("hello"))).output == "playing hello\n"
+
+
+@pytest.mark.parametrize("way", ["close", "detach", "with", "buffer"])
+async def test_an_attempt_that_closes_sys_stdout_breaks_no_later_one(tmp_path: Path, way: str) -> None:
+    statement = {
+        "close": "sys.stdout.close(); sys.stderr.close()",
+        "detach": "sys.stdout.detach().close()",
+        "with": "with sys.stdout: pass",
+        "buffer": "sys.stdout.buffer.close()",
+    }[way]
+    (tmp_path / "agent.py").write_text(
+        f"import sys\ndef play(payload):\n    print(payload['prompt'])\n    {statement}\n    return {{'reward': 1}}\n"
+    )
+    async with hosted("agent.py:play", folder=tmp_path) as agent:
+        for prompt in ("one", "two"):
+            result = await agent.invoke(attempt(prompt))
+            assert (result.outcome, result.output) == (Outcome.RETURNED, f"{prompt}\n")
 
 
 async def test_two_hundred_async_attempts_may_wait_in_threads_of_their_own() -> None:

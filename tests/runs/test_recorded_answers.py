@@ -181,13 +181,13 @@ async def test_a_turn_comes_back_from_journal_and_tables_as_it_was(tmp_path: Pat
 
 
 async def test_many_attempts_without_turns_are_written_in_little_memory(tmp_path: Path) -> None:
-    run = await written(tmp_path, [attempt(number) for number in range(30_000)])
+    run = await written(tmp_path, [attempt(number) for number in range(12_000)])
     index = JournalIndex.of(run.journal_folder, 1)
     tracemalloc.start()
     write_tables(run, index, tmp_path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 12e6  # 60 MB as one batch
+    assert peak < 12e6  # 25 MB as one batch
 
 
 async def test_a_metric_of_a_new_name_in_each_rollout_is_dropped_from_the_thousandth_on(

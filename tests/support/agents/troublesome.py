@@ -112,6 +112,8 @@ def _common(word: str, rest: str) -> object:
             return {"reward": float("nan"), "metrics": {"high": float("inf")}}
         case "decimal":
             return {"reward": Decimal("0.5")}
+        case "object":
+            return {"reward": threading.Event()}
         case "environment":
             return {"value": os.environ.get(rest), "folder": str(Path.cwd()), "argv": sys.argv[0]}
         case "child":
