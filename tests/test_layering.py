@@ -1,4 +1,4 @@
-"""Imports run one way, and lower rooms stay light: each room is imported in a fresh process and what came along is looked at."""
+"""Imports run one way, and lower rooms stay light: each is imported in a fresh process without heavy packages."""
 
 import ast
 import json

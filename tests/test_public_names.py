@@ -1,4 +1,4 @@
-"""What `import heldout` gives: few names, and nothing heavy before one of them is used."""
+"""`import heldout` gives few names, and loads nothing heavy before one of them is used."""
 
 import importlib.metadata
 import subprocess
@@ -26,6 +26,6 @@ def test_importing_heldout_needs_no_other_package() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+def test_a_missing_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Evaluator'"):
         _ = heldout.Evaluator

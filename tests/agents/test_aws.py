@@ -94,7 +94,7 @@ async def test_without_a_qualifier_it_is_the_default_endpoint(monkeypatch: pytes
     assert aws.queries == [{"qualifier": "DEFAULT"}]
 
 
-async def test_of_a_stream_the_last_event_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_last_event_of_a_stream_is_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     async with aws_agents(monkeypatch), started(AgentCoreRuntime(RUNTIME_ARN)) as agent:
         result = await agent.invoke(attempt('stream {"turn": 1}|{"reward": 1.0}'))
     assert (result.outcome, result.body) == (Outcome.RETURNED, {"reward": 1.0})
@@ -127,14 +127,14 @@ async def test_an_error_of_the_agent_itself_is_its_own(monkeypatch: pytest.Monke
     assert (result.outcome, result.message, aws.tries.total()) == (Outcome.RAISED, "no, because", 1)
 
 
-async def test_a_function_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_function_gives_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     async with aws_agents(monkeypatch) as aws, started(LambdaAgent(LAMBDA_ARN)) as agent:
         result = await agent.invoke(attempt("fail"))
     assert (result.outcome, result.message) == (Outcome.RAISED, "the function failed: KeyError: 'prompt'")
     assert aws.functions == [LAMBDA_ARN]
 
 
-async def test_an_attempt_that_takes_too_long_is_given_up_and_its_session_ended(
+async def test_an_attempt_that_takes_too_long_is_abandoned_and_its_session_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with aws_agents(monkeypatch) as aws, started(AgentCoreRuntime(RUNTIME_ARN)) as agent:
@@ -167,7 +167,7 @@ async def test_as_many_attempts_play_at_once_as_the_job_wants(
     assert [result.outcome for result in results] == [Outcome.RETURNED] * 8
 
 
-async def test_no_credentials_are_told_before_anything_is_played(
+async def test_missing_credentials_are_reported_before_anything_is_played(
     reference: AwsReference, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forget_aws(monkeypatch)
@@ -246,7 +246,7 @@ def report_later(payload: dict[str, Any]) -> None:
         ({"status": "error", "error": "no such game"}, "no such game"),
     ],
 )
-async def test_a_forwarder_that_says_error_failed_the_rollout(
+async def test_a_forwarder_that_answers_an_error_fails_the_rollout(
     answer: dict[str, str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with aws_agents(monkeypatch):
@@ -265,7 +265,7 @@ async def test_a_report_that_never_comes_is_waited_for_until_the_timeout(
     assert row["error"].endswith("no reward was reported within 1 s of the invocation")
 
 
-def test_an_agent_in_aws_needs_a_url_and_says_so_before_anything_starts(
+def test_an_agent_in_aws_without_a_url_is_refused_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("HELDOUT_RUNTIME_URL", raising=False)
@@ -289,7 +289,7 @@ def test_an_agent_in_aws_needs_a_url_and_says_so_before_anything_starts(
         ("https://abc.tunnel.example:8443", "127.0.0.1:9001", ("127.0.0.1", 9001)),
     ],
 )
-def test_where_the_job_runtime_listens_follows_from_its_url(
+def test_the_url_of_the_job_runtime_decides_where_it_listens(
     url: str, listen: str | None, expected: tuple[str, int]
 ) -> None:
     environment = {"HELDOUT_RUNTIME_URL": url} | ({} if listen is None else {"HELDOUT_RUNTIME_LISTEN": listen})
@@ -297,7 +297,7 @@ def test_where_the_job_runtime_listens_follows_from_its_url(
         assert exposure_of(AgentConfig(agent=reference), environment) == Exposure(*expected, url)
 
 
-def test_an_agent_of_this_machine_is_exposed_to_nobody() -> None:
+def test_the_runtime_of_a_local_agent_listens_on_loopback_only() -> None:
     given = AgentConfig(agent=EntryPoint("agent.py:play"), runtime_url="http://10.0.0.5:9000")
     assert exposure_of(given, {}) == exposure_of(AgentConfig(agent=AgentContainer("http://agents:8080")), {})
     assert exposure_of(given, {}) == Exposure("127.0.0.1", 0, None)
@@ -306,13 +306,13 @@ def test_an_agent_of_this_machine_is_exposed_to_nobody() -> None:
 @pytest.mark.parametrize(
     "url", ["ftp://host", "host:8700", "http://", "http://host:0", "http://[::1", "http://host?key=1"]
 )
-def test_a_runtime_url_that_is_none_is_named(url: str) -> None:
+def test_an_invalid_runtime_url_is_named(url: str) -> None:
     with pytest.raises(ReferenceProblem, match="is not an address; expected https://host"):
         exposure_of(AgentConfig(agent=LambdaAgent(LAMBDA_ARN)), {"HELDOUT_RUNTIME_URL": url})
 
 
 @pytest.mark.parametrize("asked", ["2", formatdate(time.time() + 2, usegmt=True)], ids=["seconds", "date"])
-async def test_aws_is_asked_again_when_it_says(asked: str) -> None:
+async def test_a_throttled_call_to_aws_is_retried_after_the_given_wait(asked: str) -> None:
     waits: list[float] = []
     busy: Any = {"Error": {"Code": "ThrottlingException"}, "ResponseMetadata": {"HTTPHeaders": {"retry-after": asked}}}
 
@@ -330,13 +330,13 @@ async def test_aws_is_asked_again_when_it_says(asked: str) -> None:
 
 
 @pytest.mark.parametrize("listen", ["x", ":x", "host:70000", "host:0", "host:8\N{SUPERSCRIPT TWO}"])
-def test_a_place_to_listen_that_is_none_is_named(listen: str) -> None:
+def test_an_invalid_listening_address_is_named(listen: str) -> None:
     environment = {"HELDOUT_RUNTIME_URL": "http://host", "HELDOUT_RUNTIME_LISTEN": listen}
     with pytest.raises(ReferenceProblem, match=r"HELDOUT_RUNTIME_LISTEN is .*expected host:port"):
         exposure_of(AgentConfig(agent=LambdaAgent(LAMBDA_ARN)), environment)
 
 
-async def test_a_port_that_is_taken_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_port_in_use_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

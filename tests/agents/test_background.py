@@ -1,4 +1,4 @@
-"""Agents that answer at once and play on: the attempt is theirs until it is over, not until they have answered."""
+"""Agents that answer at once and keep playing: an attempt lasts until they report, not until they answer."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -20,7 +20,7 @@ async def test_a_reward_reported_after_the_answer_scores_the_rollout(tmp_path: P
     assert [(row["reward"], row["turns"], row["attempts"]) for row in ended.values()] == [(0.25, 1, 1), (0.75, 1, 1)]
 
 
-async def test_what_it_prints_after_the_answer_is_kept_with_the_attempt(tmp_path: Path) -> None:
+async def test_output_after_the_answer_is_kept_with_the_attempt(tmp_path: Path) -> None:
     run = await played(tmp_path, ["later 1"], rollout_timeout=30)
     (attempt,) = rows(run, "attempts")
     assert "still at it" in attempt["output"]
@@ -42,7 +42,7 @@ async def test_a_forgotten_return_is_not_waited_for(tmp_path: Path) -> None:
     assert "answered None" in row["error"]
 
 
-async def test_time_in_line_for_a_process_of_its_own_is_not_the_agents(
+async def test_the_wait_for_an_isolated_process_does_not_count_as_agent_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)  # so many are isolated at once

@@ -1,4 +1,4 @@
-"""The other columns of a dataset's row, as agents get them in `metadata.columns`."""
+"""The other columns of a dataset's row, which agents get in `metadata.columns`."""
 
 import json
 from pathlib import Path

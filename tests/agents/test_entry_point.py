@@ -49,7 +49,7 @@ async def test_an_agent_that_takes_a_context_learns_its_session() -> None:
 
 
 @pytest.mark.parametrize("name", ["play", "play_sync"])
-async def test_what_an_agent_raises_is_told_with_its_line_and_traceback(name: str) -> None:
+async def test_an_exception_of_an_agent_has_its_line_and_traceback(name: str) -> None:
     async with hosted(f"troublesome.py:{name}") as agent:
         result = await agent.invoke(attempt("raise out of\ncheese"))
         line = (AGENTS / "troublesome.py").read_text().splitlines().index("            raise ValueError(rest)") + 1
@@ -79,7 +79,7 @@ def play(payload):
     assert body(result)["reward"] == status
 
 
-async def test_of_a_group_of_exceptions_the_first_is_told(tmp_path: Path) -> None:
+async def test_an_exception_group_is_described_by_its_first_exception(tmp_path: Path) -> None:
     (tmp_path / "many.py").write_text(
         "def play(payload):\n    raise ExceptionGroup('two tools', [ValueError('no\\nboard'), KeyError('dice')])\n"
     )
@@ -88,7 +88,7 @@ async def test_of_a_group_of_exceptions_the_first_is_told(tmp_path: Path) -> Non
     assert message == "ExceptionGroup: two tools (2 sub-exceptions), the first ValueError: no board (many.py:2)"
 
 
-async def test_a_file_with_relative_imports_is_told_to_be_given_as_a_module(tmp_path: Path) -> None:
+async def test_a_file_with_relative_imports_gets_the_hint_to_use_a_module(tmp_path: Path) -> None:
     (tmp_path / "game").mkdir()
     (tmp_path / "game" / "__init__.py").touch()
     (tmp_path / "game" / "board.py").write_text("SIZE = 3\n")
@@ -304,7 +304,7 @@ async def test_an_asgi_application_is_served_as_the_app_it_is() -> None:
         assert await agent.is_busy()
 
 
-async def test_an_asgi_application_that_cannot_start_says_why() -> None:
+async def test_an_asgi_application_that_cannot_start_gives_the_reason() -> None:
     with pytest.raises(ReferenceProblem, match="the application did not start: no database"):
         async with hosted("asgi_app.py:broken"):
             pass
@@ -408,7 +408,7 @@ async def test_workers_and_isolated_ones_die_with_a_killed_engine_even_when_bloc
         ("from os.path import *\ndef plya(): ...\n", "agent.py has no function 'play'. Did you mean 'plya'?"),
     ],
 )
-async def test_an_agent_that_cannot_be_imported_says_why(tmp_path: Path, source: str, problem: str) -> None:
+async def test_an_agent_that_cannot_be_imported_gives_the_reason(tmp_path: Path, source: str, problem: str) -> None:
     (tmp_path / "agent.py").write_text(source + "\nfrom os.path import *\n")
     agent = EntryPointAgent("agent.py:play", environment={}, workers=2, working_directory=tmp_path)
     with pytest.raises(ReferenceProblem) as raised:
@@ -419,7 +419,7 @@ async def test_an_agent_that_cannot_be_imported_says_why(tmp_path: Path, source:
 
 
 @pytest.mark.parametrize("parameters", ["", "payload, model", "*, payload"])
-async def test_an_agent_that_cannot_take_a_payload_is_found_before_it_is_given_one(
+async def test_an_agent_without_a_payload_parameter_is_refused_before_its_first_attempt(
     tmp_path: Path, parameters: str
 ) -> None:
     (tmp_path / "agent.py").write_text(f"def play({parameters}): ...\n")
@@ -430,13 +430,13 @@ async def test_an_agent_that_cannot_take_a_payload_is_found_before_it_is_given_o
 
 
 @pytest.mark.parametrize("parameters", ["payload", "payload, context", "payload, model=None", "*arguments"])
-async def test_an_agent_that_can_take_a_payload_is_given_one(tmp_path: Path, parameters: str) -> None:
+async def test_an_agent_with_a_payload_parameter_gets_it(tmp_path: Path, parameters: str) -> None:
     (tmp_path / "agent.py").write_text(f"def play({parameters}): return 1\n")
     async with hosted("agent.py:play", folder=tmp_path) as agent:
         assert (await agent.invoke(attempt("hello"))).body == 1
 
 
-async def test_an_agent_whose_workers_cannot_start_any_more_is_unreachable(tmp_path: Path) -> None:
+async def test_an_agent_whose_workers_no_longer_start_is_unreachable(tmp_path: Path) -> None:
     path = tmp_path / "agent.py"
     path.write_text("import os\ndef play(payload):\n    os._exit(1)\n")
     async with hosted("agent.py:play", folder=tmp_path) as agent:

@@ -1,4 +1,4 @@
-"""What `heldout` says about an entry point before it runs anything."""
+"""The check of an entry point before any of its code runs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Workers share the import of known packages; in all else each is a process of its own."""
+"""Workers share the import of known packages; otherwise each is a process of its own."""
 
 import asyncio
 import contextlib
@@ -101,7 +101,7 @@ async def test_any_other_package_is_imported_by_each_worker(world: World) -> Non
 
 
 @pytest.mark.parametrize("package", [name for name in KNOWN_PACKAGES if importlib.util.find_spec(name) is not None])
-def test_a_known_package_leaves_nothing_that_processes_cannot_share(package: str) -> None:
+def test_importing_a_known_package_leaves_no_unshareable_state(package: str) -> None:
     code = f"""
 import importlib, os, sys
 

@@ -121,7 +121,7 @@ async def test_a_container_that_went_away_is_unreachable() -> None:
     await agent.stop()
 
 
-async def test_a_container_that_works_in_the_background_says_so() -> None:
+async def test_a_container_that_works_in_the_background_is_busy() -> None:
     container = Container()
     async with contained(container) as agent:
         assert not await agent.is_busy()
@@ -150,14 +150,14 @@ async def test_an_address_that_is_no_agent_is_refused() -> None:
         ("http://x/agent?version=2", "without '?' and '#'"),
     ],
 )
-def test_what_is_no_address_of_an_agent_is_refused_with_the_reason(url: str, reason: str) -> None:
+def test_an_invalid_address_of_an_agent_is_refused_with_the_reason(url: str, reason: str) -> None:
     with pytest.raises(ReferenceProblem) as raised:
         HttpAgent(url)
     assert f"agent {url!r} is not an address" in str(raised.value)
     assert reason in str(raised.value)
 
 
-async def test_a_path_with_other_letters_than_ascii_is_asked_for_as_browsers_do() -> None:
+async def test_a_path_with_non_ascii_letters_is_encoded_as_in_browsers() -> None:
     asked: list[str] = []
 
     async def healthy(request: web.Request) -> web.Response:

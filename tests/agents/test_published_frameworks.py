@@ -43,7 +43,7 @@ async def test_the_published_handler_signs_with_the_jobs_own_keys_and_reports_by
         assert (row["status"], row["error_boundary"], row["error_kind"]) == ("failed", "agent", "reported_failed")
 
 
-async def test_the_published_app_plays_as_it_is(tmp_path: Path) -> None:
+async def test_the_published_app_plays_unmodified(tmp_path: Path) -> None:
     run = await _played(tmp_path, "agentcore_app.py:app", ["say cheese", "raise"])
     good, raised = sorted(rows(run), key=lambda row: row["prompt_index"])
     assert (good["status"], good["reward"], good["turns"]) == ("scored", 1.0, 1)

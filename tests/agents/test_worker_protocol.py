@@ -1,4 +1,4 @@
-"""Frames from worker to engine, and answers from agents, whatever the pieces they come in."""
+"""Frames from worker to engine and answers from agents, read in pieces of any size."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from heldout.agents.worker_protocol import FrameReader, write_output
     st.lists(st.tuples(st.text("abc-_.", min_size=1, max_size=256), st.binary(min_size=1, max_size=9000)), max_size=5),
     st.integers(1, 500),
 )
-def test_output_arrives_whole_whatever_the_pieces_it_is_read_in(said: list[tuple[str, bytes]], size: int) -> None:
+def test_output_read_in_any_pieces_arrives_complete(said: list[tuple[str, bytes]], size: int) -> None:
     read_fd, write_fd = os.pipe()
     for session, data in said:
         write_output(write_fd, session.encode(), data)
@@ -73,7 +73,7 @@ def test_nan_is_still_nan_after_the_way() -> None:
         (200, "application/json", b"[" * 100_000, "answered something that is not JSON: " + "[" * 462 + "…"),
     ],
 )
-def test_errors_are_told_in_one_line(status: int, content_type: str, body: bytes, message: str) -> None:
+def test_errors_are_one_line(status: int, content_type: str, body: bytes, message: str) -> None:
     result = read_answer(status, content_type, body)
     assert (result.outcome, result.message) == (Outcome.RAISED, message)
 
@@ -81,5 +81,5 @@ def test_errors_are_told_in_one_line(status: int, content_type: str, body: bytes
 @pytest.mark.parametrize(
     ("ping", "is_busy"), [(b'{"status": "HealthyBusy"}', True), (b'{"status": "Healthy"}', False), (b"x", False)]
 )
-def test_busy_is_what_the_ping_says(ping: bytes, is_busy: bool) -> None:
+def test_the_ping_decides_whether_an_agent_is_busy(ping: bytes, is_busy: bool) -> None:
     assert says_busy(ping) is is_busy

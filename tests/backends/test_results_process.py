@@ -1,4 +1,4 @@
-"""The results process: what comes back from it, and what happens when it dies."""
+"""The results process: its results, and its recovery when it dies."""
 
 import os
 import signal
@@ -69,7 +69,7 @@ async def test_when_the_process_is_killed_the_engine_says_so_and_the_next_work_g
     assert await in_results_process(divide, 4) == 0.25
 
 
-def test_it_ends_with_its_parent() -> None:
+def test_the_results_process_ends_with_its_parent() -> None:
     """Also when that is killed: it holds this test's pipe, which would never end."""
     code = (
         "import asyncio, os; from heldout.backends.results_process import in_results_process\n"

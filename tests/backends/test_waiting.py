@@ -1,4 +1,4 @@
-"""What is shown to someone who waits for an evaluation."""
+"""The display of a waiting user."""
 
 import io
 from datetime import UTC, datetime, timedelta
@@ -92,7 +92,7 @@ def test_log_lines_are_printed_once_each_with_their_runs_name() -> None:
     assert lines == ["base-model-eval: playing 8 rollouts", "quick: comparing", "base-model-eval: played"]
 
 
-def test_in_a_terminal_they_stand_above_the_panel() -> None:
+def test_in_a_terminal_log_lines_are_above_the_panel() -> None:
     shown = watched(Logged([said("playing 8 rollouts")]), times=2, force_terminal=True)
     assert shown.count("playing 8 rollouts") == 1
     assert shown.index("playing 8 rollouts") < shown.rindex("quick: Executing")
@@ -106,7 +106,7 @@ def test_nothing_in_a_line_acts_on_who_reads_it() -> None:
     assert "\n    2026-01-01 00:00:00 other-run: forged" in shown
 
 
-def test_of_an_evaluation_that_is_over_all_that_is_left_is_shown() -> None:
+def test_the_rest_of_the_log_of_an_ended_evaluation_is_shown() -> None:
     looks = [[said(f"line {number}")] for number in range(10)]
     assert "line 9" in watched(Logged(*looks, status="Succeeded"))
     assert "line 1" not in watched(Logged(*looks))

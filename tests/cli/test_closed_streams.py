@@ -1,4 +1,4 @@
-"""Standard streams that were closed, or take nothing more."""
+"""Standard streams that are closed or full."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ def test_nothing_else_gets_the_number_of_a_stream_that_was_closed(closing: str, 
     assert done.returncode == 0
 
 
-def test_output_that_finds_no_space_is_told_in_one_line() -> None:
+def test_output_to_a_full_disk_is_one_line() -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [Path(sys.executable).parent / "heldout", "models", "--json"],

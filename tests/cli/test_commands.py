@@ -187,7 +187,7 @@ def test_a_tilde_that_the_shell_left_stands_for_the_home_folder(
     assert not Path("~").exists()
 
 
-def test_a_job_that_ran_out_of_time_goes_on_with_more(
+def test_a_job_that_ran_out_of_time_is_resumed_with_more(
     model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("prompts.jsonl").write_text('{"prompt": "0.7"}\n' * 4)
@@ -200,7 +200,7 @@ def test_a_job_that_ran_out_of_time_goes_on_with_more(
     assert json.loads(capsys.readouterr().out)["status"] == "Succeeded"
 
 
-def test_a_run_that_was_copied_in_part_is_shown_or_refused_in_one_line(
+def test_a_partly_copied_run_is_shown_or_refused_in_one_line(
     model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refused(*command: str) -> str:
@@ -258,7 +258,7 @@ def test_resume_ends_what_a_process_that_was_killed_left_of_a_run_that_is_done(
     assert (run / "report.html").exists()
 
 
-def test_resume_takes_nothing_away_of_an_evaluation_that_it_cannot_go_on_with(
+def test_a_failed_resume_leaves_the_evaluation_unchanged(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nobody = "http://127.0.0.1:1/v1"
@@ -282,7 +282,7 @@ def test_resume_takes_nothing_away_of_an_evaluation_that_it_cannot_go_on_with(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on a file's size")
-def test_a_full_disk_is_told_with_the_way_on(model: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_reported_with_the_command_to_resume(model: str, capfd: pytest.CaptureFixture[str]) -> None:
     ours = Path(sys.executable).parent
     command = shlex.join(evaluate(model, "-H", "eval_group_size=64"))
     limited = subprocess.run(["bash", "-c", f"ulimit -f 100; exec {ours}/heldout {command}"], timeout=120)
@@ -379,12 +379,12 @@ def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(
     assert not Path("out").exists()
 
 
-def test_the_version_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert heldout(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == f"heldout {__version__}\n"
 
 
-def test_a_place_that_the_file_system_refuses_is_told_in_one_line(
+def test_a_place_that_the_file_system_refuses_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert heldout(monkeypatch, "show", "x" * 300) == 1

@@ -1,4 +1,4 @@
-"""Prompts: what a dataset says is what is played, and what is wrong with it is said by file and line."""
+"""Prompts: the dataset is played unchanged, and errors name file and line."""
 
 import csv
 import io
@@ -112,7 +112,7 @@ def test_the_first_column_is_the_prompt_where_none_is_called_prompt(tmp_path: Pa
         assert copied(tmp_path, path) == [Prompt(0, "what?", '{"answer":"that"}')]
 
 
-def test_a_folder_is_read_in_name_order_whatever_the_formats(tmp_path: Path) -> None:
+def test_a_folder_of_mixed_formats_is_read_in_name_order(tmp_path: Path) -> None:
     for number, suffix in enumerate(WRITERS):
         text_file(
             tmp_path, f"part-{number}{suffix}", WRITERS[suffix]([{"prompt": f"{number}a"}, {"prompt": f"{number}b"}])
@@ -208,7 +208,7 @@ JSON_LINE_PROBLEMS = {
 
 
 @pytest.mark.parametrize("content", JSON_LINE_PROBLEMS)
-def test_what_is_wrong_with_json_lines_is_said_by_line(tmp_path: Path, content: str) -> None:
+def test_an_error_in_json_lines_names_its_line(tmp_path: Path, content: str) -> None:
     path = text_file(tmp_path, "p.jsonl", content)
     line = refusal(tmp_path, path)
     assert line.startswith(f"dataset file '{path}', line ")
@@ -259,9 +259,7 @@ def test_a_row_nested_without_end_is_refused(tmp_path: Path, name: str) -> None:
         ),
     ],
 )
-def test_what_is_wrong_with_a_file_is_said_by_line(
-    tmp_path: Path, name: str, content: str | bytes, problem: str
-) -> None:
+def test_an_error_in_a_file_names_its_line(tmp_path: Path, name: str, content: str | bytes, problem: str) -> None:
     path = text_file(tmp_path, name, content)
     line = refusal(tmp_path, path)
     assert line.startswith(f"dataset file '{path}', {problem}")
@@ -282,7 +280,7 @@ def test_rows_that_differ_in_their_first_column_from_another_file_are_refused(tm
     )
 
 
-def test_a_dataset_that_is_not_there_names_the_nearest_file(tmp_path: Path) -> None:
+def test_a_missing_dataset_names_the_nearest_file(tmp_path: Path) -> None:
     path = text_file(tmp_path, "prompts.jsonl", "")
     assert refusal(tmp_path, path.with_name("promts.jsonl")) == (
         f"dataset '{path.with_name('promts.jsonl')}' not found: there is no such file, and no folder with files. "
@@ -374,7 +372,7 @@ def test_a_shuffle_larger_than_memory_allows_goes_through_the_disk_and_comes_out
     assert "line 5001: not JSON" in refusal(tmp_path, path)
 
 
-def test_the_copy_counts_prompts_and_says_whether_two_datasets_have_the_same(tmp_path: Path) -> None:
+def test_the_copy_counts_and_hashes_prompts(tmp_path: Path) -> None:
     lines = text_file(tmp_path, "a.jsonl", as_json_lines([{"prompt": text, "n": 1} for text in "abcab"]))
     table = text_file(tmp_path, "b.csv", as_csv([{"prompt": text} for text in "abcab"]))
     counts = [copy_prompts(PromptSource(str(path)), tmp_path / "p.parquet") for path in (lines, table)]
@@ -475,9 +473,7 @@ def test_prompts_come_from_an_s3_object_or_prefix(
     assert copied(tmp_path, f"s3://{BUCKET}") == prompts
 
 
-def test_an_s3_dataset_that_is_not_there_is_explained(
-    service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_s3_dataset_is_explained(service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_service(monkeypatch, service)
     s3_client(service).put_object(Bucket=BUCKET, Key="there/prompts.csv", Body=b"prompt\n\xff")
     assert refusal(tmp_path, f"s3://{BUCKET}/there/promts.csv").endswith("Did you mean 'prompts.csv'?")

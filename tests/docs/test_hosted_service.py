@@ -1,4 +1,4 @@
-"""The page for people who come from the hosted service: its commands and its Python, run one after the other as they stand."""
+"""The page for users of the hosted service: its commands and its Python, run in order as written."""
 
 import os
 import re

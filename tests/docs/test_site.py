@@ -57,7 +57,7 @@ def test_the_readme_is_short_and_names_no_address_of_others() -> None:
 
 
 @pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
-def test_every_file_that_a_page_names_is_there(page: str) -> None:
+def test_every_file_that_a_page_names_exists(page: str) -> None:
     named = re.findall(r"`((?:[\w.]+/)+[\w.]*|[\w]+\.(?:py|md|toml|yml))`", (ROOT / page).read_text())
     bases = (ROOT, ROOT / "src" / "heldout", *(room for room in (ROOT / "src" / "heldout").iterdir() if room.is_dir()))
     assert [name for name in named if not any((base / name).exists() for base in bases)] == []

@@ -1,4 +1,4 @@
-"""The tutorial, followed as it stands: its files written, its commands run in order."""
+"""The tutorial as written: its files are created and its commands run in order."""
 
 import os
 import re

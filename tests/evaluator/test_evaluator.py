@@ -181,7 +181,7 @@ def test_one_call_tells_whether_fine_tuning_helped(models: Models, capsys: pytes
 
 
 @pytest.mark.slow
-def test_a_base_model_alone_is_evaluated_whatever_else_is_asked(
+def test_a_base_model_alone_is_evaluated_with_any_other_option(
     models: Models, capsys: pytest.CaptureFixture[str]
 ) -> None:
     execution = evaluator(model=models.base, evaluate_base_model=True).evaluate()
@@ -226,7 +226,7 @@ def test_an_evaluation_outlives_the_process_that_started_it(models: Models) -> N
 
 
 @pytest.mark.slow
-def test_a_stopped_evaluation_finishes_what_is_in_flight_and_can_be_resumed(models: Models) -> None:
+def test_a_stopped_evaluation_finishes_rollouts_in_flight_and_can_be_resumed(models: Models) -> None:
     write_prompts([0.3] * 6)
     made = evaluator(model=models.tuned, agent_config=f"{AGENT}:slowly")
     made.hyperparameters.rollout_max_concurrency = 2
@@ -248,7 +248,7 @@ def test_a_stopped_evaluation_finishes_what_is_in_flight_and_can_be_resumed(mode
 
 
 @pytest.mark.slow
-def test_an_evaluation_whose_process_was_killed_says_so_and_goes_on_when_resumed(models: Models) -> None:
+def test_an_evaluation_with_a_killed_process_is_stopped_and_can_be_resumed(models: Models) -> None:
     write_prompts([0.3] * 6)
     made = evaluator(model=models.tuned, agent_config=f"{AGENT}:slowly")
     made.hyperparameters.rollout_max_concurrency = 2
@@ -270,7 +270,7 @@ def test_an_evaluation_whose_process_was_killed_says_so_and_goes_on_when_resumed
 
 
 @pytest.mark.slow
-def test_a_failed_evaluation_says_why_at_the_step_that_failed(models: Models) -> None:
+def test_a_failed_evaluation_gives_the_reason_at_the_failed_step(models: Models) -> None:
     Path("broken.py").write_text("def play(payload):\n    raise RuntimeError('broken')\n")
     write_prompts(["x"] * 60)
     made = evaluator(model=models.base, agent_config="broken.py:play")
@@ -283,7 +283,7 @@ def test_a_failed_evaluation_says_why_at_the_step_that_failed(models: Models) ->
     assert "broken" in (execution.status.step_details[-1].failure_reason or "")
 
 
-def test_evaluations_that_are_gone_are_not_listed_and_unknown_arns_are_said(tmp_path: Path) -> None:
+def test_removed_evaluations_are_not_listed_and_unknown_arns_are_refused(tmp_path: Path) -> None:
     index = tmp_path / "state" / "heldout" / "evaluations.jsonl"
     index.parent.mkdir(parents=True)
     index.write_text('not json\n{"arn": "arn:aws:sagemaker:x", "location": "/nowhere/at/all"}\n{"arn": 3}\n[]\n')

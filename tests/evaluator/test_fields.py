@@ -1,4 +1,4 @@
-"""What MultiTurnRLEvaluator takes: defaults, local and AWS forms, and a line that names what is wrong."""
+"""MultiTurnRLEvaluator's fields: defaults, local and AWS forms, and error messages."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -143,7 +143,7 @@ def test_assignment_is_checked_like_construction() -> None:
         made.datset = "prompts.jsonl"
 
 
-def test_a_trainer_brings_its_agent_so_none_is_asked_for() -> None:
+def test_a_trainer_supplies_its_agent() -> None:
     assert evaluator(model=MultiTurnRLTrainer(), agent_config=None).agent_config is None
     assert evaluator(model=SimpleNamespace(_latest_job=None), agent_config=None).agent_config is None
     with pytest.raises(InputError, match="'agent_config' is required"):
@@ -179,7 +179,7 @@ def _trainer(**attributes: object) -> MultiTurnRLTrainer:
         ({"registry": "nowhere.toml"}, "registry 'nowhere.toml' cannot be read"),
     ],
 )
-def test_what_cannot_be_evaluated_is_said_before_anything_is_started_or_written(
+def test_an_invalid_evaluation_is_refused_before_anything_is_started_or_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""A package of someone else's adds a metric by one function and one row, and every part of Heldout knows it."""
+"""A third-party package adds a metric by one function and one row, and all of Heldout uses it."""
 
 import json
 import sys

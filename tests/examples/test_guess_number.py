@@ -155,7 +155,7 @@ async def test_each_turn_continues_the_conversation_with_the_answer_of_the_envir
     assert re.fullmatch(r"(Higher|Lower)\. From \d+ to \d+\.", second[-1]["content"])
 
 
-async def test_the_model_is_sampled_as_the_job_says() -> None:
+async def test_the_model_is_sampled_with_the_jobs_settings() -> None:
     _, server = await played(halve)
     for call in server.calls:
         assert (call.body["temperature"], call.body["top_p"], call.body["max_tokens"]) == (0.25, 0.5, 7)
@@ -171,7 +171,7 @@ def test_a_lucky_turn_does_not_outweigh_the_others() -> None:
     assert turn_weights([[0.1], [0.1], [0.1], [0.9]])[-1] == [MOST_WEIGHT]
 
 
-async def test_what_is_learned_is_the_policys_own_rewarded_replies_and_nothing_else(tmp_path: Path) -> None:
+async def test_only_the_policys_own_rewarded_replies_are_learned(tmp_path: Path) -> None:
     """Tokens are letters here; the number is 28, and the first guess is out of range."""
     guesses = ("99", "25", "28")
     async with ScriptedServer(lambda call: Reply(guesses[call.number])) as server:

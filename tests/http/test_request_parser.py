@@ -63,7 +63,7 @@ def test_a_request_with_a_body_on_its_way_is_the_one_arriving() -> None:
         ([b"GET / HTTP/1.1\r\nX: ", b"x" * 65537], 431, "the request's head is longer than 64 KiB"),
     ],
 )
-def test_bytes_that_are_no_request_are_refused_with_a_reason(pieces: list[bytes], status: int, reason: str) -> None:
+def test_invalid_request_bytes_are_refused_with_a_reason(pieces: list[bytes], status: int, reason: str) -> None:
     parser = RequestParser(Unconnected())
     *before, last = pieces
     for piece in before:

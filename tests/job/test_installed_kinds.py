@@ -162,7 +162,7 @@ def test_a_broken_package_is_named_and_leaves_the_kinds_of_heldout_usable(
     assert "model 'gpt-oss-20b' is not on this machine" in done.stderr
 
 
-def test_a_run_whose_package_is_gone_says_which_section_is_not_known(site: Path) -> None:
+def test_a_run_of_an_uninstalled_package_names_the_unknown_section(site: Path) -> None:
     assert evaluate(site, "echo:you said ").returncode == 0
     (site / "heldout_echo-0.1.0.dist-info" / "entry_points.txt").unlink()
     done = heldout(site, "resume", "out/first")

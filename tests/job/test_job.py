@@ -1,4 +1,4 @@
-"""What a job is: hyperparameters in every spelling, references, and the document that holds them."""
+"""Hyperparameters in every spelling, references, and the job document."""
 
 import json
 import math
@@ -95,7 +95,7 @@ def test_a_bad_value_is_named_with_what_was_expected(name: str, value: object, w
     assert words in str(error.value)
 
 
-def test_an_unknown_name_gets_the_nearest_right_one() -> None:
+def test_an_unknown_name_gets_the_nearest_valid_one() -> None:
     with pytest.raises(HyperparameterError, match="Did you mean 'eval_group_size'"):
         Hyperparameters({"eval_groupsize": 4})
     with pytest.raises(HyperparameterError, match="Did you mean 'batch'"):
@@ -118,7 +118,7 @@ def test_assignment_is_checked_and_reads_back_under_every_spelling() -> None:
     assert parameters.set_values() == {"sampling_temperature": 0.7}
 
 
-def test_it_completes_prints_and_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
+def test_hyperparameters_complete_print_and_explain_themselves(capsys: pytest.CaptureFixture[str]) -> None:
     parameters = Hyperparameters({"eval_group_size": 4})
     assert set(SPECIFICATIONS) <= set(dir(parameters))
     assert "eval_group_size=4" in repr(parameters)
@@ -128,7 +128,7 @@ def test_it_completes_prints_and_explains_itself(capsys: pytest.CaptureFixture[s
 
 
 @given(st.dictionaries(st.sampled_from(["eval_group_size", "max_tokens"]), st.integers(1, 4096)))
-def test_what_was_set_survives_being_written_and_read(values: dict[str, int]) -> None:
+def test_set_values_survive_writing_and_reading(values: dict[str, int]) -> None:
     parameters = Hyperparameters(values)
     assert Hyperparameters(parameters.set_values()) == parameters
     assert Hyperparameters({n: str(v) for n, v in parameters.to_dict().items()}) == Hyperparameters(
@@ -178,7 +178,7 @@ def test_a_model_is_named_in_one_string(text: str, expected: object) -> None:
         ("http://h:1/v1#m,http://h:2/v1#m", "after the last replica: http://h:1/v1,http://h:2/v1#m"),
     ],
 )
-def test_a_model_that_names_nothing_usable_says_why(text: str, words: str) -> None:
+def test_an_invalid_model_is_refused_with_the_reason(text: str, words: str) -> None:
     with pytest.raises(ReferenceProblem) as error:
         parse_model(text)
     assert words in str(error.value)
@@ -213,7 +213,7 @@ def test_an_agent_is_named_in_one_string(text: str, expected: object) -> None:
         ("ftp://host", "is not one of"),
     ],
 )
-def test_an_agent_that_names_nothing_usable_says_why(text: str, words: str) -> None:
+def test_an_invalid_agent_is_refused_with_the_reason(text: str, words: str) -> None:
     with pytest.raises(ReferenceProblem) as error:
         parse_agent(text)
     assert words in str(error.value)

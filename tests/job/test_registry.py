@@ -1,4 +1,4 @@
-"""The registry: AWS names mapped to local things, and documents written for AWS made local by it."""
+"""The registry: AWS names mapped to local things, and documents made local with it."""
 
 import json
 from pathlib import PurePath
@@ -112,7 +112,7 @@ def test_a_registry_does_not_say_where_it_lies() -> None:
         Registry.parse('folder = "/elsewhere"', where="names.toml", folder=PurePath("/home/me"))
 
 
-def test_what_is_not_mapped_stays_as_it_is() -> None:
+def test_an_unmapped_name_stays_unchanged() -> None:
     assert Registry().localized(wire()) == wire()
 
 

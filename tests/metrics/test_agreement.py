@@ -41,7 +41,7 @@ def test_rollouts_without_reward_or_score_are_left_out() -> None:
     assert found.rank_interval is None
 
 
-def test_nothing_to_compare_is_refused() -> None:
+def test_no_rollout_with_a_reward_and_a_score_is_refused() -> None:
     with pytest.raises(MetricError, match="no rollout has both a reward and a score"):
         agreement(np.array([NAN]), np.array([1.0]), np.array([0]), reward_threshold=1, score_threshold=1)
 

@@ -86,7 +86,7 @@ def test_a_policy_that_always_or_never_succeeds_can_be_planned_for(rate: float) 
     assert planned[0] == planned[1]
 
 
-def test_a_policy_that_always_succeeds_is_told_from_one_that_never_does() -> None:
+def test_a_policy_that_always_succeeds_differs_from_one_that_never_does() -> None:
     found = plan(spread_from_rates(0.0, 1.0, correlation=0.3), 1.0)
     assert found.recommended is not None
     assert (found.recommended.num_prompts, found.recommended.power) == (20, 1.0)

@@ -69,7 +69,7 @@ def test_a_share_outside_0_and_1_is_refused(share: float) -> None:
         quantile(np.array([1.0]), np.array([0]), share)
 
 
-def test_nothing_has_no_quantile() -> None:
+def test_an_empty_sample_has_no_quantile() -> None:
     with pytest.raises(MetricError, match="a quantile needs numbers and their prompts"):
         quantile(np.array([]), np.array([], dtype=np.int64), 0.5)
     with pytest.raises(MetricError, match=r"got \(1,\) values, \(2,\) prompts"):

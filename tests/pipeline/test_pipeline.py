@@ -84,9 +84,7 @@ STEPS = {
         (True, True, Shape.COMPARISON),
     ],
 )
-def test_the_shape_follows_from_whether_there_is_a_fine_tuned_model(
-    has_fine_tuned: bool, evaluate_base_model: bool, shape: Shape
-) -> None:
+def test_the_shape_depends_on_a_fine_tuned_model(has_fine_tuned: bool, evaluate_base_model: bool, shape: Shape) -> None:
     assert choose_shape(has_fine_tuned=has_fine_tuned, evaluate_base_model=evaluate_base_model) is shape
 
 
@@ -115,7 +113,7 @@ def test_a_definition_without_mlflow_gets_nothing_that_its_jobs_do_not_say(tmp_p
     assert [artifact["Source"] for artifact in artifacts] == [{"SourceUri": str(tmp_path)}] * len(artifacts)
 
 
-def test_vpc_and_tags_stand_beside_the_job_document(tmp_path: Path) -> None:
+def test_vpc_and_tags_are_members_next_to_the_job_document(tmp_path: Path) -> None:
     around = type(AROUND)(
         "us-west-2",
         "000000000000",
@@ -197,7 +195,7 @@ def _without(definition: dict[str, Any], **changes: object) -> dict[str, Any]:
         ),
     ],
 )
-def test_a_definition_that_cannot_be_executed_says_why(
+def test_an_unexecutable_definition_is_refused_with_the_reason(
     tmp_path: Path, change: Callable[[dict[str, Any]], dict[str, Any]], words: str
 ) -> None:
     with pytest.raises(InputError) as error:
@@ -222,7 +220,7 @@ async def test_each_shape_is_executed_step_by_step(tmp_path: Path, shape: Shape)
     assert (evaluation.folder / "comparison.json").exists() is (shape is Shape.COMPARISON)
 
 
-async def test_a_comparison_says_for_each_metric_what_changed(tmp_path: Path) -> None:
+async def test_a_comparison_gives_the_change_of_each_metric(tmp_path: Path) -> None:
     async with ScriptedServer() as server:
         base = document(tmp_path / "a", server.url, ["0", "0.5"])
         tuned = document(tmp_path / "b", server.url, ["1", "0.5"])
@@ -253,7 +251,7 @@ async def test_runs_that_cannot_be_compared_keep_their_results_and_the_reason(tm
     assert "share no prompt" in note
 
 
-async def test_lineage_names_what_took_part_by_the_hash_of_its_content(tmp_path: Path) -> None:
+async def test_lineage_identifies_artifacts_by_the_hash_of_their_content(tmp_path: Path) -> None:
     async with ScriptedServer() as server:
         evaluation = new_evaluation(tmp_path, jobs(tmp_path, Shape.BASE_ONLY, server.url))
         await play(evaluation)
@@ -287,7 +285,7 @@ async def test_a_step_that_fails_keeps_its_reason_and_ends_the_execution(tmp_pat
     assert state.steps[-1].ended_at is not None
 
 
-async def test_a_model_that_no_registry_maps_fails_the_step_and_says_what_to_do(tmp_path: Path) -> None:
+async def test_an_unmapped_model_fails_the_step_with_the_remedy(tmp_path: Path) -> None:
     job = document(tmp_path, NOWHERE, ["1"])
     hub = job.evaluation_config.model_copy(update={"model": HubModel(BASE_ARN)})
     evaluation = new_evaluation(
@@ -315,7 +313,7 @@ class _Interrupted:
         return await run_pipeline(evaluation, PlayContext(), play_job=self.play, conclude=self.conclude)
 
 
-async def test_what_is_left_is_executed_after_the_runner_was_killed(tmp_path: Path) -> None:
+async def test_the_remaining_steps_are_executed_after_the_runner_was_killed(tmp_path: Path) -> None:
     evaluation = new_evaluation(tmp_path, jobs(tmp_path, Shape.COMPARISON))
 
     async def killed(run: Run) -> Ending:
@@ -362,7 +360,7 @@ async def test_a_job_that_did_not_finish_ends_the_execution(
     assert reason in (evaluation.state.failure_reason or "")
 
 
-async def test_an_execution_that_is_cancelled_says_that_it_was_stopped(tmp_path: Path) -> None:
+async def test_a_cancelled_execution_is_stopped(tmp_path: Path) -> None:
     evaluation = new_evaluation(tmp_path, jobs(tmp_path, Shape.BASE_ONLY))
     playing = asyncio.Event()
 
@@ -388,13 +386,13 @@ async def test_one_process_at_a_time_executes_an_evaluation(tmp_path: Path) -> N
     lock.release()
 
 
-def test_a_new_evaluation_never_overwrites_one_that_is_there(tmp_path: Path) -> None:
+def test_a_new_evaluation_never_overwrites_an_existing_one(tmp_path: Path) -> None:
     new_evaluation(tmp_path, jobs(tmp_path, Shape.BASE_ONLY))
     with pytest.raises(RunError, match=r"there is an evaluation in .* already"):
         new_evaluation(tmp_path, jobs(tmp_path, Shape.BASE_ONLY))
 
 
-def test_an_evaluation_that_is_not_there_names_the_nearest(tmp_path: Path) -> None:
+def test_a_missing_evaluation_names_the_nearest(tmp_path: Path) -> None:
     new_evaluation(tmp_path, jobs(tmp_path, Shape.BASE_ONLY))
     with pytest.raises(RunError, match="Did you mean 'evaluation'"):
         Evaluation.open(tmp_path / "evalation")

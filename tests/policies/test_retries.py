@@ -1,4 +1,4 @@
-"""When a model server is asked again."""
+"""Retries of calls to a model server."""
 
 import time
 from email.utils import formatdate
@@ -51,7 +51,7 @@ async def test_the_error_after_the_last_try_names_policy_server_reason_tries_and
     )
 
 
-async def test_a_server_that_asks_for_more_than_the_waiting_left_is_given_up_at_once() -> None:
+async def test_a_retry_after_beyond_the_remaining_wait_fails_at_once() -> None:
     waits = Waits()
     with pytest.raises(PolicyUnavailable, match=r"gave up after 1 try .*the next wait of 3.6e\+03 s would pass"):
         await _spend(Budget(Retries(sleep=waits), "m"), TryFailed("answers 429", retry_after="3600"))
@@ -59,7 +59,7 @@ async def test_a_server_that_asks_for_more_than_the_waiting_left_is_given_up_at_
 
 
 @given(st.integers(0, 10**9))
-def test_retry_after_as_a_date_says_the_same_as_in_seconds(seconds: int) -> None:
+def test_retry_after_as_a_date_equals_its_seconds(seconds: int) -> None:
     date = formatdate(NOW + seconds, usegmt=True)
     assert retry_after_seconds(date, NOW) == pytest.approx(seconds)
     assert retry_after_seconds(str(seconds), NOW) == seconds
@@ -75,7 +75,7 @@ def test_a_date_without_a_time_zone_is_in_utc(monkeypatch: pytest.MonkeyPatch) -
         time.tzset()
 
 
-def test_a_date_that_has_passed_means_now() -> None:
+def test_a_retry_after_in_the_past_means_no_wait() -> None:
     assert retry_after_seconds(formatdate(NOW - 60, usegmt=True), NOW) == 0
 
 

@@ -85,11 +85,11 @@ def test_one_odd_rollout_is_found_counted_and_named(tmp_path: Path, kind: str, o
         ("completed_not_correct", Play(0.0, BAD.says, metrics={"completed": 0})),
     ],
 )
-def test_what_only_looks_like_a_pattern_is_not_told(tmp_path: Path, kind: str, harmless: Play) -> None:
+def test_a_chance_pattern_is_no_finding(tmp_path: Path, kind: str, harmless: Play) -> None:
     assert kind not in only(tmp_path, harmless)
 
 
-def test_what_one_rollout_in_a_hundred_does_is_not_told(tmp_path: Path) -> None:
+def test_a_pattern_of_one_rollout_in_a_hundred_is_no_finding(tmp_path: Path) -> None:
     groups: list[list[Play]] = [[GOOD, BAD] for _ in range(60)]
     groups[1][1] = Play(0.0, ("look at the map",) * 3, metrics={"completed": 1, "invalid_actions": 2})
     groups[2][1] = Play(None, failure="KeyError: 'x'")
@@ -97,7 +97,7 @@ def test_what_one_rollout_in_a_hundred_does_is_not_told(tmp_path: Path) -> None:
     assert found(written_run(tmp_path / "run", groups)) == {}
 
 
-def test_of_a_large_run_a_sample_of_the_replies_is_read_and_the_finding_says_so(tmp_path: Path) -> None:
+def test_findings_of_a_large_run_name_their_sample_of_replies(tmp_path: Path) -> None:
     looping = Play(0.0, ("look at the map",) * 3)
     run = written_run(tmp_path / "run", [[looping, GOOD, looping, looping]] * 4)
     assert found(run)["looping"].seen.startswith("12 of 16 rollouts ")
@@ -109,7 +109,7 @@ def test_of_a_large_run_a_sample_of_the_replies_is_read_and_the_finding_says_so(
     assert sampled.seen.endswith("(in a sample of 8 of 16)")
 
 
-def test_prompts_that_never_succeed_are_told_with_one_rollout_each(tmp_path: Path) -> None:
+def test_prompts_that_never_succeed_are_listed_with_one_rollout_each(tmp_path: Path) -> None:
     finding = found(written_run(tmp_path / "run", [MIXED] * 6 + [[BAD, BAD]] * 2))["complete_failure"]
     assert finding.seen == "2 of 8 prompts failed completely: no rollout of the prompt succeeded"
     assert finding.num_rollouts == 4
@@ -129,14 +129,14 @@ def test_groups_with_one_reward_are_named_as_without_learning_signal(tmp_path: P
     assert finding.num_rollouts == 8
 
 
-def test_a_reward_that_pays_for_length_is_told(tmp_path: Path) -> None:
+def test_a_reward_that_pays_for_length_is_a_finding(tmp_path: Path) -> None:
     groups = [[Play(p / 20 + r, tokens=10 * p + 40 * r) for r in range(2)] for p in range(20)]
     finding = found(written_run(tmp_path / "run", groups))["reward_and_length"]
     assert finding.seen.startswith("reward rises with response tokens: rank correlation +")
     assert finding.trajectory_ids[0].startswith("19-1-")
 
 
-def test_a_pile_at_the_highest_number_of_turns_is_told_as_a_limit(tmp_path: Path) -> None:
+def test_many_rollouts_at_the_most_turns_are_reported_as_a_limit(tmp_path: Path) -> None:
     short = Play(1.0, ("a", "b"))
     cut = Play(0.0, tuple("abcdefgh"))
     finding = found(written_run(tmp_path / "run", [[short, short, cut]] * 8))["turn_limit"]
@@ -159,17 +159,17 @@ def test_prompts_played_once_are_no_groups(tmp_path: Path) -> None:
     assert not kinds.keys() & {"flat_groups", "greedy_group"}
 
 
-def test_greedy_groups_are_told(tmp_path: Path) -> None:
+def test_greedy_groups_are_a_finding(tmp_path: Path) -> None:
     assert "greedy_group" in found(written_run(tmp_path / "run", [MIXED] * 4, sampling_temperature=0))
 
 
-def test_a_prompt_that_is_there_twice_is_told(tmp_path: Path) -> None:
+def test_a_repeated_prompt_is_a_finding(tmp_path: Path) -> None:
     finding = found(written_run(tmp_path / "run", [MIXED] * 4, prompts=["a", "b", "a", "c"]))["duplicate_prompts"]
     assert finding.seen == "1 of 4 prompts repeat one that is in the dataset already"
     assert finding.num_rollouts == 4
 
 
-def test_held_out_prompts_among_the_training_prompts_are_told(tmp_path: Path) -> None:
+def test_held_out_prompts_among_the_training_prompts_are_a_finding(tmp_path: Path) -> None:
     training = tmp_path / "training.jsonl"
     training.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in ("WHAT  is 2+2?", "something else")))
     run = written_run(
@@ -185,13 +185,13 @@ def test_held_out_prompts_among_the_training_prompts_are_told(tmp_path: Path) ->
     assert everything.seen == "3 of 3 held-out prompts are among the 3 training prompts"
 
 
-def test_a_training_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_training_file_is_named(tmp_path: Path) -> None:
     run = written_run(tmp_path / "run", [MIXED])
     with pytest.raises(DatasetError, match=r"nowhere\.jsonl"):
         found(run, str(tmp_path / "nowhere.jsonl"))
 
 
-def test_what_casts_doubt_on_the_numbers_comes_first(tmp_path: Path) -> None:
+def test_findings_that_cast_doubt_on_the_numbers_come_first(tmp_path: Path) -> None:
     groups = [[Play(0.0, ("a", "a", "a"), flags=("sampling_differs",)), GOOD]] * 8
     run = written_run(tmp_path / "run", groups)
     weights = [f.weight for f in find(run.folder, run.document.hyperparameters)]
@@ -241,13 +241,13 @@ def test_the_rarest_of_many_values_share_a_slice(tmp_path: Path) -> None:
     assert _slices(run, "id")[OTHERS] == (3, 0.5)
 
 
-def test_a_column_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> None:
+def test_a_missing_column_is_named_with_the_nearest(tmp_path: Path) -> None:
     run = written_run(tmp_path / "run", [MIXED], columns=[{"level": 1}])
     with pytest.raises(InputError, match=r"no column 'levle' in the dataset\. Did you mean 'level'\?"):
         _slices(run, "levle")
 
 
-def test_a_reward_that_has_nothing_to_do_with_length_is_not_told(tmp_path: Path) -> None:
+def test_a_reward_unrelated_to_length_is_no_finding(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
     groups = [[Play(float(rng.random()), tokens=int(rng.integers(1, 99))) for _ in range(3)] for _ in range(12)]
     assert "reward_and_length" not in found(written_run(tmp_path / "run", groups))

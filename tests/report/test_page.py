@@ -107,7 +107,7 @@ def test_trajectories_are_shown_turn_by_turn_with_their_tool_calls(tmp_path: Pat
         assert part in text
 
 
-def test_a_rescoring_is_told_with_what_only_the_reward_says(tmp_path: Path) -> None:
+def test_a_rescoring_is_shown_with_the_rollouts_that_disagree(tmp_path: Path) -> None:
     run = written_run(tmp_path / "run", [[GOOD, BAD]] * 4)
     (tmp_path / "judge.py").write_text("def strict(t):\n    return t.reward if t.prompt_index else 0\n")
     rescore(run, f"{tmp_path / 'judge.py'}:strict")
@@ -117,7 +117,7 @@ def test_a_rescoring_is_told_with_what_only_the_reward_says(tmp_path: Path) -> N
     assert "reward 1.00, but judge-strict scores it 0.000" in text
 
 
-def test_a_partial_run_says_so(tmp_path: Path) -> None:
+def test_a_partial_run_is_marked(tmp_path: Path) -> None:
     run = written_run(tmp_path / "run", [[GOOD, BAD], [GOOD]], is_done=False)
     assert "partial, the run is InProgress; 1 rollouts have not been played" in page_of(run).text
 
@@ -156,7 +156,7 @@ def test_a_report_into_a_folder_is_refused(tmp_path: Path) -> None:
         write_report(written_run(tmp_path / "run", [[GOOD]]), path=tmp_path)
 
 
-def test_nothing_that_others_wrote_becomes_markup(tmp_path: Path) -> None:
+def test_untrusted_text_never_becomes_markup(tmp_path: Path) -> None:
     base, tuned = hostile_run(tmp_path / "base"), hostile_run(tmp_path / "tuned", "fine-tuned-model-eval")
     path = write_evaluation_report(base, tuned, compare_runs(base, tuned), tmp_path / "report.html")
     for page in (page_of(base), Page(path.read_text())):

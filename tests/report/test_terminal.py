@@ -60,13 +60,13 @@ def test_results_fit_the_terminal(tmp_path: Path, width: int) -> None:
     assert "pass^1" not in text
 
 
-def test_a_warning_says_what_was_seen_what_to_try_and_what_to_open(tmp_path: Path) -> None:
+def test_a_warning_has_an_observation_a_remedy_and_a_trajectory(tmp_path: Path) -> None:
     text = " ".join(shown(written_run(tmp_path / "run", [[GOOD, Play(0.0, ("look",) * 4)]] * 8)).split())
     assert "- 8 of 16 rollouts repeat themselves (3 or more replies in a row are alike) and do not succeed" in text
     assert "penalize repetition; open 0-1-1-" in text
 
 
-def test_doubts_are_all_shown_and_patterns_as_far_as_there_is_room(tmp_path: Path) -> None:
+def test_all_doubts_are_shown_and_as_many_patterns_as_fit(tmp_path: Path) -> None:
     odd = Play(
         0.0, ("", "look", "look", call("x", "{"), "look", "look", "look"), metrics={"completed": 1, "invalid": 1}
     )
@@ -160,7 +160,7 @@ def test_nothing_a_model_writes_reaches_the_terminal_as_a_command(tmp_path: Path
         ("سلام 👩‍🚀 é", "سلام 👩‍🚀 é"),
     ],
 )
-def test_what_acts_unseen_is_made_visible_and_all_else_is_kept(text: str, seen: str) -> None:
+def test_invisible_characters_become_visible_and_others_stay(text: str, seen: str) -> None:
     assert visible(text) == seen
 
 

@@ -1,4 +1,4 @@
-"""Rescoring: a user's scorer over recorded trajectories, its agreement with the reward, and whatever goes wrong in it."""
+"""Rescoring: a user's scorer over recorded trajectories, its agreement with the reward, and its failures."""
 
 import json
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_the_rollout_whose_reward_was_gamed_disagrees_most(run: Run, tmp_path: P
     assert document["score"]["mean"] == pytest.approx(1 / 3)
 
 
-def test_a_scorer_sees_all_that_was_recorded(run: Run, tmp_path: Path) -> None:
+def test_a_scorer_gets_the_whole_recording(run: Run, tmp_path: Path) -> None:
     body = """
 def score(t):
     assert t.prompt in ("2 + 2", "2 + 3") and t.columns["gold"] in (4, 5)
@@ -76,7 +76,7 @@ def score(t):
     ]
 
 
-def test_what_a_scorer_raises_is_told_with_its_line_and_stops_nothing(run: Run, tmp_path: Path) -> None:
+def test_an_exception_of_a_scorer_has_its_line_and_stops_nothing(run: Run, tmp_path: Path) -> None:
     body = """
 def score(t):
     if t.reward == 0:
@@ -113,7 +113,7 @@ def test_a_score_comes_in_these_shapes(given: object) -> None:
 
 
 @pytest.mark.parametrize("given", [None, "1", float("nan"), float("inf"), [], {"value": 1}, 10**400, (1, 2, 3)])
-def test_what_is_no_score_is_said_so(given: object) -> None:
+def test_a_value_that_is_not_a_score_is_named(given: object) -> None:
     assert "which is no finite number" in str(parsed_score(given).error)
 
 
@@ -137,7 +137,7 @@ async def score(t):
     assert max(row["score"] or 0 for row in table(scored(run, tmp_path, body, concurrency=2))) == 2
 
 
-def test_progress_is_told_rollout_by_rollout(run: Run, tmp_path: Path) -> None:
+def test_progress_is_reported_after_each_rollout(run: Run, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     scored(run, tmp_path, "def score(t):\n    return 1\n", on_progress=lambda done, total: told.append((done, total)))
     assert told == [(1, 3), (2, 3), (3, 3)]
@@ -149,7 +149,7 @@ def test_the_scorers_own_threshold_decides_its_successes(run: Run, tmp_path: Pat
     assert rescored.agreement.confusion.agreement == 1.0
 
 
-def test_a_run_that_is_not_done_is_rescored_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_the_finished_rollouts_of_an_unfinished_run_are_rescored(tmp_path: Path) -> None:
     run = written_run(tmp_path / "run", GROUPS, is_done=False)
     rescored = scored(run, tmp_path, "def score(t):\n    return t.reward\n")
     assert rescored.scored == 3
@@ -172,7 +172,7 @@ def test_a_run_that_is_not_done_is_rescored_as_far_as_it_goes(tmp_path: Path) ->
         ("broken.py:score", r"scorer '.*' cannot be imported: ZeroDivisionError: division by zero \(broken\.py:1\)"),
     ],
 )
-def test_a_scorer_that_cannot_be_had_is_told_in_one_line(run: Run, tmp_path: Path, scorer: str, message: str) -> None:
+def test_a_scorer_that_cannot_be_loaded_is_one_line(run: Run, tmp_path: Path, scorer: str, message: str) -> None:
     (tmp_path / "judge.py").write_text("def score(t):\n    return 1\ndef pair(t, other):\n    return 1\n")
     (tmp_path / "broken.py").write_text("1 / 0\ndef score(t):\n    return 1\n")
     with pytest.raises(ReferenceProblem, match=message):
@@ -180,14 +180,14 @@ def test_a_scorer_that_cannot_be_had_is_told_in_one_line(run: Run, tmp_path: Pat
     assert not list(run.folder.glob("scores-*"))
 
 
-def test_no_scorer_at_once_and_a_threshold_that_is_no_number_are_refused(run: Run, tmp_path: Path) -> None:
+def test_a_concurrency_of_zero_and_a_threshold_that_is_not_finite_are_refused(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="threshold is nan; it must be a finite number"):
         scored(run, tmp_path, "def score(t):\n    return 1\n", threshold=float("nan"))
     with pytest.raises(InputError, match="concurrency is 0"):
         scored(run, tmp_path, "def score(t):\n    return 1\n", concurrency=0)
 
 
-def test_a_run_without_a_finished_rollout_says_what_to_do(tmp_path: Path) -> None:
+def test_a_run_without_a_finished_rollout_names_the_command_to_resume(tmp_path: Path) -> None:
     run = written_run(tmp_path / "run", GROUPS)
     run.rollouts_path.unlink()
     run.update(status=JobStatus.STOPPED)
@@ -206,7 +206,7 @@ def test_a_trajectory_is_read_back_whole(tmp_path: Path) -> None:
     assert streamed[0].messages == read.messages
 
 
-def test_an_id_that_is_not_in_the_run_is_named_with_the_nearest(run: Run) -> None:
+def test_an_unknown_id_is_named_with_the_nearest(run: Run) -> None:
     with (
         open_recordings(run) as recordings,
         pytest.raises(RunError, match=r"no trajectory '0-1'.*Did you mean '0-1-1-"),

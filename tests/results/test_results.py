@@ -1,4 +1,4 @@
-"""The public Python API: what `heldout.load` gives, and the judgements that the terminal gives too."""
+"""The public Python API: `heldout.load`, and the same judgements as in the terminal."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -80,7 +80,7 @@ def test_a_run_gives_its_metrics_with_intervals_and_the_reasons_for_those_it_lac
     assert (played.summary.scored, played.summary.failed, played.is_partial) == (3, 1, False)
 
 
-def test_tables_come_as_the_frame_that_is_asked_for(played: heldout.RunResults) -> None:
+def test_tables_have_the_requested_frame_type(played: heldout.RunResults) -> None:
     frame = played.rollouts()
     assert frame["reward"].tolist()[:3] == [1.0, 0.0, 1.0]
     assert isinstance(played.rollouts("polars"), polars.DataFrame)
@@ -109,7 +109,7 @@ def test_prompts_have_every_column_and_values_of_mixed_types_as_json(played: hel
     assert table["dataset.size"].to_pylist() == ["3", '"large"']
 
 
-def test_a_large_table_is_read_in_batches_with_the_rows_of_the_whole_one(played: heldout.RunResults) -> None:
+def test_a_large_table_is_read_in_batches(played: heldout.RunResults) -> None:
     batches = list(played.batches("trajectories", columns=["level"]))
     ids = [str(i) for batch in batches for i in batch.column("trajectory_id").to_pylist()]
     assert sorted(ids) == sorted(map(str, played.trajectories("arrow")["trajectory_id"].to_pylist()))

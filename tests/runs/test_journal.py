@@ -1,4 +1,4 @@
-"""The journal: what was appended is there, whatever happens to the process or to the last line."""
+"""The journal: appended attempts survive the end of the process and damage to the last line."""
 
 import asyncio
 import itertools
@@ -109,7 +109,7 @@ def test_a_crash_in_the_middle_of_a_line_loses_that_line_alone(
     assert [line.attempt.prompt_index for line in read(folder)] == [*range(keep), 9]
 
 
-async def test_what_a_power_cut_left_in_place_of_lines_is_passed_over_and_dropped(tmp_path: Path) -> None:
+async def test_damaged_lines_after_a_power_cut_are_skipped_and_dropped(tmp_path: Path) -> None:
     await _append(tmp_path, [_attempt(n) for n in range(2)])
     with segments(tmp_path)[0].open("ab") as file:
         file.write(
@@ -133,7 +133,7 @@ async def test_a_new_writer_goes_on_where_the_last_one_stopped(tmp_path: Path) -
     assert [line.attempt.prompt_index for line in read(tmp_path)] == [0, 1, 2]
 
 
-async def test_what_an_earlier_writer_left_can_be_sealed(tmp_path: Path) -> None:
+async def test_lines_of_an_earlier_writer_can_be_sealed(tmp_path: Path) -> None:
     await _append(tmp_path, [_attempt(0)])
     journal = Journal(tmp_path)
     journal.open()
@@ -192,7 +192,7 @@ async def test_the_latest_amendment_of_a_rollout_is_found(tmp_path: Path) -> Non
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(_TRIES, max_size=12))
-def test_of_each_rollout_it_is_known_whether_it_is_finished_and_how_often_it_was_tried(
+def test_the_index_knows_finished_rollouts_and_counts_attempts(
     tmp_path_factory: pytest.TempPathFactory, tries: list[Attempt]
 ) -> None:
     folder = tmp_path_factory.mktemp("journal")
@@ -241,9 +241,7 @@ async def test_the_name_of_a_new_segment_is_as_durable_as_its_lines(
     assert [len(names) for names in synced] == [1, 2]
 
 
-async def test_a_line_that_is_being_written_is_waited_for_and_not_sealed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_incomplete_line_is_not_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = Journal(tmp_path)
     journal.open()
     await journal.append(_attempt(0))
@@ -284,7 +282,7 @@ async def test_a_full_disk_is_told_to_everyone_who_waits(tmp_path: Path, monkeyp
     await journal.close()
 
 
-async def test_a_journal_that_is_not_open_takes_nothing(tmp_path: Path) -> None:
+async def test_a_closed_journal_accepts_nothing(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     with pytest.raises(RuntimeError, match="is not open"):
         await asyncio.wait_for(journal.append(_attempt(0)), 30)
@@ -294,7 +292,7 @@ async def test_a_journal_that_is_not_open_takes_nothing(tmp_path: Path) -> None:
         await asyncio.wait_for(journal.append(_attempt(0)), 30)
 
 
-async def test_what_waits_behind_a_write_that_failed_half_way_is_refused_too(
+async def test_writes_queued_behind_a_failed_one_are_refused_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = Journal(tmp_path)
@@ -338,7 +336,7 @@ async def test_tables_that_the_disk_has_no_room_for_are_an_error_in_one_line_and
     assert list((tmp_path / "tables").iterdir()) == []
 
 
-async def test_a_journal_that_is_always_being_written_to_is_sealed_all_the_same(tmp_path: Path) -> None:
+async def test_a_journal_under_constant_writes_is_sealed(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.open()
     line = encode(_attempt(0))

@@ -114,7 +114,7 @@ async def test_boto3_raises_the_right_exception(bench: Bench) -> None:
         await Aws(bench, trajectory, job=OTHER_JOB).call("update_reward", Rewards=[1.0])
 
 
-async def test_a_trajectory_that_never_was_is_not_found(bench: Bench) -> None:
+async def test_a_trajectory_that_never_existed_is_not_found(bench: Bench) -> None:
     trajectory = bench.open()
     aws = Aws(bench, trajectory)
     aws.names["TrajectoryId"] = trajectory.id[:-1] + ("0" if trajectory.id[-1] != "0" else "1")
@@ -137,7 +137,7 @@ async def test_a_trajectory_that_never_was_is_not_found(bench: Bench) -> None:
         (500, "InternalServiceError"),
     ],
 )
-async def test_a_policys_own_errors_are_told_in_boto3s_words(bench: Bench, status: int, name: str) -> None:
+async def test_errors_of_the_policy_are_boto3_exceptions(bench: Bench, status: int, name: str) -> None:
     bench.model.script.append(Answer(status=status, error="scripted trouble"))
     with pytest.raises(ClientError, match="scripted trouble") as raised:
         await Aws(bench, bench.open()).call("sample", Body=ASK)
@@ -212,7 +212,7 @@ ANY_CONFLICT = _AnyConflict()
 
 
 @pytest.mark.usefixtures("aws_environment")
-async def test_the_published_client_only_logs_a_trajectory_that_is_not_there(
+async def test_the_published_client_only_logs_a_missing_trajectory(
     rft: ModuleType, bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = rft.RolloutFeedbackClient({**metadata(bench, bench.open()), "rolloutId": "made-up"})
@@ -251,7 +251,7 @@ async def test_an_expired_token_or_one_for_another_region_is_denied(bench: Bench
 @pytest.mark.parametrize(
     "authorization", ["", "Bearer ", "Bearer guessed", "Basic dTpw", "Bearer sagemaker-api-key-zzz", "Bearer \xe9"]
 )
-async def test_without_a_key_nobody_gets_in(bench: Bench, authorization: str) -> None:
+async def test_a_request_without_a_key_is_refused(bench: Bench, authorization: str) -> None:
     trajectory = bench.open()
     headers = bench.headers(trajectory) | {"Authorization": authorization}
     for path in ("/v1/chat/completions", "/sample", "/update-reward", "/v1/models"):

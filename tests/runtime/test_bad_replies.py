@@ -128,7 +128,7 @@ async def test_the_openai_client_asks_again_and_the_rollout_keeps_the_sign() -> 
 
 @pytest.mark.parametrize("names_field", [True, False])
 @pytest.mark.parametrize("refused", ["seed", "stream_options", "logprobs"])
-async def test_a_server_that_refuses_a_field_of_heldouts_is_asked_without_it_and_that_is_told_once(
+async def test_a_field_that_heldout_adds_and_a_server_refuses_is_left_out_with_one_warning(
     caplog: pytest.LogCaptureFixture, refused: str, names_field: bool
 ) -> None:
     def script(call: ScriptedCall) -> Reply:

@@ -49,7 +49,7 @@ def play(capture: Capture, messages: list[object], reply: object = None, request
     return as_turn(call, reply)
 
 
-def test_a_conversation_that_goes_on_stores_only_what_is_new() -> None:
+def test_a_continued_conversation_stores_only_new_messages() -> None:
     capture = Capture()
     first = play(capture, [user("a")], said("b"))
     second = play(capture, [user("a"), said("b"), user("c")])
@@ -70,7 +70,7 @@ def test_a_message_sent_with_null_keys_at_any_depth_is_the_same_message() -> Non
     assert play(capture, [user([{"type": "text", "text": "a", "cache": None}]), user("b")]).shared_messages == 1
 
 
-def test_a_branch_continues_from_where_it_leaves_the_earlier_turn() -> None:
+def test_a_branch_continues_from_the_last_shared_message() -> None:
     capture = Capture()
     turns = [play(capture, [user("a"), user("b")], said("c")), play(capture, [user("a"), user("x")])]
     assert (turns[1].parent, turns[1].shared_messages) == (0, 1)
@@ -119,7 +119,7 @@ def complete(capture: Capture, prompt: TextPrompt, reply: str | None = None) -> 
     return play(capture, capture.messages_of(prompt), None if reply is None else said(reply))
 
 
-def test_the_prompt_of_a_plain_completion_is_stored_as_what_is_new_since_the_one_that_it_continues() -> None:
+def test_a_plain_prompt_that_continues_another_stores_only_the_new_part() -> None:
     capture = Capture()
     turns = [complete(capture, "Q: a\nA:", " b"), complete(capture, "Q: a\nA: b\nQ: c\nA:", " d")]
     turns.append(complete(capture, "Q: a\nA: b\nQ: other"))
@@ -128,7 +128,7 @@ def test_the_prompt_of_a_plain_completion_is_stored_as_what_is_new_since_the_one
     assert conversation(turns, 2) == [user("Q: a\nA:"), said(" b"), user("\nQ: other")]
 
 
-def test_a_prompt_of_token_ids_is_stored_as_what_is_new() -> None:
+def test_a_prompt_of_token_ids_stores_only_the_new_ids() -> None:
     capture = Capture()
     turns = [complete(capture, [1, 2, 3], "text"), complete(capture, [1, 2, 3, 4, 5], "text")]
     assert orjson.loads(turns[1].messages) == [user([4, 5])]
@@ -196,7 +196,7 @@ def bare(value: object) -> object:
     return [bare(item) for item in value] if isinstance(value, list) else value
 
 
-def test_what_is_kept_of_a_turn_takes_the_memory_of_its_text() -> None:
+def test_a_stored_turn_takes_the_memory_of_its_text() -> None:
     capture = Capture()
     tracemalloc.start()
     try:

@@ -1,4 +1,4 @@
-"""A dialect added to the table is served, recorded and limited like those that come with the Job Runtime."""
+"""A dialect added to the table is served, recorded and limited like the built-in ones."""
 
 import asyncio
 from collections.abc import AsyncIterator

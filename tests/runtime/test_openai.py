@@ -98,7 +98,7 @@ async def test_only_the_served_models_name_is_changed(bench: Bench) -> None:
     ]
 
 
-async def test_a_streamed_reply_arrives_as_it_is_made(bench: Bench) -> None:
+async def test_a_streamed_reply_arrives_while_it_is_generated(bench: Bench) -> None:
     trajectory = bench.open()
     last_chunk = asyncio.Event()
     bench.model.script.append(Answer(waits_for=last_chunk))
@@ -156,7 +156,9 @@ async def test_a_streamed_tool_call_sent_back_is_the_same_message(bench: Bench) 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_several_choices_are_all_kept_and_the_first_goes_on(bench: Bench, stream: bool) -> None:
+async def test_all_choices_are_recorded_and_the_conversation_continues_from_the_first(
+    bench: Bench, stream: bool
+) -> None:
     trajectory = bench.open()
     async with client(trajectory) as agent:
         answer = await agent.chat.completions.create(model="default", messages=ASK, n=3, stream=stream)
@@ -169,7 +171,7 @@ async def test_several_choices_are_all_kept_and_the_first_goes_on(bench: Bench, 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("agent_asks", [False, True])
-async def test_logprobs_are_kept_for_the_job_and_told_only_to_an_agent_that_asked(
+async def test_logprobs_are_recorded_and_sent_only_to_an_agent_that_requested_them(
     stream: bool, agent_asks: bool
 ) -> None:
     rules = CallRules(temperature=None, top_p=None, max_tokens=None, wants_logprobs=True)
@@ -269,7 +271,7 @@ async def test_enforced_sampling_is_written_into_each_call_in_the_agents_spellin
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_policys_refusal_reaches_the_agent_as_it_is_and_is_recorded(bench: Bench, stream: bool) -> None:
+async def test_an_error_of_the_policy_reaches_the_agent_unchanged_and_is_recorded(bench: Bench, stream: bool) -> None:
     trajectory = bench.open()
     bench.model.script.append(Answer(status=400, error="context length exceeded"))
     with pytest.raises(openai.BadRequestError, match="context length exceeded"):
@@ -278,7 +280,7 @@ async def test_a_policys_refusal_reaches_the_agent_as_it_is_and_is_recorded(benc
     assert (turn.status, turn.error, turn.reply) == (400, "the policy answered 400: context length exceeded", b"")
 
 
-async def test_a_policy_that_cannot_be_reached_is_told_once_and_kept_as_the_reason() -> None:
+async def test_an_unreachable_policy_is_reported_once_and_recorded_as_the_reason() -> None:
     async with running_bench(policy_url="http://127.0.0.1:1/v1") as bench:
         trajectory = bench.open()
         with pytest.raises(openai.InternalServerError, match="the policy is unavailable: no answer from") as told:
@@ -290,7 +292,7 @@ async def test_a_policy_that_cannot_be_reached_is_told_once_and_kept_as_the_reas
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_policy_that_answers_again_is_no_longer_the_reason_of_what_follows(bench: Bench, stream: bool) -> None:
+async def test_a_policy_that_answers_again_is_no_longer_a_reason_for_failures(bench: Bench, stream: bool) -> None:
     trajectory = bench.open()
     bench.model.script.append(Answer(status=500, error="out of memory"))
     with pytest.raises(openai.InternalServerError):
@@ -328,7 +330,7 @@ async def test_a_stream_that_breaks_off_raises_in_the_agent_and_keeps_what_came(
     assert turn.error == message_of(trajectory) == "the stream broke off"
 
 
-async def test_an_agent_that_hangs_up_frees_the_policy_and_leaves_its_turn(bench: Bench) -> None:
+async def test_a_disconnected_agent_frees_the_policy_and_its_turn_is_recorded(bench: Bench) -> None:
     trajectory = bench.open()
     bench.model.script.append(Answer(waits_for=asyncio.Event()))
     asking = asyncio.create_task(ask(trajectory))
@@ -339,7 +341,7 @@ async def test_an_agent_that_hangs_up_frees_the_policy_and_leaves_its_turn(bench
     await asyncio.wait_for(bench.model.hung_up.wait(), 5)
 
 
-async def test_an_agent_that_hangs_up_in_a_stream_leaves_what_came(bench: Bench) -> None:
+async def test_the_part_of_a_stream_before_a_disconnect_is_recorded(bench: Bench) -> None:
     trajectory = bench.open()
     never = asyncio.Event()
     bench.model.script.append(Answer(waits_for=never))

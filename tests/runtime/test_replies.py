@@ -1,4 +1,4 @@
-"""Streamed replies are relayed without what the agent did not ask for, and recorded as if unstreamed."""
+"""Streamed replies are relayed without fields that the agent did not request, and recorded as if unstreamed."""
 
 import orjson
 import pytest
@@ -44,7 +44,7 @@ def test_a_streamed_reply_is_recorded_like_an_unstreamed_one(answer: Answer, fie
 
 
 @given(st.data())
-def test_it_does_not_matter_how_the_bytes_are_cut(data: st.DataObject) -> None:
+def test_a_stream_cut_at_any_byte_is_relayed_the_same(data: st.DataObject) -> None:
     answer = data.draw(st.sampled_from(ANSWERS))
     end = data.draw(st.sampled_from([b"\n\n", b"\r\n\r\n", b"\r\r"]))
     flags = {"hides_usage": data.draw(st.booleans()), "hides_logprobs": data.draw(st.booleans())}
@@ -61,7 +61,7 @@ def test_it_does_not_matter_how_the_bytes_are_cut(data: st.DataObject) -> None:
         assert relayed == whole
 
 
-def test_an_event_is_relayed_as_soon_as_it_is_whole() -> None:
+def test_an_event_is_relayed_as_soon_as_it_is_complete() -> None:
     events = list(streamed_events(request(), Answer()))
     streamed = OpenAIStream(hides_usage=True, hides_logprobs=True, limit=10**6)
     assert streamed.feed(events[0] + events[1][:10]) == events[0]
@@ -101,7 +101,7 @@ def test_reasoning_is_put_together_like_content() -> None:
     assert streamed.reply().messages == [{"role": "assistant", "content": "so", "reasoning_content": "I think"}]
 
 
-def test_what_is_no_text_in_a_reply_is_kept_as_it_came_and_lists_are_joined() -> None:
+def test_reply_fields_that_are_not_text_are_kept_and_lists_are_joined() -> None:
     deltas: list[Json] = [
         {"reasoning_details": [{"text": "I"}]},
         {"reasoning_details": [{"text": "think"}], "score": 1},
@@ -138,7 +138,7 @@ def test_a_streamed_completion_is_read_as_text() -> None:
 
 
 @pytest.mark.parametrize("body", [None, [], {}, {"choices": []}, {"choices": "no"}, "text"])
-def test_what_is_no_completion_is_told_apart(body: object) -> None:
+def test_a_reply_that_is_not_a_completion_is_recognized(body: object) -> None:
     assert read_reply(body) is None
 
 
@@ -161,5 +161,5 @@ def test_odd_replies_are_kept_without_the_parts_that_make_no_sense() -> None:
         (b"", ""),
     ],
 )
-def test_an_error_is_told_by_its_message_or_how_it_begins(body: bytes, text: str) -> None:
+def test_an_error_is_described_by_its_message_or_its_beginning(body: bytes, text: str) -> None:
     assert error_text(body) == text

@@ -54,7 +54,7 @@ async def test_a_reward_needs_no_completion_before_it(bench: Bench) -> None:
     assert [report for _, report in bench.reports] == [Report(ReportKind.REWARDED, (1.0, 0.5))]
 
 
-async def test_named_metrics_come_beside_the_reward(bench: Bench) -> None:
+async def test_named_metrics_are_reported_with_the_reward(bench: Bench) -> None:
     assert (await reward(bench, bench.open(), [1.0], Metrics={"completed": 1, "moves": 2.5}))[0] == 200
     assert bench.reports[0][1].metrics == (("completed", 1.0), ("moves", 2.5))
 
@@ -108,7 +108,7 @@ async def test_reports_sent_at_the_same_time_are_taken_once(bench: Bench) -> Non
     assert len(bench.reports) == 1
 
 
-async def test_a_repeat_is_still_known_after_the_trajectory_is_closed(bench: Bench) -> None:
+async def test_a_repeated_report_gets_the_same_answer_after_the_trajectory_is_closed(bench: Bench) -> None:
     trajectory = bench.open()
     await complete(bench, trajectory)
     await reward(bench, trajectory, [0.5])
@@ -121,7 +121,7 @@ async def test_a_repeat_is_still_known_after_the_trajectory_is_closed(bench: Ben
     assert len(bench.reports) == 2
 
 
-async def test_a_report_that_closes_its_trajectory_is_known_when_repeated(bench: Bench) -> None:
+async def test_a_repeated_report_that_closed_its_trajectory_gets_the_same_answer(bench: Bench) -> None:
     def close(_: Report) -> None:
         trajectory.close()
 
@@ -138,7 +138,7 @@ async def test_a_second_reward_that_differs_is_a_conflict(bench: Bench) -> None:
     assert len(bench.reports) == 1
 
 
-async def test_a_reward_after_a_failure_counts_for_nothing_and_is_no_error(bench: Bench) -> None:
+async def test_a_reward_after_a_failure_is_accepted_and_ignored(bench: Bench) -> None:
     trajectory = bench.open()
     assert (await complete(bench, trajectory, Status="failed"))[0] == 200
     assert (await reward(bench, trajectory, [0.0]))[0] == 200
@@ -184,7 +184,7 @@ NO_REWARDS = [
 
 
 @pytest.mark.parametrize("rewards", [*NO_REWARDS, f"[{10**400}]", "[1e308, 1e308]"])
-async def test_a_reward_that_is_no_finite_number_is_refused_and_fails_the_attempt(bench: Bench, rewards: str) -> None:
+async def test_a_reward_that_is_not_finite_is_refused_and_fails_the_attempt(bench: Bench, rewards: str) -> None:
     trajectory = bench.open()
     body = f'{{"TrajectoryId": "{trajectory.id}", "Rewards": {rewards}}}'.encode()
     for _ in range(2):
@@ -196,7 +196,7 @@ async def test_a_reward_that_is_no_finite_number_is_refused_and_fails_the_attemp
     assert (await reward(bench, trajectory, [1.0]))[0] == 409
 
 
-async def test_a_bad_reward_after_a_good_one_leaves_the_good_one(bench: Bench) -> None:
+async def test_an_invalid_reward_does_not_replace_a_valid_one(bench: Bench) -> None:
     trajectory = bench.open()
     await reward(bench, trajectory, [0.5])
     assert (await reward(bench, trajectory, []))[0] == 409
@@ -221,7 +221,7 @@ async def test_a_bad_reward_after_a_good_one_leaves_the_good_one(bench: Bench) -
         ("/complete-rollout", {"TrajectoryId": 7}, "TrajectoryId is 7; it must be a string"),
     ],
 )
-async def test_a_report_that_makes_no_sense_says_what_is_wrong(
+async def test_an_invalid_report_is_refused_with_the_reason(
     bench: Bench, path: str, fields: Json | bytes, message: str
 ) -> None:
     assert await send(bench, bench.open(), path, fields) == (400, message)
@@ -313,7 +313,7 @@ async def test_after_its_end_a_rollout_takes_no_model_calls(bench: Bench, report
     assert bench.model.requests == []
 
 
-async def test_of_closed_trajectories_only_the_latest_reports_are_kept(bench: Bench) -> None:
+async def test_only_the_latest_reports_of_closed_trajectories_are_kept(bench: Bench) -> None:
     early = bench.open("early")
     await reward(bench, early, [0.5])
     early.close()
@@ -325,7 +325,7 @@ async def test_of_closed_trajectories_only_the_latest_reports_are_kept(bench: Be
     assert (await reward(bench, early, [0.5]))[0] == 409
 
 
-async def test_a_rollout_that_has_ended_is_let_go_at_once(bench: Bench) -> None:
+async def test_the_memory_of_an_ended_rollout_is_freed_at_once(bench: Bench) -> None:
     class Attempt:
         trajectory: Trajectory
 

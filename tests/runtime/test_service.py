@@ -86,7 +86,7 @@ async def test_anyone_may_ask_whether_it_is_healthy(bench: Bench, session: aioht
         assert (answer.status, await answer.json()) == (200, {"status": "Healthy"})
 
 
-async def test_an_unknown_operation_names_those_there_are(bench: Bench, session: aiohttp.ClientSession) -> None:
+async def test_an_unknown_operation_lists_the_known_ones(bench: Bench, session: aiohttp.ClientSession) -> None:
     async with session.post(f"{bench.runtime.endpoint}/v1/embeddings") as answer:
         assert answer.status == 404
         assert answer.headers["x-amzn-errortype"] == "ResourceNotFoundException"
@@ -117,7 +117,9 @@ async def test_a_call_that_makes_no_sense_is_refused_before_the_policy(
     assert (trajectory.turns, bench.model.requests) == ([], [])
 
 
-async def test_a_call_without_a_trajectory_says_how_to_name_one(bench: Bench, session: aiohttp.ClientSession) -> None:
+async def test_a_call_without_a_trajectory_explains_how_to_name_one(
+    bench: Bench, session: aiohttp.ClientSession
+) -> None:
     headers = {"Authorization": f"Bearer {bench.runtime.secret}"}
     async with session.post(f"{bench.runtime.endpoint}/v1/chat/completions", data=BODY, headers=headers) as answer:
         assert answer.status == 400

@@ -66,7 +66,7 @@ def check_token(made: str, *, now: float | None = None) -> float:
     query=st.sampled_from(["", "b=2&a=1", "a=2&a=1", "key"]),
     keys=st.sampled_from([KEYS, SESSION]),
 )
-def test_a_request_signed_by_botocore_is_let_in(body: bytes, path: str, query: str, keys: Credentials) -> None:
+def test_a_request_signed_by_botocore_is_accepted(body: bytes, path: str, query: str, keys: Credentials) -> None:
     check(signed(f"http://127.0.0.1:8080{path}{'?' if query else ''}{query}", body, keys=keys))
 
 
@@ -125,7 +125,7 @@ def test_a_header_of_aws_that_was_added_after_signing_is_refused() -> None:
         check(request._replace(headers={**request.headers, "x-amz-target": "SageMaker.DeletePipeline"}))
 
 
-def test_a_presigned_request_is_let_in_from_its_date_on_for_as_long_as_it_says() -> None:
+def test_a_presigned_request_is_accepted_from_its_date_until_it_expires() -> None:
     request = presigned(60)
     for seconds in (-14 * 60, 0, 55):
         check(request, now=time.time() + seconds)
@@ -163,7 +163,7 @@ def test_a_mangled_authorization_header_is_refused(header: str) -> None:
 
 
 @pytest.mark.parametrize("keys", [KEYS, SESSION])
-def test_a_token_of_the_published_generator_is_let_in_until_it_expires(keys: Credentials) -> None:
+def test_a_token_of_the_published_generator_is_accepted_until_it_expires(keys: Credentials) -> None:
     made = token(keys, expiry=timedelta(minutes=5))
     expires_at = check_token(made)
     assert 290 < expires_at - time.time() <= 300
@@ -230,7 +230,7 @@ def test_a_token_with_changed_contents_is_refused(old: str, new: str) -> None:
         f"&X-Amz-Credential=AKIDEXAMPLE/20260101/{REGION}/sagemaker/aws4_request&X-Amz-Date=20260101T000000Z&X-Amz-Expires=-1",
     ],
 )
-def test_what_is_no_presigned_token_is_refused(url: str) -> None:
+def test_an_invalid_presigned_token_is_refused(url: str) -> None:
     with pytest.raises(SignatureRefused):
         check_token("sagemaker-api-key-" + base64.b64encode(url.encode()).decode())
 

@@ -98,7 +98,7 @@ def test_invocations_of_one_session_run_one_at_a_time_and_all_are_answered(runti
     assert answers == [{"session": SESSION}] * 8
 
 
-def test_a_runtime_that_is_not_mapped_is_not_found(runtimes: Any) -> None:
+def test_an_unmapped_runtime_is_not_found(runtimes: Any) -> None:
     with pytest.raises(runtimes.exceptions.ResourceNotFoundException, match="Did you mean") as error:
         runtimes.invoke_agent_runtime(agentRuntimeArn=f"{RUNTIME[:-1]}6", payload=b"{}")
     assert error.value.response["ResponseMetadata"]["HTTPStatusCode"] == 404
@@ -156,7 +156,7 @@ def test_a_dry_run_invokes_no_agent(functions: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "played").exists()
 
 
-def test_a_function_that_is_not_mapped_is_not_found_and_a_payload_must_be_json(functions: Any) -> None:
+def test_an_unmapped_function_is_not_found_and_a_payload_must_be_json(functions: Any) -> None:
     with pytest.raises(functions.exceptions.ResourceNotFoundException):
         called(functions, {}, "forwards")
     with pytest.raises(functions.exceptions.InvalidRequestContentException):

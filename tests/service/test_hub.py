@@ -1,4 +1,4 @@
-"""What surrounds jobs, asked for with boto3: models, packages, MLflow apps, lineage artifacts, who calls and what roles may."""
+"""Operations around jobs, through boto3: models, packages, MLflow apps, lineage artifacts, callers and roles."""
 
 import json
 from collections.abc import Iterator
@@ -114,7 +114,7 @@ def test_the_hyperparameters_are_in_the_default_bucket_of_the_users_s3_service(
         )
 
 
-def test_a_model_that_is_not_mapped_is_not_found_and_the_nearest_is_named(sagemaker: Any) -> None:
+def test_an_unmapped_model_is_not_found_and_the_nearest_is_named(sagemaker: Any) -> None:
     with pytest.raises(ClientError) as error:
         sagemaker.describe_hub_content(HubName=HUB, HubContentType="Model", HubContentName="openai-reasoning-gpt-oss")
     code, message = refusal(error)

@@ -1,4 +1,4 @@
-"""CloudWatch Logs, served here: what a job's process said, through boto3."""
+"""CloudWatch Logs operations, through boto3: a job's log."""
 
 import os
 import signal

@@ -283,7 +283,7 @@ def test_a_repeated_client_token_creates_nothing_new(client: Any, folder: Path) 
     assert refused(client.delete_pipeline, PipelineName="once", ClientRequestToken=token())[0] == "ResourceNotFound"
 
 
-def test_of_concurrent_requests_one_creates_the_pipeline(service: Served, folder: Path) -> None:
+def test_one_of_several_concurrent_requests_creates_the_pipeline(service: Served, folder: Path) -> None:
     text, used = definition(document(folder, ["1"])), token()
     clients = [service.client("sagemaker") for _ in range(6)]
 

@@ -1,4 +1,4 @@
-"""The Job Runtime at the server's own address: agents that know no other reach the model and report there, by clients of AWS."""
+"""The Job Runtime at the server's own address, used by AWS clients that know no other."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""The published sagemaker-train against `heldout serve`: two processes, and nothing but environment variables between them."""
+"""The published sagemaker-train against `heldout serve`: two processes that share only environment variables."""
 
 import json
 import os

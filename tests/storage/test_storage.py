@@ -1,4 +1,4 @@
-"""Files behind one door: the same calls on a local folder and on s3://, and errors a person can act on."""
+"""Storage: the same calls on a local folder and on s3://, and errors with a remedy."""
 
 import os
 import subprocess
@@ -35,7 +35,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     return Storage.at(f"{'file://' if request.param == 'file-uri' else ''}{tmp_path / 'root'}")
 
 
-def test_what_was_written_is_read_back(storage: Storage) -> None:
+def test_written_data_is_read_back(storage: Storage) -> None:
     storage.write("runs/a b/é.json", b"first")
     storage.write("runs/a b/é.json", b"second\0\r\n")
     assert storage.read("runs/a b/é.json") == b"second\0\r\n"
@@ -53,7 +53,7 @@ def test_list_gives_every_file_below_a_folder_in_name_order(storage: Storage) ->
     assert list(storage.children("b/")) == ["10", "2", "c"]
 
 
-def test_a_deleted_file_is_gone_and_deleting_it_again_is_no_error(storage: Storage) -> None:
+def test_deleting_a_file_twice_is_not_an_error(storage: Storage) -> None:
     storage.write("a", b"1")
     storage.delete("a")
     storage.delete("a")

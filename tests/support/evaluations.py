@@ -1,4 +1,4 @@
-"""Small evaluations for tests: of the jobs of one policy or two."""
+"""Small evaluations for tests, with the jobs of one policy or two."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Packages of someone else's, put on the path as an installer leaves them: modules, and metadata with the entry points."""
+"""Third-party packages on the path, as an installer leaves them: modules, and metadata with entry points."""
 
 import shutil
 import tomllib

@@ -1,4 +1,4 @@
-"""Logs of jobs that nobody plays, written line by line into a server's state."""
+"""Logs of jobs that no process plays, written line by line into a server's state."""
 
 import uuid
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""Model servers: scripted ones in processes of their own, for evaluations that run in one too, and sick ones."""
+"""Model servers for tests: scripted ones in processes of their own, and broken ones."""
 
 import asyncio
 import json

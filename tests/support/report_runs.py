@@ -1,4 +1,4 @@
-"""Runs for tests of reports, findings and rescoring: written to disk as a job writes them, from what a test says was played."""
+"""Runs for tests of reports, findings and rescoring, written to disk as a job writes them."""
 
 import json
 from collections.abc import Mapping, Sequence

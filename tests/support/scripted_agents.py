@@ -1,4 +1,4 @@
-"""Agents for the engine's tests: each plays one of the ways in which a rollout can end. The prompt says which."""
+"""Agents for the engine's tests. The prompt names the way in which the rollout ends."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Reads a job's log with the published `sagemaker-train`; nothing in it knows of Heldout.
+"""Reads a job's log with the published `sagemaker-train`, independent of Heldout.
 
     python sdk_logs.py SETTINGS
 

@@ -1,4 +1,4 @@
-"""A script as users of Amazon SageMaker write it, with the published `sagemaker-train`; nothing in it knows of Heldout.
+"""A script for Amazon SageMaker with the published `sagemaker-train`, independent of Heldout.
 
     python sdk_user.py SETTINGS
 

@@ -1,4 +1,4 @@
-"""The command line as a user types it, in this process."""
+"""Runs the command line in this process, with the arguments that a user types."""
 
 import sys
 

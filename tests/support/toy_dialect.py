@@ -1,4 +1,4 @@
-"""A dialect of no real client, with a form of its own: requests, replies, streams, errors and stored replies.
+"""A dialect of its own form for tests: requests, replies, streams, errors and stored replies.
 
 POST /toy/ask {"say": "hi", "words": 5, "live": false}  ->  {"id": "1", "heard": "Hello"}
 GET /toy/replies/1                                       ->  the same reply again

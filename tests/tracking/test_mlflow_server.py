@@ -1,4 +1,4 @@
-"""Evaluations logged over the network: to MLflow's own server, and to one that is named by a SageMaker ARN."""
+"""Evaluations logged over the network: to MLflow's own server, and to one named by a SageMaker ARN."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""What a user finds in MLflow after an evaluation, read back through MLflow's own client from a real SQLite store."""
+"""The MLflow run of an evaluation, read back through MLflow's own client from a real SQLite store."""
 
 import asyncio
 import importlib.util

@@ -1,4 +1,4 @@
-"""A job by itself, in a process of its own: what is known of it while it goes on, stops and is taken up again."""
+"""A job in a detached process: its state while it runs, stops and is resumed."""
 
 import asyncio
 from collections.abc import Callable

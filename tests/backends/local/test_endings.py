@@ -1,4 +1,4 @@
-"""How a rollout can end, each way played by a real agent in a real worker process."""
+"""Every way in which a rollout can end, each played by a real agent in a real worker process."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A job as a whole: stopped, out of time, killed and resumed; and the numbers that come out."""
+"""A whole job: stopped, out of time, killed and resumed, with its final numbers."""
 
 import asyncio
 import contextlib
@@ -88,7 +88,7 @@ def test_log_probabilities_are_described_token_by_token_as_they_were_recorded(tm
     assert {name: found[f"eval/logprob/{name}"] for name in expected} == pytest.approx(expected)
 
 
-def test_how_long_an_evaluation_took_is_among_its_numbers(tmp_path: Path) -> None:
+def test_the_evaluation_time_is_a_metric(tmp_path: Path) -> None:
     run = written_run(tmp_path / "run", [[Play()]])
     assert _metrics(run)["metrics"]["timing_s/eval"] == run.state.evaluation_seconds == 12.0
 
@@ -274,7 +274,7 @@ async def test_never_more_rollouts_play_at_once_than_asked_for(tmp_path: Path) -
     assert most == 3
 
 
-async def test_a_policy_that_is_gone_fails_the_job_rather_than_scoring_everything_zero(tmp_path: Path) -> None:
+async def test_an_unreachable_policy_fails_the_job_rather_than_scoring_zero(tmp_path: Path) -> None:
     async with ScriptedServer() as server:
         run = new_run(tmp_path, server.url, ["raise broken"] * 60, rollout_max_concurrency=8, rollout_max_retries=3)
         with pytest.raises(JobFailed, match=r"the last 50 attempts all failed.*broken"):
@@ -293,7 +293,7 @@ async def test_an_agent_of_this_machine_is_played_though_the_aws_configuration_c
     assert [row["reward"] for row in rows(run)] == [1.0]
 
 
-async def test_an_agent_that_is_not_there_stops_the_job_before_any_rollout(tmp_path: Path) -> None:
+async def test_a_missing_agent_stops_the_job_before_any_rollout(tmp_path: Path) -> None:
     async with ScriptedServer() as server:
         run = new_run(tmp_path, server.url, ["1"], agent=f"{tmp_path}/nowhere.py:play")
         with pytest.raises(ReferenceProblem, match=r"nowhere\.py"):
@@ -320,7 +320,7 @@ async def test_one_process_at_a_time_works_on_a_run(tmp_path: Path) -> None:
             await played_with(run)
 
 
-def test_a_new_run_never_overwrites_one_that_is_there(tmp_path: Path) -> None:
+def test_a_new_run_never_overwrites_an_existing_one(tmp_path: Path) -> None:
     new_run(tmp_path, "http://127.0.0.1:1/v1", ["1"])
     with pytest.raises(RunError, match=r"resume it .*or choose another --name"):
         new_run(tmp_path, "http://127.0.0.1:1/v1", ["1"])
@@ -361,7 +361,7 @@ def _finished(run: Run) -> Counter[tuple[int, int]]:
     return Counter(zip(tables.prompt_index.tolist(), tables.rollout_index.tolist(), strict=True))
 
 
-async def test_what_a_killed_writer_left_half_written_is_gone_after_the_next_start(tmp_path: Path) -> None:
+async def test_partial_files_of_a_killed_writer_are_removed_at_the_next_start(tmp_path: Path) -> None:
     async with ScriptedServer() as server:
         run = new_run(tmp_path, server.url, ["1"])
         leftover = run.folder / ".rollouts.parquet.ab12cd34.heldout-partial"

@@ -1,4 +1,4 @@
-"""The log of a process that plays: lines with their times and their runs, read while they are written."""
+"""The log of a process that plays: lines with their times and runs, read while they are written."""
 
 import subprocess
 import sys
@@ -72,7 +72,7 @@ def test_no_text_can_pass_for_another_runs_line(tmp_path: Path) -> None:
     assert said(lines) == [("one", "reason:"), ("one", STAMPED.decode().strip())]
 
 
-def test_a_line_that_is_being_written_is_not_there_yet(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_not_read_yet(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(STAMPED + b"2026-01-02T03:04:06.000Z base-mo")
     (line,) = lines_of(path)
@@ -82,7 +82,7 @@ def test_a_line_that_is_being_written_is_not_there_yet(tmp_path: Path) -> None:
     assert said(list(lines_of(path, line.end))) == [("base-model-eval", "whole")]
 
 
-def test_a_log_that_is_not_there_has_no_lines(tmp_path: Path) -> None:
+def test_a_missing_log_has_no_lines(tmp_path: Path) -> None:
     assert list(lines_of(tmp_path / "log")) == []
 
 

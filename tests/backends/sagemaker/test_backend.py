@@ -121,7 +121,7 @@ def test_an_output_that_is_elsewhere_is_said_to_be(
         found.rollouts()
 
 
-def test_a_job_that_left_no_rollouts_is_shown_as_one(
+def test_a_job_without_rollouts_is_shown_as_such(
     compared: Execution,
     cloud: Cloud,
     tmp_path: Path,
@@ -162,7 +162,7 @@ def test_an_evaluation_is_found_again_by_its_arn_and_in_the_list(compared: Execu
     assert listed.count(compared.arn) == 1
 
 
-def test_at_the_terminal_it_is_shown_and_stopped_by_its_arn(
+def test_the_terminal_shows_and_stops_an_evaluation_by_its_arn(
     compared: Execution, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert heldout(monkeypatch, "show", compared.arn) == 0
@@ -296,7 +296,7 @@ def test_ten_evaluations_at_once_each_have_their_own_documents_results(cloud: Cl
 
 
 @pytest.mark.slow
-def test_what_lies_in_s3_is_read_with_the_session_that_was_given(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_in_s3_is_read_with_the_given_session(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     with s3_service() as url:
         prompts = "".join(json.dumps({"prompt": str(number)}) + "\n" for number in range(8))
         s3_client(url).put_object(Bucket=BUCKET, Key="prompts.jsonl", Body=prompts.encode())

@@ -1,4 +1,4 @@
-"""backend="sagemaker": where an evaluation runs, and what is found out before anything starts."""
+"""backend="sagemaker": the choice of the backend, and the checks before anything starts."""
 
 import json
 from collections.abc import Iterator
@@ -132,7 +132,7 @@ def test_what_cannot_be_right_is_told_before_anything_starts(
     assert not between.asked.keys() & {"CreatePipeline", "UpdatePipeline", "StartPipelineExecution"}
 
 
-def test_a_dry_run_tells_of_an_mlflow_app_that_is_not_there(cloud: Cloud) -> None:
+def test_a_dry_run_warns_of_a_missing_mlflow_app(cloud: Cloud) -> None:
     with pytest.raises(ReferenceProblem, match=r"MLflow app 'arn:.*/app-nobodys' does not exist in us-west-2"):
         evaluator(mlflow_resource_arn=f"arn:aws:sagemaker:{REGION}:000000000000:mlflow-app/app-nobodys").evaluate(
             dry_run=True

@@ -1,4 +1,4 @@
-"""backend="sagemaker": whose definition runs, with whose clients, and what is said when AWS refuses."""
+"""backend="sagemaker": the definition that runs, the clients that are used, and refusals of AWS."""
 
 import json
 import threading
@@ -50,7 +50,7 @@ def test_an_evaluation_that_cannot_be_asked_of_is_said_to_have_been_started(betw
         evaluator().evaluate()
 
 
-def test_a_list_that_is_refused_is_an_error_and_not_an_empty_list(between: Middle) -> None:
+def test_a_refused_list_is_an_error_and_not_an_empty_list(between: Middle) -> None:
     for operation in ("ListPipelines", "ListHubContents"):
         between.refused[operation] = Refusal("AccessDeniedException")
     with pytest.raises(CloudError, match="the account's evaluations: ListPipelines was refused: AccessDenied"):
@@ -82,7 +82,7 @@ def test_an_evaluation_starts_the_version_that_it_made(between: Middle) -> None:
     assert json.loads(execution.pipeline_definition) == json.loads(updated["PipelineDefinition"])
 
 
-def test_where_there_are_no_versions_it_has_a_pipeline_of_its_own(between: Middle) -> None:
+def test_an_endpoint_without_versions_gets_one_pipeline_per_evaluation(between: Middle) -> None:
     between.changed["UpdatePipeline"] = lambda reply: {"PipelineArn": reply["PipelineArn"]}
     for _ in range(2):
         evaluator().evaluate().stop()
@@ -121,7 +121,7 @@ def test_a_pipeline_that_someone_else_has_just_made_is_not_touched(untagged: Mid
     assert untagged.requests_of("UpdatePipeline") == []
 
 
-def test_of_a_pipeline_that_is_replaced_at_the_last_moment_nothing_is_started(between: Middle) -> None:
+def test_a_pipeline_replaced_at_the_last_moment_is_not_started(between: Middle) -> None:
     between.changed["UpdatePipeline"] = lambda reply: reply | {"PipelineArn": replaced}
     client = session().client("sagemaker", region_name=REGION)
     definition = evaluator().evaluate(dry_run=True)

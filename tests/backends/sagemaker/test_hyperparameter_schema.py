@@ -1,4 +1,4 @@
-"""Hyperparameters as an endpoint's own schema wants them spelled."""
+"""Hyperparameters in the spelling that an endpoint's schema requires."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Log lines of managed jobs as someone who waits for them sees them: from CloudWatch Logs, with boto3 at the wire."""
+"""Log lines of managed jobs for a waiting user: from CloudWatch Logs, with boto3 on the wire."""
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -92,7 +92,7 @@ def test_streams_that_appear_later_are_found(service: Served, logs: JobLogs) -> 
     assert texts(logs.new_lines([job(service, name)])) == ["second"]
 
 
-def test_of_many_lines_the_first_come_first_and_none_is_left_out(service: Served, logs: JobLogs) -> None:
+def test_many_lines_are_returned_in_order_and_complete(service: Served, logs: JobLogs) -> None:
     name = named("many")
     expected = [f"line {number}" for number in range(12_000)]
     logged(service, name, *enumerate(expected))
@@ -101,7 +101,7 @@ def test_of_many_lines_the_first_come_first_and_none_is_left_out(service: Served
     assert [text for look in looks for text in look] == expected
 
 
-def test_a_group_that_is_not_there_yet_has_no_lines_yet(service: Served, between: Middle, logs: JobLogs) -> None:
+def test_a_missing_log_group_has_no_lines(service: Served, between: Middle, logs: JobLogs) -> None:
     name = named("early")
     logged(service, name, (0, "said"))
     between.refused["DescribeLogStreams"] = Refusal("ResourceNotFoundException", times=1)

@@ -1,4 +1,4 @@
-"""What managed jobs leave in S3, brought to this machine: the right job's folder, and nothing beside it."""
+"""The output of managed jobs in S3, copied to this machine: only the right job's folder."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""An agent as the published bedrock-agentcore package has it deployed: an app with an entry point."""
+"""An agent as deployed with the published bedrock-agentcore package: an app with an entry point."""
 
 import time
 from typing import Any

@@ -1,4 +1,4 @@
-"""An ASGI application by hand: what any framework's app looks like to a server."""
+"""A handwritten ASGI application: a server's view of any framework's app."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""An agent that knows nothing but the openai client and a base URL. It streams when the prompt says so."""
+"""An agent that uses only the openai client and a base URL. It streams if the prompt says so."""
 
 from typing import Any
 

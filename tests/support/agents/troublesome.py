@@ -1,4 +1,4 @@
-"""Agents that do what the prompt's first word says, to see what the host makes of it."""
+"""Agents that misbehave in the way that the prompt's first word names."""
 
 import asyncio
 import ctypes
