@@ -145,12 +145,14 @@ class Execution:
         """
         self._started.stop()
 
-    def resume(self) -> None:
+    def resume(self, *, allow_changes: bool = False) -> None:
         """Plays the remaining rollouts of an evaluation that was stopped, failed or was killed.
 
-        Raises RunError when it is running, or when its backend cannot resume evaluations.
+        allow_changes: resumes an evaluation whose agent or dataset has changed since it began, and marks its runs.
+        Raises InputError, before anything starts, when they have changed; RunError when it is running, or when its backend
+        cannot resume evaluations.
         """
-        self._started.resume()
+        self._started.resume(allow_changes=allow_changes)
 
     def show_results(self) -> None:
         """Prints each run's numbers and the comparison, in a terminal or a notebook."""

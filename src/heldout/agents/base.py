@@ -8,7 +8,7 @@ import pkgutil
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 from heldout.job.kinds.base import AgentReference
 
@@ -72,6 +72,26 @@ class Invocation:
     until_over: Callable[[InvocationResult], Awaitable[None]] = _let_go
     """Awaited with the answer of an agent in a worker process, which stays reserved for the attempt meanwhile: the agent may
     report after its answer. Cancelled when the process ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedCode:
+    """The code that an agent's processes have loaded so far."""
+
+    folder: Path
+    """The folder of the agent's own code."""
+    files: Mapping[str, frozenset[str]]
+    """Hashes (SHA-256) of each of the agent's own files, by absolute path. Several: processes have loaded several versions."""
+    packages: frozenset[str]
+    """The absolute path of one module of each installed package."""
+
+
+@runtime_checkable
+class HasLoadedCode(Protocol):
+    """An agent whose processes Heldout starts, and whose code it therefore knows."""
+
+    @property
+    def loaded_code(self) -> LoadedCode: ...
 
 
 class Agent(Protocol):

@@ -5,8 +5,9 @@ import math
 import os
 from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from heldout.agents.base import Agent, AgentSettings, Invocation, InvocationResult, Outcome
+from heldout.agents.base import Agent, AgentSettings, Invocation, InvocationResult, LoadedCode, Outcome
 from heldout.agents.entry_point_lookup import check_entry_point, parse_entry_point
 from heldout.agents.launcher import WorkerProblem, WorkerSettings, WorkerStarter
 from heldout.agents.prestart import FORKS
@@ -99,6 +100,19 @@ class EntryPointAgent(Agent):
         self._num_starting = 0
         self._num_failures = 0
         self._problem = ""
+        self._files: dict[str, set[str]] = {}
+        self._packages: set[str] = set()
+
+    @property
+    def loaded_code(self) -> LoadedCode:
+        """The code that the workers have loaded: at their start and, once they were stopped, during attempts."""
+        entry_point = parse_entry_point(self._settings.entry_point)
+        folder = self._settings.working_directory
+        return LoadedCode(
+            folder=(folder / entry_point.source).parent if entry_point.is_file else folder,
+            files={name: frozenset(digests) for name, digests in self._files.items()},
+            packages=frozenset(self._packages),
+        )
 
     async def start(self) -> None:
         """Starts all workers; returns when the first serves. Raises ReferenceProblem when the agent cannot be loaded."""
@@ -216,7 +230,11 @@ class EntryPointAgent(Agent):
     def _new_worker(self) -> WorkerProcess:
         assert self._connections is not None  # `start` comes before `invoke`
         worker = WorkerProcess(
-            self._settings, self._starter, self._connections, cancel_answer_seconds=self._cancel_answer_seconds
+            self._settings,
+            self._starter,
+            self._connections,
+            cancel_answer_seconds=self._cancel_answer_seconds,
+            on_loaded=self._note_loaded,
         )
         self._processes.add(worker)
         worker.exited.add_done_callback(lambda _: self._processes.discard(worker))
@@ -225,6 +243,11 @@ class EntryPointAgent(Agent):
     def _retire(self, worker: WorkerProcess) -> None:
         if worker in self._ready:
             self._ready.remove(worker)
+
+    def _note_loaded(self, loaded: Mapping[str, Any]) -> None:
+        for name, digest in loaded["files"].items():
+            self._files.setdefault(name, set()).add(digest)
+        self._packages.update(loaded["packages"])
 
     def _note_failure(self, problem: str) -> None:
         self._num_failures += 1

@@ -4,8 +4,9 @@ import asyncio
 import json
 import os
 import secrets
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from heldout.agents.agentcore_contract import one_line, read_answer, says_busy
 from heldout.agents.base import Invocation, InvocationResult, Outcome
@@ -43,9 +44,14 @@ class WorkerProcess:
         connections: Connections,
         *,
         cancel_answer_seconds: float = CANCEL_ANSWER_SECONDS,
+        on_loaded: Callable[[Mapping[str, Any]], None],
     ) -> None:
-        """cancel_answer_seconds: a worker that does not answer a cancellation within this time counts as blocked."""
+        """cancel_answer_seconds: a worker that does not answer a cancellation within this time counts as blocked.
+
+        on_loaded: receives `loaded` of each message that lists the worker's code.
+        """
         self._cancel_answer_seconds = cancel_answer_seconds
+        self._on_loaded = on_loaded
         self._settings = settings
         self._starter = starter
         self._connections = connections
@@ -313,8 +319,13 @@ class WorkerProcess:
 
     def _hear(self, piece: bytes) -> None:
         self._words += piece
-        if self._words.endswith(b"\n") and not self._ready.done():
-            self._ready.set_result(json.loads(self._words))
+        *lines, self._words = self._words.split(b"\n")
+        for line in lines:
+            message = json.loads(line)
+            if "loaded" in message:
+                self._on_loaded(message["loaded"])
+            if not self._ready.done():
+                self._ready.set_result(message)
 
 
 def _close(fds: Iterable[int]) -> None:

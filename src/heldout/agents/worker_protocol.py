@@ -8,7 +8,8 @@ workers share; `{"worker": 1, "pid": 1234}` or `{"worker": 1, "problem": "..."}`
 
 Workers write output in frames, at once, so that a crash loses nothing. A frame is
 `<session length: u16><data length: u16><session><data>`, little endian. A frame without a session holds a message of the worker
-itself, one line of JSON: `{"port": 1234}` when it serves, `{"problem": "..."}` when it cannot. Frames are at most PIPE_BUF bytes,
+itself, one line of JSON: `{"port": 1234, "loaded": {}}` when it serves, `{"problem": "..."}` when it cannot, `{"loaded": {}}`
+when it is asked to end. `loaded` lists its code (`heldout.agents.worker.loaded_code`). Frames are at most PIPE_BUF bytes,
 which POSIX writes to a pipe whole or not at all: threads and forked children need no lock.
 """
 

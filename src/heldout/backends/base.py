@@ -110,7 +110,7 @@ class StartedEvaluation(Protocol):
         """Asks the evaluation to stop, and refreshes."""
         ...
 
-    def resume(self) -> None:
+    def resume(self, *, allow_changes: bool = False) -> None:
         """Continues an evaluation that ended without success. Raises InputError if the backend cannot."""
         ...
 

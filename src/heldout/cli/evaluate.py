@@ -38,13 +38,15 @@ from heldout.job.references import named_models
 from heldout.job.registry import Registry
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.request import EvaluationRequest, TrackingSettings, evaluation_request
+from heldout.pipeline.runner import check_resumable
 from heldout.report import live
 from heldout.report.console import plain_console
+from heldout.rollouts.card import accept_changes, check_unchanged
 from heldout.rollouts.context import PlayContext
 from heldout.rollouts.engine import Ending
 from heldout.runs.progress import Progress
 from heldout.runs.remote_mirror import open_run
-from heldout.runs.run import Run
+from heldout.runs.run import JobStatus, Run
 from heldout.version import __version__
 
 app = typer.Typer(
@@ -56,6 +58,13 @@ app = typer.Typer(
 )
 RegistryOption = Annotated[
     Path | None, typer.Option(help="TOML file that maps AWS names to local things. [env: HELDOUT_REGISTRY]")
+]
+
+AllowChangesOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-changes", help="Resume although the agent or the dataset has changed since, and mark the run."
+    ),
 ]
 
 
@@ -137,6 +146,7 @@ def evaluate(
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the evaluation of this name if there is one.")
     ] = False,
+    allow_changes: AllowChangesOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check what can be checked, start nothing, show the pipeline definition.")
     ] = False,
@@ -169,7 +179,10 @@ def evaluate(
     elif not isinstance(chosen, LocalBackend):
         _follow(_prepared_anew(chosen, request, is_resumed=resume), as_json=as_json)
     else:
-        with _evaluation_for(chosen, request, is_resumed=resume) as evaluation, _resume_hint(evaluation.location):
+        existing = chosen.find(request) if resume else None
+        if existing is not None:
+            check_resumable(existing, allow_changes=allow_changes)
+        with _evaluation_for(chosen, request, existing) as evaluation, _resume_hint(evaluation.location):
             ending = run_to_end(chosen.play(evaluation, _terminal_context(request.max_runtime_seconds)))
         _conclude(evaluation, ending, as_json=as_json)
 
@@ -180,6 +193,7 @@ def resume(
     max_runtime: Annotated[
         int | None, typer.Option(help="Seconds after which this start begins nothing new; default: as evaluated.")
     ] = None,
+    allow_changes: AllowChangesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Resume an evaluation that was interrupted, stopped or failed. Finished rollouts are kept."""
@@ -193,13 +207,24 @@ def resume(
     resumed: Evaluation | Run
     if Evaluation.is_at(place):
         resumed = evaluation = Evaluation.open(place)
+        check_resumable(evaluation, allow_changes=allow_changes)
         playing = folder_backend(evaluation.state.backend).play(evaluation, context)
     else:
         resumed = run_of_its_own = open_run(place)
+        _check_run(run_of_its_own, context, allow_changes=allow_changes)
         playing = _play_run(run_of_its_own, context)
     with _resume_hint(resumed.location):
         ending = run_to_end(playing)
     _conclude(resumed, ending, as_json=as_json)
+
+
+def _check_run(run: Run, context: PlayContext, *, allow_changes: bool) -> None:
+    if run.state.status is JobStatus.COMPLETED:
+        return
+    if allow_changes:
+        accept_changes([run])
+    for warning in check_unchanged([run]):
+        context.note(warning)
 
 
 @app.command()
@@ -215,12 +240,13 @@ def models(registry: RegistryOption = None, as_json: JsonOption = False) -> None
 
 
 @contextlib.contextmanager
-def _evaluation_for(backend: LocalBackend, request: EvaluationRequest, *, is_resumed: bool) -> Iterator[Evaluation]:
-    """The evaluation to play: the existing one of the request's name if it is to be resumed, else a new one.
+def _evaluation_for(
+    backend: LocalBackend, request: EvaluationRequest, existing: Evaluation | None
+) -> Iterator[Evaluation]:
+    """The evaluation to play: `existing` if it is to be resumed, else a new one.
 
     An InputError inside removes a new evaluation without a begun rollout.
     """
-    existing = backend.find(request) if is_resumed else None
     evaluation = existing or backend.prepare(request).create()
     try:
         yield evaluation

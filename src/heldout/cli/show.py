@@ -8,12 +8,13 @@ import typer
 
 from heldout import results
 from heldout.backends.local.evaluation_index import locate
-from heldout.cli.output import JsonOption, PlaceArgument, Result, print_json, print_result
+from heldout.cli.output import JsonOption, PlaceArgument, Result, print_json, print_result, print_shown
 from heldout.errors import InputError
 from heldout.execution import Execution
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.listing import Listed, Unreadable, listed
 from heldout.pipeline.state import ExecutionState
+from heldout.report.card_rows import card_tables
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,20 +34,23 @@ def show_command(
     training: Annotated[
         str | None, typer.Option(metavar="FILE", help="Training prompts, to look for among a run's held-out ones.")
     ] = None,
+    card: Annotated[bool, typer.Option("--card", help="Versions and hashes of everything that took part.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show an evaluation's or a run's numbers, computed from its files."""
-    options = {"--trajectory": trajectory, "--slice": by, "--training": training}
+    options = {"--trajectory": trajectory, "--slice": by, "--training": training, "--card": card or None}
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} cannot be combined; give one of them")
     place = locate(run)
     if place.startswith("arn:") and given:
         raise InputError(
-            f"--trajectory, --slice and --training are of a run's folder, and {run} is an evaluation in AWS; give the folder "
+            f"{given[0]} needs a run's folder, and {run} is an evaluation in AWS; give the folder "
             "or the s3:// URI of a run that it left in its output"
         )
-    if by is not None:
+    if card:
+        _show_cards(results.load(place), as_json=as_json)
+    elif by is not None:
         _show_slices(results.load_run(place).slices(by), as_json=as_json)
     else:
         found = _opened(place, trajectory, training)
@@ -98,6 +102,18 @@ def _opened(place: str, trajectory: str | None, training: str | None) -> Result:
     if training is not None:
         return results.load_run(place, training=training)
     return results.load(place)
+
+
+def _show_cards(found: results.RunResults | results.EvaluationResults, *, as_json: bool) -> None:
+    runs = [found] if isinstance(found, results.RunResults) else list(found.runs.values())
+    cards = {f"{run.evaluation_name}/{run.name}": run.card for run in runs}
+    known = {name: card for name, card in cards.items() if card is not None}
+    if as_json:
+        print_json({name: None if card is None else card.model_dump(mode="json") for name, card in cards.items()})
+        return
+    print_shown(card_tables(known))
+    for name in cards.keys() - known.keys():
+        print(f"! {name} has no card: it has not begun to play, or an older version played it", file=sys.stderr)
 
 
 def _show_slices(table: results.SliceTable, *, as_json: bool) -> None:

@@ -1,6 +1,7 @@
 """Reads a prompt dataset: finds its files and the column of the prompts, and checks every row."""
 
 import datetime
+import hashlib
 import json
 from base64 import b64encode
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from heldout.errors import DatasetError, StorageError, did_you_mean, shown
 from heldout.job.records import Prompt
 from heldout.storage import Storage, is_remote, split_location
 
+_BLOCK_BYTES = 1024 * 1024
 _COMPRESSED = (".bz2", ".gz", ".lz4", ".xz", ".zip", ".zst")
 
 
@@ -83,6 +85,28 @@ class PromptDataset:
                 "name the prompt's column 'prompt' in every row"
             )
         return column
+
+
+def dataset_hashes(location: str, *, is_prefix: bool = False) -> dict[str, str]:
+    """Hash the files of a local dataset (SHA-256, by name below its folder); empty for a remote dataset.
+
+    Raises DatasetError when there is no such dataset or a file cannot be read.
+    """
+    if is_remote(location):
+        return {}
+    try:
+        storage, names = _find_files(location, is_prefix=is_prefix)
+        return {name: _hash(storage, name) for name in names}
+    except StorageError as error:
+        raise DatasetError(f"dataset {location!r} cannot be read: {error}") from error
+
+
+def _hash(storage: Storage, name: str) -> str:
+    digest = hashlib.sha256()
+    with storage.open(name) as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _find_files(location: str, *, is_prefix: bool) -> tuple[Storage, list[str]]:

@@ -116,6 +116,11 @@ class CardDifference:
         """The difference in a few words: `package openai: 1.0 -> 1.1`."""
         return f"{self.name}: {self.before or 'none'} -> {self.after or 'none'}"
 
+    @property
+    def sentence(self) -> str:
+        """The difference with its part: `agent package openai: 1.0 -> 1.1`."""
+        return self.text if self.part is CardPart.HELDOUT else f"{self.part} {self.text}"
+
 
 def card_differences(before: RunCard, after: RunCard) -> tuple[CardDifference, ...]:
     """Compare two cards, part by part in the order of `CardPart`.

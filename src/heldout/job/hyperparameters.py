@@ -111,6 +111,9 @@ def _counts(value: object) -> tuple[int, ...] | None:
     return tuple(sorted(set(values)))
 
 
+SAMPLING = ("sampling_temperature", "top_p", "max_tokens", "enforce_sampling", "seed")
+"""The hyperparameters that decide how replies are sampled."""
+
 SPECIFICATIONS: Mapping[str, Specification] = {
     s.name: s
     for s in (

@@ -9,7 +9,7 @@ import contextlib
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 from heldout.errors import HeldoutError, JobFailed
@@ -18,6 +18,7 @@ from heldout.pipeline.evaluation import LOCAL_ACCOUNT, RUN_NAMES, Evaluation
 from heldout.pipeline.expressions import resolve
 from heldout.pipeline.state import ExecutionStatus, StepState, StepStatus
 from heldout.pipeline.steps import JobStep, LineageStep, Step
+from heldout.rollouts.card import accept_changes, check_unchanged
 from heldout.rollouts.context import PlayContext
 from heldout.rollouts.engine import Ending
 from heldout.runs.remote_mirror import has_run, new_folder, open_run
@@ -43,6 +44,8 @@ async def run_pipeline(
     evaluation.begin()
     steps, ending = _Steps(evaluation), Ending.FINISHED
     with _failure_recorded(evaluation):
+        for warning in await asyncio.to_thread(check_unchanged, _begun_runs(evaluation)):
+            context.note(warning)
         for step in steps.definition.steps:
             if context.switch.is_draining:
                 ending = Ending.STOPPED
@@ -99,6 +102,25 @@ def _end(evaluation: Evaluation, status: ExecutionStatus, reason: str) -> None:
     evaluation.update(
         status=status, failure_reason=f"step {at}: {reason}" if at and failed else reason, ended_at=time.time()
     )
+
+
+def check_resumable(evaluation: Evaluation, *, allow_changes: bool) -> None:
+    """Checks that the agent and the dataset of an evaluation are those that it began with. Starts nothing.
+
+    allow_changes: marks the begun runs with the changes instead. Raises InputError that names what has changed, RunError when a
+    process works on a run that would be marked.
+    """
+    runs = _begun_runs(evaluation)
+    if allow_changes:
+        accept_changes(runs)
+    else:
+        check_unchanged(runs)
+
+
+def _begun_runs(evaluation: Evaluation) -> Iterable[Run]:
+    jobs = [step.name for step in evaluation.definition.steps if isinstance(step, JobStep)]
+    done = [state.name for state in evaluation.state.steps if state.status is StepStatus.SUCCEEDED]
+    return () if all(name in done for name in jobs) else evaluation.runs().values()
 
 
 class _Steps:

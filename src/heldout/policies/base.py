@@ -1,9 +1,9 @@
 """The protocol of policies, one module per way of reaching a model; `make_policy` builds the one for a reference."""
 
 import pkgutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 from heldout.errors import ReferenceProblem
 from heldout.job.kinds.base import ModelReference
@@ -77,6 +77,16 @@ class Policy(Protocol):
 
         Raises PolicyUnavailable when the retries are used up.
         """
+        ...
+
+
+@runtime_checkable
+class HasListing(Protocol):
+    """A policy whose server lists its models."""
+
+    @property
+    def listing(self) -> Mapping[str, Any] | None:
+        """The model's entry in the answer to `GET /v1/models`; None before the start, and where the server lists none."""
         ...
 
 

@@ -18,10 +18,10 @@ import sys
 import tempfile
 import time
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from heldout.errors import MissingExtra, ReferenceProblem, did_you_mean
 from heldout.job.kinds.base import SourceFile
@@ -132,6 +132,11 @@ class EmbeddedPolicy:
     @property
     def model_name(self) -> str:
         return self._name
+
+    @property
+    def listing(self) -> Mapping[str, Any] | None:
+        """The model as its server describes it; None while it is not started."""
+        return None if self._endpoint is None else self._endpoint.listing
 
     @property
     def process_id(self) -> int | None:

@@ -76,6 +76,7 @@ class EndpointPolicy:
         self._max_connections = max_connections
         self._listing_seconds = listing_seconds
         self._was_there = was_there
+        self._listing: Mapping[str, Any] | None = None
         self._key: str | None = None
         self._connections: Connections | None = None
         self._heads: dict[tuple[str, str], tuple[Origin, bytes]] = {}
@@ -83,6 +84,11 @@ class EndpointPolicy:
     @property
     def model_name(self) -> str:
         return self._model_name
+
+    @property
+    def listing(self) -> Mapping[str, Any] | None:
+        """The model's entry in the list of the first replica that answers."""
+        return self._listing
 
     async def start(self) -> None:
         """Open the connection pool and check that the server has the model.
@@ -196,7 +202,8 @@ class EndpointPolicy:
             if isinstance(result, TryFailed):
                 self._replicas.mark_down(replica, str(result))
             else:
-                self._check_name(replica, result)
+                self._check_name(replica, None if result is None else list(result))
+                self._listing = self._listing or (result or {}).get(self._model_name)
 
     async def _wait_for_any(self, failures: Mapping[Replica, TryFailed], budget: Budget) -> None:
         """Wait while a replica may still become ready. Raises ReferenceProblem when none answers, or waiting takes too long."""
@@ -221,8 +228,8 @@ class EndpointPolicy:
                 f"{did_you_mean(self._model_name, served)}"
             )
 
-    async def _list_models(self, replica: Replica) -> list[str] | TryFailed | None:
-        """Return the names that a replica lists; None if it has no list; the failure if it does not answer."""
+    async def _list_models(self, replica: Replica) -> dict[str, Mapping[str, Any]] | TryFailed | None:
+        """Return the models that a replica lists, by name; None if it has no list; the failure if it does not answer."""
         try:
             async with asyncio.timeout(self._listing_seconds):
                 reply = await self._try(replica, "/models", None)
@@ -232,7 +239,7 @@ class EndpointPolicy:
             return failure
         if reply.status in (401, 403):
             raise ReferenceProblem(self._refused_key(replica, reply.status))
-        return _served_names(reply)
+        return _served_models(reply)
 
     def _refused_key(self, replica: Replica, status: int) -> str:
         if self._api_key_variable is None:
@@ -315,11 +322,11 @@ def _read_key(variable: str | None) -> str | None:
     return key
 
 
-def _served_names(reply: ModelReply) -> list[str] | None:
-    """Return the names in a model list (OpenAI, GET /v1/models); None for any other answer."""
+def _served_models(reply: ModelReply) -> dict[str, Mapping[str, Any]] | None:
+    """Return the entries of a model list (OpenAI, GET /v1/models) by name; None for any other answer."""
     try:
         listed = orjson.loads(reply.body)["data"] if reply.status == 200 else None
-        return None if listed is None else [str(model["id"]) for model in listed]
+        return None if listed is None else {str(model["id"]): model for model in listed}
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return None
 

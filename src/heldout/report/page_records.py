@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from heldout.report.card_rows import CardRow
 from heldout.report.worth_reading import WorthReading
 
 
@@ -51,13 +52,14 @@ class PolicySection:
     name: str
     style: str
     facts: list[tuple[str, str]]
+    card: tuple[CardRow, ...]
+    """Versions and hashes of everything that took part."""
     findings: list[FindingCard]
     failures: list[Row]
     slices: list[tuple[str, list[Row]]]
     rescorings: list["RescoringCard"]
     metrics: list[tuple[str, str, str, str, str]]
     """Label, wire name, value, interval and note of each."""
-    """Label, value, interval, note."""
     reading: list[WorthReading]
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from heldout.metrics.catalog import pass_at, pass_power
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.summary import Summary, summarize
+from heldout.report.card_rows import CardRow, card_rows
 from heldout.report.charts import Curve
 from heldout.report.labels import heading
 from heldout.report.rollout_rows import RolloutRows
@@ -107,6 +108,10 @@ class PolicyView:
             ("started", started.strftime("%Y-%m-%d %H:%M UTC")),
             ("took", _duration(state.evaluation_seconds)),
         ]
+
+    def card(self) -> tuple[CardRow, ...]:
+        """List versions and hashes of everything that took part; empty for a run of an older version."""
+        return () if self.run.state.card is None else card_rows(self.run.state.card)
 
     @cached_property
     def curves(self) -> tuple[Curve, Curve]:

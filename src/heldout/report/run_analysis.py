@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from heldout.metrics.summary import Summary
+from heldout.report.card_rows import changes_finding
 from heldout.report.finding import Finding
 from heldout.report.findings import find
 from heldout.runs.recordings import open_tables
@@ -27,8 +28,11 @@ def analyze(run: Run, *, training: str | None = None) -> RunAnalysis:
     when no rollout has ended yet or files are missing or damaged, DatasetError when the training dataset cannot be read.
     """
     if run.state.status is JobStatus.COMPLETED and training is None and run.rollouts_path.exists():
-        return _cached(run.folder.absolute(), run.rollouts_path.stat().st_mtime_ns)
-    return _analyze(run, training)
+        found = _cached(run.folder.absolute(), run.rollouts_path.stat().st_mtime_ns)
+    else:
+        found = _analyze(run, training)
+    changes = None if run.state.card is None else changes_finding(run.state.card, found.summary.scored)
+    return found if changes is None else RunAnalysis(found.summary, [changes, *found.findings])
 
 
 @lru_cache(maxsize=4)

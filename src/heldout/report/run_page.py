@@ -50,6 +50,7 @@ def section(view: PolicyView, disagreements: list[tuple[str, str]]) -> PolicySec
         name=view.name,
         style=view.style,
         facts=view.facts(),
+        card=view.card(),
         findings=[
             FindingCard(
                 _WEIGHT_WORDS[finding.weight], visible(finding.seen), visible(finding.advice), finding.trajectory_ids

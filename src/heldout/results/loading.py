@@ -13,6 +13,7 @@ from heldout.backends.results import run_document, run_results
 from heldout.datasets.columns import column_names, read_rows
 from heldout.errors import InputError, MetricError, RunError
 from heldout.execution import Execution
+from heldout.job.card import RunCard
 from heldout.job.hyperparameters import Hyperparameters
 from heldout.metrics.catalog import resolve
 from heldout.metrics.summary import Summary
@@ -67,6 +68,11 @@ class RunResults(Printable):
     @property
     def hyperparameters(self) -> Hyperparameters:
         return self.run.document.hyperparameters
+
+    @property
+    def card(self) -> RunCard | None:
+        """Versions and hashes of everything that took part; None for a run of an older version."""
+        return self.run.state.card
 
     @property
     def summary(self) -> Summary:

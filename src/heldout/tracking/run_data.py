@@ -8,7 +8,9 @@ from typing import Any, Self
 
 import orjson
 
+from heldout.job.card import RunCard
 from heldout.job.document import JobConfigDocument
+from heldout.report.card_rows import card_rows
 from heldout.report.numbers import interval_text, number
 from heldout.runs.run import Run
 from heldout.version import __version__
@@ -43,7 +45,7 @@ class RunData:
         """Read a run folder; a run that has not ended has no metrics."""
         document = orjson.loads(run.metrics_path.read_bytes()) if run.metrics_path.exists() else {}
         return cls(
-            parameters=_parameters(run.document),
+            parameters=_parameters(run.document) | _card_parameters(run.state.card),
             metrics=_metrics(document),
             tags=_tags(run, document),
             note=_note(run, document),
@@ -97,6 +99,16 @@ def _parameters(document: JobConfigDocument) -> dict[str, str]:
     return {name: _text(value)[:_MOST_PARAMETER_CHARACTERS] for name, value in values.items() if value is not None}
 
 
+def _card_parameters(card: RunCard | None) -> dict[str, str]:
+    """The card's lines as `card.<name>`, without those that are parameters or tags of their own."""
+    rows = () if card is None else card_rows(card)
+    return {
+        f"card.{row.name.replace(' ', '_')}": row.text[:_MOST_PARAMETER_CHARACTERS]
+        for row in rows
+        if row.name not in ("agent", "changes", "dataset", "model", "sampling")
+    }
+
+
 def _text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
@@ -120,6 +132,8 @@ def _tags(run: Run, document: Mapping[str, Any]) -> dict[str, str]:
         "mlflow.source.type": "JOB",
         "mlflow.runType": "genai_evaluate",  # among MLflow's evaluation runs, and no line on stdout when it ends
     }
+    if state.card is not None and state.card.changes:
+        tags["heldout.changes"] = "; ".join(state.card.changes)[:_MOST_REASON_CHARACTERS]
     if document.get("partial"):
         tags["heldout.partial"] = "true"
     if state.failure_reason:

@@ -22,6 +22,7 @@ from heldout.agents.entry_point_lookup import EntryPoint, parse_entry_point
 from heldout.agents.processes import die_with_parent
 from heldout.agents.worker.applications import ApplicationHost
 from heldout.agents.worker.functions import MAX_THREADS, FunctionHost
+from heldout.agents.worker.loaded_code import loaded_code
 from heldout.agents.worker.loading import LoadedAgent, LoadProblem, load, set_path
 from heldout.agents.worker.output import route_output
 from heldout.agents.worker.service import Service
@@ -105,9 +106,11 @@ async def _serve(agent: LoadedAgent, key: str, frames_fd: int) -> None:
     stopped = asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stopped.set)
     server = Server(Service(host, key).handle, idle_seconds=_IDLE_SECONDS)
-    write_message(frames_fd, {"port": await server.start("127.0.0.1", 0)})
+    hashes: dict[str, str] = {}
+    write_message(frames_fd, {"port": await server.start("127.0.0.1", 0), "loaded": loaded_code(hashes)})
     await stopped.wait()
     server.close_listener()
+    write_message(frames_fd, {"loaded": loaded_code(hashes)})  # with what attempts have imported
     await host.stop()
 
 

@@ -14,6 +14,7 @@ from heldout.backends.local.run_log import LOG_FILE, lines_of
 from heldout.backends.results import COMPARISON_FILE, evaluation_document, evaluation_results, metrics_so_far
 from heldout.errors import RunError
 from heldout.pipeline.evaluation import Evaluation
+from heldout.pipeline.runner import check_resumable
 from heldout.pipeline.state import ExecutionStatus, StepState
 from heldout.runs.remote_mirror import machine_elsewhere
 from heldout.runs.run import Run
@@ -80,9 +81,11 @@ class LocalEvaluation(StartedEvaluation):
             raise RunError(f"{self.path} is being worked on by {machine}; stop it there")
         self.refresh()
 
-    def resume(self) -> None:
-        """Plays the remaining rollouts. Raises RunError when the evaluation is running."""
+    def resume(self, *, allow_changes: bool = False) -> None:
+        """Plays the remaining rollouts. Raises RunError when the evaluation is running, InputError when its agent or dataset has
+        changed."""
         if self._evaluation.status is not ExecutionStatus.SUCCEEDED:
+            check_resumable(self._evaluation, allow_changes=allow_changes)
             self._launch(self._evaluation)
             self.refresh()
 

@@ -17,6 +17,7 @@ from heldout.backends.results import finish_run, load, write_numbers
 from heldout.backends.results_process import in_results_process, warm_up
 from heldout.errors import HeldoutError, JobFailed, RunError
 from heldout.rollouts.attempt import AttemptPlayer, PlayRules
+from heldout.rollouts.card import CardRecorder
 from heldout.rollouts.context import PlayContext
 from heldout.rollouts.engine import Ending, Engine, StopSwitch
 from heldout.runs.journal import Journal
@@ -72,12 +73,29 @@ async def play_rollouts(run: Run, context: PlayContext) -> Ending:
                 if context.mirror is not None:
                     await context.mirror.begin()
                 await _ready_or_stopped(services, context.switch)
-                async with _engine(run, plan, services, context) as engine:
+                card = CardRecorder(
+                    run,
+                    services.agent,
+                    services.policy,
+                    note=context.note,
+                    publish=_nothing if context.mirror is None else context.mirror.publish_state,
+                )
+                async with _engine(run, plan, services, context) as engine, card.recording():
                     limit = run.document.stopping_condition.max_runtime_in_seconds
                     ending = await engine.play(context.max_runtime_seconds or limit)
                 # The results are written while those processes end.
-                ended = asyncio.create_task(stack.pop_all().aclose())
+                ended = asyncio.create_task(_end_services(stack.pop_all(), card))
             return await _conclude(run, ending, ended)
+
+
+async def _end_services(services: contextlib.AsyncExitStack, card: CardRecorder) -> None:
+    """Ends the services, and records the code that the agent's processes had loaded by then."""
+    await services.aclose()
+    await card.finish()
+
+
+def _nothing() -> None:
+    """Publishes a local run, which needs no copy."""
 
 
 @contextlib.asynccontextmanager

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
@@ -21,13 +22,14 @@ from heldout.backends.local.detached import CONCLUDED_FILE, PROGRESS_FILE
 from heldout.backends.local.evaluation import run_to_end, stopped_by_signals
 from heldout.backends.local.job import play_job
 from heldout.backends.local.run_log import stamp_output
-from heldout.errors import HeldoutError
+from heldout.errors import HeldoutError, InputError
 from heldout.pipeline.evaluation import STATE_FILE, Evaluation
 from heldout.pipeline.state import StepStatus
 from heldout.report.live import line
+from heldout.rollouts.card import check_unchanged
 from heldout.rollouts.context import Display, PlayContext
 from heldout.runs.progress import Progress
-from heldout.runs.run import Run, write_whole
+from heldout.runs.run import JobStatus, Run, SecondaryStatus, write_whole
 from heldout.storage.lock import FolderLock
 
 _WRITE_EVERY_SECONDS = 1.0
@@ -96,8 +98,26 @@ async def _play_run(run: Run, lock: FolderLock, tags: Mapping[str, str]) -> None
     context = _context(run.folder, FolderLock(os.dup(lock.descriptor)), tags)
     with stopped_by_signals(context.switch, context.on_stop):
         lock.sign()
+        _check_unchanged(run, context)
         await play_job(run, context)
     write_whole(run.folder / CONCLUDED_FILE, b"")
+
+
+def _check_unchanged(run: Run, context: PlayContext) -> None:
+    """Raises InputError when the job's agent or dataset has changed since it began, and records that it has failed."""
+    if run.state.status is JobStatus.COMPLETED:
+        return
+    try:
+        for warning in check_unchanged([run]):
+            context.note(warning)
+    except InputError as error:
+        run.update(
+            status=JobStatus.FAILED,
+            secondary_status=SecondaryStatus.FAILED,
+            failure_reason=str(error),
+            ended_at=time.time(),
+        )
+        raise
 
 
 def _context(folder: Path, lock: FolderLock, tags: Mapping[str, str] | None = None) -> PlayContext:

@@ -26,6 +26,7 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 class Services:
     runtime: JobRuntime
     agent: Agent
+    policy: Policy
     starting: asyncio.Task[None]
     """The start of the policy and the agent."""
 
@@ -55,7 +56,7 @@ async def services_of(run: Run, note: Callable[[str], None]) -> AsyncIterator[Se
     write_whole(address, runtime.local_url.encode())
     starting = asyncio.create_task(_start(policy, agent))
     try:
-        yield Services(runtime, agent, starting)
+        yield Services(runtime, agent, policy, starting)
     finally:
         address.unlink(missing_ok=True)
         starting.cancel()

@@ -109,7 +109,7 @@ class CloudEvaluation(StartedEvaluation):
                 self._account.sagemaker.stop_pipeline_execution(PipelineExecutionArn=self._arn)
             self.refresh()
 
-    def resume(self) -> None:
+    def resume(self, *, allow_changes: bool = False) -> None:  # noqa: ARG002
         """Raises RunError: the service cannot resume jobs, only start new ones."""
         raise RunError(
             f"evaluation {self.name} runs as managed jobs, which cannot be resumed; start another with evaluate()"
