@@ -174,7 +174,7 @@ def test_the_terminal_shows_and_stops_an_evaluation_by_its_arn(
     assert (document["arn"], document["status"]) == (compared.arn, "Succeeded")
     assert document["comparison"]["verdict"].startswith("fine-tuned-model-eval is better")
     assert heldout(monkeypatch, "show", compared.arn, "--slice", "topic") == 2
-    assert "--trajectory, --slice and --training are of a run's folder" in capsys.readouterr().err
+    assert "--slice needs a run's folder" in capsys.readouterr().err
 
     assert heldout(monkeypatch, "stop", compared.arn) == 0
     assert capsys.readouterr().out == f"{compared.name} is Succeeded: there is nothing to stop\n"
