@@ -1,10 +1,11 @@
 """Runs whose output is in S3: played here, kept there, resumed by a machine that has nothing of them."""
 
 import asyncio
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import orjson
 import pytest
@@ -16,10 +17,11 @@ from heldout.policies.scripted import ScriptedServer
 from heldout.rollouts.context import PlayContext
 from heldout.rollouts.engine import StopSwitch
 from heldout.runs.journal import read
-from heldout.runs.remote_mirror import Mirror, folder_for, new_folder, open_run
+from heldout.runs.remote_mirror import folder_for, new_folder, open_run
 from heldout.runs.run import JobStatus, Run
-from heldout.storage import Storage
+from heldout.storage.times import RemoteTimes
 from tests.support.agents_support import AGENTS
+from tests.support.faulty_s3 import FaultyService, faulty_service
 from tests.support.jobs import PLAYERS, new_run, rows, write_prompts
 from tests.support.model_servers import model_server
 from tests.support.s3_service import BUCKET, s3_client, s3_service, use_service
@@ -30,6 +32,15 @@ LOCATION = f"{OUTPUT}/test/base-model-eval"
 KEY = "evaluations/test/base-model-eval"
 
 
+TIMES = RemoteTimes(
+    watch_seconds=0.1,
+    look_every_seconds=0.01,
+    refusal_waits_seconds=(0.01, 0.01),
+    seal_every_seconds=0.02,
+    finish_waits_seconds=(0.0, 0.0),
+)
+
+
 @pytest.fixture
 def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
     """A client of the S3 service that the environment names."""
@@ -37,6 +48,14 @@ def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
         use_service(monkeypatch, url)
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
         yield s3_client(url)
+
+
+@pytest.fixture
+def faulty(service: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyService]:
+    """A proxy in front of the service, for all that reach it from now on."""
+    with faulty_service(os.environ["AWS_ENDPOINT_URL_S3"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
+        yield proxy
 
 
 def _remote_run(folder: Path, model_url: str, prompts: list[str], **settings: Any) -> Run:
@@ -49,7 +68,7 @@ def _remote_run(folder: Path, model_url: str, prompts: list[str], **settings: An
 
 async def _played(run: Run, switch: StopSwitch | None = None) -> None:
     """Plays a run as the command line does, from its files to its place."""
-    await play_job(Run.open(run.folder), PlayContext(switch=switch or StopSwitch(), note=pytest.fail))
+    await play_job(Run.open(run.folder), PlayContext(switch=switch or StopSwitch(), note=pytest.fail, times=TIMES))
 
 
 def _names(service: Any) -> set[str]:
@@ -105,17 +124,9 @@ async def test_another_machine_goes_on_with_what_is_in_the_bucket(tmp_path: Path
 
 
 async def test_what_was_finished_is_in_the_bucket_while_the_rest_is_played(
-    tmp_path: Path, service: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, service: Any, faulty: FaultyService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copy, refusals = Mirror._copy_sealed, iter([StorageError("away")])
-
-    def sometimes(mirror: Mirror) -> None:
-        if problem := next(refusals, None):
-            raise problem
-        copy(mirror)
-
-    monkeypatch.setattr(Mirror, "_copy_sealed", sometimes)
-    monkeypatch.setattr("heldout.runs.remote_mirror._SEAL_EVERY_SECONDS", 0.02)
+    faulty.refuse("PUT", ".jsonl", times=1)
     async with ScriptedServer() as server:
         run = _remote_run(tmp_path, server.url, ["0", "300", "0.3"], agent=f"{PLAYERS}:slow")
         switch = StopSwitch()
@@ -144,24 +155,14 @@ async def test_a_run_completed_elsewhere_is_fetched_rather_than_played_again(tmp
     assert open_run(LOCATION).state.status is JobStatus.COMPLETED
 
 
-def test_a_fetch_that_was_cut_short_is_made_again(
-    tmp_path: Path, service: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fetch_that_was_cut_short_is_made_again(tmp_path: Path, service: Any, faulty: FaultyService) -> None:
     run = _remote_run(tmp_path, "http://127.0.0.1:9/v1", ["1"])
     service.put_object(Bucket=BUCKET, Key=f"{KEY}/job.json", Body=(run.folder / "job.json").read_bytes())
     service.put_object(Bucket=BUCKET, Key=f"{KEY}/prompts.parquet", Body=b"the prompts")
     shutil.rmtree(run.folder)
-    opened = Storage.open
-
-    def cut(storage: Storage, name: str) -> BinaryIO:
-        if name == "prompts.parquet":
-            raise StorageError("away")
-        return opened(storage, name)
-
-    with monkeypatch.context() as away:
-        away.setattr(Storage, "open", cut)
-        with pytest.raises(StorageError):
-            open_run(LOCATION)
+    faulty.refuse("GET", "prompts.parquet", times=1)
+    with pytest.raises(StorageError):
+        open_run(LOCATION)
     assert open_run(LOCATION).prompts_path.read_bytes() == b"the prompts"
 
 
@@ -237,21 +238,9 @@ def test_a_run_that_is_in_no_bucket_is_named(service: Any) -> None:
 
 
 async def test_results_are_copied_again_when_the_place_was_away_for_a_moment(
-    tmp_path: Path, service: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, service: Any, faulty: FaultyService
 ) -> None:
+    faulty.refuse("PUT", "metrics.json", times=2)
     async with ScriptedServer() as server:
-        run = _remote_run(tmp_path, server.url, ["1"])
-        await _played(run)
-    mirror = Mirror(run)
-    copy, refusals = mirror._copy, iter([StorageError("away"), None])
-
-    def sometimes(paths: list[Path]) -> None:
-        if problem := next(refusals, None):
-            raise problem
-        copy(paths)
-
-    monkeypatch.setattr(mirror, "_copy", sometimes)
-    monkeypatch.setattr("heldout.runs.remote_mirror._FINISH_WAITS_SECONDS", (0.0, 0.0))
-    service.delete_object(Bucket=BUCKET, Key=f"{KEY}/metrics.json")
-    await mirror.finish()
+        await _played(_remote_run(tmp_path, server.url, ["1"]))
     assert "metrics.json" in _names(service)

@@ -205,7 +205,7 @@ def resume(
     place = locate(run)
     context = _terminal_context(seconds)
     resumed: Evaluation | Run
-    if Evaluation.is_at(place):
+    if Evaluation.is_known(place):
         resumed = evaluation = Evaluation.open(place)
         check_resumable(evaluation, allow_changes=allow_changes)
         playing = folder_backend(evaluation.state.backend).play(evaluation, context)

@@ -72,10 +72,10 @@ def stop_command(run: PlaceArgument) -> None:
 
 def _evaluation_of(place: str) -> str:
     """Returns the evaluation's folder for the folder of one of its runs, and any other place as it is."""
-    if place.startswith("arn:") or not place or Evaluation.is_at(place):
+    if place.startswith("arn:") or not place or Evaluation.is_known(place):
         return place
     above = place.rstrip("/").rpartition("/")[0]
-    return above if above and Evaluation.is_at(above) else place
+    return above if above and Evaluation.is_known(above) else place
 
 
 def list_command(

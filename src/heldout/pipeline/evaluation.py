@@ -24,17 +24,26 @@ from typing import Any, Self
 import orjson
 from pydantic import ValidationError
 
-from heldout.errors import HeldoutError, ReferenceProblem, RunError, StorageError, did_you_mean, shown
+from heldout.errors import HeldoutError, JobFailed, ReferenceProblem, RunError, StorageError, did_you_mean, shown
 from heldout.job.registry import Registry
 from heldout.pipeline.definition import BASE_STEP, FINE_TUNED_STEP, PIPELINE_PREFIX
 from heldout.pipeline.state import ExecutionState, ExecutionStatus, StepState, StepStatus
 from heldout.pipeline.steps import Definition, parse_definition
-from heldout.runs.remote_mirror import folder_for, has_run, machine_elsewhere, open_run, remove_if_never_begun
+from heldout.runs.remote_mirror import (
+    folder_for,
+    has_run,
+    is_kept_here,
+    machine_elsewhere,
+    open_run,
+    remove_if_never_begun,
+)
 from heldout.runs.remote_sync import Seen, fetching, forget
 from heldout.runs.run import BASE_RUN, FINE_TUNED_RUN, Run, write_whole
 from heldout.storage import Storage, is_remote, why_not_writable
-from heldout.storage.claim import CLAIM_FILE, Claim
+from heldout.storage.claim import CLAIM_FILE, Claim, is_free
+from heldout.storage.fence import FencedStorage
 from heldout.storage.lock import FolderLock, holder_of
+from heldout.storage.times import DEFAULT_TIMES, RemoteTimes
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +57,12 @@ LOCAL_ACCOUNT = "000000000000"
 class Evaluation:
     """An evaluation folder that exists."""
 
-    def __init__(self, folder: Path, state: ExecutionState) -> None:
+    def __init__(self, folder: Path, state: ExecutionState, times: RemoteTimes = DEFAULT_TIMES) -> None:
         self.folder = folder
         self.state = state
+        self.times = times
+        """Intervals and limits of work at a remote location."""
+        self._fence: FencedStorage | None = None
 
     @classmethod
     def create(
@@ -67,6 +79,7 @@ class Evaluation:
         kms_key: str | None = None,
         execution_id: str | None = None,
         backend: str = "local",
+        times: RemoteTimes = DEFAULT_TIMES,
     ) -> Self:
         """Create an evaluation at `location`, a local path or an `s3://` URI.
 
@@ -94,27 +107,27 @@ class Evaluation:
             kms_key=kms_key,
             backend=backend,
         )
-        evaluation = cls(folder_for(location), state)
+        evaluation = cls(folder_for(location), state, times)
         evaluation._create()
         return evaluation
 
     @classmethod
-    def open(cls, location: str | Path) -> Self:
+    def open(cls, location: str | Path, *, times: RemoteTimes = DEFAULT_TIMES) -> Self:
         """Open the evaluation at a local path or an `s3://` URI. Raises RunError when there is none."""
         location = str(location)
         folder = folder_for(location)
         if is_remote(location):
             _fetch(location, folder)
-        return cls.open_folder(folder)
+        return cls.open_folder(folder, times=times)
 
     @classmethod
-    def open_folder(cls, folder: Path) -> Self:
+    def open_folder(cls, folder: Path, *, times: RemoteTimes = DEFAULT_TIMES) -> Self:
         """Open the evaluation in a folder of this machine. Raises RunError when there is none."""
         path = folder / STATE_FILE
         if not path.is_file():
             raise RunError(f"no evaluation in {shown(str(folder))}: it has no {STATE_FILE}.{_hint(folder)}")
         try:
-            return cls(folder, ExecutionState.model_validate_json(path.read_bytes()))
+            return cls(folder, ExecutionState.model_validate_json(path.read_bytes()), times)
         except ValidationError as error:
             raise RunError(f"{path} is not an evaluation's state: {error.errors()[0]['msg']}") from error
 
@@ -122,6 +135,11 @@ class Evaluation:
     def is_at(location: str | Path) -> bool:
         """Whether there is an evaluation at a local path or an `s3://` URI."""
         return Storage.at(str(location)).exists(STATE_FILE)
+
+    @classmethod
+    def is_known(cls, location: str | Path) -> bool:
+        """Whether there is an evaluation at a location, or this machine keeps the folder of one that is no longer there."""
+        return (folder_for(str(location)) / STATE_FILE).exists() or cls.is_at(location)
 
     @classmethod
     def check_new(cls, location: str, name: str) -> None:
@@ -165,7 +183,7 @@ class Evaluation:
         """The status. An evaluation that says Executing while no process works on it, here or on another machine, is Stopped."""
         if not self.state.status.is_final and not self.is_running():
             self.refresh()  # it may have ended after the state was read
-            if not self.state.status.is_final and machine_elsewhere(self.location) is None:
+            if not self.state.status.is_final and machine_elsewhere(self.location, self.times) is None:
                 return ExecutionStatus.STOPPED
         return self.state.status
 
@@ -175,8 +193,13 @@ class Evaluation:
 
     def runs(self) -> dict[str, Run]:
         """The runs that have begun, by name; the base model's comes first."""
-        names = [step.run_name for step in self.state.steps if step.run_name is not None]
-        return {name: open_run(where) for name in names if has_run(where := self.run_location(name))}
+        steps = [(step.run_name, step.job_arn) for step in self.state.steps if step.run_name is not None]
+        return {name: open_run(self.run_location(name)) for name, arn in steps if self.has_run(name, arn)}
+
+    def has_run(self, run_name: str, job_arn: str | None) -> bool:
+        """Whether the run of this name exists. job_arn: its job, as its step records it."""
+        location = self.run_location(run_name)
+        return is_kept_here(location, job_arn) or has_run(location)
 
     def is_running(self) -> bool:
         """Whether a process of this machine works on this evaluation now."""
@@ -224,11 +247,14 @@ class Evaluation:
         if is_remote(self.state.location):
             try:
                 self._copy(name)
-            except (StorageError, ReferenceProblem) as error:
+            except (StorageError, ReferenceProblem, JobFailed) as error:
                 log.warning("%s is not copied yet: %s", name, error)
 
     def publish(self) -> None:
-        """Copy the whole folder to the remote place, if there is one. Raises StorageError or ReferenceProblem when it refuses."""
+        """Copy the whole folder to the remote place, if there is one.
+
+        Raises StorageError or ReferenceProblem when it refuses, JobFailed when another machine has taken over.
+        """
         if is_remote(self.state.location):
             for name in reversed(_FILES):  # the state comes last: it promises that the rest is there
                 if (self.folder / name).exists():
@@ -239,17 +265,20 @@ class Evaluation:
         The caller holds the folder's lock.
 
         note: receives a line for each wait.
-        Raises RunError when another machine works on it, StorageError or ReferenceProblem when
-        the remote place refuses.
+        Raises RunError when another machine works on it, JobFailed when another machine takes over meanwhile, StorageError or
+        ReferenceProblem when the remote place refuses.
         """
         if not is_remote(self.state.location):
             return None
         storage, seen = self._storage, Seen(self.folder)
         try:
-            claim = Claim.take(storage, before=seen.get(CLAIM_FILE), note=note)
+            claim = Claim.take(storage, before=seen.get(CLAIM_FILE), note=note, times=self.times)
             seen.note(CLAIM_FILE, claim.token)
+            claim.note_fenced()  # an evaluation has no journal of its own
             with fetching(self.folder):
                 _fetch_newer(storage, self.folder)
+            # It checks the claim: what was fetched was read while this machine held it.
+            self._fence = FencedStorage(storage, claim, times=self.times)
         except HeldoutError as error:
             # Processes that wait on this machine must see it end; another machine may still play it.
             self.update_here(status=ExecutionStatus.FAILED, failure_reason=str(error), ended_at=time.time())
@@ -292,7 +321,18 @@ class Evaluation:
         return found is not None and found.data == data
 
     def _copy(self, name: str) -> None:
-        Seen(self.folder).note(name, self._storage.upload(name, self.folder / name))
+        seen, path = Seen(self.folder), self.folder / name
+        if self._fence is not None:
+            seen.note(name, self._fence.write(name, path))
+            return
+        # Without a claim, only over what this machine has read or written itself.
+        version = self._storage.replace(name, path, seen.get(name))
+        if version is None:
+            found = self._storage.read_version(name)
+            if found is None or found.data != path.read_bytes():
+                raise StorageError(f"{self.state.location}/{name} was changed by another machine; look again")
+            version = found.version
+        seen.note(name, version)
 
     @property
     def _storage(self) -> Storage:
@@ -304,9 +344,9 @@ class Evaluation:
         if any(has_run(self.run_location(name)) for name in RUN_NAMES.values()):
             return
         if is_remote(self.state.location):
-            if self._storage.exists(CLAIM_FILE):
+            if not is_free(self._storage, but=Seen(self.folder).get(CLAIM_FILE)):
                 return  # another machine works on it
-            for name in _FILES:
+            for name in (*_FILES, CLAIM_FILE):
                 self._storage.delete(name)
             forget(self.folder)
         for name in (*_FILES, "lock"):

@@ -13,6 +13,7 @@ from heldout.runs.remote_mirror import folder_for, machine_elsewhere
 from heldout.runs.run import JobState, JobStatus, Run, runs_below
 from heldout.storage import Storage, is_remote
 from heldout.storage.lock import holder_of
+from heldout.storage.times import DEFAULT_TIMES, RemoteTimes
 
 _JOB_FILE = "job.json"
 
@@ -35,7 +36,7 @@ class Unreadable:
     """The reason, in one line."""
 
 
-def listed(output: str) -> Iterator[Listed | Unreadable]:
+def listed(output: str, *, times: RemoteTimes = DEFAULT_TIMES) -> Iterator[Listed | Unreadable]:
     """List the evaluations in `output`, a local path or an `s3://` URI, then the runs, each sorted by name.
 
     Raises RunError when there is no such folder, StorageError when a remote place refuses.
@@ -43,29 +44,29 @@ def listed(output: str) -> Iterator[Listed | Unreadable]:
     output = output.rstrip("/") or output[:1]
     for location in _evaluations(output):
         try:
-            yield _evaluation(location)
+            yield _evaluation(location, times)
         except (HeldoutError, ValidationError) as error:
             yield Unreadable(location, _problem(STATE_FILE, error))
     for location in _runs(output):
         try:
-            yield _run(location)
+            yield _run(location, times)
         except (HeldoutError, ValidationError) as error:
             yield Unreadable(location, _problem(_JOB_FILE, error))
 
 
-def _evaluation(location: str) -> Listed:
+def _evaluation(location: str, times: RemoteTimes) -> Listed:
     state = ExecutionState.model_validate_json(Storage.at(location).read(STATE_FILE))
     if state.status.is_final:
         return Listed(location, state, str(state.status))
     if not (folder_for(location) / STATE_FILE).is_file():  # there is no local folder to fetch it into either
-        status = ExecutionStatus.STOPPED if machine_elsewhere(location) is None else state.status
+        status = ExecutionStatus.STOPPED if machine_elsewhere(location, times) is None else state.status
         return Listed(location, state, str(status))
-    evaluation = Evaluation.open(location)
+    evaluation = Evaluation.open(location, times=times)
     status = evaluation.status
     return Listed(location, evaluation.state, str(status))
 
 
-def _run(location: str) -> Listed:
+def _run(location: str, times: RemoteTimes) -> Listed:
     state = JobState.model_validate_json(Storage.at(location).read(_JOB_FILE))
     if state.status is not JobStatus.IN_PROGRESS:
         return Listed(location, state, str(state.status))
@@ -74,7 +75,7 @@ def _run(location: str) -> Listed:
     if is_played_here or not is_remote(location):
         state = Run.open(folder).state  # The remote state lags behind; a run that no process plays has ended.
     is_interrupted = (
-        state.status is JobStatus.IN_PROGRESS and not is_played_here and machine_elsewhere(location) is None
+        state.status is JobStatus.IN_PROGRESS and not is_played_here and machine_elsewhere(location, times) is None
     )
     return Listed(location, state, "Interrupted" if is_interrupted else str(state.status))
 

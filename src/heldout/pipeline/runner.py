@@ -21,7 +21,7 @@ from heldout.pipeline.steps import JobStep, LineageStep, Step
 from heldout.rollouts.card import accept_changes, check_unchanged
 from heldout.rollouts.context import PlayContext
 from heldout.rollouts.engine import Ending
-from heldout.runs.remote_mirror import has_run, new_folder, open_run
+from heldout.runs.remote_mirror import new_folder, open_run
 from heldout.runs.run import JobStatus, Run
 
 _OUT_OF_TIME = "the maximum runtime is over; what was finished is kept"
@@ -191,9 +191,10 @@ class _Steps:
 
     def _run_of(self, step: JobStep, run_name: str) -> Run:
         location = self._evaluation.run_location(run_name)
-        if has_run(location):
-            return open_run(location)
         state = self._evaluation.state
+        before = state.step(step.name)
+        if self._evaluation.has_run(run_name, None if before is None else before.job_arn):
+            return open_run(location)
         return Run.create(
             new_folder(location),
             name=state.name,

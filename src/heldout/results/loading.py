@@ -310,7 +310,7 @@ def load(place: Place, *, training: str | None = None) -> RunResults | Evaluatio
     if isinstance(place, Execution):
         return EvaluationResults(place, training=training)
     location = locate(place)
-    if location.startswith("arn:") or Evaluation.is_at(location):
+    if location.startswith("arn:") or Evaluation.is_known(location):
         return EvaluationResults(Execution.get(location), training=training)
     return RunResults(open_run(location), training=training)
 

@@ -10,6 +10,7 @@ from heldout.runs.progress import Progress
 from heldout.runs.remote_mirror import Mirror
 from heldout.runs.run import Run
 from heldout.storage.lock import FolderLock
+from heldout.storage.times import DEFAULT_TIMES, RemoteTimes
 
 Display = Callable[[Run, Progress], AbstractAsyncContextManager[None]]
 """Shows the progress of a job while its context is open."""
@@ -44,5 +45,7 @@ class PlayContext:
     """Seconds after which this start begins no new rollout. None: the job's own limit."""
     lock: FolderLock | None = None
     """The lock of the folder, if the caller holds it already. It is released at the end."""
+    times: RemoteTimes = DEFAULT_TIMES
+    """Intervals and limits of work at a remote location."""
     mirror: Mirror | None = None
     """Copies the run to its remote place. Set by the backend for a run that has one."""

@@ -12,20 +12,18 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from heldout.errors import ReferenceProblem, RunError, StorageError
+from heldout.errors import HeldoutError, JobFailed, ReferenceProblem, RunError, StorageError
 from heldout.runs.journal import Journal, segments
-from heldout.runs.remote_sync import Seen, catch_up, fetching, forget
+from heldout.runs.remote_sync import Seen, catch_up, end_writer, fetching, forget
 from heldout.runs.run import Run
 from heldout.storage import Storage, is_remote
-from heldout.storage.claim import CLAIM_FILE, Claim, holder
+from heldout.storage.claim import CLAIM_FILE, Claim, holder, is_free
+from heldout.storage.fence import FencedStorage
 from heldout.storage.lock import holder_of
+from heldout.storage.times import DEFAULT_TIMES, RemoteTimes
 
 log = logging.getLogger(__name__)
 
-_SEAL_EVERY_SECONDS = 10.0
-"""A machine that is lost takes at most the rollouts of this time along."""
-_FINISH_WAITS_SECONDS = (1.0, 5.0, 15.0, 60.0, 120.0)
-"""Waits between tries: a night's results survive a remote place that is away for some minutes."""
 _BEGINNING = ("prompts.parquet", "job.json")
 """The files that a resume on another machine needs from the start."""
 _RESULTS = (
@@ -88,12 +86,21 @@ def open_run(location: str) -> Run:
     return Run.open(folder)
 
 
-def machine_elsewhere(location: str) -> str | None:
+def is_kept_here(location: str, arn: str | None) -> bool:
+    """Whether this machine's folder for a remote location holds the run of this ARN, whether or not the location has it."""
+    return (
+        is_remote(location)
+        and (folder_for(location) / "job.json").exists()
+        and Run.open(folder_for(location)).state.arn == arn
+    )
+
+
+def machine_elsewhere(location: str, times: RemoteTimes = DEFAULT_TIMES) -> str | None:
     """Returns the other machine that works at `location` now; None when there is none, or the place cannot be asked."""
     if not is_remote(location):
         return None
     try:
-        return holder(Storage.at(location), but=Seen(folder_for(location)).get(CLAIM_FILE))
+        return holder(Storage.at(location), but=Seen(folder_for(location)).get(CLAIM_FILE), times=times)
     except (StorageError, ReferenceProblem) as error:
         log.warning("cannot ask whether another machine works on %s: %s", location, error)
         return None
@@ -108,9 +115,11 @@ def remove_if_never_begun(run: Run) -> None:
         return
     if is_remote(run.location):
         storage = Storage.at(run.location)
-        if storage.exists(CLAIM_FILE) or any(storage.list("journal")):
+        if not is_free(storage, but=Seen(run.folder).get(CLAIM_FILE)) or any(
+            file.size for file in storage.list("journal")
+        ):
             return  # another machine plays it
-        for name in _BEGINNING:
+        for name in (*_BEGINNING, *(file.name for file in storage.list("journal")), CLAIM_FILE):
             storage.delete(name)
         forget(run.folder)
     run.remove()
@@ -119,14 +128,18 @@ def remove_if_never_begun(run: Run) -> None:
 class Mirror:
     """Copies one run to its remote place while it is played. The copying machine holds a claim on the place: see `claim`."""
 
-    def __init__(self, run: Run, *, note: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, run: Run, *, note: Callable[[str], None] = lambda _: None, times: RemoteTimes = DEFAULT_TIMES
+    ) -> None:
         """note: called with what it waits for, in one line."""
         self._run = run
         self._storage = Storage.at(run.location, kms_key=run.kms_key)
         self._seen = Seen(run.folder)
         self._note = note
+        self._times = times
         self._copied: set[str] = set()
         self._claim: Claim | None = None
+        self._fence: FencedStorage | None = None
 
     @property
     def writer(self) -> str:
@@ -137,30 +150,48 @@ class Mirror:
     @property
     def is_claimed(self) -> bool:
         """Whether `claim` has succeeded."""
-        return self._claim is not None
+        return self._fence is not None
 
     def claim(self) -> None:
         """Makes this the only machine that plays the run, and fetches what others have finished. The caller holds the run's lock.
 
-        Raises RunError when another machine plays it, StorageError or ReferenceProblem when the place refuses.
+        Raises RunError when another machine plays it, StorageError or ReferenceProblem when the place refuses, JobFailed when
+        another machine takes over meanwhile.
         """
         # The caller holds the lock: the process that made the last claim from this folder is dead.
-        self._claim = Claim.take(self._storage, before=self._seen.get(CLAIM_FILE), note=self._note)
-        self._seen.note(CLAIM_FILE, self._claim.token)
+        self._claim = claim = Claim.take(
+            self._storage, before=self._seen.get(CLAIM_FILE), note=self._note, times=self._times
+        )
+        self._seen.note(CLAIM_FILE, claim.token)
+        for token in reversed(claim.unfenced):
+            end_writer(self._storage, token)
+        claim.note_fenced()
         with fetching(self._run.folder):
-            catch_up(self._storage, self._run.folder)
+            catch_up(self._storage, self._run.folder, writer=claim.token)
         self._copied = {file.name for file in self._storage.list("journal")}
         self._run.state = Run.open(self._run.folder).state
+        # It checks the claim: everything read above was read while this machine held it.
+        self._fence = FencedStorage(self._storage, claim, times=self._times)
 
     def release(self) -> None:
         """Lets other machines resume the run."""
         if self._claim is not None:
             self._claim.release()
 
+    def abandon(self) -> None:
+        """Leaves the claim to expire, as the death of this process would."""
+        if self._claim is not None:
+            self._claim.abandon()
+
+    def check(self) -> None:
+        """Renews the claim. Raises JobFailed when another machine has taken over."""
+        assert self._claim is not None
+        self._claim.check()
+
     async def begin(self) -> None:
         """Copies the files that a resume on another machine needs.
 
-        Raises StorageError or ReferenceProblem when the place refuses.
+        Raises StorageError or ReferenceProblem when the place refuses, JobFailed when another machine has taken over.
         """
         await asyncio.to_thread(self._begin)
 
@@ -174,15 +205,18 @@ class Mirror:
     async def keep_up(self, journal: Journal) -> None:
         """Copies newly finished rollouts every few seconds, until cancelled.
 
-        Raises JobFailed when another machine has taken over.
+        Raises JobFailed when another machine has taken over. Any other failure is a warning, and the next try follows.
         """
         while True:
-            await asyncio.sleep(_SEAL_EVERY_SECONDS)
-            journal.seal()
+            await asyncio.sleep(self._times.seal_every_seconds)
             try:
-                await asyncio.to_thread(self._copy_sealed)
-            except (StorageError, ReferenceProblem) as error:
-                log.warning("not copied yet, the next try is in %g s: %s", _SEAL_EVERY_SECONDS, error)
+                journal.seal()
+                await asyncio.to_thread(self.copy_sealed)
+            except JobFailed:
+                raise
+            except Exception as error:  # noqa: BLE001  # a mirror that ends in silence loses every later rollout with the machine
+                reason = str(error) if isinstance(error, HeldoutError | OSError) else repr(error)
+                log.warning("not copied yet, the next try is in %g s: %s", self._times.seal_every_seconds, reason)
 
     async def finish(self) -> None:
         """Copies the results. Copies the journal of a run that is not done, and removes the remote journal of one that is.
@@ -191,54 +225,62 @@ class Mirror:
         everything is still in the local folder then.
         """
         try:
-            await patiently(self._finish, "the results")
+            await patiently(self._finish, "the results", self._times)
         except (StorageError, ReferenceProblem) as error:
             raise StorageError(
-                f"the results are not copied to {self._run.location}, they are in {self._run.folder} on this machine: {error}"
+                f"the results are not copied to {self._run.location}, they are in {self._run.folder} on this machine: {error}; "
+                f"copy them later with: heldout resume {self._run.location}"
             ) from error
 
-    def _begin(self) -> None:
-        if not self._storage.exists("prompts.parquet"):  # written once
-            self._copy([self._run.prompts_path])
-        self._copy(_written(segments(self._run.journal_folder)))
-        self._copy_state()
-
-    def _finish(self) -> None:
-        if self._claim is None:  # the run was done before this start; only the copy is repeated
-            self._claim = Claim.take(self._storage, before=self._seen.get(CLAIM_FILE), note=self._note)
-            self._seen.note(CLAIM_FILE, self._claim.token)
-        self._claim.check()
-        self._copy(_written(segments(self._run.journal_folder)))
-        for name in _RESULTS:
-            if (path := self._run.folder / name).exists():
-                self._storage.upload(name, path)
-        self._copy_state()
-        if not self._run.has_journal:
-            for file in list(self._storage.list("journal")):
-                self._storage.delete(file.name)
-
-    def _copy_sealed(self) -> None:
+    def copy_sealed(self) -> None:
+        """Copies the journal's finished segments. Raises as `begin`."""
         assert self._claim is not None
         self._claim.check()
         self._copy(_written(segments(self._run.journal_folder)[:-1]))
 
+    def _begin(self) -> None:
+        if not self._storage.exists("prompts.parquet"):  # written once
+            self._write("prompts.parquet")
+        self._copy(_written(segments(self._run.journal_folder)))
+        self._write("job.json")
+
+    def _finish(self) -> None:
+        if self._fence is None:  # the run was done before this start; only the copy is repeated
+            self.claim()
+        assert self._claim is not None
+        self._claim.check()
+        self._copy(_written(segments(self._run.journal_folder)))
+        for name in _RESULTS:
+            if (self._run.folder / name).exists():
+                self._write(name)
+        self._write("job.json")
+        if not self._run.has_journal:
+            self._claim.check()
+            for file in list(self._storage.list("journal")):
+                self._storage.delete(file.name)
+
     def _copy(self, paths: list[Path]) -> None:
+        """Copies journal segments in the order of their numbers: `end_writer` relies on it."""
+        assert self._fence is not None
         for path in paths:
             name = path.relative_to(self._run.folder).as_posix()
             if name not in self._copied:
-                self._storage.upload(name, path)
+                self._fence.add(name, path)
                 self._copied.add(name)
 
-    def _copy_state(self) -> None:
-        self._seen.note("job.json", self._storage.upload("job.json", self._run.folder / "job.json"))
+    def _write(self, name: str) -> None:
+        assert self._fence is not None
+        version = self._fence.write(name, self._run.folder / name)
+        if name == "job.json":
+            self._seen.note(name, version)
 
 
-async def patiently(copy: Callable[[], None], what: str) -> None:
+async def patiently(copy: Callable[[], None], what: str, times: RemoteTimes = DEFAULT_TIMES) -> None:
     """Runs `copy`, and tries again while the remote place refuses.
 
     Raises StorageError or ReferenceProblem when it still refuses after some minutes.
     """
-    for wait in _FINISH_WAITS_SECONDS:
+    for wait in times.finish_waits_seconds:
         try:
             await asyncio.to_thread(copy)
             return

@@ -74,32 +74,60 @@ def forget(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def catch_up(storage: Storage, folder: Path) -> None:
+def end_writer(storage: Storage, token: str) -> None:
+    """Ends the journal of the writer `token`, which has lost its claim: every later segment of it is refused.
+
+    A writer creates its segments in the order of their numbers, beginning behind all that it found. An empty object under its
+    next name stops it there, even if it has already passed its last look at the claim.
+
+    Raises StorageError when the place refuses.
+    """
+    sizes = {file.name: file.size for file in storage.list("journal")}
+    own = [name for name in sizes if name.endswith(f"-{token}.jsonl")]
+    if own and sizes[max(own)] == 0:
+        return
+    number = max(map(_number, own or sizes), default=0)
+    for _ in range(_TRIES):
+        name = f"journal/{number + 1:06d}-{token}.jsonl"
+        if storage.replace(name, b"", None) is not None:
+            return
+        found = storage.describe(name)
+        if found is not None and found.size == 0:
+            return
+        number += found is not None  # the writer was faster; without a file the refusal was a passing one
+    raise StorageError(f"{storage.location} does not let the journal of a lost machine be ended; try again")
+
+
+def catch_up(storage: Storage, folder: Path, *, writer: str | None = None) -> None:
     """Fetches other machines' progress of a run into its folder here. No process but the caller may work on the run.
 
+    writer: token of the caller's claim. Segments that only this machine has then get names of this writer.
     Raises RunError when there is no such run, StorageError when the place refuses.
     """
     for _ in range(_TRIES):
-        before = storage.read_version(_JOB)
+        before = _version(storage)
         try:
-            return _catch_up(storage, folder)
+            return _catch_up(storage, folder, writer)
         except StorageError:
             # A listed file is gone or was replaced during the read: the run ended meanwhile.
-            if storage.read_version(_JOB) == before:
+            if _version(storage) == before:
                 raise
     raise StorageError(f"{storage.location} keeps changing while it is read; try again")
 
 
-def _catch_up(storage: Storage, folder: Path) -> None:
-    names = {file.name for file in storage.list()} - {CLAIM_FILE}
+def _catch_up(storage: Storage, folder: Path, writer: str | None) -> None:
+    sizes = {file.name: file.size for file in storage.list() if file.name != CLAIM_FILE}
+    names = set(sizes)
     here = Run.open(folder).state if (folder / _JOB).exists() else None
     found = storage.read_version(_JOB)
     if found is None:
-        if here is not None:
-            return  # it was not copied yet, or was removed there: the local folder has all of it
+        if here is not None:  # it was not copied yet, or was removed there: the local folder has all of it
+            if writer is not None:
+                _move_behind(folder / "journal", set(), {name for name in names if name.startswith("journal/")}, writer)
+            return
         if "rollouts.parquet" not in names:
             raise RunError(f"no run at {storage.location!r}: it has no {_JOB}")
-        _fetch(storage, sorted(names), folder)
+        _fetch(storage, sorted(name for name in names if not name.startswith("journal/")), folder)
         return
     try:
         there = JobState.model_validate_json(found.data)
@@ -117,8 +145,10 @@ def _catch_up(storage: Storage, folder: Path) -> None:
     elif here is not None and here.status is JobStatus.COMPLETED:
         return  # the local run is done, its copy is still to be made
     else:
-        _join_journals(storage, copied, folder)
-        others = names - copied - {_JOB} if not copied else {"prompts.parquet"} & names
+        ends = {name for name in copied if sizes[name] == 0}
+        copied -= ends
+        _join_journals(storage, copied, ends, folder, writer)
+        others = names - copied - ends - {_JOB} if not copied else {"prompts.parquet"} & names
         _fetch(storage, sorted(name for name in others if here is None or not (folder / name).exists()), folder)
     if is_newer:
         # Last: a fetch that was cut short leaves no run, or an older state, and is repeated.
@@ -126,6 +156,11 @@ def _catch_up(storage: Storage, folder: Path) -> None:
         seen.note(_JOB, found.version)
     if there.status is JobStatus.COMPLETED:
         shutil.rmtree(folder / "journal", ignore_errors=True)  # every rollout is in the tables
+
+
+def _version(storage: Storage) -> str | None:
+    found = storage.read_version(_JOB)
+    return None if found is None else found.version
 
 
 def _fetch(storage: Storage, names: list[str], folder: Path) -> None:
@@ -140,26 +175,44 @@ def _empty(folder: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _join_journals(storage: Storage, copied: set[str], folder: Path) -> None:
-    """Makes the local journal the union of the local and the remote segments, with each rollout finished once."""
+def _join_journals(storage: Storage, copied: set[str], ends: set[str], folder: Path, writer: str | None) -> None:
+    """Makes the local journal the union of the local and the remote segments, with each rollout finished once.
+
+    copied: names of the remote segments. ends: names of the empty objects of `end_writer`.
+    """
     journal, seen = folder / "journal", Seen(folder)
-    ours = [path for path in segments(journal) if f"journal/{path.name}" not in copied]
-    for path in ours:
-        drop_torn_tail(path)
-        if path.stat().st_size == 0:
-            path.unlink()
-    known = hashlib.sha256("\n".join(sorted(copied)).encode()).hexdigest()
+    _move_behind(journal, copied, ends, writer)
+    known = hashlib.sha256("\n".join(sorted(copied | ends)).encode()).hexdigest()
     if seen.get("journal") == known:
         return
     _fetch(storage, sorted(name for name in copied if not (folder / name).exists()), folder)
-    number = max((int(Path(name).name[:6]) for name in copied), default=0)
-    for path in ours:
-        if path.exists() and int(path.name[:6]) <= number:  # behind all remote segments
-            number += 1
-            path.rename(journal / f"{number:06d}{path.name[6:]}")
+    for name in ends:  # they count for the numbers of later segments
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
     if repeated := _drop_repeated(journal):
         log.warning("%s: %d rollouts were played on two machines; each counts once", storage.location, repeated)
     seen.note("journal", known)
+
+
+def _move_behind(journal: Path, copied: set[str], ends: set[str], writer: str | None) -> None:
+    """Numbers the segments that only this machine has behind all remote ones. writer: see `catch_up`."""
+    ours = [path for path in segments(journal) if f"journal/{path.name}" not in copied]
+    number = max(map(_number, copied | ends), default=0)
+    for path in ours:
+        drop_torn_tail(path)
+        if path.stat().st_size == 0:
+            if f"journal/{path.name}" not in ends:
+                path.unlink()
+            continue
+        if writer is None and int(path.name[:6]) > number:
+            continue
+        number += 1
+        path.rename(journal / (f"{number:06d}{path.name[6:]}" if writer is None else f"{number:06d}-{writer}.jsonl"))
+
+
+def _number(name: str) -> int:
+    """The number in the name of a segment, with or without its folder."""
+    return int(name.rpartition("/")[2][:6])
 
 
 def _drop_repeated(journal: Path) -> int:

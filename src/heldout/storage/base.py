@@ -1,9 +1,9 @@
 """The protocol of file stores. Each kind of store is one module."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +14,8 @@ class FileInfo:
     """Path relative to the root, with `/` as separator on every system."""
     size: int
     """Bytes."""
+    version: str | None = field(default=None, compare=False)
+    """Identifies the version of an object; None on local paths."""
 
 
 class Versioned(NamedTuple):
@@ -43,8 +45,19 @@ class Files(Protocol):
 
     def write(self, name: str, data: bytes) -> None: ...
 
-    def upload(self, name: str, path: Path) -> str | None: ...
+    def upload(self, name: str, path: Path, before_completion: Callable[[], None] | None = None) -> str | None: ...
 
     def exists(self, name: str) -> bool: ...
 
     def delete(self, name: str) -> None: ...
+
+
+@runtime_checkable
+class VersionedFiles(Files, Protocol):
+    """Files with versions, and writes on condition of one: objects in S3."""
+
+    def describe(self, name: str) -> FileInfo | None: ...
+
+    def read_version(self, name: str) -> Versioned | None: ...
+
+    def replace(self, name: str, data: bytes | Path, version: str | None) -> str | None: ...

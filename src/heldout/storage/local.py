@@ -4,7 +4,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -98,9 +98,11 @@ class LocalFiles:
         with open_atomic(self._root / name) as file:
             file.write(data)
 
-    def upload(self, name: str, path: Path) -> None:
+    def upload(self, name: str, path: Path, before_completion: Callable[[], None] | None = None) -> None:
         with _refusals_explained("read", path), path.open("rb") as source, open_atomic(self._root / name) as file:
             shutil.copyfileobj(source, file, 1024 * 1024)
+            if before_completion is not None:
+                before_completion()
 
     def exists(self, name: str) -> bool:
         with _refusals_explained("look for", self._root / name):

@@ -2,7 +2,9 @@
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -13,6 +15,7 @@ import obstore
 from obstore.exceptions import (
     AlreadyExistsError,
     BaseError,
+    GenericError,
     PermissionDeniedError,
     PreconditionError,
     UnauthenticatedError,
@@ -28,6 +31,7 @@ _READ_AHEAD_BYTES = 8 * 1024 * 1024
 # Six tries over about two seconds: enough for a dropped connection or a restarting server worker, and short enough
 # to report an endpoint without a server soon.
 _RETRIES = 5
+_SHORT_BODY_WAITS_SECONDS = (0.1, 0.5, 2.0)
 
 
 class S3Files:
@@ -43,11 +47,11 @@ class S3Files:
     def list(self, prefix: str) -> Iterator[FileInfo]:
         with self._refusals_explained(prefix):
             pages = obstore.list(self._store, self._key(prefix) or None)
-            found = {self._name(entry["path"]): entry["size"] for page in pages for entry in page}
+            found = {self._name(entry["path"]): (entry["size"], entry["e_tag"]) for page in pages for entry in page}
         # Consoles mark a folder by a key that ends in `/`; obstore returns it as the folder itself.
         found.pop("", None)
         found.pop(prefix, None)
-        yield from (FileInfo(name, size) for name, size in sorted(found.items()))
+        yield from (FileInfo(name, size, version) for name, (size, version) in sorted(found.items()))
 
     def children(self, prefix: str) -> Sequence[str]:
         with self._refusals_explained(prefix):
@@ -57,7 +61,7 @@ class S3Files:
 
     def read(self, name: str) -> bytes:
         with self._refusals_explained(name):
-            return bytes(obstore.get(self._store, self._key(name)).bytes())
+            return bytes(self._whole(name)[1])
 
     def open(self, name: str) -> BinaryIO:
         with self._refusals_explained(name):
@@ -71,15 +75,23 @@ class S3Files:
     def read_version(self, name: str) -> Versioned | None:
         with self._refusals_explained(name):
             try:
-                found = obstore.get(self._store, self._key(name))
+                meta, data = self._whole(name)
             except FileNotFoundError as error:
                 if _error_code(str(error)) == "NoSuchBucket":
                     raise
                 return None
-            age = datetime.now(UTC) - found.meta["last_modified"]
-            return Versioned(bytes(found.bytes()), found.meta["e_tag"] or "", age.total_seconds())
+            age = datetime.now(UTC) - meta["last_modified"]
+            return Versioned(bytes(data), meta["e_tag"] or "", age.total_seconds())
 
-    def replace(self, name: str, data: bytes, version: str | None) -> str | None:
+    def describe(self, name: str) -> FileInfo | None:
+        with self._refusals_explained(name):
+            try:
+                meta = obstore.head(self._store, self._key(name))
+            except FileNotFoundError:
+                return None
+            return FileInfo(name, meta["size"], meta["e_tag"] or "")
+
+    def replace(self, name: str, data: bytes | Path, version: str | None) -> str | None:
         with self._refusals_explained(name):
             try:
                 put = obstore.put(
@@ -95,11 +107,18 @@ class S3Files:
                 put = obstore.put(self._store, self._key(name), data)
             return put["e_tag"] or ""
 
-    def upload(self, name: str, path: Path) -> str | None:
+    def upload(self, name: str, path: Path, before_completion: Callable[[], None] | None = None) -> str | None:
         if not path.is_file():
             raise StorageError(f"cannot upload {str(path)!r}: no such file")
         with self._refusals_explained(name):
-            return obstore.put(self._store, self._key(name), path)["e_tag"]
+            if before_completion is None:
+                return obstore.put(self._store, self._key(name), path)["e_tag"]
+            writer = obstore.open_writer(self._store, self._key(name))
+            with path.open("rb") as source:
+                shutil.copyfileobj(source, writer, _READ_AHEAD_BYTES)
+            before_completion()
+            writer.close()
+            return obstore.head(self._store, self._key(name))["e_tag"]
 
     def exists(self, name: str) -> bool:
         with self._refusals_explained(name):
@@ -119,7 +138,27 @@ class S3Files:
             options: obstore.GetOptions = {"range": (start, end)}
             if e_tag is not None:
                 options["if_match"] = e_tag
-            return memoryview(obstore.get(self._store, self._key(name), options=options).bytes())
+            return memoryview(self._whole(name, options)[1])
+
+    def _whole(
+        self, name: str, options: "obstore.GetOptions | None" = None
+    ) -> "tuple[obstore.ObjectMeta, obstore.Bytes]":
+        """Reads a body to its end. A connection that is closed in the middle is opened again."""
+        for wait in (*_SHORT_BODY_WAITS_SECONDS, None):
+            found = obstore.get(self._store, self._key(name), options=options)
+            start, end = found.range
+            try:
+                data = found.bytes()
+            except GenericError:
+                if wait is None:
+                    raise
+            else:
+                if len(data) == end - start:
+                    return found.meta, data
+            time.sleep(wait or 0.0)
+        raise StorageError(
+            f"{self._location}/{name}: the body was cut short {len(_SHORT_BODY_WAITS_SECONDS) + 1} times; try again"
+        )
 
     @cached_property
     def _settings(self) -> AwsSettings:

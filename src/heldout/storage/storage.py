@@ -1,13 +1,13 @@
 """Storage: the files below a root, on a local path or in `s3://`."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from heldout.errors import ReferenceProblem
-from heldout.storage.base import FileInfo, Files, Versioned
+from heldout.storage.base import FileInfo, Files, Versioned, VersionedFiles
 from heldout.storage.local import LocalFiles
 from heldout.storage.s3 import S3Files
 
@@ -86,16 +86,25 @@ class Storage:
         """Creates or replaces a file. Readers see the old file or the whole new one; on return the new one is durable."""
         self._files.write(_checked(name), data)
 
-    def upload(self, name: str, path: Path) -> str | None:
-        """Writes the contents of a local file, in bounded memory. Returns the new version, or None on local paths."""
-        return self._files.upload(_checked(name), path)
+    def upload(self, name: str, path: Path, *, before_completion: Callable[[], None] | None = None) -> str | None:
+        """Writes the contents of a local file, in bounded memory. Returns the new version, or None on local paths.
+
+        before_completion: called before the uploaded contents replace the file. If it raises, the file stays as it was.
+        """
+        return self._files.upload(_checked(name), path, before_completion)
+
+    def describe(self, name: str) -> FileInfo | None:
+        """Size and version of a file; None if it does not exist. Only for `s3://`."""
+        return self._objects().describe(_checked(name))
 
     def read_version(self, name: str) -> Versioned | None:
         """Reads a whole file and its version; None if it does not exist. Only for `s3://`."""
         return self._objects().read_version(_checked(name))
 
-    def replace(self, name: str, data: bytes, version: str | None) -> str | None:
-        """Writes a file if it is still at `version` (None: if it does not exist). Returns the new version, or None if it is not.
+    def replace(self, name: str, data: bytes | Path, version: str | None) -> str | None:
+        """Writes `data`, or the contents of a local file, if the file is still at `version` (None: if it does not exist).
+
+        Returns the new version, or None if it is not.
 
         Of several concurrent calls for one version, one succeeds. This needs conditional writes (Amazon S3: PutObject with
         If-Match and If-None-Match); a service that answers NotImplemented gets an unconditional write. A return value of None may
@@ -111,8 +120,8 @@ class Storage:
         """Deletes a file. A missing file is ignored."""
         self._files.delete(_checked(name))
 
-    def _objects(self) -> S3Files:
-        if not isinstance(self._files, S3Files):
+    def _objects(self) -> VersionedFiles:
+        if not isinstance(self._files, VersionedFiles):
             raise ReferenceProblem(f"only objects in s3:// have versions, and {self.location!r} is a local path")
         return self._files
 

@@ -92,7 +92,7 @@ class LocalBackend(Backend):
         Raises InputError when it differs from the request in anything that affects its results.
         """
         location = location_of(request, request.name or request.base_name)
-        if not Evaluation.is_at(location):
+        if not Evaluation.is_known(location):
             return None
         tracking_for(request)  # raises for a destination that cannot be used
         evaluation = Evaluation.open(location)

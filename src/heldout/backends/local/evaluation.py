@@ -121,6 +121,6 @@ async def _publish_ending(evaluation: Evaluation, claim: Claim) -> None:
         evaluation.publish()
 
     try:
-        await patiently(publish, "how the evaluation ended")
+        await patiently(publish, "how the evaluation ended", evaluation.times)
     finally:
         await asyncio.to_thread(claim.release)

@@ -77,7 +77,10 @@ class LocalEvaluation(StartedEvaluation):
 
         Has no effect on an evaluation that is not running. Raises RunError when another machine works on it.
         """
-        if not stop_detached(self._evaluation) and (machine := machine_elsewhere(self.path)) is not None:
+        if (
+            not stop_detached(self._evaluation)
+            and (machine := machine_elsewhere(self.path, self._evaluation.times)) is not None
+        ):
             raise RunError(f"{self.path} is being worked on by {machine}; stop it there")
         self.refresh()
 

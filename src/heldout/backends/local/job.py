@@ -104,7 +104,7 @@ async def _mirrored_run(run: Run, context: PlayContext) -> AsyncIterator[Mirror 
     if not is_remote(run.location):
         yield None
         return
-    mirror = Mirror(run, note=context.say)
+    mirror = Mirror(run, note=context.say, times=context.times)
     try:
         try:
             yield mirror

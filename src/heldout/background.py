@@ -1,0 +1,53 @@
+"""The one way to start work in the background: a task or a thread whose failure is reported.
+
+A task that raises is silent until someone awaits it, and a thread ends with a traceback that no log keeps. Work that is started
+here logs its failure, or hands it to `on_failure`, at the moment it happens.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+OnFailure = Callable[[BaseException], None]
+
+
+def start_task(
+    work: Coroutine[Any, Any, _Result], name: str, on_failure: OnFailure | None = None
+) -> asyncio.Task[_Result]:
+    """Starts `work` on the running loop. Its failure is logged; a cancellation is none.
+
+    name: a noun phrase for the log. on_failure: called on the loop with the error in place of the log.
+    """
+    task = asyncio.get_running_loop().create_task(work, name=name)
+
+    def ended(task: asyncio.Task[_Result]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _report(error, name, on_failure)
+
+    task.add_done_callback(ended)
+    return task
+
+
+def start_thread(work: Callable[[], object], name: str, on_failure: OnFailure | None = None) -> threading.Thread:
+    """Starts `work` in a daemon thread. Parameters as for `start_task`; on_failure is called in the thread."""
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001  # the end of the thread: an error that is not reported here is lost
+            _report(error, name, on_failure)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+def _report(error: BaseException, name: str, on_failure: OnFailure | None) -> None:
+    if on_failure is not None:
+        on_failure(error)
+    else:
+        _log.error("%s ended: %s", name, repr(error), exc_info=error)
