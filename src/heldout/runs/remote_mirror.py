@@ -196,9 +196,9 @@ class Mirror:
         await asyncio.to_thread(self._begin)
 
     def publish_state(self) -> None:
-        """Copies job.json. A place that refuses gets it with the results."""
+        """Copies job.json. A place that refuses gets it with the results. Raises JobFailed when another machine has taken over."""
         try:
-            self._copy_state()
+            self._write("job.json")
         except (StorageError, ReferenceProblem) as error:
             log.warning("job.json is not copied yet: %s", error)
 
