@@ -1,8 +1,8 @@
 """Does an evaluation survive kill -9 at any moment? One evaluation, killed at random many times and resumed each time.
 
 The engine, a worker or the model server is killed: some while at random points of its progress, some at random times after a
-start, the last few while the results are written. `benchmarks.crash_evidence` says what counts as lost, repeated and scored
-twice, and finds it out from what the agent logged.
+start, the last few while the results are written. `benchmarks.crash_evidence` defines lost, repeated and scored twice, and counts
+them from the agent's log.
 """
 
 import argparse
@@ -35,15 +35,15 @@ GROUP = 8
 CONCURRENCY = 16
 _TARGETS = ("engine", "engine", "worker", "model server")
 _KILLS_WHILE_WRITING = 5
-"""At most: the writing may end before its random moment comes."""
+"""The most kills while writing: it may end before its random moment."""
 _SHARE_BY_TIME = 0.3
 _LONGEST_BY_TIME_SECONDS = 4.0
 _WRITING_SECONDS = 0.3
 _SPARE = 1.15
-"""Kills are spread as if there were to be more, so that the evaluation does not end before there are enough."""
+"""Kills are spread as if there were more, so that the evaluation does not end before all are made."""
 _POLL_SECONDS = 0.01
 _GIVE_UP_SECONDS = 120.0
-"""Without a finished rollout for so long, something hangs."""
+"""Without a finished rollout for this long, the benchmark fails: something hangs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Evaluation:
         self._command += ["-H", "rollout_max_retries=10"]
 
     def play(self) -> None:
-        """Plays it to its end, killing all the while. Raises RuntimeError if it does not get there."""
+        """Plays it to its end with kills in between. Raises RuntimeError if it ends early."""
         self._start()
         try:
             while self._wait_for_moment():
@@ -120,7 +120,7 @@ class Evaluation:
         return False
 
     def _draw(self, finished: int) -> tuple[float, int]:
-        """When to kill next: after so many seconds, or so many more finished rollouts, whichever comes first."""
+        """Draws the next kill: after a number of seconds or of further finished rollouts, whichever comes first."""
         left = max(1.0, self._least_kills * _SPARE - len(self.kills))
         more = max(1, round(self._rng.uniform(0, 1.6) * (self.planned - finished) / (left + 1)))
         is_by_time = self._rng.random() < _SHARE_BY_TIME
@@ -168,7 +168,7 @@ class Evaluation:
         )
 
     def _resume_command(self) -> list[str]:
-        """Either of the two ways to go on, once there is a run to go on with."""
+        """Draws one of the two commands that resume, once there is a run."""
         is_there = (self.run / "job.json").exists()
         by_folder = [self._command[0], "resume", str(self.run)]
         return by_folder if is_there and self._rng.random() < 0.5 else [*self._command, "--resume"]
@@ -190,14 +190,14 @@ class Evaluation:
         return [pid for pid in descendants(self._engine.pid)[1:] if _is_worker(pid)]
 
     def _finished(self) -> int:
-        """Lines in the journal: nearly the finished rollouts, and cheap to count."""
+        """Counts lines in the journal, which is cheap: about the finished rollouts."""
         if self._phase() == "Completed":
             return self.planned
         segments = sorted((self.run / "journal").glob("*.jsonl"))
         return min(self.planned, sum(path.read_bytes().count(b'"final":true,"amends":false') for path in segments))
 
     def _is_writing(self) -> bool:
-        """Whether this very start of the engine has begun to write the results."""
+        """Whether the current engine has begun to write the results."""
         return self._phase() == "Uploading" and (self.run / "job.json").stat().st_mtime > self._started_at
 
     def _phase(self) -> str:
@@ -223,7 +223,7 @@ def _kill_hard(pid: int) -> None:
 
 
 def judged(evaluation: Evaluation) -> dict[str, int]:
-    """What went wrong, by the evidence; ends the benchmark if the evidence itself is not sound."""
+    """Returns the verdict; ends the benchmark if the evidence is incomplete."""
     finals, final_attempts = read_results(evaluation.run)
     planned = [Rollout(p, r) for p in range(evaluation.size.prompts) for r in range(GROUP)]
     for final in finals:

@@ -1,7 +1,7 @@
-"""Judges a run that was killed many times by what others saw: the agent's own log, and the journal as each death left it.
+"""Judges a run that was killed many times by independent evidence: the agent's log, and the journal after each death.
 
-Reads the journal's lines and the Parquet files with nothing of Heldout's, so that a fault in its reading cannot hide one in
-its writing.
+Reads the journal's lines and the Parquet files without Heldout's code, so that a fault in its reading cannot hide one in its
+writing.
 """
 
 import json
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 
 class Rollout(NamedTuple):
-    """Which rollout."""
+    """The key of a rollout."""
 
     prompt: int
     number: int
@@ -24,14 +24,14 @@ class Event(NamedTuple):
     """A line of the agent's log."""
 
     event: str
-    """`start`, or `taken` once a reported reward was answered with 200."""
+    """`start`, or `taken` when a reported reward was answered with 200."""
     trajectory_id: str
     at: float
     reward: float | None
 
 
 class Snapshot(NamedTuple):
-    """What was durable at one death of the engine, when every process of it was gone."""
+    """The durable state at one death of the engine, after all its processes have ended."""
 
     at: float
     finished: dict[Rollout, str]
@@ -47,17 +47,17 @@ class Final(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """How many rollouts went wrong, and in which way."""
+    """Counts of rollouts by fault."""
 
     lost: int
-    """Planned rollouts that are not in the results; and those whose reward was taken (answered with 200), or was on disk at a
-    death, but whose row is of another trajectory or has another reward."""
+    """Planned rollouts that are not in the results, and rollouts whose reward was taken (answered with 200) or on disk at a
+    death, but whose row has another trajectory or another reward."""
     repeated: int
-    """Rollouts that an agent was given to play after their reward was taken, or was on disk at a death."""
+    """Rollouts that an agent played again after their reward was taken or on disk at a death."""
     scored_twice: int
     """Rollouts with more than one row, more than one final attempt, or more than one taken reward."""
     unscored: int
-    """Rollouts that failed for good. Not wrong in itself; killed too often."""
+    """Rollouts that failed for good because they were killed too often. Not a fault."""
 
 
 def read_log(path: Path) -> list[Event]:
@@ -98,7 +98,7 @@ def judge(
     finals: Sequence[Final],
     final_attempts: Counter[Rollout],
 ) -> Verdict:
-    """Compares the results with what the agent and the deaths witnessed."""
+    """Compares the results with the agent's log and the snapshots."""
     rows = {final.rollout: final for final in finals}
     taken = [event for event in events if event.event == "taken"]
     lost = {rollout for rollout in planned if rollout not in rows}

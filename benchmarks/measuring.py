@@ -1,4 +1,4 @@
-"""What a process and all that it starts cost, the machine that it ran on, and where results are kept."""
+"""Measures the cost of a command with all its processes, describes the machine, and writes results."""
 
 import ctypes
 import datetime
@@ -19,27 +19,27 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 WORK = ROOT / "benchmarks" / ".work"
-"""What runs leave behind while they are measured. Ignored by git."""
+"""The folder for files of measured runs. Ignored by git."""
 _POLL_SECONDS = 0.1
 _PR_SET_CHILD_SUBREAPER = 36
-"""From linux/prctl.h: orphans of what we start become ours, so that their CPU is counted too."""
+"""From linux/prctl.h: orphans of measured processes become children of this one, so that their CPU is counted too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one command cost, with every process it started."""
+    """The cost of one command with every process that it started."""
 
     exit_status: int
     started_at: float
-    """Of the machine's monotonic clock, seconds."""
+    """Seconds of the machine's monotonic clock."""
     wall_seconds: float
     cpu_seconds: float
     main_peak_mib: float
-    """Most memory that the command's first process had resident."""
+    """Peak resident memory of the command's first process."""
     largest_peak_mib: float
-    """The same of whichever process had most."""
+    """Peak resident memory of the largest process."""
     sum_peak_mib: float
-    """Sum over its processes of each one's most."""
+    """Sum of the peaks of all processes."""
 
 
 def measured(
@@ -69,7 +69,7 @@ def measured(
         peaks = _Peaks(process.pid, watch)
         try:
             _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:  # interrupted: what it started must not play on
+        except BaseException:  # interrupted: its processes must not keep playing
             for pid in descendants(process.pid):
                 os.kill(pid, signal.SIGKILL)
             raise
@@ -89,12 +89,12 @@ def measured(
 
 
 def _environment() -> dict[str, str]:
-    """Ours, but with Python's bytecode cache as users have it: without, every start compiles every module it imports."""
+    """Returns this process's environment with Python's bytecode cache on, as users have it: without, each start compiles."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def _reaped(pid: int) -> float:
-    """CPU seconds of a process that its parent left to us; 0 for any other."""
+    """CPU seconds of an adopted orphan; 0 for any other process."""
     try:
         _, _, usage = os.wait4(pid, 0)
     except ChildProcessError:
@@ -103,7 +103,7 @@ def _reaped(pid: int) -> float:
 
 
 class _Peaks:
-    """Watches the most memory each process of a tree had resident. The kernel keeps the peak; it is only to be read in time."""
+    """Reads the peak resident memory of each process of a tree, which the kernel keeps until the process ends."""
 
     def __init__(self, pid: int, watch: Callable[[int], None]) -> None:
         self._pid = pid
@@ -151,7 +151,7 @@ def _parent(pid: int) -> int | None:
 
 
 def memory_mib(pid: int, field: str) -> float | None:
-    """A process's resident memory now (`VmRSS`) or at its most (`VmHWM`), MiB; None when it is gone."""
+    """A process's resident memory now (`VmRSS`) or its peak (`VmHWM`), in MiB; None when it has ended."""
     try:
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith(f"{field}:"):
@@ -177,7 +177,7 @@ class Spread(NamedTuple):
 
 
 def machine() -> dict[str, object]:
-    """What the figures were measured on."""
+    """Describes the machine and the versions."""
     packages = ("aiohttp", "openai", "orjson", "pyarrow", "uvloop")
     return {
         "cores": len(os.sched_getaffinity(0)),
@@ -193,7 +193,7 @@ def machine() -> dict[str, object]:
 
 
 def write_results(name: str, results: Mapping[str, object]) -> Path:
-    """Writes `results/<name>-<date>.json`, with the machine, and says where."""
+    """Writes `results/<name>-<date>.json`, with the machine, and prints the path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}-{datetime.date.today().isoformat()}.json"
     document = {"benchmark": name, "date": datetime.datetime.now().isoformat(timespec="seconds"), "machine": machine()}
@@ -203,7 +203,7 @@ def write_results(name: str, results: Mapping[str, object]) -> Path:
 
 
 def verdict(name: str, value: float, bound: float, *, at_most: bool = False) -> dict[str, object]:
-    """A target and whether it is met, printed."""
+    """Prints and returns a target and whether it is met."""
     is_met = value <= bound if at_most else value >= bound
     words = "at most" if at_most else "at least"
     print(f"{'met   ' if is_met else 'MISSED'} {name}: {value:.2f} ({words} {bound:g})")

@@ -1,7 +1,7 @@
-"""The model behind every benchmark: the scripted server with one fixed reply, and a way to ask what it was asked.
+"""The model of every benchmark: the scripted server with one fixed reply, which counts its calls.
 
-`python -m benchmarks.model_server` prints its port. A chat whose last message is `REPORT` is not counted; it is answered with
-a Report and starts the counts again.
+`python -m benchmarks.model_server` prints its port. A chat whose last message is `REPORT` is not counted; its reply is
+a Report, and the counts start again.
 """
 
 import argparse
@@ -28,7 +28,7 @@ REPORT = "benchmark: report and start again"
 
 
 class Report(NamedTuple):
-    """What the server saw since the last report. Times are of the machine's monotonic clock, seconds."""
+    """Counts since the last report. Times are of the machine's monotonic clock, seconds."""
 
     calls: int
     first_call_at: float | None
@@ -58,14 +58,14 @@ class Server:
         self._port = int(self._process.stdout.readline())
 
     def kill(self) -> None:
-        """Ends it at once, with whatever it is answering."""
+        """Ends it at once, also during replies."""
         self._process.kill()
         self._process.wait()
         assert self._process.stdout is not None
         self._process.stdout.close()
 
     def report(self) -> Report:
-        """What it saw since the last report."""
+        """Returns the counts since the last report."""
         body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": REPORT}]}).encode()
         request = urllib.request.Request(f"{self.url}/chat/completions", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as reply:

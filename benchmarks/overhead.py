@@ -34,7 +34,7 @@ _RUN = Path("bench/base-model-eval")
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much work: prompts, rollouts of each, and how many of those at once."""
+    """The amount of work: prompts, rollouts of each, and concurrent rollouts."""
 
     prompts: int
     rollouts: int
@@ -48,7 +48,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One contender, once."""
+    """One measurement of one contender."""
 
     contender: str
     latency_ms: float
@@ -71,7 +71,7 @@ class Measure:
 
 
 def command(contender: str, url: str, size: Size, folder: Path) -> list[str]:
-    """The command line that makes a contender do the work, leaving what it leaves in `folder`."""
+    """The command line of a contender, whose files go to `folder`."""
     kind, _, client = contender.partition("-")
     options = ["--url", url, "--prompts", str(size.prompts), "--rollouts", str(size.rollouts)]
     options += ["--concurrency", str(size.concurrency), "--folder", str(folder)]
@@ -103,7 +103,7 @@ def heldout_command(client: str, url: str, size: Size, folder: Path) -> list[str
 
 
 def measure(contender: str, server: Server, latency_ms: float, size: Size) -> Measure:
-    """Runs a contender once; ends the benchmark if it did not do the work right."""
+    """Runs a contender once; ends the benchmark if the work is incomplete or wrong."""
     folder = WORK / "overhead" / contender
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -154,7 +154,7 @@ def _outcome(contender: str, folder: Path, size: Size) -> tuple[int, float]:
 
 
 def rounds(names: Sequence[str], latency_ms: float, size: Size, repeats: int) -> Iterator[Measure]:
-    """Every contender once a round, after a small round that warms the disk's cache and is thrown away."""
+    """Runs every contender once a round, after a small discarded round that warms the disk's cache."""
     order = random.Random(SEED)
     with model_server(latency_ms) as server:
         for name in names:
@@ -176,7 +176,7 @@ def _line(number: int, one: Measure) -> str:
 
 
 class Table:
-    """All measures, asked by contender and latency."""
+    """All measures, by contender and latency."""
 
     def __init__(self, measures: Sequence[Measure]) -> None:
         self._measures = measures
@@ -204,7 +204,7 @@ class Table:
 
 
 def verdicts(table: Table, latencies: Sequence[float], size: Size) -> list[dict[str, object]]:
-    """The targets, as far as the contenders they need took part."""
+    """Checks the targets whose contenders took part."""
     found: list[dict[str, object]] = []
 
     def compare(name: str, spread: Spread | None, bound: float, *, at_most: bool = False) -> None:
@@ -255,7 +255,7 @@ def verdicts(table: Table, latencies: Sequence[float], size: Size) -> list[dict[
 
 
 def ideal_calls_per_second(size: Size, latency_seconds: float) -> float:
-    """Of a harness that costs nothing: whole rollouts, as many at once as allowed, so the last wave may not be full."""
+    """The rate of a harness without cost. Rollouts run in waves of the allowed concurrency, and the last wave may not be full."""
     waves = -(-size.prompts * size.rollouts // size.concurrency)
     return size.calls / (waves * workload.turns() * latency_seconds)
 

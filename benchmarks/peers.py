@@ -18,7 +18,7 @@ PEERS = {
 
 
 def python(peer: str) -> str:
-    """The interpreter of a peer's environment; ends the program with the command to run when it is not there."""
+    """The interpreter of a peer's environment; exits with the command to run when it is missing."""
     path = FOLDER / peer / "bin" / "python"
     if not path.exists():
         sys.exit(f"no environment for {peer} in {FOLDER}; make it with: python -m benchmarks.peers")
@@ -26,7 +26,7 @@ def python(peer: str) -> str:
 
 
 def make() -> None:
-    """Makes the environments that are not there yet."""
+    """Makes the missing environments."""
     uv = Path(sys.executable).with_name("uv")
     for peer, packages in PEERS.items():
         folder = FOLDER / peer

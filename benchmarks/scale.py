@@ -66,7 +66,7 @@ class _Watch:
 
 
 def measure(server: Server, rollouts: int, turns: int) -> Measure:
-    """Plays and shows one evaluation; ends the benchmark if it did not come out right."""
+    """Plays and shows one evaluation; ends the benchmark if its results are wrong."""
     folder = WORK / "scale" / f"{rollouts}x{turns}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -1,6 +1,6 @@
 """An agent that plays a guessing game with its model, one guess a turn, through the openai client.
 
-It knows nothing of Heldout: it takes the payload, calls the model at the base URL it is given and returns a reward.
+It does not depend on Heldout: it takes the payload, calls the model at the given base URL and returns a reward.
 """
 
 from functools import cache
@@ -21,10 +21,10 @@ NEXT_GAME = "Correct. Next game. "
 
 
 async def play(payload: dict[str, Any]) -> dict[str, Any]:
-    """Plays the game that `payload["prompt"]` describes to its end.
+    """Plays the game of `payload["prompt"]` to its end.
 
-    Returns the reward of each turn, in all from 0 to 1 (found within par), and how the game went: `found` (0 or 1), `guesses`
-    and `wasted_guesses`. Raises ValueError for a prompt that describes no game, and the openai client's errors.
+    Returns the reward of each turn, which sum to 0 to 1 (1: found within par), and metrics: `found` (0 or 1), `guesses` and
+    `wasted_guesses`. Raises ValueError for a prompt without a game, and the openai client's errors.
     """
     game = Game.of(payload["prompt"])
     model = client().with_options(base_url=payload["metadata"]["baseUrl"])

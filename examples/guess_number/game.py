@@ -1,7 +1,7 @@
-"""The environment: a secret number, and an answer of higher or lower to each guess. No model, no network.
+"""The environment: a secret number, and the answer `higher` or `lower` to each guess. No model, no network.
 
-A prompt is the rules of one game, `Guess the number from 12 to 34.`; the secret is drawn from the prompt's own hash, so every
-rollout of a prompt is the same game and no row has to carry the answer.
+A prompt holds the rules of one game, `Guess the number from 12 to 34.`. The hash of the prompt decides the secret, so every
+rollout of a prompt plays the same game and the dataset needs no column for the answer.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from typing import Self
 
 PROMPT = "Guess the number from {low} to {high}."
 SPARE_GUESSES = 1
-"""Guesses beyond par before a game is lost: room to be slow, at a price, but not to try every number."""
+"""Guesses beyond par before a game is lost: a slow player can still win, but not by trying every number."""
 _RANGE = re.compile(r"from (\d{1,9}) to (\d{1,9})")
 _NUMBER = re.compile(r"\d{1,9}")
 
@@ -22,20 +22,20 @@ class Game:
     """One game in play."""
 
     low: int
-    """Smallest number that the answers so far leave possible."""
+    """Smallest number that is still possible."""
     high: int
-    """Largest such number."""
+    """Largest number that is still possible."""
     secret: int
     size: int = field(init=False)
-    """How many numbers the range held at the start."""
+    """Count of numbers in the range at the start."""
     par: int = field(init=False)
-    """Guesses that halving the range needs at worst: the bits of its size."""
+    """The most guesses that halving the range needs: the bits of its size."""
     guesses: int = 0
     wasted_guesses: int = 0
-    """Guesses that could not be right: no number, or one that an earlier answer had ruled out."""
+    """Guesses that could not be right: without a number, or with one that an earlier answer had excluded."""
     is_found: bool = False
     rewards: list[float] = field(default_factory=list)
-    """What each guess brought: half the share of the range that it ruled out or, if it was right, the rest of the reward."""
+    """The reward of each guess: half the share of the range that it excluded or, if it was right, the rest of the reward."""
 
     def __post_init__(self) -> None:
         self.size = self.high - self.low + 1
@@ -43,7 +43,7 @@ class Game:
 
     @classmethod
     def of(cls, prompt: str) -> Self:
-        """The game that a prompt describes; the same one each time.
+        """Returns the game of a prompt, the same each time.
 
         Raises ValueError when the prompt names no range, or an empty one.
         """
@@ -61,15 +61,15 @@ class Game:
 
     @property
     def reward(self) -> float:
-        """1 for the number within par, and less for each guess more (par / guesses); the sum of `rewards`.
+        """The sum of `rewards`: 1 for a win within par, and par / guesses for a slower one.
 
-        A lost game earns half the share of the range that its guesses ruled out: less than any win, but better than nothing
-        for a model that has yet to win one.
+        A lost game earns half the share of the range that its guesses excluded: less than any win, but more than 0, so that a
+        model without wins can learn.
         """
         return math.fsum(self.rewards)
 
     def answer(self, reply: str) -> str:
-        """What the environment says to a guess: the first whole number in `reply` counts."""
+        """Returns the environment's answer to a guess, the first whole number in `reply`."""
         match = _NUMBER.search(reply)
         guess = int(match[0]) if match else None
         left = self.high - self.low + 1

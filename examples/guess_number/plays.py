@@ -1,4 +1,4 @@
-"""Reads the rollouts of a Heldout run as what a policy can learn from: tokens, and how much to learn from each."""
+"""Reads the rollouts of a Heldout run as training data: tokens, each with a weight."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MOST_WEIGHT = 2.0
-"""A lucky turn counts no more than this: one in ten guesses is right by chance, and tells little of how to guess."""
+"""The largest weight, which limits lucky turns: one in ten guesses is right by chance."""
 
 
 @dataclass(frozen=True, slots=True)
 class Play:
-    """One rollout up to the last reply that there is something to learn from, as tokens."""
+    """One rollout as tokens, up to the last reply with a weight."""
 
     tokens: list[int]
     weights: list[float]
-    """For each token the policy chose: how much better its turn was rewarded than the run's turns of that number that brought
-    anything are on average, at most MOST_WEIGHT; 0 for a turn that brought nothing. 0 for every other token."""
+    """The weight of each token. For tokens of the policy it is the turn's reward over the mean of the run's positive rewards in
+    turns of that number, at most MOST_WEIGHT; 0 for an unrewarded turn and for every other token."""
 
 
 def read_plays(run: Path, tokenizer: "Tokenizer") -> list[Play]:
-    """What there is to learn from the run in a folder: its scored rollouts with a turn that brought something.
+    """Reads the training data of the run in a folder: its scored rollouts with a rewarded turn.
 
-    Raises RunError when the run or its tables are not there, ValueError when a rollout has not one reward for each turn.
+    Raises RunError when the run or its tables are missing, ValueError unless each rollout has one reward for each turn.
     """
     with open_recordings(Run.open(run)) as recordings:
         scored = [
@@ -42,7 +42,7 @@ def read_plays(run: Path, tokenizer: "Tokenizer") -> list[Play]:
 
 
 def turn_weights(rewards: Sequence[Sequence[float]]) -> list[list[float]]:
-    """What to learn from each turn of each rollout: its reward over the mean of the positive rewards of turns with its number."""
+    """Computes the weight of each turn of each rollout: its reward over the mean positive reward of turns with its number."""
     positive: dict[int, list[float]] = defaultdict(list)
     for rollout in rewards:
         for turn, reward in enumerate(rollout):
@@ -56,7 +56,7 @@ def turn_weights(rewards: Sequence[Sequence[float]]) -> list[list[float]]:
 
 
 def _tokenized(played: RecordedTrajectory, weights: Sequence[float], tokenizer: "Tokenizer") -> Play:
-    """The conversation up to the last turn with a weight. Each turn continues the one before, as this agent's do."""
+    """Tokenizes the conversation up to the last turn with a weight. Each turn continues the previous one."""
     given = len(played.turns[0].messages)
     last = max(turn for turn, weight in enumerate(weights) if weight)
     chosen = {given + 2 * turn.index: weight for turn, weight in zip(played.turns, weights, strict=True)}
@@ -71,9 +71,9 @@ def _tokenized(played: RecordedTrajectory, weights: Sequence[float], tokenizer: 
 
 
 def _parts(message: Message, weight: float, *, is_cut: bool) -> Iterator[tuple[str, float]]:
-    """A message in ChatML, as SmolLM2's template writes it, in parts with the weight of each: 0 for what was not chosen.
+    """Renders a message in ChatML, as SmolLM2's template does, in parts with weights: 0 for text that the policy did not choose.
 
-    A reply that was cut at the token limit has no end to learn.
+    A reply that was cut at the token limit has no end token to learn.
     """
     yield f"<|im_start|>{message['role']}\n", 0.0
     yield str(message["content"]), weight

@@ -23,9 +23,9 @@ class Prompts(NamedTuple):
 
 
 def draw_prompts(seed: int, *, num_train: int = 160, num_held_out: int = 32) -> Prompts:
-    """Draws both sets without replacement from all ranges there are; the same seed gives the same prompts.
+    """Draws both sets without replacement from all ranges; the same seed gives the same prompts.
 
-    Raises ValueError when more are asked for than there are ranges.
+    Raises ValueError for more prompts than ranges.
     """
     ranges = [(low, low + size - 1) for low in STARTS for size in SIZES]
     drawn = random.Random(seed).sample(ranges, num_train + num_held_out)
@@ -34,7 +34,7 @@ def draw_prompts(seed: int, *, num_train: int = 160, num_held_out: int = 32) -> 
 
 
 def main() -> None:
-    """Writes both files beside this one."""
+    """Writes both files into the folder of this one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     prompts = draw_prompts(parser.parse_args().seed)

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ADAPTED = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-"""The projections of each block that get an adapter: all of them."""
+"""The projections of each block that get an adapter."""
 
 
 class KeysValues(NamedTuple):
-    """What later tokens may look at: shape (sequences, heads, length, width of a head) each."""
+    """Keys and values for later tokens, each of shape (sequences, heads, length, width of a head)."""
 
     keys: Tensor
     values: Tensor
@@ -78,7 +78,7 @@ class SmolLM(nn.Module):  # type: ignore[misc]
     def forward(self, opening: Tensor, tokens: Tensor) -> Tensor:
         """Hidden states, shape (sequences, length, width), of token ids, shape (sequences, length), that follow an opening.
 
-        opening: the token ids, shape (length,), that every sequence begins with; they are read once for all.
+        opening: the token ids, shape (length,), that begin every sequence; computed once for all.
         """
         angles = torch.outer(torch.arange(len(opening) + tokens.shape[1]), self._inverse_frequencies)
         rotation = torch.polar(torch.ones_like(angles), angles)
@@ -89,11 +89,11 @@ class SmolLM(nn.Module):  # type: ignore[misc]
         return self._normal(rest, self._output_norm)
 
     def log_probabilities(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Of each target token, shape (n,), given hidden states of shape (n, width)."""
+        """Log-probability of each target token, shape (n,), given hidden states of shape (n, width)."""
         return -F.cross_entropy(F.linear(hidden, self._embedding), targets, reduction="none")
 
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The adapter's matrices under the names that llama.cpp looks for."""
+        """The adapter's matrices by llama.cpp's names."""
         for index, block in enumerate(self._blocks):
             for name in ADAPTED:
                 yield f"blk.{index}.{name}.weight.lora_a", block[name].lora_a
@@ -113,7 +113,7 @@ class SmolLM(nn.Module):  # type: ignore[misc]
         writer.close()
 
     def read_adapter(self, path: Path) -> None:
-        """Reads what `write_adapter` wrote. Raises OSError or ValueError for another file, KeyError for another model's."""
+        """Reads a file of `write_adapter`. Raises OSError or ValueError for another file, KeyError for another model's."""
         matrices = {tensor.name: tensor.data for tensor in gguf.GGUFReader(path).tensors}
         with torch.no_grad():
             for name, parameter in self.trained():

@@ -4,11 +4,11 @@
     python examples/guess_number/train.py --output runs/guess-number-training
 
 Expert iteration, turn by turn. Each round plays some training prompts with the current policy (`heldout evaluate`), reads the
-run that leaves behind, keeps the turns that were rewarded and makes their replies likelier, the better rewarded the more: a
-LoRA adapter (Hu et al. 2021, arXiv:2106.09685) on a weighted log-likelihood (reward-weighted regression, Peters and Schaal
-2007, with the weights of `plays.turn_weights`). Nothing but the policy's own replies and their rewards is learned from. The
-adapter is written as GGUF after each round, and the next round plays with it. Stopped and started again with the same settings,
-it goes on with the round, and the rollout, it was at.
+run, keeps the rewarded turns and makes their replies more likely, in proportion to their rewards: it trains a LoRA adapter (Hu et
+al. 2021, arXiv:2106.09685) on a weighted log-likelihood (reward-weighted regression, Peters and Schaal 2007, with the weights of
+`plays.turn_weights`). The only training data are the policy's own replies and their rewards. After each round the adapter is
+written as GGUF, and the next round plays with it. Started again with the same settings, it resumes the interrupted round and
+rollout.
 """
 
 import argparse
@@ -36,33 +36,33 @@ MODEL = "smollm2-135m"
 HERE = Path(__file__).parent
 _TABLE = "*/rollouts.parquet"
 _CONCURRENCY = 8
-"""As many rollouts at once as the embedded model has slots: each conversation is read once."""
+"""As many concurrent rollouts as the embedded model has slots, so that each conversation is processed once."""
 _WARM_UP_STEPS = 5
-"""The first steps are smaller: AdamW knows nothing yet of the size of the gradients."""
+"""The first steps are smaller: AdamW has no estimate of the size of the gradients yet."""
 _LAST_STEP = 0.1
 """The learning rate falls over a round to this share of itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What a training run depends on, beside the prompts and the versions of the packages."""
+    """The settings of a training run."""
 
     rounds: int = 2
     prompts: int = 80
     """Training prompts played in a round; each round draws its own."""
     group_size: int = 2
-    """Rollouts of each prompt. Few: other prompts teach more than more of the same."""
+    """Rollouts of each prompt. Few: more prompts teach more than more rollouts of the same prompt."""
     temperature: float = 0.7
     max_tokens: int = 12
     rank: int = 8
     alpha: float = 16.0
     learning_rate: float = 2e-3
     passes: int = 2
-    """How often a round's rollouts are gone through."""
+    """Passes over a round's rollouts."""
     batch_size: int = 4
     """Rollouts in one step."""
     seed: int = 6
-    """Of the adapter's first matrices, and, with a round's number added, of the prompts it plays and the order it learns in."""
+    """Seed of the adapter's first matrices and, with a round's number added, of its prompts and its training order."""
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def train(settings: Settings, output: Path) -> None:
-    """Plays and learns for the rounds not yet done; leaves `adapter.gguf` and `history.json` in `output`.
+    """Plays and learns the remaining rounds; leaves `adapter.gguf` and `history.json` in `output`.
 
     Raises ValueError when the rounds in `output` were made with other settings, CalledProcessError when a round's rollouts
     cannot be collected.
@@ -106,7 +106,7 @@ def train(settings: Settings, output: Path) -> None:
 
 
 def collect(settings: Settings, output: Path, number: int, adapter: Path | None) -> Path:
-    """Plays one round with the current policy, or what is left of it; returns the run's folder."""
+    """Plays the remaining rollouts of one round with the current policy; returns the run's folder."""
     folder = output / f"round-{number}"
     if any(folder.glob(_TABLE)):
         return _run_in(folder)
@@ -127,7 +127,7 @@ def collect(settings: Settings, output: Path, number: int, adapter: Path | None)
 
 
 def learn(model: SmolLM, plays: Sequence[Play], settings: Settings, rng: random.Random) -> float:
-    """Makes the replies of rewarded turns likelier, by their weights; returns the seconds it took."""
+    """Makes the replies of rewarded turns more likely, by their weights; returns the seconds it took."""
     started_at = time.monotonic()
     parameters = [parameter for _, parameter in model.trained()]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
@@ -148,17 +148,17 @@ class _Batch(NamedTuple):
     """Rollouts side by side."""
 
     opening: torch.Tensor
-    """Token ids that all begin with, shape (length,)."""
+    """Token ids that begin every rollout, shape (length,)."""
     tokens: torch.Tensor
     """Token ids that follow, shape (rollouts, length), padded at the end."""
     is_chosen: torch.Tensor
-    """Whether the policy chose a token and has something to learn from it, shape (rollouts, length - 1): the first is given."""
+    """Whether a token has a weight, shape (rollouts, length - 1): the first token is never predicted."""
     weights: torch.Tensor
-    """Of the chosen tokens, shape (chosen,)."""
+    """Weights of the chosen tokens, shape (chosen,)."""
 
 
 def _batches(plays: Sequence[Play], size: int) -> list[_Batch]:
-    """Rollouts of like length together: padding costs as much time as text."""
+    """Batches rollouts of similar length, because padding costs as much time as text."""
     by_length = sorted(plays, key=lambda play: len(play.tokens))
     return [_batch(by_length[start : start + size]) for start in range(0, len(plays), size)]
 
@@ -185,12 +185,12 @@ def _shared_opening(plays: Sequence[Play]) -> int:
 
 
 def _share_of_rate(step: int, steps: int) -> float:
-    """Of the learning rate, in one of a round's steps: rises over the first few, then falls in a line."""
+    """The share of the learning rate in a step of a round: rises over the first few, then falls linearly."""
     return min(1.0, (step + 1) / _WARM_UP_STEPS) * (1 - (1 - _LAST_STEP) * step / steps)
 
 
 def _rounds_done(history: Path, settings: Settings) -> list[dict[str, float]]:
-    """Of an earlier start. Raises ValueError when it had other settings (more rounds are fine)."""
+    """Counts the rounds of earlier starts. Raises ValueError when they had other settings (more rounds are fine)."""
     if not history.exists():
         return []
     record = json.loads(history.read_text())
