@@ -146,6 +146,11 @@ def test_a_reward_within_a_millionth_of_the_threshold_is_a_success(
     assert found["eval/reward/succeeded_rollouts"] == 2 * succeeds
 
 
+def test_rewards_short_of_the_threshold_are_noted_beside_a_success_rate_of_zero() -> None:
+    notes = summarize(rollout_table([[0.5], [0.95]]), None, SETTINGS, seconds=None).notes
+    assert notes["eval/reward/pass_at_1"].endswith("; the highest reward is 0.95, short of success_threshold")
+
+
 def test_a_failed_rollout_is_no_success_even_when_the_threshold_is_zero() -> None:
     summary = summary_of([[None, 0.0], [0.0, 0.0]], MetricSettings((1,), 0.0))
     assert summary.metrics["eval/reward/pass_at_1"] == 0.75  # (1/2 + 1) / 2

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +46,6 @@ def test_a_sound_run_has_no_finding(tmp_path: Path) -> None:
         ),
         ("looping", Play(0.0, (call("search", {"q": "x"}),) * 3)),
         ("empty_replies", Play(0.0, ("first", "  "))),
-        ("inconsistent_turns", Play(0.0, (call("go", {}), "I think I shall go", call("stop", {})))),
-        ("inconsistent_turns", Play(0.0, ("The answer is 4.", "Wait, the answer is 5."))),
-        ("confident_and_wrong", Play(0.0, ("let me see", "The answer is definitely 7."))),
         ("malformed_tool_calls", Play(1.0, (call("go", "{north"),))),
         ("token_limit", Play(0.0, ("a long", "story that"), finish="length")),
         ("format_failures", Play(0.0, BAD.says, metrics={"invalid_actions": 2})),
@@ -55,7 +53,6 @@ def test_a_sound_run_has_no_finding(tmp_path: Path) -> None:
         ("format_failures", Play(None, failure="JSONDecodeError: Expecting value")),
         ("no_model_call", Play(1.0, (), flags=("no_model_call",))),
         ("failures", Play(None, failure="KeyError: 'x'")),
-        ("completed_not_correct", Play(0.0, BAD.says, metrics={"completed": 1})),
         ("correct_not_completed", Play(1.0, GOOD.says, metrics={"is_done": 0})),
     ],
 )
@@ -109,31 +106,92 @@ def test_findings_of_a_large_run_name_their_sample_of_replies(tmp_path: Path) ->
     assert sampled.seen.endswith("(in a sample of 8 of 16)")
 
 
-def test_prompts_that_never_succeed_are_listed_with_one_rollout_each(tmp_path: Path) -> None:
-    finding = found(written_run(tmp_path / "run", [MIXED] * 6 + [[BAD, BAD]] * 2))["complete_failure"]
-    assert finding.seen == "2 of 8 prompts failed completely: no rollout of the prompt succeeded"
-    assert finding.num_rollouts == 4
-    assert [i[:3] for i in finding.trajectory_ids] == ["6-0", "7-0"]
-    assert finding.weight is Weight.PATTERN
+@pytest.mark.parametrize(
+    ("kind", "odd"),
+    [
+        ("inconsistent_turns", Play(0.0, (call("go", {}), "I think I shall go", call("stop", {})))),
+        ("inconsistent_turns", Play(0.0, ("The answer is 4.", "Wait, the answer is 5."))),
+        ("confident_and_wrong", Play(0.0, ("let me see", "The answer is definitely 7."))),
+        ("completed_not_correct", Play(0.0, BAD.says, metrics={"completed": 1})),
+    ],
+)
+def test_a_habit_is_reported_where_it_goes_with_failure(tmp_path: Path, kind: str, odd: Play) -> None:
+    good, sound = Play(1.0, GOOD.says, metrics={"completed": 0}), replace(odd, reward=1.0)
+    run = written_run(tmp_path / "run", [[good, good, odd]] * 12)
+    assert found(run)[kind].num_rollouts == 12
+    habit = written_run(tmp_path / "habit", [[good, sound, odd, replace(good, reward=0.0)]] * 12)
+    assert kind not in found(habit)  # successful rollouts have it as often
 
 
-def test_a_run_without_any_success_is_to_be_doubted(tmp_path: Path) -> None:
-    kinds = found(written_run(tmp_path / "run", [[BAD, BAD]] * 4))
+def test_a_run_without_any_success_is_to_be_doubted_if_it_is_large_enough_to_show_one(tmp_path: Path) -> None:
+    kinds = found(written_run(tmp_path / "run", [[BAD] * 4] * 12))
     assert kinds["complete_failure"].weight is Weight.DOUBT
-    assert kinds["no_variance"].seen == "all 8 scored rollouts have the reward 0"
+    assert kinds["complete_failure"].seen == "no rollout succeeded: 0 of 48 on 12 prompts"
+    assert [i[:3] for i in kinds["complete_failure"].trajectory_ids] == ["0-0", "1-0", "2-0", "3-0", "4-0"]
+    assert kinds["no_variance"].seen == "all 48 scored rollouts have the reward 0"
+    assert found(written_run(tmp_path / "small", [[BAD, BAD]] * 4)) == {}
 
 
-def test_groups_with_one_reward_are_named_as_without_learning_signal(tmp_path: Path) -> None:
-    finding = found(written_run(tmp_path / "run", [MIXED] * 4 + [[GOOD, GOOD]] * 3 + [[BAD, BAD]]))["flat_groups"]
-    assert finding.seen.startswith("4 of 8 prompts have the same reward in every rollout (3 always succeed, 1 do not)")
+def test_rewards_that_stop_short_of_the_threshold_get_a_hint_at_it(tmp_path: Path) -> None:
+    run = written_run(tmp_path / "run", [[Play(p * 0.95 / 11, BAD.says), BAD] for p in range(12)])
+    kinds = found(run)
+    assert "complete_failure" not in kinds
+    assert kinds["threshold_unreached"].seen == "no reward reaches success_threshold 1: the 24 rewards end at 0.95"
+    assert "-H success_threshold=0.95" in kinds["threshold_unreached"].advice
+    assert "threshold_unreached" not in found(written_run(tmp_path / "met", [[Play(0.95), GOOD]] * 6))
+
+
+def test_prompts_that_fail_for_good_in_every_rollout_are_reported(tmp_path: Path) -> None:
+    broken = Play(failure="KeyError: 'table'")
+    finding = found(written_run(tmp_path / "run", [[GOOD, BAD, GOOD, BAD]] * 20 + [[broken] * 4] * 2))[
+        "failing_prompts"
+    ]
+    assert finding.seen == "2 of 22 prompts failed for good in every rollout"
     assert finding.num_rollouts == 8
+    scattered = [[broken, GOOD], [GOOD, broken]] * 6 + [[broken, broken]]
+    assert "failing_prompts" not in found(written_run(tmp_path / "scattered", scattered))
+
+
+def test_failures_are_reported_with_their_commonest_message_and_a_hint(tmp_path: Path) -> None:
+    groups = [[GOOD, Play(failure="KeyError: 'answer'" if p % 4 else f"boom {p}")] for p in range(8)]
+    finding = found(written_run(tmp_path / "run", groups))["failures"]
+    assert finding.seen == "8 of 16 rollouts failed for good: agent: raised (8), 6 of them KeyError: 'answer'"
+    assert finding.advice.startswith("the agent reads a field that is not there")
+
+
+def test_groups_with_one_reward_are_named_where_nearly_all_are(tmp_path: Path) -> None:
+    groups = [[GOOD] * 4] * 14 + [[BAD] * 4] * 6 + [[GOOD, BAD] * 2]
+    finding = found(written_run(tmp_path / "run", groups))["flat_groups"]
+    assert finding.seen.startswith(
+        "20 of 21 prompts have the same reward in every rollout (14 always succeed, 6 do not)"
+    )
+    assert finding.num_rollouts == 80
+    assert "flat_groups" not in found(written_run(tmp_path / "mixed", groups[3:] + [[GOOD, BAD] * 2] * 3))
 
 
 def test_a_reward_that_pays_for_length_is_a_finding(tmp_path: Path) -> None:
     groups = [[Play(p / 20 + r, tokens=10 * p + 40 * r) for r in range(2)] for p in range(20)]
     finding = found(written_run(tmp_path / "run", groups))["reward_and_length"]
-    assert finding.seen.startswith("reward rises with response tokens: rank correlation +")
+    assert finding.seen.startswith(
+        "reward rises with response tokens among rollouts of the same prompt and as many turns: "
+    )
     assert finding.trajectory_ids[0].startswith("19-1-")
+
+
+def test_hard_prompts_that_take_longer_are_no_reward_for_length(tmp_path: Path) -> None:
+    groups = [[Play(p / 20, tuple("abcdefgh"[: 2 + p // 4]), tokens=10 * p)] * 3 for p in range(20)]
+    assert not found(written_run(tmp_path / "run", groups)).keys() & {
+        "reward_and_length",
+        "reward_and_turns",
+        "turn_limit",
+    }
+
+
+def test_a_reward_that_rises_with_turns_is_reported_and_one_that_falls_is_not(tmp_path: Path) -> None:
+    rising = [[Play(r / 4, tuple("abcdefgh"[: 2 + r])) for r in range(3)] for _ in range(12)]
+    assert "reward_and_turns" in found(written_run(tmp_path / "rising", rising))
+    falling = [[Play(1 - r / 4, tuple("abcdefgh"[: 2 + r])) for r in range(3)] for _ in range(12)]
+    assert "reward_and_turns" not in found(written_run(tmp_path / "falling", falling))
 
 
 def test_many_rollouts_at_the_most_turns_are_reported_as_a_limit(tmp_path: Path) -> None:

@@ -172,6 +172,8 @@ def _note(mean: Mean, no_interval: str, sample: Sample, *, has_interval: bool) -
                 notes.append("all rollouts succeeded: the interval is what this many prompts can rule out")
             if mean.quantity is not None and has_interval and not sample.is_success.any():
                 notes.append("no rollout succeeded: the interval is what this many prompts can rule out")
+                if (best := float(sample.rewards.max())) > 0:
+                    notes.append(f"the highest reward is {best:.4g}, short of success_threshold")
             return "; ".join(filter(None, notes))
         case _:
             return no_interval

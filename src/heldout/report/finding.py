@@ -4,8 +4,15 @@ import enum
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
+from heldout.metrics.association import within_prompts
 from heldout.report.rollout_rows import BoolArray, RolloutRows
 
+_SURE = 0.99
+"""Confidence with which a pattern must go with failure, so that habits of sound runs are reported in one of a hundred at most."""
+_LEAST_PROMPTS = 7
+"""With fewer prompts that played with and without the pattern, and succeeded and failed, none is reported."""
 _NAMED_TRAJECTORIES = 5
 """Trajectories named per finding: enough to recognise a pattern, few enough for one line."""
 
@@ -54,3 +61,20 @@ def finding(wording: Wording, seen: str, rows: RolloutRows, mask: BoolArray) -> 
 def counted(number: int, total: int, what: str = "rollouts") -> str:
     """Format a count: `3 of 96 rollouts`, with thousands separators."""
     return f"{number:,} of {total:,} {what}"
+
+
+def predicts_failure(rows: RolloutRows, mask: BoolArray, known: BoolArray | None = None) -> bool:
+    """Whether rollouts where `mask` is true succeed less often than others of the same prompt, with little doubt.
+
+    A habit that successful rollouts share is no failure pattern. mask, known: shape (num_rollouts,); only rollouts where `known`
+    is true are compared, by default all.
+    """
+    compared = np.ones_like(mask) if known is None else known
+    found = within_prompts(
+        mask[compared].astype(np.float64),
+        rows.is_success[compared].astype(np.float64),
+        rows.prompt_index[compared],
+        confidence=_SURE,
+        least_prompts=_LEAST_PROMPTS,
+    )
+    return found is not None and found.interval[1] < 0

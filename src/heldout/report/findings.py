@@ -43,8 +43,7 @@ def _find(
         if training is not None:
             yield from training_prompts(prompts, training, rows)
         yield from duplicate_prompts(prompts, rows)
-    errors = pq.read_table(folder / "rollouts.parquet", columns=["error"])["error"]
-    yield from reward_findings(rows, errors, parameters)
+    yield from reward_findings(rows, parameters)
     yield from attempt_findings(folder, rows)
     yield from _token_limit(folder, rows)
     yield from text_findings(folder, rows)

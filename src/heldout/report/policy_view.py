@@ -1,6 +1,5 @@
 """One run as the report needs it: rows, numbers, findings and settings, collected once."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ import orjson
 import pyarrow.parquet as pq
 
 from heldout.metrics.catalog import pass_at, pass_power
+from heldout.metrics.failures import FailureReason
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.summary import Summary, summarize
 from heldout.report.card_rows import CardRow, card_rows
@@ -123,11 +123,9 @@ class PolicyView:
         summary = summarize(self.rows.rollout_table(), None, settings, seconds=None)
         return _curve(summary, ks, pass_at, self.style), _curve(summary, ks, pass_power, f"{self.style} power")
 
-    def failures(self) -> list[tuple[str, int]]:
-        """Count the reasons of failed rollouts, the commonest first."""
-        failed = self.rows.table.filter(self.rows.is_failed)
-        reasons = zip(failed["error_boundary"].to_pylist(), failed["error_kind"].to_pylist(), strict=True)
-        return [(f"{boundary}: {kind}", count) for (boundary, kind), count in Counter(reasons).most_common()]
+    def failures(self) -> tuple[FailureReason, ...]:
+        """Return the reasons of failed rollouts, the commonest first."""
+        return self.rows.failures
 
     def slices(self) -> list[tuple[str, list[Slice]]]:
         """Compute results by those dataset columns that divide the prompts into a few slices."""

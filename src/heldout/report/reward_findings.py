@@ -4,25 +4,32 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from heldout.job.hyperparameters import Hyperparameters
-from heldout.metrics.agreement import agreement
+from heldout.metrics.association import within_prompts
 from heldout.metrics.table import Groups
-from heldout.report.finding import Finding, Weight, Wording, counted, finding
-from heldout.report.rollout_rows import BoolArray, FloatArray, RolloutRows
+from heldout.report.finding import Finding, Weight, Wording, counted, finding, predicts_failure
+from heldout.report.rollout_rows import BoolArray, FloatArray, IntArray, RolloutRows
 
 _MANY_FAILURES = 0.05
 """Warn from this share of failed rollouts on: more can move a rate by as much as its interval."""
-_MANY_FLAT_GROUPS = 0.25
-"""Share of groups without a learning signal from which training on such prompts would waste a good part of its rollouts."""
-_CLEAR_CORRELATION = 0.2
+_NEARLY_ALL_FLAT = 0.9
+_LEAST_GROUP = 4
+_LEAST_FLAT = 20
+"""Groups without a learning signal are named where nearly all groups are: with easy and impossible prompts, many are in any run.
+In smaller groups chance alone makes equal rewards."""
+_CLEAR_ASSOCIATION = 0.2
 _SURE = 0.99
-"""Confidence of the interval that must leave out 0: two correlations are looked at in every run, and one false finding in
-fifty runs is few enough."""
+"""Confidence of the interval that must leave out 0. Several associations are looked at in every run."""
 _LEAST_PROMPTS = 10
 """With fewer prompts, too little is known about how they differ to trust an interval."""
+_LOW_RATE, _LIKENESS = 0.1, 0.3
+"""A run of one outcome is surprising if a policy that succeeds this often, on prompts whose rollouts correlate this much, would
+show both outcomes in 19 of 20 runs."""
+_RARE = 0.05
+_SHORT_RATE = 0.2
+"""The same for rewards that never reach the threshold: with partial credit, a lower rate would be a different finding."""
 _LIMIT_PILE = 2.0
 """A limit on turns shows as a pile at the highest number: so many times as many rollouts as at the number below."""
 _MANY_AT_LIMIT = 0.05
@@ -81,18 +88,20 @@ _FORM_METRICS = ("format", "format_ok", "format_reward", "correct_format", "well
 _FORMAT_ERRORS = r"JSONDecodeError|ValidationError|\bpars(e|ing)|\bmalformed|\b(bad|wrong|invalid) format"
 
 
-def reward_findings(rows: RolloutRows, errors: Any, parameters: Hyperparameters) -> Iterator[Finding]:
-    """Find everything that the rollout columns show. errors: the `error` column, a message or null each."""
+def reward_findings(rows: RolloutRows, parameters: Hyperparameters) -> Iterator[Finding]:
+    """Find everything that the rollout columns show."""
     yield from _failures(rows)
     yield from _flagged(rows)
     yield from _greedy(rows, parameters)
     yield from _no_variance(rows)
-    yield from _unsolved_prompts(rows)
-    yield from _reward_and(rows, rows.response_tokens, "reward_and_length", "response tokens")
-    yield from _reward_and(rows, rows.turns.astype(np.float64), "reward_and_turns", "turns")
+    yield from _no_success(rows)
+    yield from _threshold_unreached(rows, parameters)
+    yield from _failing_prompts(rows)
+    yield from _rewards_length(rows, rows.response_tokens, "reward_and_length", "response tokens", alike=rows.turns)
+    yield from _rewards_length(rows, rows.turns.astype(np.float64), "reward_and_turns", "turns")
     yield from _turn_limit(rows)
     yield from _completion(rows)
-    yield from _format_failures(rows, errors)
+    yield from _format_failures(rows)
     yield from _flat_groups(rows)
 
 
@@ -100,13 +109,11 @@ def _failures(rows: RolloutRows) -> Iterator[Finding]:
     num_failed = int(rows.is_failed.sum())
     if num_failed == 0 or num_failed < _MANY_FAILURES * rows.num_rollouts:
         return
-    failed = rows.table.filter(pa.array(rows.is_failed))
-    reasons = failed.group_by(["error_boundary", "error_kind"]).aggregate([([], "count_all")]).to_pylist()
-    reasons.sort(key=lambda row: -row["count_all"])
-    named = ", ".join(f"{r['error_boundary']}: {r['error_kind']} ({r['count_all']})" for r in reasons[:3])
-    wording = Wording(
-        "failures", "look at what they printed and raised: heldout show RUN --trajectory ID", Weight.DOUBT
-    )
+    reasons = rows.failures
+    named = "; ".join(map(str, reasons[:3]))
+    hint = next((reason.hint for reason in reasons if reason.hint), "")
+    advice = "look at what they printed and raised: heldout show RUN --trajectory ID"
+    wording = Wording("failures", f"{hint}; {advice}" if hint else advice, Weight.DOUBT)
     seen = f"{counted(num_failed, rows.num_rollouts)} failed for good: {named}"
     yield finding(wording, seen, rows, rows.is_failed)
 
@@ -134,7 +141,7 @@ def _greedy(rows: RolloutRows, parameters: Hyperparameters) -> Iterator[Finding]
 
 def _no_variance(rows: RolloutRows) -> Iterator[Finding]:
     rewards = rows.reward[rows.is_scored]
-    if len(rewards) > 1 and np.ptp(rewards) == 0:
+    if len(rewards) > 1 and np.ptp(rewards) == 0 and _is_telling(rows):
         wording = Wording(
             "no_variance",
             "such a run cannot tell policies apart: check the reward, or choose harder (or easier) prompts",
@@ -149,16 +156,16 @@ def _flat_groups(rows: RolloutRows) -> Iterator[Finding]:
     rewards = rows.rewards_or_zero
     groups = Groups.of(rows.prompt_index)
     sizes = groups.count()
-    several = sizes > 1
+    several = sizes >= _LEAST_GROUP
     is_flat = several & (groups.maximum(rewards) == groups.minimum(rewards))
-    if not several.any() or is_flat.sum() < _MANY_FLAT_GROUPS * several.sum() or np.ptp(rewards) == 0:
+    if several.sum() < _LEAST_FLAT or is_flat.sum() < _NEARLY_ALL_FLAT * several.sum() or np.ptp(rewards) == 0:
         return
     solved = groups.count(rows.is_success) == sizes
     named = f"{int((is_flat & solved).sum()):,} always succeed, {int((is_flat & ~solved).sum()):,} do not"
     wording = Wording(
         "flat_groups",
-        "such prompts give no learning signal: for training choose prompts that succeed now and then, raise the "
-        "temperature, or give partial credit",
+        "further rollouts of such prompts say little: to evaluate, play more prompts instead; to train, choose prompts that "
+        "succeed now and then, raise the temperature, or give partial credit",
         Weight.NOTE,
     )
     seen = (
@@ -167,52 +174,101 @@ def _flat_groups(rows: RolloutRows) -> Iterator[Finding]:
     yield finding(wording, seen, rows, is_flat[groups.of_row])
 
 
-def _unsolved_prompts(rows: RolloutRows) -> Iterator[Finding]:
-    groups = Groups.of(rows.prompt_index)
-    unsolved = groups.count(rows.is_success) == 0
-    if not unsolved.any() or unsolved.mean() < _WORTH_TELLING:
+def _no_success(rows: RolloutRows) -> Iterator[Finding]:
+    """Find a run in which nothing succeeds though it is large enough to show it."""
+    if (
+        not rows.is_scored.any()
+        or rows.is_success.any()
+        or rows.reward[rows.is_scored].max() > 0
+        or not _is_telling(rows)
+    ):
         return
-    mask = unsolved[groups.of_row]
     first_of_prompt = np.zeros(rows.num_rollouts, dtype=np.bool_)
     first_of_prompt[np.unique(rows.prompt_index, return_index=True)[1]] = True
     wording = Wording(
         "complete_failure",
-        "open one of each: a wrong environment or reward looks the same as a policy that cannot do it",
-        Weight.DOUBT if unsolved.all() else Weight.PATTERN,
+        "open one of each prompt: a wrong environment or reward looks the same as a policy that cannot do it",
+        Weight.DOUBT,
     )
-    what = "no rollout succeeded" if unsolved.all() else "no rollout of the prompt succeeded"
-    seen = f"{counted(int(unsolved.sum()), groups.num_prompts, 'prompts')} failed completely: {what}"
-    shown = finding(wording, seen, rows, mask & first_of_prompt)
-    yield Finding(shown.kind, shown.seen, shown.advice, int(mask.sum()), shown.trajectory_ids, shown.weight)
+    seen = f"no rollout succeeded: 0 of {rows.num_rollouts:,} on {len(np.unique(rows.prompt_index)):,} prompts"
+    shown = finding(wording, seen, rows, first_of_prompt)
+    yield Finding(shown.kind, shown.seen, shown.advice, rows.num_rollouts, shown.trajectory_ids, shown.weight)
 
 
-def _reward_and(rows: RolloutRows, values: FloatArray, kind: str, what: str) -> Iterator[Finding]:
+def _threshold_unreached(rows: RolloutRows, parameters: Hyperparameters) -> Iterator[Finding]:
+    """Find rewards that stop short of the threshold everywhere: a reward of another scale, or one of partial credit only."""
+    rewards = rows.reward[rows.is_scored]
+    if not len(rewards) or rows.is_success.any() or rewards.max() <= 0 or not _is_telling(rows, _SHORT_RATE):
+        return
+    threshold = parameters.success_threshold
+    at_best = rows.is_scored & (rows.reward == rewards.max())
+    wording = Wording(
+        "threshold_unreached",
+        f"if less is a success in your environment, evaluate with -H success_threshold={rewards.max():g} or lower",
+        Weight.DOUBT,
+    )
+    seen = f"no reward reaches success_threshold {threshold:g}: the {len(rewards):,} rewards end at {rewards.max():g}"
+    yield finding(wording, seen, rows, at_best)
+
+
+def _failing_prompts(rows: RolloutRows) -> Iterator[Finding]:
+    """Find prompts all of whose rollouts failed for good, where chance would not do that."""
+    groups = Groups.of(rows.prompt_index)
+    failed, sizes = groups.count(rows.is_failed), groups.count()
+    is_lost = (failed == sizes) & (sizes > 1)
+    if not is_lost.any() or is_lost.all():
+        return
+    # As if failures fell on rollouts at random, with one more of them: Poisson's chance of at least one such prompt.
+    share = (failed.sum() - failed[is_lost].sum() + 1) / (sizes.sum() + 1)
+    if 1 - np.exp(-float((share ** sizes[sizes > 1]).sum())) > _RARE:
+        return
+    mask = is_lost[groups.of_row]
+    wording = Wording(
+        "failing_prompts",
+        "open one of each: something about these prompts breaks the agent or the environment, not the policy",
+        Weight.DOUBT,
+    )
+    seen = f"{counted(int(is_lost.sum()), groups.num_prompts, 'prompts')} failed for good in every rollout"
+    yield finding(wording, seen, rows, mask)
+
+
+def _is_telling(rows: RolloutRows, rate: float = _LOW_RATE) -> bool:
+    """Whether a run of this size would show both outcomes for this success rate or 1 minus it: a beta-binomial."""
+    a, b = (mean * (1 / _LIKENESS - 1) for mean in (rate, 1 - rate))
+    sizes = Groups.of(rows.prompt_index).count()
+    drawn = np.arange(int(sizes.max(initial=0)))
+    log_none = np.concatenate([[0.0], np.cumsum(np.log((b + drawn) / (a + b + drawn)))])
+    return float(log_none[sizes].sum()) <= float(np.log(_RARE))
+
+
+def _rewards_length(
+    rows: RolloutRows, values: FloatArray, kind: str, what: str, *, alike: IntArray | None = None
+) -> Iterator[Finding]:
+    """Find a reward that rises with length among rollouts of the same prompt. That it falls is no finding: an agent that stops
+    when it succeeds, and a model that reasons longer where it is lost, do that in any sound run."""
     known = rows.is_scored & ~np.isnan(values)
-    prompts = rows.prompt_index[known]
-    num_prompts = len(np.unique(prompts))
-    if num_prompts < _LEAST_PROMPTS:
-        return
-    compared = agreement(
-        rows.reward[known], values[known], prompts, reward_threshold=0, score_threshold=0, confidence=_SURE
+    found = within_prompts(
+        rows.reward[known],
+        values[known],
+        rows.prompt_index[known],
+        confidence=_SURE,
+        least_prompts=_LEAST_PROMPTS,
+        alike=None if alike is None else alike[known],
     )
-    value, interval = compared.rank_correlation, compared.rank_interval
-    if interval is None or abs(value) < _CLEAR_CORRELATION or interval[0] <= 0 <= interval[1]:
+    if found is None or found.gamma < _CLEAR_ASSOCIATION or found.interval[0] <= 0:
         return
-    advice = (
-        "check that the reward does not pay for length itself: open the longest ones"
-        if value > 0
-        else "the longest ones may be lost or cut: open them, and look at the token and turn limits"
-    )
+    advice = "check that the reward does not pay for length itself: open the longest ones"
+    like = "" if alike is None else " and as many turns"
     seen = (
-        f"reward {'rises' if value > 0 else 'falls'} with {what}: rank correlation {value:+.2f} "
-        f"[{interval[0]:+.2f}, {interval[1]:+.2f}] over {int(known.sum()):,} rollouts of {num_prompts:,} prompts "
-        f"(p < {1 - _SURE:.2g})"
+        f"reward rises with {what} among rollouts of the same prompt{like}: gamma {found.gamma:+.2f} "
+        f"[{found.interval[0]:+.2f}, {found.interval[1]:+.2f}] on {found.num_prompts:,} prompts (p < {1 - _SURE:.2g})"
     )
     longest = np.flatnonzero(known)[np.argsort(-values[known], kind="stable")[:5]]
     yield Finding(kind, seen, advice, int(known.sum()), rows.ids_at(longest), Weight.NOTE)
 
 
 def _turn_limit(rows: RolloutRows) -> Iterator[Finding]:
+    """Find a pile at the highest number of turns whose rollouts succeed less often than others of the same prompt."""
     counts = np.bincount(rows.turns)
     limit = len(counts) - 1
     if limit < 2 or np.count_nonzero(counts) < 2:
@@ -220,9 +276,12 @@ def _turn_limit(rows: RolloutRows) -> Iterator[Finding]:
     at_limit = rows.turns == limit
     if counts[limit] < _LIMIT_PILE * counts[limit - 1] or at_limit.mean() < _MANY_AT_LIMIT:
         return
+    if not predicts_failure(rows, at_limit):
+        return
     wording = Wording(
         "turn_limit",
-        "if that is the agent's limit, raise it and see whether they succeed; if they loop, it only costs tokens",
+        "if the agent stops there, play some with a higher limit: if they then succeed it is too low, if they loop it only "
+        "saves tokens",
         Weight.PATTERN,
     )
     seen = (
@@ -240,10 +299,10 @@ def _completion(rows: RolloutRows) -> Iterator[Finding]:
     is_completed = known & (rows.metrics[name] > 0)
     total = int(known.sum())
     wrong = is_completed & ~rows.is_success
-    if wrong.any() and wrong.mean() >= _WORTH_TELLING:
+    if wrong.any() and wrong.mean() >= _WORTH_TELLING and predicts_failure(rows, is_completed, known):
         wording = Wording(
             "completed_not_correct",
-            "it finishes and believes it is done: check what ends a rollout, and whether the reward is too strict",
+            "rollouts that it calls done succeed less often: check what ends a rollout, and whether the reward is too strict",
             Weight.PATTERN,
         )
         yield finding(
@@ -260,14 +319,14 @@ def _completion(rows: RolloutRows) -> Iterator[Finding]:
         yield finding(wording, seen, rows, unfinished)
 
 
-def _format_failures(rows: RolloutRows, errors: Any) -> Iterator[Finding]:
+def _format_failures(rows: RolloutRows) -> Iterator[Finding]:
     masks: dict[str, BoolArray] = {}
     for name, values in rows.metrics.items():
         if any(word in name.lower() for word in _FAULT_WORDS):
             masks[name] = np.nan_to_num(values) > 0
         elif name.lower() in _FORM_METRICS:
             masks[name] = np.nan_to_num(values, nan=1.0) < 1
-    unreadable: Any = pc.match_substring_regex(errors, _FORMAT_ERRORS, ignore_case=True)
+    unreadable: Any = pc.match_substring_regex(rows.table["error"], _FORMAT_ERRORS, ignore_case=True)
     masks["error"] = np.asarray(unreadable.fill_null(False).to_numpy(), dtype=np.bool_) & rows.is_failed
     bad = np.logical_or.reduce(list(masks.values()))
     if bad.any() and bad.mean() >= _WORTH_TELLING:

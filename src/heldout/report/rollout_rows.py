@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from heldout.metrics.failures import FailureReason
 from heldout.metrics.table import BoolArray, FloatArray, IntArray, RolloutTable
+from heldout.runs.tables import failure_reasons
 
 __all__ = ["BoolArray", "FloatArray", "IntArray", "RolloutRows"]
 
@@ -27,6 +29,7 @@ _COLUMNS = [
     "seconds",
     "error_boundary",
     "error_kind",
+    "error",
     "flags",
 ]
 
@@ -51,7 +54,7 @@ class RolloutRows:
     metrics: dict[str, FloatArray]
     """The agent's metrics by name; NaN where a rollout has none."""
     table: pa.Table
-    """The columns with text: `trajectory_id`, `error_boundary`, `error_kind`, `flags`."""
+    """The columns with text: `trajectory_id`, `status`, `error_boundary`, `error_kind`, `error`, `flags`."""
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -70,7 +73,7 @@ class RolloutRows:
             response_tokens=_floats(table["response_tokens"]),
             seconds=_floats(table["seconds"]),
             metrics=_metrics(table),
-            table=table.select(["trajectory_id", "error_boundary", "error_kind", "flags"]),
+            table=table.select(["trajectory_id", "status", "error_boundary", "error_kind", "error", "flags"]),
         )
 
     @property
@@ -80,6 +83,11 @@ class RolloutRows:
     @property
     def is_scored(self) -> BoolArray:
         return ~self.is_failed
+
+    @property
+    def failures(self) -> tuple[FailureReason, ...]:
+        """Return the reasons of failed rollouts, the commonest first."""
+        return failure_reasons(self.table)
 
     @property
     def rewards_or_zero(self) -> FloatArray:

@@ -6,6 +6,7 @@ import numpy as np
 from markupsafe import Markup
 
 from heldout.metrics.catalog import MEAN_REWARD, RESPONSE_TOKENS, SUCCESS_RATE, TURNS, pass_at, pass_power
+from heldout.metrics.failures import FailureReason
 from heldout.metrics.table import FloatArray, Groups
 from heldout.report.charts import Series, histogram, interval_bar, pass_curves, rate_bars, share_bar
 from heldout.report.finding import Weight
@@ -59,16 +60,26 @@ def section(view: PolicyView, disagreements: list[tuple[str, str]]) -> PolicySec
         ],
         failures=[
             Row(
-                (visible(reason), f"{count:,}", percent(count / view.rows.num_rollouts)),
-                share_bar(count / view.rows.num_rollouts, "failed"),
+                (_reason(reason), f"{reason.count:,}", percent(reason.count / view.rows.num_rollouts)),
+                share_bar(reason.count / view.rows.num_rollouts, "failed"),
+                visible(reason.hint),
             )
-            for reason, count in view.failures()
+            for reason in view.failures()
         ],
         slices=[(column, [_slice_row(part, view.style) for part in parts]) for column, parts in view.slices()],
         rescorings=_rescorings(view),
         metrics=_metric_rows(view),
         reading=reading,
     )
+
+
+def _reason(reason: FailureReason) -> str:
+    """`agent: raised; 3 of 4: KeyError: 'answer'`."""
+    kind = f"{reason.boundary}: {reason.kind}"
+    if not reason.message:
+        return visible(kind)
+    share = "all" if reason.count == reason.message_count else f"{reason.message_count:,} of {reason.count:,}"
+    return visible(f"{kind}; {share}: {reason.message}")
 
 
 def charts(views: Sequence[PolicyView]) -> list[Chart]:

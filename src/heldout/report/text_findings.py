@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from heldout.job.json_values import read_json
 from heldout.job.records import ANSWERED
-from heldout.report.finding import Finding, Weight, Wording, counted, finding
+from heldout.report.finding import Finding, Weight, Wording, counted, finding, predicts_failure
 from heldout.report.message_text import Reply, form, is_alike, stated_answer
 from heldout.report.rollout_rows import BoolArray, RolloutRows
 
@@ -59,6 +59,8 @@ class _Pattern:
     only_failures: bool
     """Whether it matters only where the rollout did not succeed."""
     what: str
+    is_habit: bool = False
+    """Whether sound replies have it too, so that it counts only where it goes with failure."""
 
 
 _PATTERNS = (
@@ -91,16 +93,18 @@ _PATTERNS = (
         lambda seen: seen.is_inconsistent,
         True,
         "change the form of their replies in the middle, or state different answers, and do not succeed",
+        is_habit=True,
     ),
     _Pattern(
         Wording(
             "confident_and_wrong",
-            "read them for a reward that is too strict; else have the policy check its answer before it ends",
+            "certainty goes with failure here: read them for a reward that is too strict, else have the policy check its answer",
             Weight.PATTERN,
         ),
         lambda seen: seen.is_confident,
         True,
         "end by stating their result with certainty, and do not succeed",
+        is_habit=True,
     ),
     _Pattern(
         Wording(
@@ -124,11 +128,15 @@ def text_findings(folder: Path, rows: RolloutRows, *, sample_turns: int = SAMPLE
     if not seen:
         return
     total = len(seen)
+    is_read = np.zeros(rows.num_rollouts, dtype=np.bool_)
+    is_read[places] = True
     with_turns = int((rows.turns > 0).sum())
     sample = "" if total >= with_turns else f" (in a sample of {total:,} of {with_turns:,})"
     for pattern in _PATTERNS:
         mask = np.zeros(rows.num_rollouts, dtype=np.bool_)
         mask[places[np.array([pattern.is_in(one) for one in seen], dtype=np.bool_)]] = True
+        if pattern.is_habit and not predicts_failure(rows, mask, is_read):
+            continue
         if pattern.only_failures:
             mask &= ~rows.is_success
         if mask.any() and mask.sum() >= _WORTH_TELLING * total:
