@@ -12,12 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from heldout.backends.local.job import play_rollouts
 from heldout.errors import RunError, StorageError
 from heldout.job.records import Attempt, Boundary, Failure, Turn
-from heldout.runs.journal import Journal, Place, decode, encode, read, segments
+from heldout.policies.scripted import ScriptedServer
+from heldout.rollouts.context import PlayContext
+from heldout.runs.journal import DamagedLine, Journal, Place, decode, drop_damaged, encode, read, segments
 from heldout.runs.journal_index import JournalIndex
+from heldout.runs.run import Run
 from heldout.runs.tables import write_tables
-from tests.support.jobs import new_run
+from tests.support.jobs import new_run, rows
 
 _TEXT = st.text(max_size=20)
 _COUNTS = st.none() | st.integers(0, 10_000)
@@ -109,22 +113,105 @@ def test_a_crash_in_the_middle_of_a_line_loses_that_line_alone(
     assert [line.attempt.prompt_index for line in read(folder)] == [*range(keep), 9]
 
 
-async def test_damaged_lines_after_a_power_cut_are_skipped_and_dropped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tail", [b'{"prompt":2,"roll', bytes(64), bytes(64) + b'"seconds":0.0}\n'])
+async def test_a_last_line_that_a_power_cut_left_incomplete_is_skipped_and_dropped(tmp_path: Path, tail: bytes) -> None:
     await _append(tmp_path, [_attempt(n) for n in range(2)])
     with segments(tmp_path)[0].open("ab") as file:
-        file.write(
-            bytes(64) + b'"seconds":0.0}\n' + encode(_attempt(2))
-        )  # the blocks in between never reached the disk
+        file.write(tail)
     assert [line.attempt.prompt_index for line in read(tmp_path)] == [0, 1]
     await _append(tmp_path, [_attempt(9)])
     assert [line.attempt.prompt_index for line in read(tmp_path)] == [0, 1, 9]
 
 
-async def test_a_line_in_the_middle_that_cannot_be_read_is_an_error_and_not_the_end(tmp_path: Path) -> None:
-    for name in ("000001.jsonl", "000002.jsonl"):
-        (tmp_path / name).write_bytes(b"not json\n" + encode(_attempt(0)))
-    with pytest.raises(RunError, match=r"000001\.jsonl is damaged at byte 0; copy the whole folder again"):
+async def test_an_incomplete_line_longer_than_a_block_is_dropped_alone(tmp_path: Path) -> None:
+    await _append(tmp_path, [_attempt(0, "x" * 300_000), _attempt(1, "y" * 300_000)])
+    segment = segments(tmp_path)[0]
+    os.truncate(segment, segment.stat().st_size - 1)
+    await _append(tmp_path, [_attempt(2)])
+    assert [line.attempt.prompt_index for line in read(tmp_path)] == [0, 2]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_changed_byte_is_noticed_wherever_it_is_and_costs_its_line_alone(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("run") / "journal"
+    asyncio.run(_append(folder, [_attempt(n) for n in range(4)]))
+    segment = segments(folder)[0]
+    lines = segment.read_bytes().splitlines(keepends=True)
+    number = data.draw(st.integers(0, 3), "line")
+    position = data.draw(st.integers(0, len(lines[number]) - 2), "byte")
+    other = data.draw(st.integers(1, 255).filter(lambda byte: byte not in (lines[number][position], 10)), "value")
+    changed = bytearray(lines[number])
+    changed[position] = other
+    segment.write_bytes(b"".join([*lines[:number], bytes(changed), *lines[number + 1 :]]))
+    with pytest.raises(DamagedLine) as found:
+        list(read(folder))
+    place = Place(segment, sum(map(len, lines[:number])))
+    assert found.value.place == place
+    assert str(found.value).startswith(f"{segment} is damaged at byte {place.offset} (")
+    assert f"heldout resume {folder.parent} --drop-damaged" in str(found.value)
+    assert [one.place for one in drop_damaged(folder)] == [place]
+    assert [line.attempt.prompt_index for line in read(folder)] == [n for n in range(4) if n != number]
+
+
+async def test_a_changed_digit_of_a_reward_is_damage_that_names_its_rollout(tmp_path: Path) -> None:
+    await _append(tmp_path / "journal", [_attempt(n) for n in range(3)])
+    segment = segments(tmp_path / "journal")[0]
+    lines = segment.read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b'"rewards":[1.0]', b'"rewards":[0.0]')
+    segment.write_bytes(b"".join(lines))
+    with pytest.raises(RunError, match=rf"000001\.jsonl is damaged at byte {len(lines[0])} \(prompt 1, rollout 0\)"):
+        JournalIndex.of(tmp_path / "journal", group_size=1)
+
+
+async def test_a_damaged_key_is_an_error_in_one_line(tmp_path: Path) -> None:
+    await _append(tmp_path, [_attempt(n) for n in range(2)])
+    segment = segments(tmp_path)[0]
+    segment.write_bytes(segment.read_bytes().replace(b'"rewards"', b'"rexards"', 1))
+    with pytest.raises(RunError, match=r"is damaged at byte 0 \(prompt 0, rollout 0\); copy the whole folder again"):
         list(read(tmp_path))
+
+
+async def test_an_incomplete_line_that_is_not_the_last_is_damage(tmp_path: Path) -> None:
+    for name, line in (("000001-a.jsonl", encode(_attempt(0))[:-20]), ("000002-b.jsonl", encode(_attempt(1)))):
+        (tmp_path / name).write_bytes(line)
+    with pytest.raises(RunError, match=r"000001-a\.jsonl is damaged at byte 0"):
+        list(read(tmp_path))
+
+
+async def test_a_resume_drops_damaged_lines_when_asked_and_plays_their_rollouts_again(tmp_path: Path) -> None:
+    notes: list[str] = []
+    async with ScriptedServer() as server:
+        run = new_run(tmp_path, server.url, ["1", "0.5", "0"])
+        await _append(run.journal_folder, [_attempt(n) for n in range(3)])
+        segment = segments(run.journal_folder)[0]
+        segment.write_bytes(segment.read_bytes().replace(b'"id":"t1"', b'"id":"t7"'))
+        with pytest.raises(RunError, match=r"\(prompt 1, rollout 0\); copy the whole folder again"):
+            await play_rollouts(Run.open(run.folder), PlayContext())
+        assert server.num_calls == 0
+        await play_rollouts(Run.open(run.folder), PlayContext(drop_damaged=True, note=notes.append))
+        assert server.num_calls == 1
+    assert notes[0].startswith("dropped the damaged line at byte")
+    assert [row["prompt_index"] for row in rows(run)] == [0, 1, 2]
+
+
+async def test_an_error_of_any_kind_reaches_each_attempt_that_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path)
+    journal.open()
+
+    def fail(*_: object) -> int:
+        raise RuntimeError("no more threads")
+
+    monkeypatch.setattr("os.write", fail)
+    appending = [journal.append(_attempt(n)) for n in range(3)]
+    results = await asyncio.wait_for(asyncio.gather(*appending, return_exceptions=True), 30)
+    assert all("RuntimeError('no more threads')" in str(result) for result in results)
+    monkeypatch.undo()
+    await journal.close()
 
 
 async def test_a_new_writer_goes_on_where_the_last_one_stopped(tmp_path: Path) -> None:
@@ -205,10 +292,9 @@ def test_the_index_knows_finished_rollouts_and_counts_attempts(
     assert index.metric_names == tuple(sorted({name for one in tries for name, _ in one.metrics}))
 
 
-async def test_a_segment_that_is_large_enough_is_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_segment_that_is_large_enough_is_sealed(tmp_path: Path) -> None:
     line = encode(_attempt(0))
-    monkeypatch.setattr("heldout.runs.journal.SEGMENT_BYTES", 2 * len(line))
-    journal = Journal(tmp_path)
+    journal = Journal(tmp_path, segment_bytes=2 * len(line))
     journal.open()
     for _ in range(5):
         await journal.append(_attempt(0))

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import errno
 import re
 import sys
@@ -194,6 +195,9 @@ def resume(
         int | None, typer.Option(help="Seconds after which this start begins nothing new; default: as evaluated.")
     ] = None,
     allow_changes: AllowChangesOption = False,
+    drop_damaged: Annotated[
+        bool, typer.Option("--drop-damaged", help="Drop damaged journal lines and play their rollouts again.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Resume an evaluation that was interrupted, stopped or failed. Finished rollouts are kept."""
@@ -203,7 +207,7 @@ def resume(
             f"evaluation {run} was not started on this machine, and managed jobs cannot be resumed, only started again"
         )
     place = locate(run)
-    context = _terminal_context(seconds)
+    context = dataclasses.replace(_terminal_context(seconds), drop_damaged=drop_damaged)
     resumed: Evaluation | Run
     if Evaluation.is_known(place):
         resumed = evaluation = Evaluation.open(place)

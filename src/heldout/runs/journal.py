@@ -1,12 +1,18 @@
 """The journal of a running job: an append-only log in which every line is one ended attempt.
 
-`append` returns when its line is on disk; one fdatasync serves all lines that wait. Opening the journal drops a line that a crash
-cut short. Lines go to numbered segments, so that a sealed segment can be copied while the next one is written. In a run that
-several machines resume, segments also carry their writer's name, and a writer appends only to its own.
+`append` returns when its line is on disk; one fdatasync serves all lines that wait. Each line is a JSON object whose first field
+is the CRC-32 of the bytes after that field, so a changed byte is noticed. A crash may cut the last line short; opening the
+journal drops it. Damage anywhere else is an error that names the line, and `drop_damaged` removes that line alone.
+
+Lines go to numbered segments, so that a sealed segment can be copied while the next one is written. In a run that several
+machines resume, segments also carry their writer's name, and a writer appends only to its own.
 """
 
 import asyncio
+import contextlib
 import os
+import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +20,19 @@ from typing import Any
 
 import orjson
 
+from heldout.background import start_task
 from heldout.errors import RunError, StorageError
 from heldout.job.json_values import read_json, stored_json
 from heldout.job.records import Attempt, Boundary, Failure, Turn, turn_json
-from heldout.storage.local import synchronise_folder
+from heldout.storage.local import open_atomic, synchronise_folder
 
 SEGMENT_BYTES = 64 * 1024 * 1024
 """Large enough that a million rollouts make some hundred files, small enough to copy as one piece."""
+_CHECKED = b'{"crc32":"'
+_HEAD_BYTES = len(b'{"crc32":"00000000",')
+"""Bytes of a line before those that its checksum covers."""
+_TAIL_BYTES = 64 * 1024
+_ROLLOUT = re.compile(rb'"prompt":(\d+),"rollout":(\d+)')
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +43,34 @@ class Place:
     offset: int
 
 
+class DamagedLine(RunError):
+    """A line of a journal whose bytes are not those that were written."""
+
+    def __init__(self, line: bytes, place: Place) -> None:
+        self.place = place
+        self._line = line
+        found = _ROLLOUT.search(line)
+        self.rollout = "unknown rollout" if found is None else f"prompt {int(found[1])}, rollout {int(found[2])}"
+        """The rollout as far as the damaged line still names it."""
+        super().__init__(
+            f"{place.segment} is damaged at byte {place.offset} ({self.rollout}); copy the whole folder again, or drop this "
+            f"line and play its rollout again: heldout resume {place.segment.parent.parent} --drop-damaged"
+        )
+
+    def __reduce__(self) -> tuple[type["DamagedLine"], tuple[bytes, Place]]:
+        return DamagedLine, (self._line, self.place)
+
+
 class Journal:
     """The writer of a journal. The run's lock allows one at a time. It belongs to one event loop."""
 
-    def __init__(self, folder: Path, *, writer: str = "") -> None:
-        """writer: letters and digits, unique to this start of the job; existing segments then stay unchanged."""
+    def __init__(self, folder: Path, *, writer: str = "", segment_bytes: int = SEGMENT_BYTES) -> None:
+        """writer: letters and digits, unique to this start of the job; existing segments then stay unchanged.
+
+        segment_bytes: size from which the next segment begins.
+        """
         self._folder = folder
+        self._segment_bytes = segment_bytes
         self._ending = f"-{writer}.jsonl" if writer else ".jsonl"
         self._is_alone = not writer
         self._waiting: list[tuple[bytes, asyncio.Future[None]]] = []
@@ -70,6 +104,9 @@ class Journal:
         if self._flusher is not None:
             await self._flusher
         if self._file is not None:
+            if self._failure is not None:
+                with contextlib.suppress(OSError):  # the next start drops a torn line too
+                    os.ftruncate(self._file, self._size)
             os.close(self._file)
             self._file = None
 
@@ -86,7 +123,7 @@ class Journal:
 
     def _seal(self) -> Path | None:
         self._is_to_be_sealed = False
-        if self._size == 0:
+        if self._size == 0 or self._failure is not None:
             return None
         existing = segments(self._folder)
         try:
@@ -103,7 +140,7 @@ class Journal:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((line, done))
         if self._flusher is None:
-            self._flusher = asyncio.create_task(self._flush())
+            self._flusher = start_task(self._flush(), f"the writer of journal {self._folder}")
         # The line is written even if the caller is cancelled meanwhile.
         await asyncio.shield(done)
 
@@ -112,22 +149,32 @@ class Journal:
             while self._waiting:
                 batch, self._waiting = self._waiting, []
                 await self._write(b"".join(line for line, _ in batch), [done for _, done in batch])
-                if self._is_to_be_sealed or self._size >= SEGMENT_BYTES:
+                if self._is_to_be_sealed or self._size >= self._segment_bytes:
                     self._seal()
         finally:
             self._flusher = None
+            waiting, self._waiting = self._waiting, []  # only after an error: otherwise none waits
+            self._refuse([done for _, done in waiting])
 
     async def _write(self, lines: bytes, waiting: list[asyncio.Future[None]]) -> None:
         if self._failure is None:  # after a failure the last line may lack its end: a line behind it would be lost
             try:
                 await asyncio.get_running_loop().run_in_executor(None, self._write_durably, lines)
-            except OSError as error:
-                self._failure = StorageError(f"cannot write {str(self._folder)!r}: {error.strerror or error}")
+            except Exception as error:  # noqa: BLE001  # whatever it is, those who wait must learn it
+                reason = (error.strerror or error) if isinstance(error, OSError) else repr(error)
+                self._failure = StorageError(f"cannot write {str(self._folder)!r}: {reason}")
+        if self._failure is not None:
+            self._refuse(waiting)
+            return
         for done in waiting:
-            if self._failure is not None:
-                done.set_exception(self._failure)
-            else:
+            if not done.done():
                 done.set_result(None)
+
+    def _refuse(self, waiting: list[asyncio.Future[None]]) -> None:
+        failure = self._failure or StorageError(f"the writer of {str(self._folder)!r} has ended")
+        for done in waiting:
+            if not done.done():
+                done.set_exception(failure)
 
     def _write_durably(self, lines: bytes) -> None:
         assert self._file is not None  # `close` waits for the write under way
@@ -157,26 +204,42 @@ def segments(folder: Path) -> list[Path]:
 
 def drop_torn_tail(segment: Path) -> None:
     """Removes the incomplete last line that a crash left in a segment without a writer."""
-    good = 0
-    with segment.open("rb") as file:
-        for line in file:
-            if not _is_whole(line):
-                break
-            good += len(line)
-    if good < segment.stat().st_size:
-        with segment.open("r+b") as file:
-            file.truncate(good)
+    size = segment.stat().st_size
+    start = _last_line(segment, size)
+    with segment.open("r+b") as file:
+        file.seek(start)
+        if start < size and _is_torn(file.read()):
+            file.truncate(start)
             os.fsync(file.fileno())
 
 
-def _is_whole(line: bytes) -> bool:
-    if not line.endswith(b"\n"):
+def _last_line(segment: Path, size: int) -> int:
+    """Offset of the last line."""
+    with segment.open("rb") as file:
+        end = max(0, size - 1)  # before the newline that ends it
+        while end > 0:
+            start = max(0, end - _TAIL_BYTES)
+            file.seek(start)
+            if (newline := file.read(end - start).rfind(b"\n")) >= 0:
+                return start + newline + 1
+            end = start
+    return 0
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a crash cut the line short: it has no end, or blocks of it never reached the disk."""
+    return not line.endswith(b"\n") or (b"\0" in line and not is_intact(line))
+
+
+def is_intact(line: bytes) -> bool:
+    """Whether a line has its end and the checksum of its bytes."""
+    if not (line.startswith(_CHECKED) and line.endswith(b"\n")):
         return False
-    try:
-        read_json(line)
-    except (ValueError, RecursionError):
-        return False
-    return True
+    return line[len(_CHECKED) : _HEAD_BYTES - 2] == _checksum(memoryview(line)[_HEAD_BYTES:])
+
+
+def _checksum(rest: bytes | memoryview) -> bytes:
+    return b"%08x" % zlib.crc32(rest)
 
 
 def encode(attempt: Attempt, *, is_amendment: bool = False) -> bytes:
@@ -200,7 +263,8 @@ def encode(attempt: Attempt, *, is_amendment: bool = False) -> bytes:
         "returned": orjson.Fragment(attempt.returned or b"{}"),
         "turns": () if is_amendment else [_encoded_turn(turn) for turn in attempt.turns],
     }
-    return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
+    rest = orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)[1:]
+    return b'%s%s",%s' % (_CHECKED, _checksum(rest), rest)
 
 
 def _encoded_turn(turn: Turn) -> list[Any]:
@@ -231,7 +295,19 @@ class Line:
 
 
 def decode(line: bytes, place: Place, *, with_turns: bool = True) -> Line:
-    """Decodes a journal line; with_turns: whether to decode the attempt's turns."""
+    """Decodes a journal line. with_turns: whether to decode the attempt's turns.
+
+    Raises DamagedLine when its checksum is not that of its bytes, or its fields are not those that this version writes.
+    """
+    if not is_intact(line):
+        raise DamagedLine(line, place)
+    try:
+        return _decoded(line, place, with_turns=with_turns)
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise DamagedLine(line, place) from error
+
+
+def _decoded(line: bytes, place: Place, *, with_turns: bool) -> Line:
     record: Any = read_json(line)
     failure = record["failure"]
     turns = record["turns"] if with_turns else ()
@@ -276,22 +352,42 @@ def _decoded_turn(index: int, turn: list[Any]) -> Turn:
 
 
 def read(folder: Path, *, with_turns: bool = True) -> Iterator[Line]:
-    """Yields every whole line, the oldest first, one in memory at a time; a writer may append meanwhile.
+    """Yields every line, the oldest first, one in memory at a time; a writer may append meanwhile.
 
-    Raises RunError for a damaged line, except in the last segment, where a crash may have cut it short.
+    Raises DamagedLine for a damaged line. The last line of the last segment may be incomplete: it is being written, or a crash
+    cut it short.
     """
     existing = segments(folder)
     for segment in existing:
-        with segment.open("rb") as file:
-            offset = 0
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    found = decode(line, Place(segment, offset), with_turns=with_turns)
-                except ValueError as error:
-                    if segment == existing[-1]:
-                        break
-                    raise RunError(f"{segment} is damaged at byte {offset}; copy the whole folder again") from error
-                yield found
-                offset += len(line)
+        for line, place in _lines(segment):
+            if segment == existing[-1] and not is_intact(line) and _is_last(place, line) and _is_torn(line):
+                return
+            yield decode(line, place, with_turns=with_turns)
+
+
+def drop_damaged(folder: Path) -> list[DamagedLine]:
+    """Removes each damaged line from a journal without a writer, and nothing else. Returns what it removed.
+
+    Raises StorageError when the disk refuses.
+    """
+    dropped: list[DamagedLine] = []
+    for segment in segments(folder):
+        drop_torn_tail(segment)
+        damaged = [DamagedLine(line, place) for line, place in _lines(segment) if not is_intact(line)]
+        if damaged:
+            with open_atomic(segment) as copy:
+                copy.writelines(line for line, _ in _lines(segment) if is_intact(line))
+            dropped += damaged
+    return dropped
+
+
+def _lines(segment: Path) -> Iterator[tuple[bytes, Place]]:
+    with segment.open("rb") as file:
+        offset = 0
+        for line in file:
+            yield line, Place(segment, offset)
+            offset += len(line)
+
+
+def _is_last(place: Place, line: bytes) -> bool:
+    return place.offset + len(line) >= place.segment.stat().st_size

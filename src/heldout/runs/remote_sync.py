@@ -21,7 +21,7 @@ import orjson
 from pydantic import ValidationError
 
 from heldout.errors import RunError, StorageError
-from heldout.runs.journal import drop_torn_tail, segments
+from heldout.runs.journal import drop_torn_tail, is_intact, segments
 from heldout.runs.run import JobState, JobStatus, Run, write_whole
 from heldout.storage import Storage, open_atomic
 from heldout.storage.claim import CLAIM_FILE
@@ -227,6 +227,9 @@ def _drop_repeated(journal: Path) -> int:
         is_changed = False
         with path.open("rb") as file:
             for line in file:
+                if not is_intact(line):
+                    kept.append(line)  # the reader names the damage
+                    continue
                 record = orjson.loads(line)
                 rollout, attempt = record["prompt"] << 32 | record["rollout"], hash(record["id"])
                 if finals.get(rollout, attempt) != attempt:

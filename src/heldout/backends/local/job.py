@@ -20,7 +20,7 @@ from heldout.rollouts.attempt import AttemptPlayer, PlayRules
 from heldout.rollouts.card import CardRecorder
 from heldout.rollouts.context import PlayContext
 from heldout.rollouts.engine import Ending, Engine, StopSwitch
-from heldout.runs.journal import Journal
+from heldout.runs.journal import Journal, drop_damaged
 from heldout.runs.remote_mirror import Mirror
 from heldout.runs.run import JobStatus, Run, SecondaryStatus
 from heldout.storage import is_remote
@@ -60,6 +60,11 @@ async def play_rollouts(run: Run, context: PlayContext) -> Ending:
     with run.locked(context.lock):
         if context.mirror is not None:
             await asyncio.to_thread(context.mirror.claim)
+        if context.drop_damaged:
+            for damaged in await asyncio.to_thread(drop_damaged, run.journal_folder):
+                context.note(
+                    f"dropped the damaged line at byte {damaged.place.offset} of {damaged.place.segment.name} ({damaged.rollout})"
+                )
         if run.state.status is JobStatus.COMPLETED:  # without its journal, it would be played from the beginning
             return Ending.FINISHED
         with _status_recorded(run):
