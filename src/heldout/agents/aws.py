@@ -140,12 +140,10 @@ def _result_of(error: "BotoCoreError | ClientError", doing: str, tries: int) -> 
 
     after = "" if tries == 1 else f", {tries} times"
     if isinstance(error, ClientError):
-        code, words = _code(error), error.response.get("Error", {}).get("Message", "")
+        code, text = _code(error), error.response.get("Error", {}).get("Message", "")
         if code == _RUNTIME_ERROR:
-            return InvocationResult(Outcome.RAISED, message=one_line(words or code))
-        return InvocationResult(
-            Outcome.UNREACHABLE, message=one_line(f"{doing}: {code}{after}: {words}{_advice(code)}")
-        )
+            return InvocationResult(Outcome.RAISED, message=one_line(text or code))
+        return InvocationResult(Outcome.UNREACHABLE, message=one_line(f"{doing}: {code}{after}: {text}{_advice(code)}"))
     outcome = Outcome.TIMED_OUT if isinstance(error, ReadTimeoutError) else Outcome.UNREACHABLE
     return InvocationResult(outcome, message=one_line(f"{doing}{after}: {error}"))
 

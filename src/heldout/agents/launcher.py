@@ -117,7 +117,7 @@ class Launcher:
         loop = asyncio.get_running_loop()
         self._numbers = itertools.count()
         self._children: dict[int, Child] = {}
-        self._words = b""
+        self._received = b""
         self.printed = Tail()
         """What it printed while it imported libraries."""
         self.exited: asyncio.Future[int] = loop.create_future()
@@ -131,7 +131,7 @@ class Launcher:
         assert self._process.stdout is not None
         self._channel.setblocking(False)
         os.set_blocking(self._process.stdout.fileno(), False)
-        loop.add_reader(self._channel.fileno(), self._read_words)
+        loop.add_reader(self._channel.fileno(), self._read_messages)
         loop.add_reader(self._process.stdout.fileno(), self._read_printed)
         threading.Thread(target=self._wait, args=(loop,), name="launcher-exit", daemon=True).start()
 
@@ -166,7 +166,7 @@ class Launcher:
     def _on_exit(self, status: int) -> None:
         assert self._process.stdout is not None
         kill_group(self._process.pid)  # the children that it left
-        self._read_words()
+        self._read_messages()
         self._read_printed()
         for fd in (self._channel.fileno(), self._process.stdout.fileno()):
             asyncio.get_running_loop().remove_reader(fd)
@@ -184,22 +184,22 @@ class Launcher:
             kill_group(child.pid)  # the children that it left
         child.on_exit(status)
 
-    def _read_words(self) -> None:
+    def _read_messages(self) -> None:
         try:
             while data := self._channel.recv(_WORDS_BYTES):
-                self._words += data
+                self._received += data
         except BlockingIOError:
             pass
         except ConnectionError:
             asyncio.get_running_loop().remove_reader(self._channel.fileno())
         else:
             asyncio.get_running_loop().remove_reader(self._channel.fileno())
-        *lines, self._words = self._words.split(b"\n")
+        *lines, self._received = self._received.split(b"\n")
         for line in lines:
-            self._hear(json.loads(line))
+            self._handle(json.loads(line))
 
-    def _hear(self, word: Mapping[str, Any]) -> None:
-        match word:
+    def _handle(self, message: Mapping[str, Any]) -> None:
+        match message:
             case {"preloaded": names}:
                 self.preloaded = frozenset(names)
             case {"worker": number, "pid": pid}:

@@ -62,7 +62,7 @@ class WorkerProcess:
         self._stuck: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._frames = FrameReader()
-        self._words = b""
+        self._received = b""
         self._stray = Tail()
         self._num_inside_at_exit = 0
         self._ended_because = ""
@@ -308,7 +308,7 @@ class WorkerProcess:
     def _read_frames(self) -> None:
         for session, piece in self._frames.feed(read_pipe(self._frames_fd)):
             if not session:
-                self._hear(piece)
+                self._handle_messages(piece)
             elif (output := self._playing.get(session)) is not None:
                 output.add(piece)
 
@@ -317,9 +317,9 @@ class WorkerProcess:
         for output in self._playing.values() or (self._stray,):
             output.add(data)
 
-    def _hear(self, piece: bytes) -> None:
-        self._words += piece
-        *lines, self._words = self._words.split(b"\n")
+    def _handle_messages(self, piece: bytes) -> None:
+        self._received += piece
+        *lines, self._received = self._received.split(b"\n")
         for line in lines:
             message = json.loads(line)
             if "loaded" in message:

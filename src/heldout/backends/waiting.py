@@ -43,8 +43,8 @@ class Watcher:
         self._stack = ExitStack()
         self._live: Live | None = None
         self._notebook: Any = None
-        self._said: str | None = None
-        self._said_at = 0.0
+        self._printed: str | None = None
+        self._printed_at = 0.0
         self._last_lines: deque[Text] = deque(maxlen=_NOTEBOOK_LINES)
 
     def __enter__(self) -> Self:
@@ -89,11 +89,11 @@ class Watcher:
         status = self._evaluation.status
         at = status.step_details[-1:]
         key = f"{status.overall_status} {at[0].name if at else ''}"
-        is_due = time.monotonic() - self._said_at >= _LINE_EVERY_SECONDS
-        if key == self._said and not is_due:
+        is_due = time.monotonic() - self._printed_at >= _LINE_EVERY_SECONDS
+        if key == self._printed and not is_due:
             return
         progress = self._evaluation.progress()
-        self._said, self._said_at = key, time.monotonic()
+        self._printed, self._printed_at = key, time.monotonic()
         self._console.print(
             f"{self._evaluation.name}: {key}{': ' + progress.line if progress else ''}",
             highlight=False,

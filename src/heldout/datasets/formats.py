@@ -67,7 +67,7 @@ def read_json(file: BinaryIO) -> Iterator[FormatRow]:
     while (character := text.next_character()) != "]":
         if not is_first:
             if character != ",":
-                raise Malformed(f"line {text.line}: {_seen(character)} where ',' or ']' should follow a row")
+                raise Malformed(f"line {text.line}: {_quoted(character)} where ',' or ']' should follow a row")
             text.skip()
             text.next_character()
         is_first = False
@@ -75,7 +75,7 @@ def read_json(file: BinaryIO) -> Iterator[FormatRow]:
         yield FormatRow(number, _row(text.value(), number))
     text.skip()
     if character := text.next_character():
-        raise Malformed(f"line {text.line}: {_seen(character)} after the end of the array")
+        raise Malformed(f"line {text.line}: {_quoted(character)} after the end of the array")
 
 
 def read_csv(file: BinaryIO) -> Iterator[FormatRow]:
@@ -241,7 +241,7 @@ def _row(value: object, number: int) -> dict[str, object]:
     return value
 
 
-def _seen(character: str) -> str:
+def _quoted(character: str) -> str:
     return repr(character) if character else "the file ends"
 
 

@@ -158,9 +158,9 @@ class EndpointPolicy:
         except OSError as problem:
             raise TryFailed(f"dropped the connection ({_described(problem)})") from problem
         if response.status in _REFUSALS:
-            said = content.decode("utf-8", "replace").replace(self._key or "\0", "***")
+            text = content.decode("utf-8", "replace").replace(self._key or "\0", "***")
             raise TryFailed(
-                f"answers {response.status} {shown(said, 200)}", retry_after=response.headers.get("retry-after")
+                f"answers {response.status} {shown(text, 200)}", retry_after=response.headers.get("retry-after")
             )
         return ModelReply(response.status, _content_type(response), _decoded(content, response, replica.address))
 

@@ -202,11 +202,11 @@ def _plain_choices(reply: Reply, shape: _Shape) -> tuple[bytes, int]:
             message: dict[str, object] = {"role": "assistant", "content": text}
             if reply.tool_calls:
                 message |= {"content": text or None, "tool_calls": _tool_calls(reply, index)}
-            said: dict[str, object] = {"message": message}
+            body: dict[str, object] = {"message": message}
         else:
-            said = {"text": text}
+            body = {"text": text}
         logprobs = _logprobs(reply, shape, choice.tokens)
-        choices.append({"index": index, **said, "logprobs": logprobs, "finish_reason": choice.finish_reason})
+        choices.append({"index": index, **body, "logprobs": logprobs, "finish_reason": choice.finish_reason})
     return orjson.dumps(choices), response_tokens
 
 

@@ -92,10 +92,10 @@ def pass_curves(curves: Sequence[Curve]) -> Markup:
         plot.curve(curve)
     plot.name_curves()
     plot.name_x("k, rollouts of a prompt")
-    said = "; ".join(
+    caption = "; ".join(
         f"{c.name} from {percent(c.values[0])} at k = {c.k[0]} to {percent(c.values[-1])} at {c.k[-1]}" for c in curves
     )
-    return plot.svg(said)
+    return plot.svg(caption)
 
 
 def rate_bars(rates: FloatArray, *, label: str, style: str, names: Sequence[str]) -> Markup:
@@ -161,10 +161,10 @@ def interval_bar(value: float, interval: tuple[float, float] | None, low: float,
         ends = [scale(min(max(end, low), high)) for end in interval]
         parts.append(f'<line class="range {style}" x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="{middle}" y2="{middle}"/>')
     parts.append(f'<circle class="dot {style}" cx="{scale(min(max(value, low), high)):.1f}" cy="{middle}" r="4.5"/>')
-    said = (
+    caption = (
         number(value) if interval is None else f"{number(value)}, from {number(interval[0])} to {number(interval[1])}"
     )
-    return _cell(said, "".join(parts))
+    return _cell(caption, "".join(parts))
 
 
 def share_bar(share: float, style: str) -> Markup:
@@ -183,10 +183,10 @@ def _cell_scale(low: float, high: float) -> Callable[[float], float]:
     return lambda value: margin + (value - low) / span * (_CELL_WIDTH - 2 * margin)
 
 
-def _cell(said: str, inside: str) -> Markup:
+def _cell(caption: str, inside: str) -> Markup:
     return Markup(
-        f'<svg class="cell" viewBox="0 0 {_CELL_WIDTH:.0f} {_CELL_HEIGHT:.0f}" role="img" aria-label="{escape(said)}">'
-        f"<title>{escape(said)}</title>{inside}</svg>"
+        f'<svg class="cell" viewBox="0 0 {_CELL_WIDTH:.0f} {_CELL_HEIGHT:.0f}" role="img" aria-label="{escape(caption)}">'
+        f"<title>{escape(caption)}</title>{inside}</svg>"
     )
 
 
@@ -304,24 +304,24 @@ class _Plot:
     def name_x(self, name: str) -> None:
         self._text((_LEFT + self._width - self._right) / 2, _HEIGHT - 6, name, "middle", "name")
 
-    def bar(self, left: float, width: float, value: float, style: str, said: str) -> None:
+    def bar(self, left: float, width: float, value: float, style: str, caption: str) -> None:
         top, bottom = sorted((self.y(value), self.y(0)))
         if bottom - top < 0.05:
             return
         self._parts.append(
             f'<rect class="fill {style}" x="{left:.1f}" y="{top:.1f}" width="{max(width, 0.6):.2f}" '
-            f'height="{max(bottom - top, 1):.1f}"><title>{escape(said)}</title></rect>'
+            f'height="{max(bottom - top, 1):.1f}"><title>{escape(caption)}</title></rect>'
         )
 
-    def wide_bar(self, place: int, value: float, style: str, said: str) -> None:
+    def wide_bar(self, place: int, value: float, style: str, caption: str) -> None:
         """Draw a bar that fills its step, with a gap where there is room."""
         gap = 0.18 if self.step_x > 4 else 0.0
-        self.bar(self.x(place) + self.step_x * gap / 2, self.step_x * (1 - gap), value, style, said)
+        self.bar(self.x(place) + self.step_x * gap / 2, self.step_x * (1 - gap), value, style, caption)
 
-    def line_at(self, at: float, said: str) -> None:
+    def line_at(self, at: float, caption: str) -> None:
         self._parts.append(f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>')
         is_right = at > self._width * 0.6
-        self._text(at + (-5 if is_right else 5), _TOP + 10, said, "end" if is_right else "start")
+        self._text(at + (-5 if is_right else 5), _TOP + 10, caption, "end" if is_right else "start")
 
     def band(self, curve: Curve) -> None:
         known = [(k, band) for k, band in zip(curve.k, curve.bands, strict=True) if band is not None]
@@ -345,9 +345,9 @@ class _Plot:
             f'<polyline class="line {curve.style}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
         )
         for (x, y), k, value in zip(points, curve.k, curve.values, strict=True):
-            said = escape(f"{curve.name}, k = {k}: {percent(value)}")
+            caption = escape(f"{curve.name}, k = {k}: {percent(value)}")
             self._parts.append(
-                f'<circle class="dot {curve.style}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{said}</title></circle>'
+                f'<circle class="dot {curve.style}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{caption}</title></circle>'
             )
         self._ends.append((points[-1][0] + 8, points[-1][1] + 4, curve.name))
 
@@ -358,9 +358,9 @@ class _Plot:
             last = max(y, last + 13)
             self._text(x, last, name, "start", "curve")
 
-    def svg(self, said: str) -> Markup:
+    def svg(self, caption: str) -> Markup:
         return Markup(
-            f'<svg class="chart" viewBox="0 0 {self._width:.0f} {_HEIGHT:.0f}" role="img" aria-label="{escape(said)}">'
+            f'<svg class="chart" viewBox="0 0 {self._width:.0f} {_HEIGHT:.0f}" role="img" aria-label="{escape(caption)}">'
             + "".join(self._parts)
             + "</svg>"
         )

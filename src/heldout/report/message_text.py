@@ -29,7 +29,7 @@ class Reply(NamedTuple):
     def of(cls, turn: int, parent: int | None, status: int, messages: list[Any]) -> Self:
         """Extract the first message of a recorded reply."""
         message = messages[0] if messages and isinstance(messages[0], dict) else {}
-        return cls(turn, parent, status, said(message), tool_calls(message))
+        return cls(turn, parent, status, content_text(message), tool_calls(message))
 
     @property
     def is_empty(self) -> bool:
@@ -42,7 +42,7 @@ class Reply(NamedTuple):
         return any(not _is_object(arguments) for _, arguments in self.calls)
 
 
-def said(message: dict[str, Any]) -> str:
+def content_text(message: dict[str, Any]) -> str:
     """Extract the text of a message: its content, the text of its parts, or its refusal. Other parts are named."""
     content = message.get("content")
     if isinstance(content, list) and not all(isinstance(part, int) for part in content):  # token ids

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from heldout.job.json_values import stored_json
-from heldout.report.message_text import reasoning, said, tool_calls
+from heldout.report.message_text import content_text, reasoning, tool_calls
 from heldout.report.sanitizing import one_line, visible
 from heldout.runs.recordings import Message, RecordedTrajectory, RecordedTurn
 
@@ -108,7 +108,7 @@ def _messages(turn: RecordedTurn) -> Table:
 def _content(message: Message) -> Iterator[Text]:
     if thought := reasoning(message):
         yield Text(visible(thought), style="dim italic")
-    text, calls = said(message), tool_calls(message)
+    text, calls = content_text(message), tool_calls(message)
     if text or not calls:
         yield Text(visible(text)) if text.strip() else Text("(empty)", style="dim")
     for name, arguments in calls:

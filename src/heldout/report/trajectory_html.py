@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from heldout.job.json_values import read_json
-from heldout.report.message_text import reasoning, said, tool_calls
+from heldout.report.message_text import content_text, reasoning, tool_calls
 from heldout.report.sanitizing import one_line, visible
 from heldout.report.trajectory import describe_branch
 from heldout.runs.recordings import Message, RecordedTrajectory, RecordedTurn
@@ -113,7 +113,7 @@ def _turn_details(turn: RecordedTurn, turns: tuple[RecordedTurn, ...]) -> str:
 
 def _message(message: Message, most: int) -> ReadableMessage:
     role = one_line(str(message.get("role") or "unknown"), 20)
-    text, calls, thought = said(message), tool_calls(message), reasoning(message)
+    text, calls, thought = content_text(message), tool_calls(message), reasoning(message)
     return ReadableMessage(
         role=role,
         style=role if role in ("system", "user", "assistant", "tool") else "other",

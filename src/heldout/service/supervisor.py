@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from heldout.backends.local.detached import is_concluded, start_detached, start_detached_run, tell_to_stop
+from heldout.backends.local.detached import is_concluded, signal_stop, start_detached, start_detached_run
 from heldout.backends.local.run_log import LOG_FILE, STARTED, lines_of
 from heldout.errors import HeldoutError, RunError
 from heldout.pipeline.evaluation import Evaluation
@@ -197,7 +197,7 @@ class Supervisor:
         """Signals the process to stop: once, and again after the grace period."""
         stop_at = supervised.stop_at
         is_due = stop_at is not None and supervised.num_signals < 2 and time.monotonic() >= stop_at
-        if is_due and tell_to_stop(supervised.work.folder):
+        if is_due and signal_stop(supervised.work.folder):
             supervised.num_signals += 1
             supervised.stop_at = time.monotonic() + _GRACE_SECONDS
 

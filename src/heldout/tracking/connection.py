@@ -84,8 +84,8 @@ def connected(uri: str, output: Path) -> Iterator[Connection]:
     except HeldoutError:
         raise
     except Exception as error:  # MLflow, its plugins and drivers share no base class
-        words = " ".join(str(error).replace(uri, without_password(uri)).split()) or type(error).__name__
-        raise StorageError(f"MLflow at {without_password(uri)}: {words[:_ERROR_CHARACTERS]}") from error
+        reason = " ".join(str(error).replace(uri, without_password(uri)).split()) or type(error).__name__
+        raise StorageError(f"MLflow at {without_password(uri)}: {reason[:_ERROR_CHARACTERS]}") from error
 
 
 def check_store(uri: str) -> None:
@@ -196,9 +196,9 @@ def _check_server(address: str) -> None:
     except (OSError, HTTPException, ValueError, OverflowError) as error:
         reason = error.reason if isinstance(error, URLError) else error
         if not isinstance(reason, ssl.SSLError):
-            words = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+            cause = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
             raise ReferenceProblem(
-                f"no MLflow server answers at {shown(address)}: {words}; start it, or give another place or 'off' ({_NAMED_BY})"
+                f"no MLflow server answers at {shown(address)}: {cause}; start it, or give another place or 'off' ({_NAMED_BY})"
             ) from error
 
 

@@ -30,7 +30,7 @@ from mlflow.tracing.client import TracingClient
 
 from heldout.job.json_values import read_json, stored_json
 from heldout.job.records import Turn
-from heldout.report.message_text import said
+from heldout.report.message_text import content_text
 from heldout.runs.recordings import RecordedTrajectory, RecordedTurn, Recordings
 from heldout.runs.run import Run
 
@@ -149,7 +149,7 @@ class _Trace:
             execution_duration=int(played.seconds * 1_000),
             state=TraceState.ERROR if played.error else TraceState.OK,
             request_preview=self._preview(),
-            response_preview=(played.error or said(reply or {}))[:_PREVIEW_CHARACTERS],
+            response_preview=(played.error or content_text(reply or {}))[:_PREVIEW_CHARACTERS],
             client_request_id=played.trajectory_id,
             trace_metadata={"mlflow.sourceRun": target.run_id},
             tags={

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from heldout.backends.local.detached import is_concluded, start_detached_run, tell_to_stop
+from heldout.backends.local.detached import is_concluded, signal_stop, start_detached_run
 from heldout.backends.local.evaluation_index import find_evaluation, remember
 from heldout.errors import RunError
 from heldout.pipeline.definition import EvaluationJobs
@@ -33,7 +33,7 @@ async def test_a_job_that_was_interrupted_is_not_concluded_again_before_its_repo
             assert not is_concluded(done)  # its rollouts may be, and what is made of them is still to come
             before = server.num_calls
             await until(lambda before=before: server.num_calls > before)  # type: ignore[misc]
-            assert tell_to_stop(run.folder)
+            assert signal_stop(run.folder)
             await until(lambda: not run.is_running())
             assert is_concluded(done)
     assert Run.open(run.folder).state.is_interrupted

@@ -115,7 +115,7 @@ def test_who_may_not_read_logs_is_told_the_permissions_once(service: Served, bet
     between.refused["GetLogEvents"] = Refusal("AccessDeniedException")
     (line,) = logs.new_lines([job(service, name)])
     assert line.text == (
-        "log lines are not shown: GetLogEvents was refused: AccessDeniedException: as the test wants it (who waits needs "
+        "log lines are not shown: GetLogEvents was refused: AccessDeniedException: as the test wants it (waiting needs "
         "logs:DescribeLogStreams and logs:GetLogEvents on log group /aws/sagemaker/Job/AgentRFTEvaluation)"
     )
     asked = between.asked.total()

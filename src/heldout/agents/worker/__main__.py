@@ -56,7 +56,7 @@ class Launcher:
 
     def run(self) -> None:
         """Imports the agent's libraries, then serves the engine until it closes its end of the socket."""
-        self._tell({"preloaded": self._preload() if self._forks else []})
+        self._send({"preloaded": self._preload() if self._forks else []})
         os.set_blocking(self._exit_fd, False)
         os.set_blocking(self._exit_signal_fd, False)
         signal.set_wakeup_fd(self._exit_signal_fd)
@@ -92,12 +92,12 @@ class Launcher:
         try:
             pid = os.fork()
         except OSError as error:
-            self._tell({"worker": request["worker"], "problem": str(error)})
+            self._send({"worker": request["worker"], "problem": str(error)})
         else:
             if pid == 0:
                 self._become_worker(Work(request["key"], request["environment"], *fds))
             self._numbers[pid] = request["worker"]
-            self._tell({"worker": request["worker"], "pid": pid})
+            self._send({"worker": request["worker"], "pid": pid})
         for fd in fds:
             os.close(fd)
 
@@ -126,11 +126,11 @@ class Launcher:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
                 return
-            self._tell({"worker": self._numbers.pop(pid), "exit_status": os.waitstatus_to_exitcode(status)})
+            self._send({"worker": self._numbers.pop(pid), "exit_status": os.waitstatus_to_exitcode(status)})
 
-    def _tell(self, word: dict[str, object]) -> None:
+    def _send(self, message: dict[str, object]) -> None:
         with contextlib.suppress(ConnectionError):  # the engine is gone: the next read ends this process
-            self._channel.sendall(json.dumps(word).encode() + b"\n")
+            self._channel.sendall(json.dumps(message).encode() + b"\n")
 
 
 def _ignore(_signal: int, _frame: FrameType | None) -> None:

@@ -72,10 +72,10 @@ def stop_detached(evaluation: Evaluation) -> bool:
     deadline = time.monotonic() + _START_SECONDS
     while (pid := holder_of(evaluation.folder)) == 0 and time.monotonic() < deadline:
         time.sleep(_ASK_AGAIN_SECONDS)
-    return bool(pid) and tell_to_stop(evaluation.folder)
+    return bool(pid) and signal_stop(evaluation.folder)
 
 
-def tell_to_stop(folder: Path) -> bool:
+def signal_stop(folder: Path) -> bool:
     """Asks the process that works on `folder` to stop, without waiting. Returns False when none is ready to receive
     the signal."""
     pid = holder_of(folder)

@@ -109,8 +109,8 @@ def check_same(evaluation: Evaluation, request: EvaluationRequest) -> None:
     The MLflow destination and the maximum runtime may differ.
     """
     started = [step.document for step in evaluation.definition.steps if isinstance(step, JobStep)]
-    asked = request.jobs().all
-    differs = next(_differences(started, asked), None)
+    requested = request.jobs().all
+    differs = next(_differences(started, requested), None)
     if differs is not None:
         raise InputError(
             f"evaluation {evaluation.location} cannot be resumed with these settings: it {differs}; give what it was started "
@@ -122,11 +122,11 @@ def _counted_models(number: int) -> str:
     return "one model" if number == 1 else f"{number} models"
 
 
-def _differences(started: Sequence[JobConfigDocument], asked: Sequence[JobConfigDocument]) -> Iterator[str]:
-    if len(started) != len(asked):
-        yield f"plays {_counted_models(len(started))}, not {_counted_models(len(asked))}"
+def _differences(started: Sequence[JobConfigDocument], requested: Sequence[JobConfigDocument]) -> Iterator[str]:
+    if len(started) != len(requested):
+        yield f"plays {_counted_models(len(started))}, not {_counted_models(len(requested))}"
         return
-    for job, other in zip(started, asked, strict=True):
+    for job, other in zip(started, requested, strict=True):
         before, now = _settings_of(job), _settings_of(other)
         for place in sorted(before.keys() | now.keys()):
             if before.get(place) != now.get(place):

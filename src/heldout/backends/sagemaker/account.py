@@ -164,7 +164,7 @@ def pages(
 def is_absent(error: ClientError) -> bool:
     """Whether the named thing does not exist. Old SageMaker operations say so only in the message text."""
     code = code_of(error)
-    return code.startswith(_ABSENT) or (code == "ValidationException" and bool(_NO_RESOURCE.search(words_of(error))))
+    return code.startswith(_ABSENT) or (code == "ValidationException" and bool(_NO_RESOURCE.search(message_of(error))))
 
 
 def is_denied(error: ClientError) -> bool:
@@ -176,18 +176,18 @@ def code_of(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
-def words_of(error: ClientError) -> str:
+def message_of(error: ClientError) -> str:
     """The message of the error, on one line."""
     return " ".join(str(error.response.get("Error", {}).get("Message", "")).split())
 
 
 def _line(what: str, error: ClientError) -> str:
-    code, words = code_of(error), words_of(error)
+    code, message = code_of(error), message_of(error)
     hint = _HINTS.get(code)
     # A wrong clock and a wrong region have the same code; their messages differ.
-    if code == "InvalidSignatureException" and "not match" in words:
+    if code == "InvalidSignatureException" and "not match" in message:
         hint = "the secret key is not that of the access key"
-    return f"{what}: {error.operation_name} was refused: {code}: {words}{f' ({hint})' if hint else ''}"
+    return f"{what}: {error.operation_name} was refused: {code}: {message}{f' ({hint})' if hint else ''}"
 
 
 def _boto_session(given: Any, region: str | None) -> Any:

@@ -125,12 +125,12 @@ class CloudEvaluation(StartedEvaluation):
             return JobProgress(0, 0, str(error))  # shown instead of the progress; the wait continues
         steps = service_output(job).get("ProgressInfo") or {}
         planned, finished = int(steps.get("MaxSteps") or 0), int(steps.get("CurrentStep") or 0)
-        words = [str(job.get("SecondaryStatus") or job.get("JobStatus"))]
+        parts = [str(job.get("SecondaryStatus") or job.get("JobStatus"))]
         if planned:
-            words.append(f"{finished} of {planned} rollouts")
+            parts.append(f"{finished} of {planned} rollouts")
         if message := next((t["StatusMessage"] for t in _latest_first(job) if t.get("StatusMessage")), None):
-            words.append(" ".join(message.split()))
-        return JobProgress(planned, finished, ", ".join(words))
+            parts.append(" ".join(message.split()))
+        return JobProgress(planned, finished, ", ".join(parts))
 
     def new_log_lines(self) -> Sequence[LogLine]:
         """New lines of every job that has begun, from CloudWatch Logs."""

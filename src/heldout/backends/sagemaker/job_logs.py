@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from botocore.exceptions import BotoCoreError, ClientError
 
 from heldout.backends.base import LogLine
-from heldout.backends.sagemaker.account import Account, code_of, is_absent, pages, words_of
+from heldout.backends.sagemaker.account import Account, code_of, is_absent, message_of, pages
 from heldout.pipeline.definition import JOB_LOG_GROUP
 
 _LINES_A_LOOK = 5_000
@@ -104,7 +104,7 @@ class JobLogs:
         self._is_refused = True
         return self._say_once(
             job,
-            f"log lines are not shown: {error.operation_name} was refused: {code_of(error)}: {words_of(error)} (who waits needs "
+            f"log lines are not shown: {error.operation_name} was refused: {code_of(error)}: {message_of(error)} (waiting needs "
             f"logs:DescribeLogStreams and logs:GetLogEvents on log group {JOB_LOG_GROUP})",
         )
 
