@@ -120,13 +120,13 @@ def evaluate(
     output: Annotated[str, typer.Option(help="Where the evaluation goes: a folder or s3:// URI.")] = "runs",
     name: Annotated[str | None, typer.Option(help="The evaluation's name; default: agent and time.")] = None,
     compare_with: Annotated[
-        str | None, typer.Option(metavar="BASE", help="Also evaluate what MODEL was tuned from, and compare.")
+        str | None, typer.Option(metavar="BASE", help="Also evaluate this base model of MODEL, and compare.")
     ] = None,
     hyperparameter: Annotated[list[str], typer.Option("-H", metavar="NAME=VALUE", help="Set a hyperparameter.")] = [],  # noqa: B006
     max_runtime: Annotated[
         int, typer.Option(help="Seconds after which a job starts nothing new.")
     ] = DEFAULT_RUNTIME_SECONDS,
-    limit: Annotated[int | None, typer.Option(min=1, help="Play only so many prompts.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The most prompts to play.")] = None,
     shuffle_seed: Annotated[int | None, typer.Option(help="Play prompts in an order drawn from this seed.")] = None,
     registry: RegistryOption = None,
     backend: Annotated[
@@ -149,7 +149,7 @@ def evaluate(
     ] = False,
     allow_changes: AllowChangesOption = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check what can be checked, start nothing, show the pipeline definition.")
+        bool, typer.Option("--dry-run", help="Check everything, start nothing, print the pipeline definition.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -57,7 +57,9 @@ def plan_command(
     ] = [],  # noqa: B006
     rate: Annotated[float | None, typer.Option(help="Without a pilot: the success rate to assume.")] = None,
     correlation: Annotated[float, typer.Option(help="Without a pilot: between rollouts of one prompt, 0 to 1.")] = 0.3,
-    likeness: Annotated[float, typer.Option(help="How alike the two policies find prompts hard, -1 to 1.")] = 0.5,
+    likeness: Annotated[
+        float, typer.Option(help="Correlation of prompt difficulty between the policies, -1 to 1.")
+    ] = 0.5,
     power: Annotated[float, typer.Option(help="Chance of showing the difference.")] = 0.8,
     max_prompts: Annotated[int | None, typer.Option(min=1, help="How many prompts there are.")] = None,
     metric: Annotated[
@@ -93,7 +95,8 @@ def gate_command(
         typer.Option(help="With --no-regression-against: the largest loss that does not matter; default: 0."),
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="With --no-regression-against: what must not be lost; default: the success rate.")
+        str | None,
+        typer.Option(help="With --no-regression-against: the metric that must not drop; default: the success rate."),
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="Also write the results as JUnit XML.")] = None,
     as_json: JsonOption = False,

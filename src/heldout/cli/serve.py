@@ -25,15 +25,18 @@ def serve_command(
         Path | None, typer.Option(help="TOML file that maps AWS names to local things. [env: HELDOUT_REGISTRY]")
     ] = None,
     state: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where it keeps what it knows; default: beside other state.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder of the server's state; default: in the user's state folder."),
     ] = None,
     no_auth: Annotated[
         bool, typer.Option("--no-auth", help="Verify no signatures; on loopback addresses only.")
     ] = False,
     host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
-    region: Annotated[str | None, typer.Option(help="The AWS region to be; default: the environment's.")] = None,
+    region: Annotated[
+        str | None, typer.Option(help="The AWS region of the server; default: the environment's.")
+    ] = None,
 ) -> None:
-    """Serve the SageMaker API and its neighbours on this machine, for AWS SDKs as they are."""
+    """Serve the SageMaker API and related AWS APIs on this machine, for unmodified AWS SDKs."""
     settings = Settings(
         host=host,
         port=port,

@@ -113,7 +113,7 @@ def _divided(values: list[object]) -> _Divided:
 
 
 def _quarters(values: list[object], numbers: list[int | float]) -> _Divided:
-    """Divide by rank, so that integers beyond the precision of a float are told apart too."""
+    """Divide by rank, which also separates integers beyond the precision of a float."""
     ordered = sorted(numbers)
     inner = sorted({ordered[(len(ordered) * quarter - 1) // _QUARTERS] for quarter in range(1, _QUARTERS)})
     of_value = [bisect_left(inner, value) if _is_number(value) else None for value in values]

@@ -87,7 +87,7 @@ def describe_branch(turn: RecordedTurn, turns: tuple[RecordedTurn, ...]) -> str:
     if ancestor is not None:
         whole = ancestor.shared_messages + len(ancestor.messages) + min(1, len(ancestor.replies))
     dropped = whole - turn.shared_messages
-    parts = [f"goes on from turn {turn.parent}"] if turn.parent != turn.index - 1 else []
+    parts = [f"continues turn {turn.parent}"] if turn.parent != turn.index - 1 else []
     if dropped > 0:
         parts.append(f"without its last {dropped} message{'' if dropped == 1 else 's'}")
     return " ".join(parts)

@@ -50,7 +50,7 @@ class ProgressLog:
 
     def write_start(self) -> None:
         before = self._progress.finished_before
-        ended = f", {before} of which ended before" if before else ""
+        ended = f", {before} of them already ended" if before else ""
         self._write(f"playing {self._progress.planned} rollouts{ended}")
 
     def write_new(self) -> None:

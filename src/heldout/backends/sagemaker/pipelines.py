@@ -20,7 +20,7 @@ from heldout.errors import CloudError
 from heldout.pipeline.definition import PIPELINE_PREFIX
 
 SHARED_NAME = f"{PIPELINE_PREFIX}-heldout"
-"""The pipeline whose versions are the evaluations. It is not the SDK's pipeline, of which the SDK starts the latest version."""
+"""The pipeline whose versions are the evaluations. It is not the SDK's pipeline: the SDK starts the latest version of that."""
 TAG = {"Key": "SagemakerModelEvaluation", "Value": "true"}
 _MAX_TRIES = 12
 _DESCRIPTION = "Multi-turn RL evaluation by Heldout"

@@ -47,7 +47,7 @@ from heldout.service.wire.paging import between, paged
 OPERATIONS = OperationTable[Context]("sagemaker")
 
 _MAX_NAME_CHARACTERS = 50
-"""Without the id: an evaluation's name may have 63 characters, of which a hyphen and the id take 13."""
+"""The longest name without the id: an evaluation's name has at most 63 characters, and a hyphen and the id take 13."""
 _log = logging.getLogger(__name__)
 
 
