@@ -18,6 +18,7 @@ from heldout.datasets.files import PromptDataset
 from heldout.datasets.order import CHUNK_BYTES
 from heldout.datasets.prompts import PROMPTS_SCHEMA, PromptReader, PromptSource, copy_prompts
 from heldout.errors import DatasetError, InputError, ReferenceProblem, RunError
+from heldout.job.json_values import read_json
 from heldout.job.records import Prompt
 from tests.support.s3_service import BUCKET, s3_client, s3_service, use_service
 
@@ -153,6 +154,66 @@ def test_parquet_values_that_json_lacks_become_plain_ones(tmp_path: Path) -> Non
         "price": "1.00",
         "tags": [["a", 1]],
     }
+
+
+def test_parquet_columns_that_python_has_no_values_for_become_text_with_and_without_pandas(tmp_path: Path) -> None:
+    at = 1_700_000_000_123_456_789
+    table = pa.table(
+        {
+            "prompt": ["p", "q"],
+            "when": pa.array([at, None], pa.timestamp("ns", "UTC")),
+            "local": pa.array([at, at], pa.timestamp("ns")),
+            "seen": pa.array([[at], []], pa.list_(pa.timestamp("ns"))),
+            "took": pa.array([{"ns": 5}, None], pa.struct([("ns", pa.duration("ns"))])),
+            "far": pa.array([2**31 - 1, 0], pa.date32()),
+            "size": [float("inf"), float("nan")],
+            "id": pa.array([2**64 - 1, 0], pa.uint64()),
+        }
+    )
+    path = tmp_path / "p.parquet"
+    pq.write_table(table, path)
+    script = (
+        "from heldout.datasets.arrow import leave_pandas_out; leave_pandas_out()\n"
+        "from heldout.datasets.files import PromptDataset\n"
+        f"print([prompt.columns for prompt in PromptDataset({str(path)!r})])"
+    )
+    without_pandas = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    columns = [prompt.columns for prompt in PromptDataset(str(path))]
+    assert without_pandas.strip() == str(columns)
+    assert read_json(columns[0]) == {
+        "when": "2023-11-14T22:13:20.123456789Z",
+        "local": "2023-11-14T22:13:20.123456789",
+        "seen": ["2023-11-14 22:13:20.123456789"],
+        "took": {"ns": "5"},
+        "far": "<value out of range: 2147483647>",
+        "size": float("inf"),
+        "id": 2**64 - 1,
+    }
+    assert read_json(columns[1])["size"] is None  # type: ignore[index]
+
+
+def test_a_parquet_file_with_a_column_twice_is_refused(tmp_path: Path) -> None:
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["prompt", "prompt"])
+    pq.write_table(twice, tmp_path / "p.parquet")
+    assert "the file has column 'prompt' twice" in refusal(tmp_path, tmp_path / "p.parquet")
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "nearest"),
+    [
+        ({"prompt": "a", "Prompt": "b"}, "prompt", None),
+        ({"question": "a", "answer": "b"}, "question", None),
+        ({"id": "1", "Prompt": "a"}, "id", "Prompt"),
+        ({"id": "1", "PROMPTS": "a"}, "id", "PROMPTS"),
+        ({"promt": "a"}, "promt", None),
+    ],
+)
+def test_the_column_of_the_prompts_is_known_and_a_near_miss_is_named(
+    tmp_path: Path, row: Row, column: str, nearest: str | None
+) -> None:
+    path = text_file(tmp_path, "p.jsonl", as_json_lines([row]))
+    count = copy_prompts(PromptSource(str(path)), tmp_path / "out.parquet")
+    assert (count.column, count.nearest_column) == (column, nearest)
 
 
 def test_byte_order_marks_and_empty_lines_are_no_part_of_the_prompts(tmp_path: Path) -> None:

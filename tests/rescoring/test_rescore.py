@@ -112,9 +112,44 @@ def test_a_score_comes_in_these_shapes(given: object) -> None:
     assert dict(score.metrics) in ({"a": 1.0}, {})
 
 
-@pytest.mark.parametrize("given", [None, "1", float("nan"), float("inf"), [], {"value": 1}, 10**400, (1, 2, 3)])
+@pytest.mark.parametrize(
+    "given", [None, "1", float("nan"), float("inf"), [], {"value": 1}, 10**400, (1, 2, 3), [0.1, 0.9]]
+)
 def test_a_value_that_is_not_a_score_is_named(given: object) -> None:
     assert "which is no finite number" in str(parsed_score(given).error)
+
+
+def test_a_metric_of_the_scorer_named_score_leaves_the_score_alone(run: Run, tmp_path: Path) -> None:
+    rescored = scored(run, tmp_path, "def score(t):\n    return 0.25, {'score': 9, 'error': 1}\n")
+    [first, *_] = table(rescored)
+    assert (first["score"], first["error"], first["metrics"]) == (0.25, None, {"score": 9.0, "error": 1.0})
+    assert rescored.score_mean == 0.25
+
+
+def test_a_scorer_that_awaits_a_cancelled_task_has_an_error_for_each_rollout(run: Run, tmp_path: Path) -> None:
+    body = """
+import asyncio
+
+async def score(t):
+    task = asyncio.create_task(asyncio.sleep(60))
+    task.cancel()
+    await task
+"""
+    rescored = scored(run, tmp_path, body)
+    assert (rescored.scored, rescored.failed) == (0, 3)
+    assert next(iter(rescored.errors)).startswith("asyncio.exceptions.CancelledError")
+
+
+def test_an_error_or_a_metric_that_utf8_cannot_carry_costs_that_score_only(run: Run, tmp_path: Path) -> None:
+    body = """
+def score(t):
+    if t.messages[-1]["content"] == "right":
+        raise ValueError("half \\ud800")
+    return 0.5, {"half \\ud800": 1}
+"""
+    rescored = scored(run, tmp_path, body)
+    assert (rescored.scored, rescored.failed) == (0, 3)
+    assert any("has a name that cannot be kept" in error for error in rescored.errors)
 
 
 def test_a_metric_that_is_no_number_is_named() -> None:

@@ -19,6 +19,7 @@ from heldout.runs.run import BASE_RUN, FINE_TUNED_RUN, JobStatus, Run
 from heldout.tracking.connection import check_store, run_link, ui_command
 from heldout.tracking.run_logging import LoggedRun, log_comparison, log_run, run_url
 from tests.support.jobs import played, rows
+from tests.support.report_runs import Play, written_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow", "ignore::DeprecationWarning:sqlalchemy")
 
@@ -97,6 +98,28 @@ def test_every_metric_and_interval_of_a_run_is_in_mlflow_under_its_name(evaluate
         expected |= {f"{name}.low": low, f"{name}.high": high}
     assert metrics == expected
     assert "eval/reward/pass_at_1.low" in metrics
+
+
+def test_metrics_whose_names_collide_in_mlflow_are_all_there_and_the_names_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    metrics = {"acc%": 0.25, "acc#": 0.5, "acc#.low": 0.75, "reward": 7.0, "success": 8.0}
+    run = written_run(tmp_path / "output" / "evaluation" / "run", [[Play(1.0, metrics=metrics)]] * 2)
+    logged = _log(run.folder)
+    from mlflow import MlflowClient
+
+    client = MlflowClient(_store(tmp_path / "output"))
+    found = client.get_run(logged.run_id).data
+    assert sorted(found.metrics[name] for name in found.metrics if name.startswith("agent/")) == [0.25, 0.5, 0.75, 7, 8]
+    note = found.tags["mlflow.note.content"]
+    assert "`agent/acc#` is `agent/acc_`" in note
+    assert "`agent/acc%` is `agent/acc__2`" in note
+    [trace, _] = client.search_traces(locations=[logged.experiment_id], run_id=logged.run_id)
+    assessed = {one.name: one.value for one in trace.info.assessments}
+    assert assessed["reward"] == 1.0
+    assert assessed["success"] is True
+    assert (assessed["agent/reward"], assessed["agent/success"]) == (7.0, 8.0)
 
 
 def test_parameters_have_the_canonical_names_and_say_what_was_evaluated(evaluated: Evaluated) -> None:

@@ -16,7 +16,7 @@ def share_processors() -> None:
     A model call wakes four processes in turn. A process that interrupts another on waking does little before it sleeps again;
     a process that waits finds the calls of many rollouts to work on at once. See sched(7), SCHED_BATCH.
     """
-    if hasattr(os, "SCHED_BATCH"):
+    if sys.platform == "linux":
         with contextlib.suppress(OSError):  # a sandbox may forbid it
             if os.sched_getscheduler(0) == os.SCHED_OTHER:  # any other policy is the user's choice
                 os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

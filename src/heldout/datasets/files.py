@@ -1,15 +1,15 @@
 """Reads a prompt dataset: finds its files and the column of the prompts, and checks every row."""
 
 import datetime
+import difflib
 import hashlib
 import json
 from base64 import b64encode
-from collections.abc import Iterator
-
-import orjson
+from collections.abc import Iterable, Iterator
 
 from heldout.datasets.formats import FORMATS, FormatRow, Malformed, kind
 from heldout.errors import DatasetError, StorageError, did_you_mean, shown
+from heldout.job.json_values import stored_json
 from heldout.job.records import Prompt
 from heldout.storage import Storage, is_remote, split_location
 
@@ -33,6 +33,8 @@ class PromptDataset:
         self._is_prefix = is_prefix
         self.column: str | None = None
         """Name of the column of the prompts; None before the first row is read."""
+        self.nearest_column: str | None = None
+        """If no column is named `prompt`, the one whose name is nearest to it, apart from the one that is used."""
 
     def __iter__(self) -> Iterator[Prompt]:
         """Yields every prompt. Raises DatasetError, naming file and line, at the first error, or when there is no prompt."""
@@ -79,6 +81,7 @@ class PromptDataset:
         column = "prompt" if "prompt" in columns else next(iter(columns))
         if self.column is None:
             self.column = column
+            self.nearest_column = _nearest(column, columns)
         elif column != self.column:
             raise Malformed(
                 f"{place}: the prompt would be column {column!r}, but it is {self.column!r} in the rows before; "
@@ -107,6 +110,15 @@ def _hash(storage: Storage, name: str) -> str:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _nearest(column: str, columns: Iterable[str]) -> str | None:
+    """Returns the name nearest to `prompt`, whatever its case, among the columns other than the one that is used."""
+    if column == "prompt":
+        return None
+    others = {name.lower(): name for name in columns if name != column}
+    near = difflib.get_close_matches("prompt", list(others), n=1, cutoff=0.6)
+    return others[near[0]] if near else None
 
 
 def _find_files(location: str, *, is_prefix: bool) -> tuple[Storage, list[str]]:
@@ -176,16 +188,17 @@ def _joined(folder: str, name: str) -> str:
 
 
 def _json_object(columns: dict[str, object]) -> str:
-    """Encodes the columns as JSON: NaN as null, times in ISO 8601, bytes in Base64, any other value JSON lacks as its `str()`."""
+    """Encodes the columns as JSON: NaN as null, times in ISO 8601, bytes in Base64, any other value JSON lacks as its `str()`.
+
+    Raises UnicodeEncodeError for half of a surrogate pair.
+    """
     if not columns:
         return "{}"
-    try:
-        return orjson.dumps(columns, default=_plain).decode()
-    except orjson.JSONEncodeError:
-        # An integer of more than 64 bits, or half of a surrogate pair.
-        text = json.dumps(columns, ensure_ascii=False, separators=(",", ":"))
-        text.encode()
-        return text
+    text = stored_json(columns, nan=None, default=_plain).decode()
+    if "\N{REPLACEMENT CHARACTER}" in text:
+        # It may stand for half of a surrogate pair.
+        json.dumps(columns, ensure_ascii=False, default=_plain).encode()
+    return text
 
 
 def _plain(value: object) -> object:

@@ -11,7 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from heldout.errors import HeldoutError
 
@@ -116,7 +116,7 @@ def read_parquet(file: BinaryIO) -> Iterator[FormatRow]:
     try:
         parquet = pq.ParquetFile(source, pre_buffer=False, buffer_size=_PARQUET_BUFFER_BYTES)
         for batch in parquet.iter_batches(batch_size=_PARQUET_ROWS, use_threads=False):
-            for columns in batch.to_pylist():
+            for columns in _parquet_rows(batch, number):
                 number += 1
                 yield FormatRow(number, columns)
     except HeldoutError:
@@ -126,6 +126,75 @@ def read_parquet(file: BinaryIO) -> Iterator[FormatRow]:
     except (pa.ArrowException, OSError) as error:
         place = f"after row {number}" if number else "the file"
         raise Malformed(f"{place}: not readable as Parquet ({str(error).splitlines()[0]})") from error
+
+
+def _parquet_rows(batch: Any, before: int) -> Iterator[dict[str, object]]:
+    """Yields the rows of a record batch. before: rows of the file before it.
+
+    A column that Python has no values for becomes text. Raises Malformed, naming row and column, if that is impossible too.
+    """
+    names = batch.schema.names
+    twice = next((name for place, name in enumerate(names) if name in names[:place]), None)
+    if twice is not None:
+        raise Malformed(f"the file has column {twice!r} twice")
+    columns = [_parquet_values(name, column, before) for name, column in zip(names, batch.columns, strict=True)]
+    for row in zip(*columns, strict=True):
+        yield dict(zip(names, row, strict=True))
+
+
+def _parquet_values(name: str, column: Any, before: int) -> list[object]:
+    """Returns the values of a column: pyarrow's Python values, or text for those that Python cannot hold.
+
+    Python has no times to the nanosecond, and no dates beyond the year 9999. Raises Malformed for a value without a text.
+    """
+    import pyarrow as pa
+
+    try:
+        return list(_without_nanoseconds(column).to_pylist())
+    except UnicodeDecodeError:
+        raise
+    except Exception:  # noqa: BLE001 - pyarrow raises several kinds for values that it cannot convert
+        pass
+    try:
+        return list(_as_text(column).to_pylist())
+    except (pa.ArrowException, ValueError):
+        return [_text_of(value, f"row {before + place + 1}: column {name!r}") for place, value in enumerate(column)]
+
+
+def _without_nanoseconds(column: Any) -> Any:
+    """Casts times to the nanosecond, also those in lists and structs, to text: pyarrow needs pandas for their Python values."""
+    if "[ns" not in str(column.type):
+        return column
+    kind = _text_type(column.type)
+    return column.cast(kind) if str(kind) != "string" else _as_text(column)
+
+
+def _text_type(kind: Any) -> Any:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(field.name, _text_type(field.type)) for field in kind])
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.list_(_text_type(kind.value_type))
+    return pa.string() if "[ns" in str(kind) else kind
+
+
+def _as_text(column: Any) -> Any:
+    """Casts a column to text; a `T` stands between date and time, as in ISO 8601."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return pc.replace_substring_regex(column.cast(pa.string()), r"^(\d{4,}-\d\d-\d\d) ", r"\1T")
+
+
+def _text_of(value: Any, place: str) -> str | None:
+    try:
+        return str(value) if value.is_valid else None
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise Malformed(
+            f"{place} holds a {value.type} that cannot be read ({reason}); write it as text, or leave the column out"
+        ) from error
 
 
 FORMATS = {

@@ -70,6 +70,10 @@ class PromptCount:
     content_hash: str
     """SHA-256, 64 hexadecimal digits: equal when two copies hold the same prompts, indices and order. Other columns and
     the dataset's format do not count."""
+    column: str
+    """Name of the column that the prompts come from."""
+    nearest_column: str | None
+    """See `PromptDataset.nearest_column`."""
 
 
 def copy_prompts(source: PromptSource, destination: Path, *, shuffle_chunk_bytes: int = CHUNK_BYTES) -> PromptCount:
@@ -81,9 +85,10 @@ def copy_prompts(source: PromptSource, destination: Path, *, shuffle_chunk_bytes
     reached (no such bucket, no credentials); StorageError when `destination` cannot be written.
     """
     with open_atomic(destination) as file, _PromptWriter(file) as writer:
-        for table in _selected(source, destination.parent, shuffle_chunk_bytes):
+        dataset = PromptDataset(source.dataset, is_prefix=source.is_prefix)
+        for table in _selected(dataset, source, destination.parent, shuffle_chunk_bytes):
             writer.write(table)
-        return writer.finish()
+        return PromptCount(*writer.finish(), dataset.column or "", dataset.nearest_column)
 
 
 class PromptReader:
@@ -162,11 +167,11 @@ class _PromptWriter:
         for start in range(0, table.num_rows, rows):
             self._append(table.slice(start, rows))
 
-    def finish(self) -> PromptCount:
+    def finish(self) -> tuple[int, str]:
         """Ends the file and returns the count and the hash of its prompts."""
         self._flush()
         self._parquet.close()
-        return PromptCount(self._number, self._content.hexdigest())
+        return self._number, self._content.hexdigest()
 
     def _append(self, table: pa.Table) -> None:
         if self._pending_rows + table.num_rows > _GROUP_ROWS or self._pending_bytes + table.nbytes > _GROUP_BYTES:
@@ -194,8 +199,9 @@ class _PromptWriter:
         return digest[:8].hex()
 
 
-def _selected(source: PromptSource, folder: Path, shuffle_chunk_bytes: int) -> Iterator[pa.Table]:
-    dataset = PromptDataset(source.dataset, is_prefix=source.is_prefix)
+def _selected(
+    dataset: PromptDataset, source: PromptSource, folder: Path, shuffle_chunk_bytes: int
+) -> Iterator[pa.Table]:
     if source.shuffle_seed is None:
         yield from _tables(islice(dataset, source.limit))
         return

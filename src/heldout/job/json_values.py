@@ -10,6 +10,7 @@
 
 import json
 import math
+from collections.abc import Callable
 
 import orjson
 
@@ -35,14 +36,17 @@ def read_json(text: bytes | str, *, is_exact: bool = True) -> object:
     return json.loads(data)
 
 
-def stored_json(value: object) -> bytes:
-    """Encodes a JSON value for storage. Raises TypeError for a value that JSON lacks, or nested more than 250 levels deep."""
+def stored_json(value: object, *, nan: str | None = _NAN, default: Callable[[object], object] | None = None) -> bytes:
+    """Encodes a JSON value for storage. Raises TypeError for a value that JSON lacks, or nested more than 250 levels deep.
+
+    nan: what NaN becomes. default: returns the JSON value for one of a type that JSON lacks.
+    """
     try:
-        text = orjson.dumps(value)
+        text = orjson.dumps(value, default=default)
     except orjson.JSONEncodeError:
-        return orjson.dumps(_storable(value))
+        return orjson.dumps(_storable(value, nan), default=default)
     # orjson writes null for NaN and infinity.
-    return orjson.dumps(_storable(value)) if b"null" in text and _has_non_finite(value) else text
+    return orjson.dumps(_storable(value, nan), default=default) if b"null" in text and _has_non_finite(value) else text
 
 
 def sent_json(value: object) -> bytes:
@@ -71,7 +75,7 @@ def clean_text(text: str) -> str:
     return text
 
 
-def _storable(value: object, levels: int = 250) -> object:
+def _storable(value: object, nan: str | None = _NAN, levels: int = 250) -> object:
     if levels == 0:
         raise TypeError("the value is nested more than 250 levels deep")
     match value:
@@ -82,22 +86,22 @@ def _storable(value: object, levels: int = 250) -> object:
         case int():
             return orjson.Fragment(str(value).encode())
         case float():
-            return _storable_float(value)
+            return _storable_float(value, nan)
         case dict():
             return {
-                clean_text(key) if isinstance(key, str) else key: _storable(item, levels - 1)
+                clean_text(key) if isinstance(key, str) else key: _storable(item, nan, levels - 1)
                 for key, item in value.items()
             }
         case list() | tuple():
-            return [_storable(item, levels - 1) for item in value]
+            return [_storable(item, nan, levels - 1) for item in value]
     return value
 
 
-def _storable_float(value: float) -> object:
+def _storable_float(value: float, nan: str | None) -> object:
     if math.isfinite(value):
         return value
     if math.isnan(value):
-        return _NAN
+        return nan
     return orjson.Fragment(_INFINITY if value > 0 else b"-" + _INFINITY)
 
 

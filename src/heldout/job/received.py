@@ -129,7 +129,7 @@ class MetricNames:
         if not self._has_warned:
             self._has_warned = True
             log.warning(
-                "the agent's metric %s is not kept: the job has %d names of metrics, the most there may be. Give a metric the "
+                "the metric %s is not kept: the job has %d names of metrics, the most there may be. Give a metric the "
                 "same name in every rollout, and put what differs into its value",
                 shown(name),
                 self._most,

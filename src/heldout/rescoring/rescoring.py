@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from heldout.errors import InputError
+from heldout.job.json_values import clean_text
+from heldout.job.received import MetricNames
 from heldout.metrics.agreement import Agreement, agreement
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.summary import Summary, summarize
@@ -100,6 +102,7 @@ class _Scores:
     values: "array[float]" = field(init=False)
     metrics: "dict[str, array[float]]" = field(default_factory=dict)
     errors: dict[int, str] = field(default_factory=dict)
+    names: MetricNames = field(default_factory=MetricNames)
 
     def __post_init__(self) -> None:
         self.values = self._blank()
@@ -110,19 +113,25 @@ class _Scores:
     def put(self, place: int, score: Score) -> None:
         self.values[place] = score.value
         if score.error is not None:
-            self.errors[place] = score.error
-        for name, value in score.metrics.items():
+            self.errors[place] = clean_text(score.error)
+        for name, value in self.names.accepted(score.metrics).items():
             if name not in self.metrics:
                 self.metrics[name] = self._blank()
             self.metrics[name][place] = value
 
     @property
-    def columns(self) -> dict[str, FloatArray]:
-        """The score and the scorer's metrics, each shape (num_rollouts,)."""
-        return {
-            name: np.frombuffer(values) if len(values) else np.empty(0)
-            for name, values in {"score": self.values, **self.metrics}.items()
-        }
+    def score(self) -> FloatArray:
+        """Shape (num_rollouts,)."""
+        return _numbers(self.values)
+
+    @property
+    def metric_columns(self) -> dict[str, FloatArray]:
+        """The scorer's metrics by name, each shape (num_rollouts,)."""
+        return {name: _numbers(values) for name, values in self.metrics.items()}
+
+
+def _numbers(values: "array[float]") -> FloatArray:
+    return np.frombuffer(values) if len(values) else np.empty(0)
 
 
 async def _score_all(
@@ -157,9 +166,9 @@ def _written(run: Run, name: str, columns: Any, scores: _Scores, threshold: floa
 def _score_table(columns: Any, scores: _Scores) -> Any:
     errors = [scores.errors.get(place) for place in range(scores.num_rollouts)]
     table = columns.drop_columns(["turns"])
-    table = table.append_column("score", _nullable(scores.columns["score"]))
+    table = table.append_column("score", _nullable(scores.score))
     table = table.append_column("error", pa.array(errors, pa.string()))
-    named = {name: _nullable(values) for name, values in scores.columns.items() if name != "score"}
+    named = {name: _nullable(values) for name, values in scores.metric_columns.items()}
     if named:
         table = table.append_column("metrics", pa.StructArray.from_arrays(list(named.values()), list(named)))
     return table
@@ -171,7 +180,7 @@ def _nullable(values: FloatArray) -> Any:
 
 def _compared(run: Run, name: str, columns: Any, scores: _Scores, threshold: float | None) -> Rescored:
     settings = run.metric_settings
-    score = scores.columns["score"]
+    score = scores.score
     reward: FloatArray = np.asarray(columns["reward"].to_numpy(), dtype=np.float64)
     least = settings.success_threshold if threshold is None else threshold
     compared: Agreement | None = None

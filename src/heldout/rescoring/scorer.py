@@ -18,6 +18,7 @@ from typing import Any, Self
 from heldout.agents.entry_point_lookup import check_entry_point, parse_entry_point
 from heldout.agents.worker.loading import LoadProblem, describe, load, set_path
 from heldout.errors import ReferenceProblem, shown
+from heldout.job.json_values import clean_text
 from heldout.runs.recordings import RecordedTrajectory
 
 ScorerFunction = Callable[[RecordedTrajectory], Any]
@@ -85,6 +86,12 @@ class Scorer:
                 given = await asyncio.to_thread(self._function, trajectory)
                 if inspect.isawaitable(given):
                     given = await given
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise  # the rescoring itself was cancelled
+            # The scorer waited for a task that was cancelled.
+            return Score(math.nan, error=": ".join(describe(error, self._folder)))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code may raise anything; it is data
             return Score(math.nan, error=": ".join(describe(error, self._folder)))
         return parsed_score(given)
@@ -116,22 +123,33 @@ def _takes_one(function: Callable[..., Any]) -> bool:
 def parsed_score(given: object) -> Score:
     """Converts what a scorer returned; the Score has an error when the value is no finite number."""
     value, metrics = _parts(given)
-    number = _finite(value)
+    number = None if value is _NO_SCORE else _finite(value)
     if number is None:
         return Score(math.nan, error=f"it returned {shown(given)}, which is no finite number, alone or with metrics")
     named = {str(name): _finite(metric) for name, metric in metrics.items()}
+    unnamed = [name for name in named if not name.strip() or clean_text(name) != name]
+    if unnamed:
+        return Score(
+            math.nan, error=f"its metric {unnamed[0]!r} has a name that cannot be kept; give it one in plain text"
+        )
     bad = [name for name, metric in named.items() if metric is None]
     if bad:
         return Score(math.nan, error=f"its metric {bad[0]!r} is {shown(metrics[bad[0]])}, which is no finite number")
     return Score(number, {name: metric for name, metric in named.items() if metric is not None})
 
 
+_NO_SCORE = object()
+"""Stands for the score where none is given."""
+
+
 def _parts(given: object) -> tuple[object, Mapping[str, object]]:
     match given:
         case {"score": value, **rest}:
             metrics = rest.get("metrics")
-        case (value, metrics):
+        case (value, (Mapping() | None) as metrics):
             pass
+        case list() | tuple():
+            value, metrics = _NO_SCORE, None
         case _:
             value, metrics = given, None
     return value, metrics if isinstance(metrics, Mapping) else {}

@@ -5,7 +5,7 @@ It imports numpy and pyarrow, which take a quarter of a second: import it while 
 
 from dataclasses import dataclass
 
-from heldout.datasets.prompts import PromptReader, PromptSource, copy_prompts
+from heldout.datasets.prompts import PromptCount, PromptReader, PromptSource, copy_prompts
 from heldout.runs.journal_index import JournalIndex
 from heldout.runs.progress import Progress
 from heldout.runs.run import Run
@@ -18,6 +18,10 @@ class Plan:
     prompts: PromptReader
     index: JournalIndex
     progress: Progress
+    column_line: str | None = None
+    """The column that the prompts were just copied from, in one line; None for a column named `prompt`."""
+    is_column_doubtful: bool = False
+    """Whether another column has nearly that name."""
 
     @property
     def is_done(self) -> bool:
@@ -28,8 +32,10 @@ class Plan:
 def make_plan(run: Run) -> Plan:
     """Copies the dataset's prompts into the run, unless it has them, and reads its journal.
 
+
     Raises DatasetError and ReferenceProblem for a dataset that cannot be used, RunError for a run whose files cannot be read.
     """
+    column, is_doubtful = None, False
     group_size = run.document.hyperparameters.eval_group_size
     if run.state.num_prompts is None or not run.prompts_path.exists():
         channel = run.document.prompts
@@ -37,7 +43,17 @@ def make_plan(run: Run) -> Plan:
             channel.data_source.dataset, channel.limit, channel.shuffle_seed, is_prefix=channel.data_source.is_prefix
         )
         count = copy_prompts(source, run.prompts_path)
+        column = _column_line(count)
+        is_doubtful = count.nearest_column is not None
         run.update(num_prompts=count.number, dataset_hash=count.content_hash)
     progress = Progress.of(run.state.num_prompts or 0, group_size, run.metric_settings)
     index = JournalIndex.of(run.journal_folder, group_size, progress.count_before)
-    return Plan(PromptReader(run.prompts_path), index, progress)
+    return Plan(PromptReader(run.prompts_path), index, progress, column, is_doubtful)
+
+
+def _column_line(count: PromptCount) -> str | None:
+    if count.column == "prompt":
+        return None
+    line = f"the dataset has no column 'prompt': the prompts come from its first column, {count.column!r}"
+    near = count.nearest_column
+    return line if near is None else f"{line}; if they are in {near!r}, name it 'prompt' or put it first"

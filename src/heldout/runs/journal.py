@@ -1,6 +1,6 @@
 """The journal of a running job: an append-only log in which every line is one ended attempt.
 
-`append` returns when its line is on disk; one fdatasync serves all lines that wait. Each line is a JSON object whose first field
+`append` returns when its line is on disk; one flush serves all lines that wait. Each line is a JSON object whose first field
 is the CRC-32 of the bytes after that field, so a changed byte is noticed. A crash may cut the last line short; opening the
 journal drops it. Damage anywhere else is an error that names the line, and `drop_damaged` removes that line alone.
 
@@ -24,7 +24,7 @@ from heldout.background import start_task
 from heldout.errors import RunError, StorageError
 from heldout.job.json_values import read_json, stored_json
 from heldout.job.records import Attempt, Boundary, Failure, Turn, turn_json
-from heldout.storage.local import open_atomic, synchronise_folder
+from heldout.storage.local import open_atomic, synchronise, synchronise_folder
 
 SEGMENT_BYTES = 64 * 1024 * 1024
 """Large enough that a million rollouts make some hundred files, small enough to copy as one piece."""
@@ -181,7 +181,7 @@ class Journal:
         rest = memoryview(lines)
         while rest:
             rest = rest[os.write(self._file, rest) :]
-        os.fdatasync(self._file)
+        synchronise(self._file)
         self._size += len(lines)
 
     def _after(self, existing: list[Path]) -> Path:
@@ -210,7 +210,7 @@ def drop_torn_tail(segment: Path) -> None:
         file.seek(start)
         if start < size and _is_torn(file.read()):
             file.truncate(start)
-            os.fsync(file.fileno())
+            synchronise(file.fileno())
 
 
 def _last_line(segment: Path, size: int) -> int:

@@ -9,7 +9,7 @@ import orjson
 
 from heldout.errors import RunError, shown
 from heldout.report.numbers import interval_text, number
-from heldout.tracking.run_data import markdown_table, metric_name, with_interval
+from heldout.tracking.run_data import MetricNames, markdown_table, metric_name, with_interval
 
 DIFFERENCE = "difference"
 """Prefix of the MLflow metrics that are a difference: fine-tuned minus base."""
@@ -39,10 +39,12 @@ class ComparisonData:
 
 def _metrics(compared: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     metrics: dict[str, float] = {}
+    names = MetricNames()
     for name, found in compared.items():
-        metrics |= with_interval(f"{DIFFERENCE}/{name}", found["difference"], found["interval"])
+        logged = names.add(f"{DIFFERENCE}/{name}")
+        metrics |= with_interval(logged, found["difference"], found["interval"])
         if found["p_value"] is not None:
-            metrics[f"{metric_name(f'{DIFFERENCE}/{name}')}.p_value"] = found["p_value"]
+            metrics[f"{logged}.p_value"] = found["p_value"]
     return metrics
 
 

@@ -23,6 +23,8 @@ _MOST_REASON_CHARACTERS = 2_000
 _MOST_PARAMETER_CHARACTERS = 6_000
 _MOST_NAME_CHARACTERS = 240
 """MLflow takes 250 in a metric's name; `.high` goes behind it."""
+_ENDS = (".low", ".high", ".p_value")
+_NAMED_RENAMES = 20
 _NO_BREAK_SPACES = "\N{NO-BREAK SPACE}" * 2
 _NOT_IN_NAMES = re.compile(r"[^\w.:/ -]", re.ASCII)
 
@@ -44,11 +46,12 @@ class RunData:
     def of(cls, run: Run) -> Self:
         """Read a run folder; a run that has not ended has no metrics."""
         document = orjson.loads(run.metrics_path.read_bytes()) if run.metrics_path.exists() else {}
+        names = MetricNames()
         return cls(
             parameters=_parameters(run.document) | _card_parameters(run.state.card),
-            metrics=_metrics(document),
+            metrics=_metrics(document, names),
             tags=_tags(run, document),
-            note=_note(run, document),
+            note=_note(run, document, names),
             artifacts=tuple(name for name in _ARTIFACTS if (run.folder / name).is_file()),
         )
 
@@ -59,14 +62,45 @@ def metric_name(name: str) -> str:
     return "/".join("_" if part == ".." else part for part in parts)[:_MOST_NAME_CHARACTERS] or "_"
 
 
+class MetricNames:
+    """Gives each metric a name that MLflow accepts and that no other metric of the run has, also not with `.low` or `.high`.
+
+    `renamed` maps the names that had to be changed to those that they have in MLflow.
+    """
+
+    def __init__(self) -> None:
+        self.renamed: dict[str, str] = {}
+        self._taken: set[str] = set()
+
+    def add(self, name: str) -> str:
+        """Returns the name in MLflow. Metrics that differ only in characters that MLflow lacks get `_2`, `_3` and so on."""
+        cleaned = unique = metric_name(name)
+        number = 1
+        while not self._taken.isdisjoint(ends := {f"{unique}{end}" for end in ("", *_ENDS)}):
+            number += 1
+            unique = f"{cleaned}_{number}"
+        self._taken |= ends
+        if unique != name:
+            self.renamed[name] = unique
+        return unique
+
+    @property
+    def note(self) -> str:
+        """Says which metrics have another name in MLflow, in Markdown; empty if none has."""
+        if not self.renamed:
+            return ""
+        pairs = "; ".join(f"`{old}` is `{new}`" for old, new in list(self.renamed.items())[:_NAMED_RENAMES])
+        more = len(self.renamed) - _NAMED_RENAMES
+        return f"Names that MLflow does not take: {pairs}{f'; and {more} more' if more > 0 else ''}."
+
+
 def with_interval(name: str, value: float | None, interval: Iterable[float | None] | None) -> dict[str, float]:
-    """A metric and the ends of its interval, as far as they are known.
+    """A metric and the ends of its interval, as far as they are known. name: one that MLflow accepts.
 
     The ends are `<name>.low` and `<name>.high`: below `<name>/`, stores that keep a file a metric would need a folder where
     they have the file.
     """
     low, high = interval or (None, None)
-    name = metric_name(name)
     ends = {name: value, f"{name}.low": low, f"{name}.high": high}
     return {key: number for key, number in ends.items() if number is not None and math.isfinite(number)}
 
@@ -113,11 +147,11 @@ def _text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _metrics(document: Mapping[str, Any]) -> dict[str, float]:
+def _metrics(document: Mapping[str, Any], names: MetricNames) -> dict[str, float]:
     intervals = document.get("intervals", {})
     metrics: dict[str, float] = {}
     for name, value in document.get("metrics", {}).items():
-        metrics |= with_interval(name, value, intervals.get(name))
+        metrics |= with_interval(names.add(name), value, intervals.get(name))
     return metrics
 
 
@@ -141,7 +175,7 @@ def _tags(run: Run, document: Mapping[str, Any]) -> dict[str, str]:
     return tags
 
 
-def _note(run: Run, document: Mapping[str, Any]) -> str:
+def _note(run: Run, document: Mapping[str, Any], names: MetricNames) -> str:
     if run.state.failure_reason:
         return f"**The job failed:** {run.state.failure_reason[:_MOST_REASON_CHARACTERS]}"
     if not document:
@@ -151,12 +185,12 @@ def _note(run: Run, document: Mapping[str, Any]) -> str:
     if document["partial"]:
         head = f"**Partial results:** {head}, {counts['missing'] or 'some'} not played"
     rows = (
-        (f"`{metric_name(name)}`", number(document["metrics"][name]), interval_text(tuple(ends)))
+        (f"`{names.renamed.get(name, name)}`", number(document["metrics"][name]), interval_text(tuple(ends)))
         for name, ends in intervals.items()
         if document["metrics"].get(name) is not None
     )
     table = markdown_table(("metric", "value", f"{document['confidence']:.0%} interval"), rows)
-    return f"{head}.\n\n{table}"
+    return "\n\n".join(part for part in (f"{head}.", names.note, table) if part)
 
 
 def _row(cells: Iterable[str]) -> str:

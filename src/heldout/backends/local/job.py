@@ -68,13 +68,13 @@ async def play_rollouts(run: Run, context: PlayContext) -> Ending:
         if run.state.status is JobStatus.COMPLETED:  # without its journal, it would be played from the beginning
             return Ending.FINISHED
         with _status_recorded(run):
-            plan = await _planned(run) if run.has_journal else None
+            plan = await _planned(run, context) if run.has_journal else None
             if plan is not None and plan.is_done:  # an earlier start was stopped before it wrote the results
                 return await _conclude(run, Ending.FINISHED)
             async with contextlib.AsyncExitStack() as stack:
                 # The prompts are read while the agent's processes and the model start.
                 services = await stack.enter_async_context(services_of(run, context.note))
-                plan = plan or await _planned(run)
+                plan = plan or await _planned(run, context)
                 if context.mirror is not None:
                     await context.mirror.begin()
                 await _ready_or_stopped(services, context.switch)
@@ -167,14 +167,17 @@ async def _ready_or_stopped(services: Services, switch: StopSwitch) -> None:
         await asyncio.gather(ready, stopped, return_exceptions=True)
 
 
-async def _planned(run: Run) -> "Plan":
+async def _planned(run: Run, context: PlayContext) -> "Plan":
     def make() -> "Plan":
         # Loads numpy and pyarrow in this thread, while the agent's processes load their modules.
         from heldout.rollouts.plan import make_plan
 
         return make_plan(run)
 
-    return await asyncio.to_thread(make)
+    plan = await asyncio.to_thread(make)
+    if plan.column_line is not None:
+        (context.note if plan.is_column_doubtful else context.say)(plan.column_line)
+    return plan
 
 
 @contextlib.asynccontextmanager
