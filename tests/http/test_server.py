@@ -3,9 +3,12 @@
 import asyncio
 import contextlib
 import io
+import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -286,3 +289,28 @@ async def test_stopping_lets_the_current_request_end() -> None:
     await stopping
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", port)
+
+
+def test_as_many_connections_may_wait_as_the_system_lets() -> None:
+    """Agents that all start at once connect while the loop is busy; a shorter queue would reset some of them."""
+    limit = int(Path("/proc/sys/net/core/somaxconn").read_text()) if sys.platform == "linux" else 128
+    number = min(limit, 2000)
+
+    async def handle(request: Request) -> Answer:
+        return Answer(200, {}, b"")
+
+    async def connect_while_busy() -> int:
+        server = Server(handle, idle_seconds=5)
+        port = await server.start("127.0.0.1", 0)
+        held = []
+        for _ in range(number):  # blocks the loop, which accepts none of them
+            try:
+                held.append(socket.create_connection(("127.0.0.1", port), timeout=1))
+            except TimeoutError:
+                break
+        for connection in held:
+            connection.close()
+        await server.stop(0)
+        return len(held)
+
+    assert asyncio.run(connect_while_busy()) == number

@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 
 from heldout.errors import MissingExtra, ReferenceProblem
-from heldout.policies.base import ModelCall, ModelReply, PolicyUnavailable
+from heldout.policies.base import ModelCall, ModelReply, PolicyGivenUp, PolicyUnavailable
 from heldout.policies.embedded import EmbeddedPolicy, find_weights
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -95,6 +95,47 @@ async def test_a_kill_of_the_server_costs_calls_in_flight_only_time(
     assert all([_said(await call) for call in calls])
     assert policy.process_id not in (None, before)
     assert caplog.messages == ["the server of embedded model smollm2-135m was killed by SIGKILL; starting it again"]
+
+
+async def _kill_servers(policy: EmbeddedPolicy, times: int) -> None:
+    """Kills so many servers in turn, each as soon as it runs."""
+    killed: set[int | None] = {None}
+    while len(killed) <= times:
+        if (process_id := policy.process_id) not in killed:
+            assert process_id is not None
+            os.kill(process_id, signal.SIGKILL)
+            killed.add(process_id)
+        await asyncio.sleep(0.01)
+
+
+async def _call_for_ever(policy: EmbeddedPolicy) -> None:
+    while True:
+        await policy.call(_call(max_tokens=1))
+
+
+async def test_a_server_that_is_killed_while_it_starts_is_started_again() -> None:
+    policy = EmbeddedPolicy("smollm2-135m", parallel=1, context_tokens=256)
+    killing = asyncio.create_task(_kill_servers(policy, 2))
+    try:
+        await policy.start()
+        await killing
+        assert _said(await policy.call(_call()))
+    finally:
+        await policy.stop()
+
+
+async def test_a_server_killed_while_it_starts_again_costs_only_time_up_to_the_limit() -> None:
+    policy = EmbeddedPolicy("smollm2-135m", parallel=1, context_tokens=256)
+    await policy.start()
+    try:
+        await _kill_servers(policy, 5)
+        assert _said(await policy.call(_call()))
+        killing = asyncio.create_task(_kill_servers(policy, 1))
+        with pytest.raises(PolicyGivenUp, match="was killed by SIGKILL for the 6th time"):
+            await _call_for_ever(policy)
+        await killing
+    finally:
+        await policy.stop()
 
 
 async def test_a_lora_adapter_changes_the_replies(policy: EmbeddedPolicy, tmp_path: Path) -> None:

@@ -3,20 +3,21 @@
 import json
 
 from heldout.agents.base import InvocationResult, Outcome
+from heldout.exhaustion import exhausted_resource_in
 
 _SHOWN_CHARACTERS = 500
 """How much of an error body a message quotes: enough for a reason, little enough for one line."""
 
 
 def read_answer(status: int, content_type: str, body: bytes) -> InvocationResult:
-    """Parses an answer: RETURNED with the parsed body, or RAISED with the reason in one line.
+    """Parses an answer: RETURNED with the parsed body, or the reason in one line with RAISED, EXHAUSTED or DISCONNECTED.
 
     An error is a status from 400 up, or the object `{"error": ..., "error_type": ...}` that bedrock-agentcore 1.x (and our
     worker) sends as the last event when a stream breaks off. NaN and Infinity become floats; the check of
     rewards is elsewhere. An empty answer has the body None.
     """
     if status >= 400:
-        return _raised(_error_text(status, body))
+        return _failed(_parsed(body)) or _raised(f"answered {status}: {_start_of(body)}")
     if content_type.partition(";")[0].strip().lower() == "text/event-stream":
         return _read_events(body)
     if not body.strip():
@@ -43,7 +44,10 @@ def one_line(text: str) -> str:
 
 
 def _raised(message: str) -> InvocationResult:
-    return InvocationResult(Outcome.RAISED, message=one_line(message))
+    resource = exhausted_resource_in(message)
+    if resource is None:
+        return InvocationResult(Outcome.RAISED, message=one_line(message))
+    return InvocationResult(Outcome.EXHAUSTED, message=one_line(f"out of {resource}: {message}"))
 
 
 def _read_events(body: bytes) -> InvocationResult:
@@ -54,22 +58,27 @@ def _read_events(body: bytes) -> InvocationResult:
             answer = json.loads(b"\n".join(lines))
         except (ValueError, RecursionError):
             continue  # not JSON: a comment, a keep-alive, `[DONE]`
-    failure = _reported_error(answer)
-    return InvocationResult(Outcome.RETURNED, body=answer) if failure is None else _raised(failure)
+    return _failed(answer) or InvocationResult(Outcome.RETURNED, body=answer)
 
 
-def _error_text(status: int, body: bytes) -> str:
+def _parsed(body: bytes) -> object:
     try:
-        answer = json.loads(body)
+        answer: object = json.loads(body)
     except (ValueError, RecursionError):
-        answer = None
-    return _reported_error(answer) or f"answered {status}: {_start_of(body)}"
+        return None
+    return answer
 
 
-def _reported_error(answer: object) -> str | None:
+def _failed(answer: object) -> InvocationResult | None:
     match answer:
+        case {
+            "error": str(error),
+            "error_type": str(kind),
+            "harness_failure": ("exhausted" | "disconnected") as outcome,
+        }:
+            return InvocationResult(Outcome(outcome), message=one_line(f"{kind}: {error}"))
         case {"error": str(error), "error_type": str(kind)}:
-            return f"{kind}: {error}"
+            return _raised(f"{kind}: {error}")
         case _:
             return None
 

@@ -12,7 +12,7 @@ from heldout.agents.entry_point_lookup import check_entry_point, parse_entry_poi
 from heldout.agents.launcher import WorkerProblem, WorkerSettings, WorkerStarter
 from heldout.agents.prestart import FORKS
 from heldout.agents.worker_process import CANCEL_ANSWER_SECONDS, WorkerGone, WorkerProcess
-from heldout.errors import ReferenceProblem
+from heldout.errors import JobFailed, ReferenceProblem
 from heldout.http.connections import Connections
 from heldout.job.kinds.base import SourceFile
 from heldout.job.kinds.entry_point import EntryPoint
@@ -100,6 +100,8 @@ class EntryPointAgent(Agent):
         self._num_starting = 0
         self._num_failures = 0
         self._problem = ""
+        self._may_pass = False
+        """Whether the latest problem lies outside the agent."""
         self._files: dict[str, set[str]] = {}
         self._packages: set[str] = set()
 
@@ -115,17 +117,23 @@ class EntryPointAgent(Agent):
         )
 
     async def start(self) -> None:
-        """Starts all workers; returns when the first serves. Raises ReferenceProblem when the agent cannot be loaded."""
+        """Starts all workers; returns when the first serves.
+
+        Raises ReferenceProblem when the agent cannot be loaded. A worker that is killed, or refused by the system, is started
+        again; raises JobFailed when no worker starts in several tries.
+        """
         check_entry_point(self._settings.entry_point, working_directory=self._settings.working_directory)
         self._connections = Connections(keep_alive_seconds=_KEEP_SECONDS, connect_seconds=_CONNECT_SECONDS)
         self._num_starting = self._num_workers
         for _ in range(self._num_workers):
             self._in_background(self._keep_worker())
         self._in_background(self._keep_further())
-        while not self._ready and not self._problem:
+        while not self._ready and not self._cannot_start():
             await self._changed.wait()
         if not self._ready:
             await self.stop()
+            if self._may_pass:
+                raise JobFailed(f"{self._problem}; {self._num_failures} starts failed")
             raise ReferenceProblem(self._problem)
         asyncio.get_running_loop().call_later(_SPREAD_SECONDS, self._stop_spreading)
 
@@ -150,11 +158,15 @@ class EntryPointAgent(Agent):
                 return await worker.play(invocation)
             except WorkerGone:
                 self._retire(worker)
-        return InvocationResult(Outcome.UNREACHABLE, message=self._problem)
+        return InvocationResult(_outcome(may_pass=self._may_pass), message=self._problem)
 
     async def is_busy(self) -> bool:
         """Whether the agent in any worker reports work in the background."""
         return any(await asyncio.gather(*(worker.is_busy() for worker in self._processes)))
+
+    def _cannot_start(self) -> bool:
+        """Whether the agent is the problem, or starting it again has not helped."""
+        return self._num_failures >= (_GIVE_UP_AFTER * self._num_workers if self._may_pass else 1)
 
     async def _play_isolated(self, invocation: Invocation) -> InvocationResult:
         async with self._isolated_room:
@@ -163,7 +175,8 @@ class EntryPointAgent(Agent):
                 await worker.start()
                 return await worker.play(invocation)
             except (WorkerProblem, WorkerGone) as problem:
-                return InvocationResult(Outcome.UNREACHABLE, message=str(problem))
+                may_pass = isinstance(problem, WorkerProblem) and problem.may_pass
+                return InvocationResult(_outcome(may_pass=may_pass), message=str(problem))
             finally:
                 self._in_background(worker.close())
 
@@ -197,7 +210,7 @@ class EntryPointAgent(Agent):
             try:
                 await worker.start()
             except WorkerProblem as problem:
-                self._note_failure(str(problem))
+                self._note_failure(str(problem), may_pass=problem.may_pass)
             else:
                 self._num_failures = 0
                 self._ready.append(worker)
@@ -249,9 +262,10 @@ class EntryPointAgent(Agent):
             self._files.setdefault(name, set()).add(digest)
         self._packages.update(loaded["packages"])
 
-    def _note_failure(self, problem: str) -> None:
+    def _note_failure(self, problem: str, *, may_pass: bool = False) -> None:
         self._num_failures += 1
         self._problem = problem
+        self._may_pass = may_pass
 
     def _stop_spreading(self) -> None:
         self._num_starting = 0
@@ -265,3 +279,8 @@ class EntryPointAgent(Agent):
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _outcome(*, may_pass: bool) -> Outcome:
+    """The outcome of an attempt without a worker. may_pass: whether the reason lies outside the agent."""
+    return Outcome.EXHAUSTED if may_pass else Outcome.UNREACHABLE

@@ -20,12 +20,20 @@ from typing import Any
 from heldout.agents.prestart import FORKS, StartedLauncher, start_launcher, take_early
 from heldout.agents.processes import kill_group, kill_leader
 from heldout.agents.worker_protocol import Tail, read_pipe
+from heldout.exhaustion import exhausted_resource_in
 
 _WORDS_BYTES = 1 << 16
 
 
 class WorkerProblem(Exception):
-    """A worker process could not start; the message is one line."""
+    """A worker process could not start; the message is one line.
+
+    may_pass: whether the reason lies outside the agent (the process was killed, the system refused one): a later start may work.
+    """
+
+    def __init__(self, message: str, *, may_pass: bool = False) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass or exhausted_resource_in(message) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +111,7 @@ class WorkerStarter:
                 settings.entry_point, settings.environment, settings.working_directory, forks=settings.forks
             )
         except OSError as error:
-            raise WorkerProblem(f"a worker process cannot be started: {error}") from error
+            raise WorkerProblem(f"a worker process cannot be started: {error}", may_pass=True) from error
         launcher = Launcher(settings, started)
         self._launchers.add(launcher)
         launcher.exited.add_done_callback(lambda _: self._launchers.discard(launcher))
@@ -145,7 +153,7 @@ class Launcher:
             socket.send_fds(self._channel, [request], fds)
         except OSError as error:  # it has just ended
             del self._children[number]
-            raise WorkerProblem(f"a worker process cannot be started: {error}") from error
+            raise WorkerProblem(f"a worker process cannot be started: {error}", may_pass=True) from error
         return child
 
     def kill(self) -> None:

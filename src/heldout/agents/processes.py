@@ -3,11 +3,15 @@
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
 """From linux/prctl.h: the kernel sends a signal when the parent dies, even to a process that is stuck in C code."""
+
+_MOST_DESCRIPTORS = 1 << 20
+"""More than any job needs. Some containers allow a billion, and programs that close every possible descriptor then hang."""
 
 
 def share_processors() -> None:
@@ -20,6 +24,17 @@ def share_processors() -> None:
         with contextlib.suppress(OSError):  # a sandbox may forbid it
             if os.sched_getscheduler(0) == os.SCHED_OTHER:  # any other policy is the user's choice
                 os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
+def raise_descriptor_limit() -> int:
+    """Raises the soft limit on open files, of this process and those it starts, to the hard one. Returns the limit in force."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # macOS has a lower limit of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return wanted
+    return _MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
 
 
 def die_with_parent(parent_pid: int) -> None:

@@ -22,6 +22,7 @@ from heldout.agents.worker_protocol import (
     Tail,
     read_pipe,
 )
+from heldout.exhaustion import exhausted_resource
 from heldout.http.connections import Connections, NotConnected, Site
 
 CANCEL_ANSWER_SECONDS = LOOP_ANSWER_SECONDS + 2 * CANCEL_SECONDS + 1
@@ -94,7 +95,9 @@ class WorkerProcess:
             self.kill()
             raise WorkerProblem(f"agent {self._settings.entry_point!r} took over {START_SECONDS:.0f} s to import")
         status = await self._exit_status()
-        raise WorkerProblem(str(message.get("problem") or self._why_it_ended(status)))
+        if "problem" in message:
+            raise WorkerProblem(str(message["problem"]))
+        raise WorkerProblem(self._why_it_ended(status), may_pass=status < 0 or self._was_refused)
 
     async def play(self, invocation: Invocation) -> InvocationResult:
         """Plays one attempt to its end. Raises WorkerGone if the worker ended before it got the attempt.
@@ -143,6 +146,11 @@ class WorkerProcess:
         for task in list(self._tasks):
             await asyncio.wait({task})
 
+    @property
+    def _was_refused(self) -> bool:
+        """Whether the system refused the process."""
+        return self._child is not None and bool(self._child.problem)
+
     def _why_it_ended(self, status: int) -> str:
         """The reason, in one line, why the process ended before it served."""
         assert self._child is not None
@@ -175,7 +183,7 @@ class WorkerProcess:
         except OSError as error:
             _close(fds)
             self.exited.set_result(1)
-            raise WorkerProblem(f"a worker process cannot be started: {error}") from error
+            raise WorkerProblem(f"a worker process cannot be started: {error}", may_pass=True) from error
         lifeline, lifeline_held, self._raw_fd, output, self._frames_fd, frames = fds
         self._ours = [lifeline_held, self._raw_fd, self._frames_fd]
         return [lifeline, output, frames]
@@ -210,7 +218,8 @@ class WorkerProcess:
             self._leave(session)
             if self.exited.done():
                 raise WorkerGone(str(error)) from error
-            return InvocationResult(Outcome.UNREACHABLE, message=one_line(str(error)))
+            outcome = Outcome.UNREACHABLE if exhausted_resource(error) is None else Outcome.EXHAUSTED
+            return InvocationResult(outcome, message=one_line(str(error)))
         except OSError as error:
             return await self._lose(error)
         self._read_output()
@@ -250,7 +259,7 @@ class WorkerProcess:
         self.retired.set()
         await asyncio.wait({self.exited}, timeout=LOOP_ANSWER_SECONDS)
         if not self.exited.done():
-            return InvocationResult(Outcome.RAISED, message=one_line(f"the agent's answer broke off: {error}"))
+            return InvocationResult(Outcome.DISCONNECTED, message=one_line(f"the agent's answer broke off: {error}"))
         return self._ended()
 
     def _ended(self) -> InvocationResult:

@@ -302,12 +302,20 @@ def _terminal_context(max_runtime_seconds: int | None) -> PlayContext:
     """Shows progress and messages on standard error. Ctrl-C stops the job."""
     console = plain_console(stderr=True)
 
+    playing: list[Progress] = []
+
     def display(run: Run, progress: Progress) -> AbstractAsyncContextManager[None]:
+        playing[:] = [progress]
         return live.shown(progress, console, f"{run.state.name}/{run.state.run_name}")
 
     def announce_stop(again: bool) -> None:
-        text = "stopping at once" if again else "finishing what is in flight; Ctrl-C again stops at once"
-        console.print(text, highlight=False)
+        waiting = playing[0].stopping_line if playing else "stopping"
+        text = (
+            "stopping at once"
+            if again
+            else f"{waiting}; Ctrl-C again stops at once, what is in flight is then played again"
+        )
+        console.print(text, highlight=False, soft_wrap=True)
 
     return PlayContext(
         display=display,

@@ -9,8 +9,9 @@ import asyncio
 from heldout.http.exchange import Handler
 from heldout.http.flow_control import Connection
 
-_BACKLOG = 1024
-"""Connections that may wait to be accepted: a job's agents all start at once."""
+_BACKLOG = 65_535
+"""Connections that may wait to be accepted: a job's agents all start at once. The system lowers it to its own limit
+(net.core.somaxconn on Linux)."""
 _LINGER_SECONDS = 5.0
 
 

@@ -23,10 +23,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from heldout.errors import MissingExtra, ReferenceProblem, did_you_mean
+from heldout.errors import JobFailed, MissingExtra, ReferenceProblem, did_you_mean
 from heldout.job.kinds.base import SourceFile
 from heldout.job.kinds.embedded import EMBEDDED_MODELS, EmbeddedModel
-from heldout.policies.base import ModelCall, ModelReply, PolicySettings, PolicyUnavailable
+from heldout.policies.base import ModelCall, ModelReply, PolicyGivenUp, PolicySettings, PolicyUnavailable
 from heldout.policies.embedded_server import ServerOptions
 from heldout.policies.endpoint import EndpointPolicy
 from heldout.policies.retries import Retries
@@ -59,6 +59,12 @@ agents use the same cores; sleeping at once makes them nearly twice as slow when
 then sleep. (Setting of GNU's OpenMP, which xllamacpp uses on Linux.)"""
 
 _LOG_TAIL_BYTES = 2000
+_END_SECONDS = 5.0
+"""How long a server that has closed its output may take to end."""
+
+
+class _ServerKilled(ReferenceProblem):
+    """The server was killed before it answered."""
 
 
 def make(model: EmbeddedModel, _settings: PolicySettings) -> "EmbeddedPolicy":
@@ -127,7 +133,6 @@ class EmbeddedPolicy:
         self._process: Process | None = None
         self._log_file: IO[bytes] | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self._given_up: str | None = None
 
     @property
     def model_name(self) -> str:
@@ -147,20 +152,18 @@ class EmbeddedPolicy:
         """Start the server and wait until it answers.
 
         Raises MissingExtra when llama.cpp or the weights are not installed, ReferenceProblem when the model or the adapter
-        does not load, with the end of the server's log.
+        does not load, with the end of the server's log. A server that is killed while it starts is started again;
+        raises JobFailed after the sixth time.
         """
         options = self._checked_options()
         self._log_file = tempfile.TemporaryFile(prefix="heldout-embedded-")  # noqa: SIM115
+        started_at = time.monotonic()
         try:
-            started_at = time.monotonic()
-            self._endpoint = EndpointPolicy(
-                [await self._launch(options)], self._name, max_connections=_MAX_CONNECTIONS, retries=_RETRIES
-            )
-            await self._endpoint.start()
+            endpoint = await self._started(options)
         except BaseException:
             await self.stop()
             raise
-        self._supervisor = asyncio.create_task(self._supervise(options, self._endpoint))
+        self._supervisor = asyncio.create_task(self._supervise(options, endpoint))
         _log.info(
             "embedded model %s answers after %.1f s (%d slots of %d tokens, %d threads)",
             self._name,
@@ -169,6 +172,30 @@ class EmbeddedPolicy:
             self._context_tokens,
             options.threads,
         )
+
+    async def _started(self, options: ServerOptions) -> EndpointPolicy:
+        """Start the server, again when it is killed meanwhile, and return the endpoint that reaches it."""
+        restarts = 0
+        while True:
+            try:
+                self._endpoint = EndpointPolicy(
+                    [await self._launch(options)], self._name, max_connections=_MAX_CONNECTIONS, retries=_RETRIES
+                )
+                await self._endpoint.start()
+            except ReferenceProblem as problem:
+                if not (isinstance(problem, _ServerKilled) or self._was_killed()):
+                    raise
+                restarts += 1
+                if restarts > _MAX_RESTARTS:
+                    raise JobFailed(f"{problem}; it was killed {restarts} times while it started") from problem
+                _log.warning("%s; starting it again", problem)
+                await self._end_process()
+            else:
+                return self._endpoint
+
+    def _was_killed(self) -> bool:
+        status = None if self._process is None else self._process.returncode
+        return status is not None and status < 0
 
     async def stop(self) -> None:
         if self._supervisor is not None:
@@ -185,8 +212,6 @@ class EmbeddedPolicy:
             self._log_file = None
 
     async def call(self, call: ModelCall) -> ModelReply:
-        if self._given_up is not None:
-            raise PolicyUnavailable(self._given_up)
         if self._endpoint is None:
             raise PolicyUnavailable(f"embedded model {self._name!r} is not started")
         return await self._endpoint.call(call)
@@ -231,31 +256,38 @@ class EmbeddedPolicy:
                 f"embedded model {self._name!r} did not answer within {_START_SECONDS:g} s: {self._log_tail()}"
             ) from None
         if not address:
+            with suppress(TimeoutError):  # it closed its output without ending
+                await asyncio.wait_for(self._process.wait(), _END_SECONDS)
+            kind = _ServerKilled if self._was_killed() else ReferenceProblem
             await self._end_process()
-            raise ReferenceProblem(f"embedded model {self._name!r} did not start: {self._log_tail()}")
+            raise kind(f"embedded model {self._name!r} did not start: {self._log_tail()}")
         return f"{address.decode().strip()}/v1"
 
     async def _supervise(self, options: ServerOptions, endpoint: EndpointPolicy) -> None:
-        """Restart the server whenever it dies; calls are retried meanwhile."""
+        """Restart the server whenever it dies; calls are retried meanwhile. A restart that fails counts like a death."""
         restarts = 0
         while self._process is not None:
             started_at = time.monotonic()
             died = _died(await self._process.wait())
             restarts = 0 if time.monotonic() - started_at > _STEADY_SECONDS else restarts
-            restarts += 1
-            if restarts > _MAX_RESTARTS:
-                self._give_up(f"{died} for the {restarts}th time; {self._log_tail()}")
-                return
-            _log.warning("the server of embedded model %s %s; starting it again", self._name, died)
-            try:
-                endpoint.move([await self._launch(options)])
-            except ReferenceProblem as problem:
-                self._give_up(f"{died}, and {problem}")
-                return
+            address: str | None = None
+            while address is None:
+                restarts += 1
+                if restarts > _MAX_RESTARTS:
+                    self._give_up(endpoint, f"{died} for the {restarts}th time; {self._log_tail()}")
+                    return
+                _log.warning("the server of embedded model %s %s; starting it again", self._name, died)
+                try:
+                    address = await self._launch(options)
+                except (ReferenceProblem, OSError) as problem:
+                    died = f"died while it started again ({problem})"
+            endpoint.move([address])
 
-    def _give_up(self, reason: str) -> None:
-        self._given_up = f"embedded model {self._name!r}: its server {reason}"
-        _log.error("%s", self._given_up)
+    def _give_up(self, endpoint: EndpointPolicy, reason: str) -> None:
+        """Fail all calls from now on: the job stops, and the rollouts in flight are played again when it is resumed."""
+        problem = PolicyGivenUp(f"embedded model {self._name!r}: its server {reason}")
+        _log.error("%s", problem)
+        endpoint.end(problem)
 
     async def _end_process(self) -> None:
         process, self._process = self._process, None

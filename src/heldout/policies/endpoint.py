@@ -14,6 +14,7 @@ import orjson
 from yarl import URL
 
 from heldout.errors import ReferenceProblem, did_you_mean, shown
+from heldout.exhaustion import exhausted_resource
 from heldout.http.connections import Connections, NotConnected, Origin, Response
 from heldout.http.content_encoding import Decoder, decoder
 from heldout.job.kinds.endpoint import EndpointModel
@@ -76,6 +77,7 @@ class EndpointPolicy:
         self._max_connections = max_connections
         self._listing_seconds = listing_seconds
         self._was_there = was_there
+        self._ended_by: PolicyUnavailable | None = None
         self._listing: Mapping[str, Any] | None = None
         self._key: str | None = None
         self._connections: Connections | None = None
@@ -117,6 +119,8 @@ class EndpointPolicy:
     async def call(self, call: ModelCall) -> ModelReply:
         budget: Budget | None = None  # most calls need none
         while True:
+            if self._ended_by is not None:
+                raise self._ended_by
             replica = self._replicas.choose(call.trajectory_id)
             was_down = (
                 replica.down_until is not None
@@ -126,6 +130,9 @@ class EndpointPolicy:
             except TryFailed as failure:
                 budget = budget or Budget(self._retries, self._model_name)
                 budget.spend_try(replica.address, failure)
+                if failure.is_exhausted:
+                    await budget.wait(replica.address, failure)
+                    continue
                 replica.failures_in_a_row += 1
                 is_down = failure.is_down or min(budget.num_tries, replica.failures_in_a_row) >= _FAILURES_TO_BE_DOWN
                 is_another_up = is_down and self._replicas.mark_down(replica, str(failure))
@@ -141,6 +148,10 @@ class EndpointPolicy:
         """Use `urls` from the next try on, also for calls in their retries."""
         self._replicas = Replicas([_base_url(url) for url in urls], self._retries.clock)
 
+    def end(self, problem: PolicyUnavailable) -> None:
+        """Fails every call with `problem` from its next try on."""
+        self._ended_by = problem
+
     async def _try(self, replica: Replica, path: str, body: bytes | None, *, is_streamed: bool = False) -> ModelReply:
         """Send one request, a GET without a body. Raises TryFailed for a failure that may be retried."""
         if self._connections is None:
@@ -154,6 +165,9 @@ class EndpointPolicy:
                 return ModelReply(200, _content_type(response), b"", chunks)
             content = await response.read()
         except NotConnected as problem:
+            resource = exhausted_resource(problem)
+            if resource is not None:
+                raise TryFailed(f"cannot be called: out of {resource}", is_exhausted=True) from problem
             raise TryFailed(str(problem), is_down=True) from problem
         except OSError as problem:
             raise TryFailed(f"dropped the connection ({_described(problem)})") from problem

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from heldout.http.retry_after import retry_after_seconds
-from heldout.policies.base import PolicyUnavailable
+from heldout.policies.base import HarnessExhausted, PolicyUnavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,16 @@ class Retries:
 class TryFailed(Exception):
     """A try failed and may be repeated. The message continues a sentence that begins with the server's address."""
 
-    def __init__(self, reason: str, *, retry_after: str | None = None, is_down: bool = False) -> None:
+    def __init__(
+        self, reason: str, *, retry_after: str | None = None, is_down: bool = False, is_exhausted: bool = False
+    ) -> None:
         super().__init__(reason)
         self.retry_after = retry_after
         """The Retry-After header of the reply, if there was one."""
         self.is_down = is_down
         """No connection could be made: the server is not there, rather than busy."""
+        self.is_exhausted = is_exhausted
+        """No connection could be made: this process has no descriptor, port or memory for one."""
 
 
 class Budget:
@@ -75,7 +79,8 @@ class Budget:
         return min(doubled, self._retries.longest_wait_seconds) * (0.5 + self._retries.chance() / 2)
 
     def _end(self, address: str, failure: TryFailed, limit: str) -> PolicyUnavailable:
+        kind = HarnessExhausted if failure.is_exhausted else PolicyUnavailable
         tries = f"{self.num_tries} {'try' if self.num_tries == 1 else 'tries'}"
-        return PolicyUnavailable(
+        return kind(
             f"policy {self._name!r}: {address} {failure}; gave up after {tries} and {self._waited:.3g} s of waiting ({limit})"
         )

@@ -23,6 +23,9 @@ _HOPELESS_LEAST = 50
 no rollout was ever scored or that every failure lies outside the agent."""
 _MOST_HARNESS_FAILURES = 6
 """Attempts of one rollout that may fail for want of descriptors, ports, memory, threads or disk, 0.5 to 10 s apart."""
+_WAVE = 256
+"""Rollouts that start together. Thousands at once would overflow the listen queues, and their connections be reset."""
+_WAVE_SECONDS = 0.1
 _NEARLY_DONE_SECONDS = 10.0
 """The time in which the results process becomes ready while agents use every processor; otherwise it needs a second or two."""
 
@@ -132,7 +135,9 @@ class Engine:
 
     async def _fill(self, slots: int) -> None:
         async with asyncio.TaskGroup() as group:
-            for _ in range(slots):
+            for slot in range(slots):
+                if slot and slot % _WAVE == 0:
+                    await asyncio.sleep(_WAVE_SECONDS)
                 group.create_task(self._play_slot())
 
     async def _play_slot(self) -> None:

@@ -2,11 +2,20 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from heldout.job.records import Attempt
 from heldout.metrics.running import RunningTotals
 from heldout.metrics.settings import MetricSettings
+
+
+class ModelWait(NamedTuple):
+    """The model calls that wait for an answer."""
+
+    calls: int = 0
+    longest_seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -30,6 +39,8 @@ class Progress:
     first_failures: dict[str, str] = field(default_factory=dict)
     """The reason of the first failed attempt of each `boundary: kind`."""
     flags: Counter[str] = field(default_factory=Counter)
+    model_wait: Callable[[], ModelWait] = ModelWait
+    """Returns the model calls that are in flight now."""
     started: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -50,6 +61,17 @@ class Progress:
         """Seconds left at the rate so far; None before the first rollout of this start has finished."""
         done = self.finished - self.finished_before
         return None if done == 0 else self.seconds / done * (self.planned - self.finished)
+
+    @property
+    def stopping_line(self) -> str:
+        """What a job that is asked to stop waits for, in one line."""
+        if not self.in_flight:
+            return "stopping"
+        wait = self.model_wait()
+        model = (
+            f"; the model has not answered {_counted(wait.calls, 'call')}, the oldest for {wait.longest_seconds:.0f} s"
+        )
+        return f"waiting for {_counted(self.in_flight, 'rollout')} in flight{model if wait.calls else ''}"
 
     def count_before(self, attempt: Attempt) -> None:
         """Counts a rollout that finished before this start."""
@@ -77,3 +99,7 @@ class Progress:
         else:
             self.failed += 1
         self.totals.add(attempt.prompt_index, attempt.reward)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

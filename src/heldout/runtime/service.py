@@ -84,6 +84,10 @@ class JobRuntime:
         """How many calls had a `temperature`, `top_p` or `max_tokens` that differs from the job's, or none. Empty if enforced."""
         return self._calls.differences
 
+    def waits(self) -> list[float]:
+        """Returns how long each model call in flight has waited for the policy, in seconds."""
+        return self._trajectories.waits()
+
     async def start(self) -> None:
         """Starts to listen. Raises OSError if the port is taken."""
         server = Server(self._handler, idle_seconds=self._limits.idle_seconds)

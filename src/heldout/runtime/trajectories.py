@@ -122,6 +122,11 @@ class Trajectory:
         """Model calls so far, including those in flight."""
         return self._capture.num_calls
 
+    def waits(self) -> list[float]:
+        """Returns how long each model call in flight has waited, in seconds."""
+        now = time.perf_counter()
+        return [now - call.started for call in self._in_flight]
+
     def begin(self, request: dict[str, object], messages: list[object]) -> Call:
         """Records the beginning of a model call. request: its parameters without the messages; it must not be changed afterwards.
 
@@ -238,6 +243,10 @@ class Trajectories:
     def get(self, trajectory_id: str) -> Trajectory | None:
         """Returns the open trajectory with this id."""
         return self._open.get(trajectory_id)
+
+    def waits(self) -> list[float]:
+        """Returns how long each model call in flight has waited, in seconds."""
+        return [wait for trajectory in self._open.values() for wait in trajectory.waits()]
 
     def ledger_of_closed(self, trajectory_id: str) -> Ledger | None:
         """Returns the reports of a recently closed trajectory."""

@@ -29,7 +29,7 @@ from types import FrameType
 from typing import NoReturn
 
 from heldout.agents.entry_point_lookup import EntryPoint, parse_entry_point
-from heldout.agents.processes import die_with_parent, share_processors
+from heldout.agents.processes import die_with_parent, raise_descriptor_limit, share_processors
 from heldout.agents.worker.known_packages import known_imports
 from heldout.agents.worker.loading import set_path
 from heldout.agents.worker.output import route_output
@@ -143,6 +143,7 @@ def main() -> None:
     del sys.argv[1:]
     die_with_parent(int(engine_pid))
     share_processors()
+    raise_descriptor_limit()
     channel = socket.socket(fileno=int(channel_fd))
     channel.set_inheritable(False)
     entry_point, folder = parse_entry_point(text), Path.cwd()

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NoReturn
 
+from heldout.agents.worker.harness_failures import harness_failure
 from heldout.agents.worker.loading import LoadedAgent, LoadProblem, describe, print_error
 from heldout.agents.worker.reply import Reply
 from heldout.http.exchange import Request
@@ -109,16 +110,17 @@ class FunctionHost:
             yield value
 
     async def _answer_error(self, error: BaseException, reply: Reply) -> None:
-        body = error_body(*describe(error, self._folder))
+        body = error_body(*describe(error, self._folder), harness_failure=harness_failure(error))
         if reply.is_started:
             await reply.send(b"data: " + body + b"\n\n")
         else:
             reply.whole(500, "application/json", body)
 
 
-def error_body(kind: str, text: str) -> bytes:
+def error_body(kind: str, text: str, *, harness_failure: str | None = None) -> bytes:
     """The JSON of an error answer, as `heldout.agents.agentcore_contract` reads it."""
-    return json.dumps({"error": text, "error_type": kind}).encode()
+    harness = {} if harness_failure is None else {"harness_failure": harness_failure}
+    return json.dumps({"error": text, "error_type": kind, **harness}).encode()
 
 
 class _StopSafe:

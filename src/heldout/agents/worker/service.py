@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from heldout.agents.worker.applications import ApplicationHost, blocked_loops
 from heldout.agents.worker.functions import FunctionHost, error_body
+from heldout.agents.worker.harness_failures import harness_failure
 from heldout.agents.worker.output import current_session
 from heldout.agents.worker.reply import Reply
 from heldout.agents.worker_protocol import CANCEL_SECONDS, KEY_HEADER, LOOP_ANSWER_SECONDS, SESSION_HEADER
@@ -89,7 +90,7 @@ class Service:
             await self._host.play(session, request, body, reply, threads)
         except Exception as error:  # noqa: BLE001  # an ASGI application may raise anything; a server answers 500 then
             traceback.print_exc()
-            problem = error_body(type(error).__name__, str(error))
+            problem = error_body(type(error).__name__, str(error), harness_failure=harness_failure(error))
             if reply.is_started:
                 await reply.send(b"\n\ndata: " + problem + b"\n\n")
             else:

@@ -8,10 +8,11 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import TYPE_CHECKING
 
-from heldout.agents.processes import share_processors
+from heldout.agents.processes import raise_descriptor_limit, share_processors
+from heldout.backends.local.capacity import capacity
 from heldout.backends.local.services import Services, region_of, services_of
 from heldout.backends.results import finish_run, load, write_numbers
 from heldout.backends.results_process import in_results_process, warm_up
@@ -21,6 +22,7 @@ from heldout.rollouts.card import CardRecorder
 from heldout.rollouts.context import PlayContext
 from heldout.rollouts.engine import Ending, Engine, StopSwitch
 from heldout.runs.journal import Journal, drop_damaged
+from heldout.runs.progress import ModelWait
 from heldout.runs.remote_mirror import Mirror
 from heldout.runs.run import JobStatus, Run, SecondaryStatus
 from heldout.storage import is_remote
@@ -57,6 +59,7 @@ async def play_rollouts(run: Run, context: PlayContext) -> Ending:
     finished rollouts are kept. Raises RunError, and changes nothing, when an incomplete run has lost its journal.
     """
     share_processors()
+    descriptor_limit = raise_descriptor_limit()
     with run.locked(context.lock):
         if context.mirror is not None:
             await asyncio.to_thread(context.mirror.claim)
@@ -73,7 +76,8 @@ async def play_rollouts(run: Run, context: PlayContext) -> Ending:
                 return await _conclude(run, Ending.FINISHED)
             async with contextlib.AsyncExitStack() as stack:
                 # The prompts are read while the agent's processes and the model start.
-                services = await stack.enter_async_context(services_of(run, context.note))
+                concurrency = _fitting_concurrency(run, descriptor_limit, context.note)
+                services = await stack.enter_async_context(services_of(run, concurrency, context.note))
                 plan = plan or await _planned(run, context)
                 if context.mirror is not None:
                     await context.mirror.begin()
@@ -85,7 +89,7 @@ async def play_rollouts(run: Run, context: PlayContext) -> Ending:
                     note=context.note,
                     publish=_nothing if context.mirror is None else context.mirror.publish_state,
                 )
-                async with _engine(run, plan, services, context) as engine, card.recording():
+                async with _engine(run, plan, services, concurrency, context) as engine, card.recording():
                     limit = run.document.stopping_condition.max_runtime_in_seconds
                     ending = await engine.play(context.max_runtime_seconds or limit)
                 # The results are written while those processes end.
@@ -167,6 +171,16 @@ async def _ready_or_stopped(services: Services, switch: StopSwitch) -> None:
         await asyncio.gather(ready, stopped, return_exceptions=True)
 
 
+def _fitting_concurrency(run: Run, descriptor_limit: int, note: Callable[[str], None]) -> int:
+    """The job's concurrency, lowered to what this machine allows, with a note."""
+    wanted = run.document.hyperparameters.rollout_max_concurrency
+    fitting = capacity(descriptor_limit)
+    if wanted <= fitting.rollouts:
+        return wanted
+    note(f"{fitting.rollouts:,} rollouts play at once instead of {wanted:,}: this machine allows {fitting.limit}")
+    return fitting.rollouts
+
+
 async def _planned(run: Run, context: PlayContext) -> "Plan":
     def make() -> "Plan":
         # Loads numpy and pyarrow in this thread, while the agent's processes load their modules.
@@ -181,7 +195,9 @@ async def _planned(run: Run, context: PlayContext) -> "Plan":
 
 
 @contextlib.asynccontextmanager
-async def _engine(run: Run, plan: "Plan", services: Services, context: PlayContext) -> AsyncIterator[Engine]:
+async def _engine(
+    run: Run, plan: "Plan", services: Services, concurrency: int, context: PlayContext
+) -> AsyncIterator[Engine]:
     """The engine of a job, with journal, progress display, clock and copies running. At exit the journal holds every result."""
     parameters = run.document.hyperparameters
     journal = Journal(run.journal_folder, writer="" if context.mirror is None else context.mirror.writer)
@@ -189,10 +205,11 @@ async def _engine(run: Run, plan: "Plan", services: Services, context: PlayConte
     try:
         run.update(secondary_status=SecondaryStatus.EVALUATING)
         plan.progress.started = time.monotonic()
+        plan.progress.model_wait = lambda: _model_wait(services)
         engine = Engine(
             prompts=plan.prompts,
             group_size=parameters.eval_group_size,
-            concurrency=parameters.rollout_max_concurrency,
+            concurrency=concurrency,
             max_retries=parameters.rollout_max_retries,
             isolate_attempts=parameters.isolate_attempts,
             index=plan.index,
@@ -212,6 +229,11 @@ async def _engine(run: Run, plan: "Plan", services: Services, context: PlayConte
     finally:
         await services.runtime.stop()  # it accepts the reports that are on their way first
         await journal.close()
+
+
+def _model_wait(services: Services) -> ModelWait:
+    waits = services.runtime.waits()
+    return ModelWait(len(waits), max(waits, default=0.0))
 
 
 def _is_tracked(run: Run) -> bool:

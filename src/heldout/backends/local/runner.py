@@ -126,7 +126,7 @@ def _context(folder: Path, lock: FolderLock, tags: Mapping[str, str] | None = No
         display=_written_to(folder),
         note=lambda text: print(f"! {text}"),
         say=print,
-        on_stop=lambda again: print("stopping at once" if again else "finishing what is in flight"),
+        on_stop=lambda again: print("stopping at once" if again else "waiting for the rollouts in flight"),
         tags=tags or {},
         lock=lock,
     )

@@ -39,10 +39,11 @@ class Services:
 
 
 @contextlib.asynccontextmanager
-async def services_of(run: Run, note: Callable[[str], None]) -> AsyncIterator[Services]:
+async def services_of(run: Run, concurrency: int, note: Callable[[str], None]) -> AsyncIterator[Services]:
     """Starts the Job Runtime, begins to start the policy and the agent, and stops all three on leaving.
 
-    note: receives a line that the user has to see, such as a field that the model server refuses.
+    concurrency: the most rollouts that play at once. note: receives a line that the user has to see, such as a field that the
+    model server refuses.
 
     Raises ReferenceProblem when the Job Runtime cannot listen at its address, or the model or agent cannot be used here.
     """
@@ -52,7 +53,7 @@ async def services_of(run: Run, note: Callable[[str], None]) -> AsyncIterator[Se
     runtime = await _started_runtime(run, policy, [own, *configured], note)
     address = run.folder / _ADDRESS_FILE
     environment = _agent_environment(runtime, run, None if configured else own)
-    agent = make_agent(run.document.agent_config.agent, _agent_settings(run.document, environment))
+    agent = make_agent(run.document.agent_config.agent, _agent_settings(run.document, environment, concurrency))
     write_whole(address, runtime.local_url.encode())
     starting = asyncio.create_task(_start(policy, agent))
     try:
@@ -127,7 +128,7 @@ def check_document(document: JobConfigDocument) -> None:
     make_policy(document.model)
     agent = document.agent_config.agent
     exposure_of(document.agent_config)
-    make_agent(agent, _agent_settings(document, {}))
+    make_agent(agent, _agent_settings(document, {}, document.hyperparameters.rollout_max_concurrency))
     check_agent(agent)
     source = document.prompts.data_source
     if source.dataset_source is not None:
@@ -139,11 +140,11 @@ def check_document(document: JobConfigDocument) -> None:
         next(iter(PromptDataset(source.dataset, is_prefix=source.is_prefix)))
 
 
-def _agent_settings(document: JobConfigDocument, environment: Mapping[str, str]) -> AgentSettings:
+def _agent_settings(document: JobConfigDocument, environment: Mapping[str, str], concurrency: int) -> AgentSettings:
     parameters = document.hyperparameters
     return AgentSettings(
         environment=environment,
-        concurrency=parameters.rollout_max_concurrency,
+        concurrency=concurrency,
         timeout_seconds=parameters.rollout_timeout,
     )
 
