@@ -19,6 +19,7 @@ import scipy
 
 from benchmarks.calibration.comparisons import Difference, Power, Size, difference_coverage, power_of_plan, size_of
 from benchmarks.calibration.coverage import Coverage, pass_k_coverage, rate_coverage, reward_coverage, true_pass_k
+from benchmarks.calibration.looking import Looking, looking
 from benchmarks.calibration.simulation import REWARDS, Cell, Difficulty
 from heldout.metrics.beta_binomial import Quantity
 
@@ -118,11 +119,21 @@ def _powers(repeats: int) -> list[Power]:
     ]
 
 
+def _lookings(repeats: int) -> list[Looking]:
+    settings = list(product((20, 100, 300), (1, 4, 16), (0.05, 0.2, 0.5, 0.9), (0.0, 0.3, 0.9)))
+    cells = [
+        Cell(num_prompts, size, rate, correlation)
+        for num_prompts, size, rate, correlation in settings
+        if size > 1 or correlation == 0
+    ]
+    return [looking(cell, min(repeats, 2_000), _rng(i)) for i, cell in enumerate(cells)]
+
+
 def _rng(setting: int) -> np.random.Generator:
     return np.random.default_rng([20, setting])
 
 
-PARTS: dict[str, Callable[[int], Sequence[Coverage | Size | Difference | Power]]] = {
+PARTS: dict[str, Callable[[int], Sequence[Coverage | Size | Difference | Power | Looking]]] = {
     "rates": _rates,
     "other_difficulty": _other_difficulty,
     "pass_k": _pass_k,
@@ -130,6 +141,7 @@ PARTS: dict[str, Callable[[int], Sequence[Coverage | Size | Difference | Power]]
     "size": _sizes,
     "difference": _differences,
     "power": _powers,
+    "looking": _lookings,
 }
 
 

@@ -63,6 +63,7 @@ def tables(results: dict[str, Any]) -> str:
             "Intervals of a true difference*", rows["difference"], key=lambda row: row["name"].split(", correlation")[0]
         ),
         _power_table(rows["power"]),
+        _looking_table(rows["looking"]),
     ]
     return "\n\n".join(parts)
 
@@ -166,6 +167,24 @@ def _power_table(rows: list[Row]) -> str:
         f"{row['name']}, {row['num_prompts']} prompts: {row['promised']:.3f} and {row['found']:.3f}" for row in far
     )
     return "\n".join([*lines, "", f"Farthest from their promise: {named}."])
+
+
+def _looking_table(rows: list[Row]) -> str:
+    lines = [
+        "**The live interval, looked at after every prompt***: share of the evaluations in which some look misses; the first two"
+        " must not exceed 0.05:",
+        "",
+        "| prompts | settings | true rate missed: mean, highest | final rate missed: mean, highest | missed by intervals for"
+        " one look: mean, highest | width after the last prompt / width knowing the true error: mean, highest |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for num_prompts, group in _by(rows, lambda row: row["num_prompts"]).items():
+        cells = [
+            f"{_mean([row[column] for row in group]):.{digits}f}, {max(row[column] for row in group):.{digits}f}"
+            for column, digits in (("missed", 3), ("missed_final", 3), ("missed_one_look", 3), ("width", 2))
+        ]
+        lines.append(f"| {num_prompts} | {len(group)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def draw(results: dict[str, Any], path: Path) -> None:

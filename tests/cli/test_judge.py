@@ -247,6 +247,36 @@ def test_a_plan_for_another_metric_is_refused(heldout: Heldout, better: Run, arg
         heldout("plan", "--difference", "0.1", "--pilot", better.folder, *arguments)
 
 
+def test_a_plan_gives_the_pass_k_that_is_asked_for_here_or_in_the_pilots_job(heldout: Heldout, tmp_path: Path) -> None:
+    pilots = {
+        "asks for nothing": _run(tmp_path / "nothing", BETTER, pass_k_values=[1]),
+        "asks": _run(tmp_path / "asks", BETTER, pass_k_values=[1, 8]),
+    }
+    plan = ("plan", "--difference", "0.1", "--json")
+    recommended = {
+        name: heldout(*plan, "--pilot", run.folder).document["recommended"]["group_size"]
+        for name, run in pilots.items()
+    }
+    assert recommended == {"asks for nothing": 1, "asks": 8}
+    for pilot in (("--pilot", pilots["asks"].folder), ("--rate", "0.5")):
+        assert heldout(*plan, *pilot, "--pass-k", "3").document["recommended"]["group_size"] == 3
+
+
+def test_a_plan_from_a_pilot_that_agrees_within_its_prompts_is_made(heldout: Heldout, tmp_path: Path) -> None:
+    pilot = _run(tmp_path / "run", [[1.0, 1.0], [0.0, 0.0]] * 10)
+    assert "all equal" not in heldout("plan", "--difference", "0.1", "--pilot", pilot.folder).out
+
+
+def test_a_plan_says_how_far_its_pilot_may_be_off(heldout: Heldout, tmp_path: Path) -> None:
+    pilot = _run(tmp_path / "run", [[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 0.0, 0.0], [0.0] * 4, [1.0, 0.0, 0.0, 0.0]] * 5)
+    plan = heldout("plan", "--difference", "0.1", "--pilot", pilot.folder, "--json").document
+    (fewest, most), (least, greatest) = plan["uncertainty"]["prompts"], plan["uncertainty"]["power"]
+    assert fewest < plan["recommended"]["prompts"] < most
+    assert least < 0.8 < greatest
+    assert plan["uncertainty"]["confidence"] == 0.95
+    assert heldout("plan", "--difference", "0.1", "--rate", "0.5", "--json").document["uncertainty"] is None
+
+
 def test_a_plan_from_a_pilot_says_what_the_pilot_could_have_seen(heldout: Heldout, worse: Run, better: Run) -> None:
     plan = heldout("plan", "--difference", "0.1", "--pilot", better.folder, "--json").document
     assert 0 < plan["pilot_detectable"] < 1

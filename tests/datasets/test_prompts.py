@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -76,6 +77,11 @@ def copied(
     return prompts
 
 
+def rows_of(tmp_path: Path, dataset: Path | str, limit: int | None = None) -> list[Prompt]:
+    """The prompts in the order of the dataset's rows."""
+    return sorted(copied(tmp_path, dataset, limit), key=lambda prompt: prompt.index)
+
+
 def refusal(tmp_path: Path, dataset: Path | str) -> str:
     """The error line that a dataset ends in; nothing may be left of the copy."""
     run = tmp_path / "run"
@@ -104,7 +110,7 @@ def test_every_format_gives_the_same_prompts_back(tmp_path: Path, suffix: str, p
     expected = [
         Prompt(number, text, json.dumps({"id": str(number)}).replace(" ", "")) for number, text in enumerate(prompts)
     ]
-    assert copied(tmp_path, path) == expected
+    assert rows_of(tmp_path, path) == expected
 
 
 def test_the_first_column_is_the_prompt_where_none_is_called_prompt(tmp_path: Path) -> None:
@@ -121,7 +127,7 @@ def test_a_folder_of_mixed_formats_is_read_in_name_order(tmp_path: Path) -> None
     text_file(tmp_path, "deeper/x.JSONL", '{"prompt": "deep"}')
     for ignored in ("README.md", ".hidden.jsonl", "_delta_log/0.json", ".git/x.csv", "_SUCCESS"):
         text_file(tmp_path, ignored, "not prompts")
-    prompts = copied(tmp_path, tmp_path / "data")
+    prompts = rows_of(tmp_path, tmp_path / "data")
     assert [prompt.text for prompt in prompts] == ["deep", "0a", "0b", "1a", "1b", "2a", "2b", "3a", "3b"]
     assert [prompt.index for prompt in prompts] == list(range(9))
 
@@ -229,7 +235,7 @@ def test_byte_order_marks_and_empty_lines_are_no_part_of_the_prompts(tmp_path: P
 def test_prompts_of_megabytes_are_read(tmp_path: Path, suffix: str) -> None:
     rows: list[Row] = [{"prompt": letter * 3_000_000 + '\n"é'} for letter in "abc"]
     path = text_file(tmp_path, f"p{suffix}", WRITERS[suffix](rows))
-    assert [prompt.text for prompt in copied(tmp_path, path)] == [row["prompt"] for row in rows]
+    assert [prompt.text for prompt in rows_of(tmp_path, path)] == [row["prompt"] for row in rows]
 
 
 def test_a_json_array_may_be_cut_anywhere_by_the_reading(tmp_path: Path) -> None:
@@ -238,7 +244,7 @@ def test_a_json_array_may_be_cut_anywhere_by_the_reading(tmp_path: Path) -> None
         {"prompt": "\\" * n + "\ud83c\udfb2é\x01", "x": [1e-7, -12.5, True, None]} for n in range(1, 2500)
     ]
     path = text_file(tmp_path, "p.json", json.dumps(rows))
-    assert [prompt.text for prompt in copied(tmp_path, path)] == [
+    assert [prompt.text for prompt in rows_of(tmp_path, path)] == [
         "\\" * n + "\N{GAME DIE}é\x01" for n in range(1, 2500)
     ]
 
@@ -247,7 +253,8 @@ ONE_PROMPT: list[Row] = [{"prompt": "a"}]
 NUMBER_FIRST: list[Row] = [{"id": 7, "text": "a"}]
 NULL_PROMPT: list[Row] = [{"prompt": None}]
 
-# Rows by the keys that numpy's Philox stream of key 1 begins with.
+# Rows by the keys that the Philox streams of numpy begin with: of key 2**64, and of key 1.
+UNSEEDED_ORDER = [5, 3, 7, 8, 2, 4, 1, 0, 6, 9]
 SEED_1_ORDER = [3, 5, 2, 9, 7, 0, 8, 6, 1, 4]
 
 JSON_LINE_PROBLEMS = {
@@ -393,9 +400,31 @@ def numbered(tmp_path: Path, number: int) -> Path:
 
 def test_a_limit_takes_the_first_prompts_and_reads_no_further(tmp_path: Path) -> None:
     path = text_file(tmp_path, "p.jsonl", '{"prompt": "a"}\n{"prompt": "b"}\nnonsense')
-    assert [prompt.text for prompt in copied(tmp_path, path, limit=2)] == ["a", "b"]
+    assert [prompt.text for prompt in rows_of(tmp_path, path, limit=2)] == ["a", "b"]
     with pytest.raises(DatasetError, match="line 3"):
-        copied(tmp_path, path, limit=3)
+        rows_of(tmp_path, path, limit=3)
+
+
+def test_prompts_play_in_a_random_order_that_is_the_same_each_time(tmp_path: Path) -> None:
+    # Pinned: two runs of one dataset play it in the same order, on every machine.
+    path = numbered(tmp_path, 10)
+    order = [prompt.index for prompt in copied(tmp_path, path)]
+    assert order == UNSEEDED_ORDER
+    assert order == [prompt.index for prompt in copied(tmp_path, path, chunk_bytes=1)]
+
+
+def test_a_limit_decides_which_prompts_play_and_not_in_which_order(tmp_path: Path) -> None:
+    prompts = copied(tmp_path, numbered(tmp_path, 1000), limit=400)
+    assert sorted(prompt.index for prompt in prompts) == list(range(400))
+    # Of 100 drawn from 400 rows, the mean row is 199.5 with a standard error of 10.
+    assert np.mean([prompt.index for prompt in prompts[:100]]) == pytest.approx(199.5, abs=40)
+
+
+def test_the_order_of_play_can_be_read_alone(tmp_path: Path) -> None:
+    prompts = copied(tmp_path, numbered(tmp_path, 3000))
+    reader = PromptReader(tmp_path / "prompts.parquet")
+    assert list(reader.indices()) == [prompt.index for prompt in prompts]
+    reader.close()
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -526,12 +555,12 @@ def test_prompts_come_from_an_s3_object_or_prefix(
     for suffix, write in WRITERS.items():
         body = write([{"prompt": f"{suffix} {n}", "x": "y"} for n in range(3)])
         s3_client(service).put_object(Bucket=BUCKET, Key=f"data/p{suffix}", Body=body)
-    prompts = copied(tmp_path, f"s3://{BUCKET}/data")
+    prompts = rows_of(tmp_path, f"s3://{BUCKET}/data")
     assert [prompt.text for prompt in prompts] == [f"{suffix} {n}" for suffix in sorted(WRITERS) for n in range(3)]
-    assert copied(tmp_path, f"s3://{BUCKET}/data/p.csv") == prompts[:3]
-    assert copied(tmp_path, f"s3://{BUCKET}/data/p.c") == prompts[:3]
-    assert copied(tmp_path, f"s3://{BUCKET}/da") == prompts
-    assert copied(tmp_path, f"s3://{BUCKET}") == prompts
+    assert rows_of(tmp_path, f"s3://{BUCKET}/data/p.csv") == prompts[:3]
+    assert rows_of(tmp_path, f"s3://{BUCKET}/data/p.c") == prompts[:3]
+    assert rows_of(tmp_path, f"s3://{BUCKET}/da") == prompts
+    assert rows_of(tmp_path, f"s3://{BUCKET}") == prompts
 
 
 def test_a_missing_s3_dataset_is_explained(service: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

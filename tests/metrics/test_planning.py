@@ -209,10 +209,8 @@ def test_a_pilot_without_a_group_of_two_cannot_be_planned_from() -> None:
         spread_from_run(sample(np.ones((3, 1))), of_success=True)
 
 
-def test_a_pilot_whose_rollouts_are_all_equal_cannot_be_planned_from() -> None:
-    with pytest.raises(MetricError, match="the pilot's rollouts are all equal"):
-        spread_from_run(sample(np.ones((4, 2))), of_success=True)
-    # One of a pair may be: a base that never succeeds still shows how the other spreads.
+def test_one_of_two_pilots_may_show_no_spread() -> None:
+    # A base that never succeeds still shows how the other spreads.
     never, now_and_then = np.zeros((4, 2)), np.array([[1.0, 0.0]] * 4)
     assert spread_from_pair(sample(never), sample(now_and_then), of_success=True).within > 0
 
@@ -226,3 +224,87 @@ def test_a_difference_of_zero_cannot_be_planned_for() -> None:
 def test_groups_without_a_rollout_cannot_be_planned_for(sizes: list[int]) -> None:
     with pytest.raises(MetricError, match="each must be an integer from 1 up"):
         plan(Spread(0.1, 0.1), 0.1, group_sizes=sizes)
+
+
+def test_a_pilot_whose_rollouts_agree_within_each_prompt_is_planned_from() -> None:
+    agreeing = sample(np.array([[1.0, 1.0], [0.0, 0.0]] * 10))
+    for likeness in (0.0, 0.5, 1.0):
+        spread = spread_from_run(agreeing, of_success=True, likeness=likeness)
+        assert spread.within == 0
+        assert spread.between == pytest.approx(2 * (1 - likeness) * 5 / 19)  # 20 * 0.25 / 19
+        assert plan(spread, 0.1).recommended is not None
+
+
+def test_a_pair_of_pilots_that_agree_in_everything_is_not_called_all_equal() -> None:
+    agreeing = sample(np.array([[1.0, 1.0], [0.0, 0.0]] * 10))
+    with pytest.raises(
+        MetricError, match="the two pilots differ by 0 on every prompt, and their rollouts agree"
+    ) as caught:
+        spread_from_pair(agreeing, agreeing, of_success=True)
+    assert "all equal" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("of_success", "words"), [(True, "all rollouts of the pilot succeed"), (False, "same reward")])
+def test_a_pilot_without_any_spread_says_in_what_its_rollouts_agree(of_success: bool, words: str) -> None:
+    with pytest.raises(MetricError, match=words):
+        spread_from_run(sample(np.ones((4, 2))), of_success=of_success)
+
+
+def test_a_plan_says_how_far_its_pilot_may_be_off() -> None:
+    rng = np.random.default_rng(3)
+    rates = rng.beta(0.7, 0.7, 1000)[:, None]
+    found = {}
+    for prompts in (20, 1000):
+        pilot = sample((rng.random((prompts, 4)) < rates[:prompts]).astype(np.float64))
+        found[prompts] = plan(spread_from_run(pilot, of_success=True), 0.1, group_sizes=[4])
+    for planned in found.values():
+        known, recommended = planned.uncertainty, planned.recommended
+        assert known is not None
+        assert recommended is not None
+        fewest, most = known.num_prompts
+        assert most is not None
+        assert fewest < recommended.num_prompts < most
+        assert known.power[0] < 0.8 < known.power[1]
+        assert f"{fewest:,} to {most:,} prompts may be needed" in planned.advice
+    small, large = found[20].uncertainty, found[1000].uncertainty
+    assert small is not None
+    assert large is not None
+    assert small.power[1] - small.power[0] > 4 * (large.power[1] - large.power[0])
+
+
+def test_an_assumed_rate_has_no_pilot_to_be_unsure_of() -> None:
+    assert plan(spread_from_rates(0.5, 0.1, correlation=0.3), 0.1).uncertainty is None
+
+
+@pytest.mark.parametrize("pilots", [1, 2])
+def test_the_range_of_a_plan_holds_the_prompts_that_are_truly_needed(pilots: int) -> None:
+    """Beta(0.7, 0.7) has variance 5/48; the two policies share the rates of half of the prompts."""
+    rng = np.random.default_rng(5)
+    between = 0.25 / 2.4
+    needed = plan(Spread(between, 2 * (0.25 - between)), 0.15, group_sizes=[2]).options[0].num_prompts
+    held = 0
+    for _ in range(100):
+        rates, other = rng.beta(0.7, 0.7, (2, 25, 1))
+        other = np.where(rng.random((25, 1)) < 0.5, rates, other)
+        drawn = [sample((rng.random((25, 4)) < p).astype(np.float64)) for p in (rates, other)]
+        spread = (
+            spread_from_run(drawn[0], of_success=True) if pilots == 1 else spread_from_pair(*drawn, of_success=True)
+        )
+        known = plan(spread, 0.15, group_sizes=[2]).uncertainty
+        assert known is not None
+        held += known.num_prompts[0] <= needed <= (known.num_prompts[1] or needed)
+    assert held >= 88  # of 100, for 95%: binomial, with probability 0.998
+
+
+@pytest.mark.parametrize("pass_k", [2, 5, 8, 100])
+def test_a_plan_recommends_groups_that_can_give_the_pass_k_asked_for(pass_k: int) -> None:
+    found = plan(spread_from_rates(0.5, 0.1, correlation=0.3), 0.1, pass_k=pass_k)
+    assert found.recommended is not None
+    assert found.recommended.group_size == pass_k
+    assert all(option.group_size >= pass_k for option in found.options)
+    assert f"smaller groups cannot give pass^{pass_k}" in found.advice
+
+
+def test_a_pass_k_of_no_rollouts_cannot_be_planned_for() -> None:
+    with pytest.raises(MetricError, match="pass_k is 0"):
+        plan(Spread(0.1, 0.1), 0.1, pass_k=0)

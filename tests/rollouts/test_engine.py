@@ -64,7 +64,9 @@ async def played(
             isolate_attempts=False,
             index=index,
             player=AttemptPlayer(rules=rules, runtime=bench.runtime, agent=agent, journal=journal),
-            progress=Progress.of(num_prompts, 1, MetricSettings(pass_k_values=(1,), success_threshold=1.0)),
+            progress=Progress.of(
+                num_prompts, 1, MetricSettings(pass_k_values=(1,), success_threshold=1.0), range(num_prompts)
+            ),
             switch=StopSwitch(),
             first_delay_seconds=delay,
             longest_delay_seconds=3 * delay,

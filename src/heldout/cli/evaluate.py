@@ -126,8 +126,16 @@ def evaluate(
     max_runtime: Annotated[
         int, typer.Option(help="Seconds after which a job starts nothing new.")
     ] = DEFAULT_RUNTIME_SECONDS,
-    limit: Annotated[int | None, typer.Option(min=1, help="The most prompts to play.")] = None,
-    shuffle_seed: Annotated[int | None, typer.Option(help="Play prompts in an order drawn from this seed.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="The most prompts to play: the first rows, or random ones with --shuffle-seed."),
+    ] = None,
+    shuffle_seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Seed of the random order of play and of --limit's choice; by default --limit takes the first rows."
+        ),
+    ] = None,
     registry: RegistryOption = None,
     backend: Annotated[
         str | None,

@@ -65,6 +65,10 @@ def plan_command(
     metric: Annotated[
         str | None, typer.Option(help="Plan for 'pass@1', which is the default, or for 'mean reward'.")
     ] = None,
+    pass_k: Annotated[
+        int | None,
+        typer.Option(min=1, help="The largest k of pass@k and pass^k that groups must give; default: the pilot's."),
+    ] = None,
     of_reward: Annotated[bool, typer.Option("--of-reward", help="The same as --metric 'mean reward'.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -80,6 +84,7 @@ def plan_command(
         power=power,
         max_prompts=max_prompts,
         metric=metric or (MEAN_REWARD if of_reward else SUCCESS_RATE),
+        pass_k=pass_k,
     )
     print_result(planned, as_json=as_json)
 

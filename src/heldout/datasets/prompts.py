@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from heldout.datasets.arrow import described, integers, strings
+from heldout.datasets.arrow import as_numpy, described, integers, strings
 from heldout.datasets.files import PromptDataset
 from heldout.datasets.order import CHUNK_BYTES, Shuffle
 from heldout.errors import DatasetError, RunError
@@ -30,6 +30,8 @@ _FIELDS: "list[pa.Field[Any]]" = [
 ]
 PROMPTS_SCHEMA = pa.schema(_FIELDS)
 """The schema of `prompts.parquet`: a row a prompt, in the order of play."""
+PLAY_ORDER_SEED = 2**64
+"""Seed of the order of play where the user gives none. No user's seed is this large, so none repeats this order."""
 
 # A row group is what PromptReader holds in memory to serve one row: small, but large enough that a file of ten million
 # prompts has some ten thousand of them.
@@ -48,9 +50,10 @@ class PromptSource:
     dataset: str
     """A local path or an `s3://` URI: one file, or a folder or prefix of several."""
     limit: int | None = None
-    """The most prompts to play: the first of the dataset or, with `shuffle_seed`, a uniformly random subset."""
+    """The most prompts to play: the first rows of the dataset or, with `shuffle_seed`, a uniformly random subset."""
     shuffle_seed: int | None = None
-    """Seed of a random order of the dataset's row numbers; None keeps the dataset's order."""
+    """Seed of the random order of play, which depends only on it and the dataset's row numbers, and of a random `limit`. None:
+    `limit` takes the first rows, and `PLAY_ORDER_SEED` decides their order."""
     is_prefix: bool = False
     """Whether `dataset` may be a common prefix of the paths of several files, as in S3."""
 
@@ -79,8 +82,9 @@ class PromptCount:
 def copy_prompts(source: PromptSource, destination: Path, *, shuffle_chunk_bytes: int = CHUNK_BYTES) -> PromptCount:
     """Copies a dataset's prompts, each row checked, to the Parquet file `destination` (schema `PROMPTS_SCHEMA`).
 
-    The file appears whole or not at all. With a limit and no shuffle, reading stops at the limit. Memory stays bounded:
-    a few row groups and, when shuffling, a chunk of `shuffle_chunk_bytes` and a 256th of the dataset.
+    The order is random in either case, so that the prompts played so far are a fair sample of all. The file appears whole or not
+    at all. With a limit and no shuffle seed, reading stops at the limit. Memory stays bounded: a few row groups, a chunk of
+    `shuffle_chunk_bytes` and a 256th of the dataset.
     Raises DatasetError, naming file and line, for an invalid row; ReferenceProblem when the dataset cannot be
     reached (no such bucket, no credentials); StorageError when `destination` cannot be written.
     """
@@ -127,6 +131,12 @@ class PromptReader:
             group = self._group(number)
             for start in range(0, group.num_rows, _TABLE_ROWS):
                 yield from _prompts(group.slice(start, _TABLE_ROWS))
+
+    def indices(self) -> Iterator[int]:
+        """Yields the row number in the dataset of each prompt, in the order of play; reads nothing else."""
+        for number in range(len(self._ends)):
+            table = self._parquet.read_row_group(number, columns=["prompt_index"], use_threads=False)
+            yield from as_numpy(table["prompt_index"]).tolist()
 
     def close(self) -> None:
         """Closes the file and the reader."""
@@ -202,11 +212,12 @@ class _PromptWriter:
 def _selected(
     dataset: PromptDataset, source: PromptSource, folder: Path, shuffle_chunk_bytes: int
 ) -> Iterator[pa.Table]:
-    if source.shuffle_seed is None:
-        yield from _tables(islice(dataset, source.limit))
-        return
-    with Shuffle(source.shuffle_seed, source.limit, folder, chunk_bytes=shuffle_chunk_bytes) as shuffle:
-        for table in _tables(dataset):
+    prompts: Iterable[Prompt] = dataset
+    seed = source.shuffle_seed
+    if seed is None:
+        prompts, seed = islice(prompts, source.limit), PLAY_ORDER_SEED
+    with Shuffle(seed, source.limit, folder, chunk_bytes=shuffle_chunk_bytes) as shuffle:
+        for table in _tables(prompts):
             shuffle.add(table)
         yield from shuffle.tables()
 

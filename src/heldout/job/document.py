@@ -177,9 +177,9 @@ class InputChannel(Section):
     channel_name: str = "evaluation"
     data_source: DataSource
     limit: Annotated[int, Field(ge=1)] | None = None
-    """The most prompts to play (local only)."""
+    """The most prompts to play: the first rows or, with `shuffle_seed`, random ones (local only)."""
     shuffle_seed: int | None = None
-    """Seed of the order in which prompts are played (local only)."""
+    """Seed of the random order of play (local only)."""
 
 
 class MlflowConfig(Section):

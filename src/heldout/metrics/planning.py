@@ -10,7 +10,8 @@ effect is seen more often than the variance alone says. Assumed rates say how lo
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,9 +27,22 @@ they vary."""
 MOST_PROMPTS = 10_000_000
 """A difference that needs more prompts than this is reported as out of reach."""
 
+_UNSEEN_SCATTER = 4
+"""How many prompts fewer the scatter of a pilot's contributions is taken to be known from: few prompts show too little of it.
+Chosen by simulation, see docs/explanation/statistics.md."""
+
 _ABSCISSAE, _HALF_WEIGHTS = np.polynomial.legendre.leggauss(128)
 _NODES, _WEIGHTS = (_ABSCISSAE + 1) / 2, _HALF_WEIGHTS / 2
 """Gauss-Legendre quadrature on (0, 1), to integrate over quantiles of a chi-square."""
+
+
+class PilotScatter(NamedTuple):
+    """What each prompt of a pilot contributes to a spread: how much these differ shows how well the pilot knows it."""
+
+    between: FloatArray
+    """Shape (num_prompts,); the mean estimates `Spread.between` without bias, and may be negative."""
+    within: FloatArray
+    """Shape (num_prompts,); the mean is `Spread.within`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +56,8 @@ class Spread:
     third: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Third central moment of a prompt's difference as found with groups of g: the sum of these over 1, g and g^2. Positive
     with a long tail on the side of the effect."""
+    scatter: PilotScatter | None = field(default=None, compare=False, repr=False)
+    """Of the pilot that the spread was estimated from; None when it is assumed."""
 
     def error(self, num_prompts: int, group_size: int) -> float:
         """Standard error of the difference with so many prompts and rollouts of each, in both runs."""
@@ -52,6 +68,28 @@ class Spread:
         variance = self.between + self.within / group_size
         third = sum(part / group_size**power for power, part in enumerate(self.third))
         return third / variance**1.5 if variance > 0 else 0.0
+
+    def likely_range(self, group_size: int, confidence: float) -> "tuple[Spread, Spread] | None":
+        """The least and the greatest spread, for groups of this size, that the pilot leaves likely; None without a pilot.
+
+        Limits of a chi-square with as many degrees of freedom as give it the scatter of the prompts' contributions.
+        Source: Satterthwaite 1946, Biometrics Bull. 2, 110-114.
+        """
+        from scipy import special  # not before a plan is made: see ARCHITECTURE.md, decision 12
+
+        if self.scatter is None:
+            return None
+        contributions = self.scatter.between + self.scatter.within / group_size
+        point = self.between + self.within / group_size
+        variance = float(contributions.mean())  # without the bias of a `between` that is cut off at 0
+        variance = variance if variance > 0 else point
+        error = float(contributions.std(ddof=1)) / np.sqrt(max(len(contributions) - _UNSEEN_SCATTER, 1))
+        freedom = 2 * variance**2 / error**2 if error > 0 else np.inf
+        freedom = min(max(freedom, 1.0), len(contributions) * 1e3)
+        tail = (1 - confidence) / 2
+        most, least = (2 * special.gammaincinv(freedom / 2, level) for level in (tail, 1 - tail))
+        low, high = (float(variance * freedom / quantile) for quantile in (least, most))
+        return Spread(min(low, point), 0.0), Spread(max(high, point), 0.0)
 
 
 def spread_from_rates(rate: float, difference: float, *, correlation: float, likeness: float = 0.5) -> Spread:
@@ -79,10 +117,18 @@ def spread_from_run(pilot: Sample, *, of_success: bool, likeness: float = 0.5) -
     """Estimate the spread from one pilot run, taking the other run to vary as much. likeness: see `spread_from_rates`.
 
     of_success: of the success rate; otherwise of the mean reward.
+    A pilot whose rollouts agree within each prompt is fine as long as its prompts differ.
     Raises MetricError for a pilot of fewer than two prompts, without a prompt of two rollouts, or whose rollouts are all equal.
     """
-    between, within = _components(pilot, of_success)
-    return _seen(Spread(between=2 * (1 - likeness) * between, within=2 * within))
+    found = _components(pilot, of_success)
+    if found.between == found.within == 0:
+        what = ("succeed" if pilot.is_success.all() else "fail") if of_success else "have the same reward"
+        raise MetricError(
+            f"all rollouts of the pilot {what}, which does not show how they spread; planning needs a pilot in which they"
+            " differ, or assumed rates"
+        )
+    scatter = PilotScatter(2 * (1 - likeness) * found.scatter.between, 2 * found.scatter.within)
+    return Spread(between=2 * (1 - likeness) * found.between, within=2 * found.within, scatter=scatter)
 
 
 def spread_from_pair(base: Sample, fine_tuned: Sample, *, of_success: bool) -> Spread:
@@ -92,11 +138,19 @@ def spread_from_pair(base: Sample, fine_tuned: Sample, *, of_success: bool) -> S
     """
     if not np.array_equal(base.groups.prompt_index, fine_tuned.groups.prompt_index):
         raise MetricError("the two pilot runs have different prompts; pair them first")
-    (_, within_base), (_, within_tuned) = _components(base, of_success), _components(fine_tuned, of_success)
+    sides = (base, fine_tuned)
+    within_2P = [_components(side, of_success).scatter.within for side in sides]
     differences = _means(fine_tuned, of_success) - _means(base, of_success)
-    noise = float((within_base / base.sizes + within_tuned / fine_tuned.sizes).mean())
-    between = max(0.0, float(differences.var(ddof=1)) - noise)
-    return _seen(Spread(between=between, within=within_base + within_tuned))
+    squares = np.square(differences - differences.mean()) * len(differences) / (len(differences) - 1)
+    between = squares - sum(within / side.sizes for within, side in zip(within_2P, sides, strict=True))
+    within = within_2P[0] + within_2P[1]
+    spread = Spread(max(0.0, float(between.mean())), float(within.mean()), scatter=PilotScatter(between, within))
+    if spread.between == spread.within == 0:
+        raise MetricError(
+            f"the two pilots differ by {differences[0]:g} on every prompt, and their rollouts agree within each prompt, which"
+            " does not show how differences spread; planning needs pilots whose difference varies, one pilot, or assumed rates"
+        )
+    return spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +168,18 @@ class PlanOption:
 
 
 @dataclass(frozen=True, slots=True)
+class PilotUncertainty:
+    """How far the recommended option may be off, because the pilot shows the spread only so well."""
+
+    confidence: float
+    """Of both ranges."""
+    num_prompts: tuple[int, int | None]
+    """The fewest and the most prompts that groups of the recommended size may need; None: out of reach."""
+    power: tuple[float, float]
+    """The least and the greatest power that the recommended prompts and rollouts may have."""
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Prompts and rollouts that an evaluation needs."""
 
@@ -126,6 +192,8 @@ class Plan:
     """The option with the fewest rollouts; None when none is within reach."""
     advice: str
     """One line for a person."""
+    uncertainty: PilotUncertainty | None = None
+    """None without a pilot or a recommendation."""
 
 
 def plan(
@@ -136,32 +204,74 @@ def plan(
     confidence: float = 0.95,
     group_sizes: Sequence[int] = GROUP_SIZES,
     max_prompts: int | None = None,
+    pass_k: int = 1,
     extremes: Sequence[Spread] = (),
 ) -> Plan:
     """Prompts needed, for each group size, to show a true `difference` with probability `power`.
 
-    max_prompts: how many prompts there are; group sizes that need more are out of reach. extremes: other spreads that may be
-    true, such as those of the least and the greatest likeness; the advice says how many prompts they would need.
-    Raises MetricError for a difference of 0, a power outside 0.05 to 0.9999 or group sizes below 1.
+    max_prompts: how many prompts there are; group sizes that need more are out of reach. pass_k: the largest k of pass@k and
+    pass^k that the evaluation has to give; smaller groups are left out, since k rollouts are needed for each. extremes: other
+    spreads that may be true, such as those of the least and the greatest likeness; the advice says how many prompts they need.
+    Raises MetricError for a difference of 0, a power outside 0.05 to 0.9999, group sizes below 1 or a pass_k below 1.
     """
     if difference == 0 or not np.isfinite(difference):
         raise MetricError(f"difference is {difference!r}; plan for a difference that is not 0")
     _check_range("power", power, 0.05, 0.9999)
     if not group_sizes or min(group_sizes) < 1:
         raise MetricError(f"group sizes are {tuple(group_sizes)!r}; each must be an integer from 1 up")
+    if pass_k < 1:
+        raise MetricError(f"pass_k is {pass_k!r}; it must be an integer from 1 up, such as 4 for pass^4")
+    sizes = sorted({size for size in group_sizes if size >= pass_k} | ({pass_k} if pass_k > 1 else set()))
     most = MOST_PROMPTS if max_prompts is None else max_prompts
     options = tuple(
         PlanOption(size, prompts, power_of(spread, prompts, size, difference, confidence=confidence))
-        for size in sorted(group_sizes)
+        for size in sizes
         if (prompts := _prompts_needed(spread, size, difference, power, confidence, most)) is not None
     )
     recommended = min(options, key=lambda option: option.num_rollouts, default=None)
     advice = _advice(spread, difference, power, confidence, recommended, max_prompts)
+    uncertainty = None
     if recommended is not None:
+        if pass_k > 1:
+            advice += f"; smaller groups cannot give pass^{pass_k}"
+        uncertainty = _uncertainty(spread, recommended, difference, power, confidence)
+        advice += _uncertainty_words(uncertainty)
         size = recommended.group_size
         needed = [_prompts_needed(other, size, difference, power, confidence, MOST_PROMPTS) for other in extremes]
         advice += _range_words([recommended.num_prompts, *(n for n in needed if n is not None)])
-    return Plan(difference, power, confidence, options, recommended, advice)
+    return Plan(difference, power, confidence, options, recommended, advice, uncertainty)
+
+
+def _uncertainty(
+    spread: Spread, recommended: PlanOption, difference: float, power: float, confidence: float
+) -> PilotUncertainty | None:
+    likely = spread.likely_range(recommended.group_size, confidence)
+    if likely is None:
+        return None
+    least, greatest = likely
+    fewest = _prompts_needed(least, 1, difference, power, confidence, MOST_PROMPTS)
+    return PilotUncertainty(
+        confidence,
+        (
+            recommended.num_prompts if fewest is None else fewest,
+            _prompts_needed(greatest, 1, difference, power, confidence, MOST_PROMPTS),
+        ),
+        (
+            power_of(greatest, recommended.num_prompts, 1, difference, confidence=confidence),
+            power_of(least, recommended.num_prompts, 1, difference, confidence=confidence),
+        ),
+    )
+
+
+def _uncertainty_words(uncertainty: PilotUncertainty | None) -> str:
+    if uncertainty is None:
+        return ""
+    (fewest, most), (least, greatest) = uncertainty.num_prompts, uncertainty.power
+    prompts = f"{fewest:,} or more" if most is None else f"{fewest:,} to {most:,}"
+    return (
+        f"; as far as the pilot shows, {prompts} prompts may be needed, and the probability may be {least:.2f} to {greatest:.2f}"
+        f" ({uncertainty.confidence:.0%})"
+    )
 
 
 def power_of(
@@ -259,8 +369,19 @@ def _third(values: FloatArray) -> FloatArray:
     return np.asarray(np.mean((values - values.mean()) ** 3))
 
 
-def _components(sample: Sample, of_success: bool) -> tuple[float, float]:
-    """Variance of the prompts' true values, and mean variance within prompts, by analysis of variance."""
+class _Components(NamedTuple):
+    """Variance components of one run."""
+
+    between: float
+    """Variance of the prompts' true values, at least 0."""
+    within: float
+    """Mean variance within prompts."""
+    scatter: PilotScatter
+    """The prompts' contributions to both."""
+
+
+def _components(sample: Sample, of_success: bool) -> _Components:
+    """Estimate the variance components of a run by analysis of variance."""
     several = sample.sizes > 1
     if len(sample.sizes) < 2 or not several.any():
         raise MetricError(
@@ -270,18 +391,16 @@ def _components(sample: Sample, of_success: bool) -> tuple[float, float]:
     means = _means(sample, of_success)
     values = sample.is_success.astype(np.float64) if of_success else sample.rewards
     squares = sample.groups.sum(np.square(values - means[sample.groups.of_row]))
-    within = float((squares[several] / (sample.sizes[several] - 1)).mean())
-    between = float(means.var(ddof=1)) - within * float((1 / sample.sizes).mean())
-    return max(0.0, between), within
-
-
-def _seen(spread: Spread) -> Spread:
-    if spread.between == spread.within == 0:
-        raise MetricError(
-            "the pilot's rollouts are all equal, which does not show how they spread; planning needs a pilot in which they"
-            " differ, or assumed rates"
-        )
-    return spread
+    known = squares[several] / (sample.sizes[several] - 1)
+    within = np.full(len(means), known.mean())
+    within[several] = known
+    between = np.square(means - means.mean()) * len(means) / (len(means) - 1) - within / sample.sizes
+    # `within` may differ from the mean of `known` where sizes differ, so the variance between prompts is taken from that.
+    return _Components(
+        max(0.0, float(means.var(ddof=1) - known.mean() * (1 / sample.sizes).mean())),
+        float(known.mean()),
+        PilotScatter(between, within),
+    )
 
 
 def _means(sample: Sample, of_success: bool) -> FloatArray:

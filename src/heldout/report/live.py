@@ -67,8 +67,7 @@ def panel(progress: Progress, title: str) -> RenderableType:
     grid.add_row(
         "rate", f"{_rate(progress):.2f} rollouts/s, {progress.turns / max(progress.seconds, 1e-9):.1f} turns/s"
     )
-    # Short rollouts finish first, so this number is biased towards them until all have ended.
-    grid.add_row("of the finished", ", ".join(_estimates(progress)) or "-")
+    grid.add_row("so far", ", ".join(_estimates(progress)) or "-")
     grid.add_row("tokens", f"{progress.prompt_tokens:,} prompt, {progress.response_tokens:,} response")
     if progress.failures:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in progress.failures.most_common(4))
@@ -83,14 +82,19 @@ def _rate(progress: Progress) -> float:
 
 
 def _estimates(progress: Progress) -> list[str]:
+    """The score so far, with intervals that hold at every look, and the number of prompts that it is from."""
     estimate = progress.totals.estimate()
-    if estimate.num_rollouts == 0:
+    if estimate.num_prompts == 0:
         return []
-    named = (
-        ("reward", estimate.reward_mean, estimate.reward_interval),
-        ("success", estimate.success_rate, estimate.success_interval),
-    )
-    return [f"{name} {number(value)} {interval_text(interval)}".rstrip() for name, value, interval in named]
+    reward, success = interval_text(estimate.reward_interval), interval_text(estimate.success_interval)
+    if estimate.no_reward_interval:
+        reward = f"(no interval: {estimate.no_reward_interval})"
+    prompts = "1 prompt" if estimate.num_prompts == 1 else f"{estimate.num_prompts:,} prompts"
+    return [
+        f"success {number(estimate.success_rate)} {success}",
+        f"reward {number(estimate.reward_mean)} {reward}",
+        f"from {prompts}",
+    ]
 
 
 def _duration(seconds: float) -> str:

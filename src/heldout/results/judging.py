@@ -88,13 +88,15 @@ def plan(
     power: float = 0.8,
     max_prompts: int | None = None,
     metric: str = SUCCESS_RATE,
+    pass_k: int | None = None,
 ) -> PlanResult:
     """Plans how many prompts and rollouts an evaluation needs to show a true difference.
 
     pilot: a finished run to estimate the spread from; two runs of the same prompts are paired. rate: without a pilot, the
     success rate to assume. correlation: without a pilot, that of rollouts of one prompt, from 0 to 1. likeness: how alike the
     two policies find prompts hard, from -1 to 1; two pilots show it themselves. power: the chance of showing the difference.
-    max_prompts: how many prompts there are. metric: the success rate or the mean reward, by any of their names.
+    max_prompts: how many prompts there are. metric: the success rate or the mean reward, by any of their names. pass_k: the
+    largest k of pass@k and pass^k that the evaluation has to give; by default the largest that the pilot's job sets, or 1.
     Raises InputError without pilot and rate or with both, MetricError for values out of range. Method: docs/statistics.md.
     """
     pilots = [pilot] if isinstance(pilot, _PLACE) else list(pilot)
@@ -106,14 +108,22 @@ def plan(
             )
         return PlanResult.of(
             plan_from_rates(
-                difference, rate, correlation=correlation, likeness=likeness, power=power, max_prompts=max_prompts
+                difference,
+                rate,
+                correlation=correlation,
+                likeness=likeness,
+                power=power,
+                max_prompts=max_prompts,
+                pass_k=pass_k,
             )
         )
     if rate is not None:
         raise InputError("--rate is assumed only without a pilot; leave out one of --rate and --pilot")
     runs = [load_run(one).run for one in pilots]
     return PlanResult.of(
-        plan_from_pilots(difference, runs, likeness=likeness, power=power, max_prompts=max_prompts, metric=metric)
+        plan_from_pilots(
+            difference, runs, likeness=likeness, power=power, max_prompts=max_prompts, metric=metric, pass_k=pass_k
+        )
     )
 
 

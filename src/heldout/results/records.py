@@ -181,9 +181,9 @@ class GateReport(Printable):
 class PlanResult(Printable, Plan):
     """Prompts and rollouts that an evaluation needs to show a difference."""
 
-    pilot_detectable: float | None
+    pilot_detectable: float | None = None
     """The smallest true difference that the pilot itself could have shown; None without one, or with too few prompts."""
-    next_rollouts: NextRollouts | None
+    next_rollouts: NextRollouts | None = None
     """What more prompts or larger groups would gain over the pilot; None without one."""
 
     @classmethod
@@ -199,7 +199,7 @@ class PlanResult(Printable, Plan):
             {"group_size": o.group_size, "prompts": o.num_prompts, "rollouts": o.num_rollouts, "power": o.power}
             for o in self.options
         ]
-        best, following = self.recommended, self.next_rollouts
+        best, following, known = self.recommended, self.next_rollouts, self.uncertainty
         return {
             "difference": self.difference,
             "power": self.power,
@@ -207,6 +207,9 @@ class PlanResult(Printable, Plan):
             "options": options,
             "recommended": None if best is None else {"group_size": best.group_size, "prompts": best.num_prompts},
             "advice": self.advice,
+            "uncertainty": None
+            if known is None
+            else {"confidence": known.confidence, "prompts": list(known.num_prompts), "power": list(known.power)},
             "pilot_detectable": self.pilot_detectable,
             "next": None if following is None else {"prompt_share": following.prompt_share, "advice": following.advice},
         }

@@ -46,9 +46,10 @@ def make_plan(run: Run) -> Plan:
         column = _column_line(count)
         is_doubtful = count.nearest_column is not None
         run.update(num_prompts=count.number, dataset_hash=count.content_hash)
-    progress = Progress.of(run.state.num_prompts or 0, group_size, run.metric_settings)
+    prompts = PromptReader(run.prompts_path)
+    progress = Progress.of(run.state.num_prompts or 0, group_size, run.metric_settings, prompts.indices())
     index = JournalIndex.of(run.journal_folder, group_size, progress.count_before)
-    return Plan(PromptReader(run.prompts_path), index, progress, column, is_doubtful)
+    return Plan(prompts, index, progress, column, is_doubtful)
 
 
 def _column_line(count: PromptCount) -> str | None:

@@ -38,14 +38,33 @@ class PilotPlan:
 
 
 def plan_from_rates(
-    difference: float, rate: float, *, correlation: float, likeness: float, power: float, max_prompts: int | None
+    difference: float,
+    rate: float,
+    *,
+    correlation: float,
+    likeness: float,
+    power: float,
+    max_prompts: int | None,
+    pass_k: int | None = None,
 ) -> PilotPlan:
-    """Plans for a difference between assumed success rates; see `heldout.metrics.planning.spread_from_rates`."""
+    """Plans for a difference between assumed success rates; see `heldout.metrics.planning.spread_from_rates`.
+
+    pass_k: the largest k of pass@k and pass^k that the evaluation has to give; None: 1.
+    """
     spread, *extremes = (
         spread_from_rates(rate, difference, correlation=correlation, likeness=one)
         for one in (likeness, *_LIKENESS_ENDS)
     )
-    return PilotPlan(plan(spread, difference, power=power, max_prompts=max_prompts, extremes=extremes))
+    return PilotPlan(
+        plan(
+            spread,
+            difference,
+            power=power,
+            max_prompts=max_prompts,
+            pass_k=1 if pass_k is None else pass_k,
+            extremes=extremes,
+        )
+    )
 
 
 def plan_from_pilots(
@@ -56,11 +75,13 @@ def plan_from_pilots(
     power: float,
     max_prompts: int | None,
     metric: str,
+    pass_k: int | None = None,
 ) -> PilotPlan:
     """Plans from the spread of one pilot run, or of two that are paired by prompt.
 
     likeness: the correlation of prompt difficulty between the two policies, from -1 to 1; measured if there are two pilots.
-    metric: any name of the success rate or of the mean reward.
+    metric: any name of the success rate or of the mean reward. pass_k: the largest k of pass@k and pass^k that the evaluation has
+    to give; None: the largest that the job of the last pilot sets in `pass_k_values`, or 1.
     Raises InputError for more than two pilots; MetricError for another metric, for a pilot too small to estimate a spread, or
     when no plan is possible.
     """
@@ -74,10 +95,23 @@ def plan_from_pilots(
         extremes = []
     group_size = round(float(sample.sizes.mean()))
     return PilotPlan(
-        plan=plan(spread, difference, power=power, max_prompts=max_prompts, extremes=extremes),
+        plan=plan(
+            spread,
+            difference,
+            power=power,
+            max_prompts=max_prompts,
+            pass_k=_asked_for(pilots[-1]) if pass_k is None else pass_k,
+            extremes=extremes,
+        ),
         pilot_detectable=smallest_difference(spread, len(sample.sizes), group_size, power=power),
         next_rollouts=next_rollouts(spread, len(sample.sizes), group_size),
     )
+
+
+def _asked_for(pilot: Run) -> int:
+    """The largest k that the pilot's job sets. The default of `pass_k_values` asks for whatever the groups can give."""
+    parameters = pilot.document.hyperparameters
+    return max(parameters.pass_k_values) if "pass_k_values" in parameters.set_values() else 1
 
 
 def _spread_of_one(pilot: Run, *, of_success: bool, likeness: float) -> tuple[Spread, Sample, list[Spread]]:

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -44,8 +44,9 @@ class Progress:
     started: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def of(cls, num_prompts: int, group_size: int, settings: MetricSettings) -> "Progress":
-        return cls(num_prompts * group_size, RunningTotals(settings, group_size))
+    def of(cls, num_prompts: int, group_size: int, settings: MetricSettings, order: Iterable[int]) -> "Progress":
+        """The progress of a job before its first rollout. order: prompt indices in the order of play."""
+        return cls(num_prompts * group_size, RunningTotals(settings, group_size, order))
 
     @property
     def finished(self) -> int:

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from heldout.backends.local.job import play_rollouts
 from heldout.backends.results import run_results
+from heldout.datasets.prompts import PromptReader
 from heldout.errors import JobFailed, ReferenceProblem, RunError
 from heldout.policies.scripted import ScriptedServer
 from heldout.rollouts.context import PlayContext
@@ -115,7 +116,8 @@ async def test_a_run_shows_the_same_numbers_from_its_parquet_files_alone(tmp_pat
 
 async def test_a_stopped_run_of_which_only_the_tables_are_left_is_shown_and_not_played_over(tmp_path: Path) -> None:
     async with ScriptedServer() as server:
-        run = new_run(tmp_path, server.url, ["0", "300"], agent=f"{PLAYERS}:slow", rollout_max_concurrency=1)
+        # The second row plays first.
+        run = new_run(tmp_path, server.url, ["300", "0"], agent=f"{PLAYERS}:slow", rollout_max_concurrency=1)
         switch = StopSwitch()
         playing = asyncio.create_task(played_with(run, switch))
         await _until(lambda: server.num_calls >= 2)
@@ -253,6 +255,26 @@ async def test_the_maximum_runtime_stops_scheduling_and_writes_partial_results(t
     assert _metrics(run)["partial"] is True
     assert _metrics(run)["rollouts"]["missing"] == 2
     assert Run.open(run.folder).state.secondary_status is SecondaryStatus.MAX_RUNTIME_EXCEEDED
+
+
+async def test_the_rollouts_of_a_prompt_begin_together_in_the_order_of_play_after_a_resume_too(tmp_path: Path) -> None:
+    async with ScriptedServer() as server:
+        run = new_run(
+            tmp_path, server.url, ["0.01"] * 8, agent=f"{PLAYERS}:slow", rollout_max_concurrency=1, eval_group_size=2
+        )
+        switch = StopSwitch()
+        playing = asyncio.create_task(played_with(run, switch))
+        await _until(lambda: server.num_calls >= 5)
+        switch.stop()
+        await playing
+        order = PromptReader(run.prompts_path)
+        await played_with(run)
+    begun = sorted(rows(run), key=lambda row: row["started_at"])
+    assert [(row["prompt_index"], row["rollout_index"]) for row in begun] == [
+        (index, rollout) for index in order.indices() for rollout in range(2)
+    ]
+    assert list(order.indices()) != list(range(8))
+    order.close()
 
 
 async def test_never_more_rollouts_play_at_once_than_asked_for(tmp_path: Path) -> None:

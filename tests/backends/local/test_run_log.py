@@ -150,7 +150,7 @@ def attempt(index: int, failure: Failure | None) -> Attempt:
 
 
 def test_a_jobs_log_has_each_tenth_and_each_kind_of_failure_once() -> None:
-    progress = Progress.of(40, 1, MetricSettings(pass_k_values=(1,), success_threshold=1.0))
+    progress = Progress.of(40, 1, MetricSettings(pass_k_values=(1,), success_threshold=1.0), range(40))
     lines: list[str] = []
     log = ProgressLog(progress, lines.append)
     log.write_start()
