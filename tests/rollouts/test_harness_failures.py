@@ -108,7 +108,9 @@ async def play(folder: Path, agent: Agent, *, num_prompts: int = 1) -> tuple[End
         isolate_attempts=False,
         index=JournalIndex.of(folder, group_size=1),
         player=AttemptPlayer(rules=RULES, runtime=runtime, agent=agent, journal=journal),
-        progress=Progress.of(num_prompts, 1, MetricSettings(pass_k_values=(1,), success_threshold=1.0)),
+        progress=Progress.of(
+            num_prompts, 1, MetricSettings(pass_k_values=(1,), success_threshold=1.0), range(num_prompts)
+        ),
         switch=StopSwitch(),
         first_delay_seconds=0.001,
         longest_delay_seconds=0.001,
