@@ -405,3 +405,23 @@ def test_the_primary_metric_of_a_comparison_is_the_job_s(heldout: Heldout, tmp_p
     document = heldout("compare", worse.folder, run.folder, "--json").document
     assert document["primary"] == "eval/reward/mean"
     assert document["verdict"].startswith("run is better than worse in mean reward: +0.50")
+
+
+def test_an_incomplete_run_is_shown_with_its_reasons_and_both_readings(heldout: Heldout, tmp_path: Path) -> None:
+    crash = Play(failure="KeyError: 'answer'")
+    run = written_run(tmp_path / "run", [[Play(1.0), Play(0.0), crash, Play(1.0)]] * 20)
+    said = " ".join(heldout("show", run.folder).out.split())
+    assert "incomplete: 20 of 80 rollouts failed, more than max_failed_share allows" in said
+    assert "with failed rollouts as reward 0: pass@1 50%" in said
+    assert "with failed rollouts left out: pass@1 67%" in said
+    assert "agent: raised (20), all KeyError: 'answer'" in said
+    document = heldout("show", run.folder, "--json").document
+    assert document["incomplete"]
+    assert [reading["rule"] for reading in document["readings"]] == [
+        "failed rollouts as reward 0",
+        "failed rollouts left out",
+    ]
+    assert document["failures"][0]["message"] == "KeyError: 'answer'"
+    gated = heldout("gate", run.folder, "--require", "pass_at_1 >= 0.1")
+    assert gated.code == 1
+    assert "FAIL  at most 0.1 of the rollouts failed: 20 of 80 failed: agent: raised (20)" in gated.out

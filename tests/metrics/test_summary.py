@@ -151,6 +151,15 @@ def test_rewards_short_of_the_threshold_are_noted_beside_a_success_rate_of_zero(
     assert notes["eval/reward/pass_at_1"].endswith("; the highest reward is 0.95, short of success_threshold")
 
 
+def test_an_incomplete_run_has_both_readings_of_its_failures() -> None:
+    found = summary_of([[1.0, None, None, 0.0], [1.0, 1.0, 1.0, 0.0]])
+    assert found.is_incomplete
+    rates = {one.rule: one.metrics["eval/reward/pass_at_1"] for one in found.readings}
+    assert rates == {"failed rollouts as reward 0": 0.5, "failed rollouts left out": (0.5 + 0.75) / 2}
+    assert summary_of([[1.0, 1.0], [1.0, 0.0]]).readings == ()
+    assert summary_of([[None, None], [None, None]]).readings == ()  # nothing was scored: there is no number at all
+
+
 def test_a_failed_rollout_is_no_success_even_when_the_threshold_is_zero() -> None:
     summary = summary_of([[None, 0.0], [0.0, 0.0]], MetricSettings((1,), 0.0))
     assert summary.metrics["eval/reward/pass_at_1"] == 0.75  # (1/2 + 1) / 2

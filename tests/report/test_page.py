@@ -228,3 +228,23 @@ async def test_in_a_browser_the_page_is_read_by_keyboard(tmp_path: Path) -> None
         await page.becomes("location.hash && document.querySelector(location.hash).closest('details').open")
         unnamed = "[...document.querySelectorAll('svg[role=img]')].filter(s => !s.getAttribute('aria-label')).length"
         assert await page.value(unnamed) == 0
+
+
+def test_failures_are_listed_with_their_message_and_hint_and_an_incomplete_run_with_both_readings(
+    tmp_path: Path,
+) -> None:
+    crash = Play(failure="KeyError: 'answer'")
+    text = page_of(written_run(tmp_path / "run", [[GOOD, BAD, crash, GOOD]] * 8)).text
+    assert "agent: raised; all: KeyError: 'answer'" in text
+    assert "the agent reads a field that is not there" in text
+    assert "incomplete: 8 of 32 rollouts failed" in text
+    assert "with failed rollouts left out: pass@1 67%" in text
+
+
+def test_a_comparison_that_cannot_be_made_says_so_first(tmp_path: Path) -> None:
+    base = written_run(tmp_path / "base", [[GOOD, BAD]] * 12, run_name="base-model-eval")
+    tuned = written_run(tmp_path / "tuned", [[Play(failure="boom")] * 2] * 12, run_name="fine-tuned-model-eval")
+    compared = compare_runs(base, tuned)
+    text = Page(write_evaluation_report(base, tuned, compared, tmp_path / "report.html").read_text()).text
+    assert "Not comparable: 24 of 24 rollouts of fine-tuned-model-eval failed (agent: raised (24), all boom)" in text
+    assert "With failed rollouts left out: no prompt has a scored rollout in both runs." in text

@@ -1,17 +1,28 @@
 """All numbers of a run: every metric of the catalog, with an interval for each mean and rate, and a reason for what is absent."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from heldout.metrics.catalog import metrics_of
+from heldout.metrics.catalog import PLANNED, metrics_of
+from heldout.metrics.failures import FailureReason
 from heldout.metrics.intervals import Interval, mean_interval, rate_interval, why_no_mean_interval
 from heldout.metrics.metric import Absent, Mean, Metric, MetricTables, PromptMean, Result, RowMean
 from heldout.metrics.sample import OVERFLOW, Sample, linearized
 from heldout.metrics.settings import MetricSettings, greatest_meeting
 from heldout.metrics.table import FloatArray, IntArray, RolloutTable, TurnTable
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The success rate and the mean reward under one rule for failed rollouts."""
+
+    rule: str
+    """In words: `failed rollouts as reward 0` or `failed rollouts left out`."""
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +45,10 @@ class Summary:
     """Rollouts planned and not finished; None when the plan was not given."""
     is_incomplete: bool
     """Whether a larger share of rollouts failed for good than `max_failed_share`: failures may have changed every number."""
+    failures: tuple[FailureReason, ...]
+    """Why rollouts failed for good, the commonest first."""
+    readings: tuple[Reading, ...]
+    """Of an incomplete run with a scored rollout: both rules for failed rollouts."""
     confidence: float
 
 
@@ -46,13 +61,14 @@ def summarize(
     seconds: float | None,
     expected_rollouts: int | None = None,
     agent_retries: IntArray | None = None,
+    failures: tuple[FailureReason, ...] = (),
 ) -> Summary:
     """Compute every metric of a run.
 
     agent_metrics: by name, shape (num_rollouts,), NaN where the agent gave none; they become `agent/<name>`.
     seconds: wall-clock time of the evaluation; None when unknown. expected_rollouts: how many the job planned. agent_retries: see
-    `MetricTables`. A run without a scored rollout has no reward and no success rate, whatever failed rollouts count as. A number
-    that is beyond what a float can hold is left out, with a note.
+    `MetricTables`. failures: see `Summary`. A run without a scored rollout has no reward and no success rate, whatever failed
+    rollouts count as. A number that is beyond what a float can hold is left out, with a note.
     """
     scored = int(rollouts.is_scored.sum())
     failed = rollouts.num_rollouts - scored
@@ -73,6 +89,7 @@ def summarize(
                 no_interval[metric.name] = found.no_interval
             if found.note:
                 notes[metric.name] = found.note
+    is_incomplete = failed > greatest_meeting(settings.max_failed_share) * rollouts.num_rollouts
     return Summary(
         metrics=metrics,
         intervals=intervals,
@@ -82,9 +99,27 @@ def summarize(
         scored=scored,
         failed=failed,
         missing=None if expected_rollouts is None else expected_rollouts - rollouts.num_rollouts,
-        is_incomplete=failed > greatest_meeting(settings.max_failed_share) * rollouts.num_rollouts,
+        is_incomplete=is_incomplete,
+        failures=failures,
+        readings=tuple(_readings(rollouts, settings)) if is_incomplete and scored else (),
         confidence=settings.confidence,
     )
+
+
+def _readings(rollouts: RolloutTable, settings: MetricSettings) -> Iterator[Reading]:
+    """Both rules for failed rollouts."""
+    shown = replace(settings, max_failed_share=1.0, pass_k_values=(1,))
+    rules = {
+        "failed rollouts as reward 0": replace(shown, failed_rollouts="zero"),
+        "failed rollouts left out": replace(shown, failed_rollouts="exclude"),
+    }
+    for words, rule in rules.items():
+        found = summarize(rollouts, None, rule, seconds=None)
+        yield Reading(
+            words,
+            {name: found.metrics[name] for name in PLANNED if name in found.metrics},
+            {name: found.intervals[name] for name in PLANNED if name in found.intervals},
+        )
 
 
 @dataclass(frozen=True, slots=True)

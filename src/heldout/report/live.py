@@ -11,10 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from heldout.report.numbers import interval_text, number
+from heldout.report.sanitizing import visible
 from heldout.runs.progress import Progress
 
 _REDRAWS_PER_SECOND = 4
 _LINE_EVERY_SECONDS = 10.0
+_SHOWN_REASONS = 4
 
 
 @contextlib.asynccontextmanager
@@ -54,6 +56,8 @@ def line(progress: Progress) -> str:
     ]
     if progress.failed:
         parts.append(f"{progress.failed} failed")
+    if progress.failures.total:
+        parts.append(f"failed attempts: {visible(str(progress.failures.reasons[0]))}")
     if left is not None:
         parts.append(f"{_duration(left)} left")
     return ", ".join(parts)
@@ -69,9 +73,9 @@ def panel(progress: Progress, title: str) -> RenderableType:
     )
     grid.add_row("so far", ", ".join(_estimates(progress)) or "-")
     grid.add_row("tokens", f"{progress.prompt_tokens:,} prompt, {progress.response_tokens:,} response")
-    if progress.failures:
-        reasons = ", ".join(f"{reason} ({count})" for reason, count in progress.failures.most_common(4))
-        grid.add_row(Text("failed attempts", style="yellow"), reasons)
+    for reason in progress.failures.reasons[:_SHOWN_REASONS]:
+        advice = f"; {reason.hint}" if reason.hint else ""
+        grid.add_row(Text("failed attempts", style="yellow"), Text(visible(f"{reason}{advice}")))
     grid.add_row("time", f"{_duration(progress.seconds)}, {'-' if left is None else _duration(left)} left")
     bar = ProgressBar(total=max(progress.planned, 1), completed=progress.finished, width=60)
     return Group(Text(title, style="bold"), bar, grid)

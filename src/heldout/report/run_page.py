@@ -16,6 +16,7 @@ from heldout.report.page_records import Chart, FindingCard, Page, PolicySection,
 from heldout.report.policy_view import PolicyView
 from heldout.report.sanitizing import one_line, visible
 from heldout.report.slices import Slice
+from heldout.report.terminal import incomplete_lines
 from heldout.report.worth_reading import choose
 
 _LABEL_CHARACTERS = 90
@@ -115,12 +116,14 @@ def charts(views: Sequence[PolicyView]) -> list[Chart]:
 
 
 def partial_notes(views: Sequence[PolicyView]) -> list[str]:
-    return [
+    partial = [
         f"{view.name}: partial, the run is {view.run.state.status}"
         + (f"; {view.summary.missing:,} rollouts have not been played" if view.summary.missing else "")
         for view in views
         if view.is_partial
     ]
+    incomplete = [f"{view.name}: {visible(line)}" for view in views for line in incomplete_lines(view.summary)]
+    return [*partial, *incomplete]
 
 
 def rescored_disagreements(view: PolicyView) -> list[tuple[str, str]]:

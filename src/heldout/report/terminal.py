@@ -11,7 +11,7 @@ from heldout.metrics.catalog import MEAN_REWARD, shown_metrics
 from heldout.metrics.metric import Metric, Section
 from heldout.metrics.summary import Summary
 from heldout.report.finding import Finding, Weight
-from heldout.report.labels import heading
+from heldout.report.labels import heading, shown
 from heldout.report.numbers import interval_text, number
 from heldout.report.sanitizing import visible
 from heldout.report.slices import Slice
@@ -53,7 +53,8 @@ def slice_table(found: Iterable[Slice], column: str, confidence: float = 0.95) -
 
 
 def _table(summary: Summary, title: str, *, is_partial: bool) -> Table:
-    table = Table(title=title + (" (partial)" if is_partial else ""), title_justify="left", title_style="bold")
+    states = [name for name, holds in (("partial", is_partial), ("incomplete", summary.is_incomplete)) if holds]
+    table = Table(title=title + (f" ({', '.join(states)})" if states else ""), title_justify="left", title_style="bold")
     table.add_column("metric", no_wrap=True)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column(f"{summary.confidence:.0%} interval", justify="right", no_wrap=True)
@@ -69,7 +70,26 @@ def _table(summary: Summary, title: str, *, is_partial: bool) -> Table:
 
 
 def _failed_note(summary: Summary) -> str:
-    return f"{summary.failed:,} of them failed for good" if summary.failed else ""
+    if not summary.failed:
+        return ""
+    commonest = f": {visible(str(summary.failures[0]))}" if summary.failures else ""
+    others = f"; {len(summary.failures) - 1} more reasons" if len(summary.failures) > 1 else ""
+    return f"{summary.failed:,} of them failed for good{commonest}{others}"
+
+
+def incomplete_lines(summary: Summary) -> list[str]:
+    """The sentences that make an incomplete run's numbers safe to read; none for another run."""
+    if not summary.is_incomplete:
+        return []
+    total = summary.scored + summary.failed
+    lines = [f"incomplete: {summary.failed:,} of {total:,} rollouts failed, more than max_failed_share allows"]
+    for reading in summary.readings:
+        values = (
+            f"{heading(name)} {shown(name, value)} {interval_text(reading.intervals.get(name))}".rstrip()
+            for name, value in reading.metrics.items()
+        )
+        lines.append(f"with {reading.rule}: {', '.join(values)}")
+    return lines
 
 
 def _sections(summary: Summary) -> Iterator[list[tuple[str, str, str, str]]]:
@@ -99,6 +119,8 @@ def _warnings(summary: Summary, findings: Iterable[Finding]) -> Table:
     if summary.missing:
         seen = f"{summary.missing:,} rollouts have not been played: these numbers are partial"
         grid.add_row(Text("!", style="bold yellow"), Text(seen, style="yellow"))
+    for place, sentence in enumerate(incomplete_lines(summary)):
+        grid.add_row(Text("" if place else "!", style="bold yellow"), Text(sentence, style="yellow"))
     doubts, others = _parted(findings)
     for finding in [*doubts, *others[:_SHOWN_PATTERNS]]:
         mark, style = _MARKS[finding.weight]

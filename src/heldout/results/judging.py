@@ -49,7 +49,8 @@ def gate(
     margin: float | None = None,
     metric: str | None = None,
 ) -> GateReport:
-    """Checks conditions on a run. The report is true when all of them hold; a partial run fails.
+    """Checks conditions on a run. The report is true when all of them hold; a partial run fails, and so
+    does one in which more than `max_failed_share` of the rollouts failed.
 
     requirements: such as `"pass_at_1 >= 0.6"`, or `"lower(pass_at_1) >= 0.5"` for the low end of the interval.
     no_regression_against: a run that this one must be shown not to be worse than. margin: the largest loss that does not matter,
@@ -71,6 +72,12 @@ def gate(
     if no_regression_against is not None:
         reference = load_run(no_regression_against)
         conditions.append(check_no_regression(compare_runs(reference.run, opened.run), margin or 0.0, metric))
+    if opened.summary.is_incomplete:
+        share = opened.run.metric_settings.max_failed_share
+        reasons = "; ".join(map(str, opened.summary.failures)) or "no reason is known"
+        total = opened.summary.scored + opened.summary.failed
+        found = f"{opened.summary.failed:,} of {total:,} failed: {reasons}"
+        conditions.append(GateResult(f"at most {share:.4g} of the rollouts failed", False, found))
     if opened.is_partial:
         missing = opened.summary.missing
         left = f"{missing} rollouts have not been played" if missing else "it has not ended"

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from heldout.job.records import Attempt
+from heldout.metrics.failures import FailureCounter
 from heldout.metrics.running import RunningTotals
 from heldout.metrics.settings import MetricSettings
 
@@ -34,8 +35,8 @@ class Progress:
     response_tokens: int = 0
     retried: int = 0
     """Failed attempts of this start whose rollout is tried again."""
-    failures: Counter[str] = field(default_factory=Counter)
-    """Failed attempts by `boundary: kind`."""
+    failures: FailureCounter = field(default_factory=FailureCounter)
+    """Failed attempts by reason."""
     first_failures: dict[str, str] = field(default_factory=dict)
     """The reason of the first failed attempt of each `boundary: kind`."""
     flags: Counter[str] = field(default_factory=Counter)
@@ -86,7 +87,7 @@ class Progress:
         self.response_tokens += sum(turn.response_tokens or 0 for turn in attempt.turns)
         if attempt.failure is not None:
             kind = f"{attempt.failure.boundary}: {attempt.failure.kind}"
-            self.failures[kind] += 1
+            self.failures.add(attempt.failure.boundary, attempt.failure.kind, attempt.failure.message)
             self.first_failures.setdefault(kind, attempt.failure.message)
         if attempt.is_final:
             self._count_final(attempt)

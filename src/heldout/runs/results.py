@@ -1,5 +1,6 @@
 """Computes a run's numbers from its Parquet files, or from its journal before those are written."""
 
+from dataclasses import asdict
 from typing import Any
 
 import orjson
@@ -50,6 +51,8 @@ def metrics_document(summary: Summary, *, is_partial: bool) -> dict[str, Any]:
         },
         "partial": is_partial,
         "incomplete": summary.is_incomplete,
+        "failures": [{**asdict(reason), "hint": reason.hint} for reason in summary.failures],
+        "readings": [asdict(reading) for reading in summary.readings],
         "confidence": summary.confidence,
     }
 
@@ -68,4 +71,5 @@ def _summarize(run: Run, tables: RunTables) -> Summary:
         seconds=run.state.evaluation_seconds or None,
         expected_rollouts=planned,
         agent_retries=tables.agent_retries,
+        failures=tables.failures,
     )

@@ -65,7 +65,7 @@ def _note(document: Mapping[str, Any]) -> str:
     prompts = document["prompts"]
     moved = ", ".join(f"{prompts[how]} {how}" for how in ("better", "worse", "same"))
     counts = f"{prompts['shared']} shared prompts: {moved}."
-    readings = (f"- {reading}" for reading in document["readings"])
+    readings = (f"- {reading}" for reading in document.get("readings", ()))
     parts = [f"**{document['verdict']}**", *readings, counts, *document["notes"], table]
     return "\n\n".join(parts)
 

@@ -10,6 +10,7 @@ import orjson
 
 from heldout.job.card import RunCard
 from heldout.job.document import JobConfigDocument
+from heldout.metrics.failures import FailureReason
 from heldout.report.card_rows import card_rows
 from heldout.report.numbers import interval_text, number
 from heldout.runs.run import Run
@@ -25,6 +26,7 @@ _MOST_NAME_CHARACTERS = 240
 """MLflow takes 250 in a metric's name; `.high` goes behind it."""
 _ENDS = (".low", ".high", ".p_value")
 _NAMED_RENAMES = 20
+_MOST_REASONS = 3
 _NO_BREAK_SPACES = "\N{NO-BREAK SPACE}" * 2
 _NOT_IN_NAMES = re.compile(r"[^\w.:/ -]", re.ASCII)
 
@@ -170,6 +172,8 @@ def _tags(run: Run, document: Mapping[str, Any]) -> dict[str, str]:
         tags["heldout.changes"] = "; ".join(state.card.changes)[:_MOST_REASON_CHARACTERS]
     if document.get("partial"):
         tags["heldout.partial"] = "true"
+    if document.get("incomplete"):
+        tags["heldout.incomplete"] = "true"
     if state.failure_reason:
         tags["heldout.failure_reason"] = state.failure_reason[:_MOST_REASON_CHARACTERS]
     return tags
@@ -184,13 +188,31 @@ def _note(run: Run, document: Mapping[str, Any], names: MetricNames) -> str:
     head = f"{counts['prompts']} prompts, {counts['scored']} rollouts scored, {counts['failed']} failed"
     if document["partial"]:
         head = f"**Partial results:** {head}, {counts['missing'] or 'some'} not played"
+    if document.get("incomplete"):
+        head = f"**Incomplete results:** {head}"
     rows = (
         (f"`{names.renamed.get(name, name)}`", number(document["metrics"][name]), interval_text(tuple(ends)))
         for name, ends in intervals.items()
         if document["metrics"].get(name) is not None
     )
     table = markdown_table(("metric", "value", f"{document['confidence']:.0%} interval"), rows)
-    return "\n\n".join(part for part in (f"{head}.", names.note, table) if part)
+    reasons = [f"- failed: {_reason(reason)}" for reason in document.get("failures", ())[:_MOST_REASONS]]
+    readings = [_reading(reading) for reading in document.get("readings", ())]
+    return "\n\n".join(filter(None, [f"{head}.", "\n".join([*reasons, *readings]), names.note, table]))
+
+
+def _reason(reason: Mapping[str, Any]) -> str:
+    names = ("boundary", "kind", "count", "message", "message_count")
+    found = FailureReason(**{name: reason[name] for name in names})
+    return f"{found}: {found.hint}" if found.hint else str(found)
+
+
+def _reading(reading: Mapping[str, Any]) -> str:
+    values = (
+        f"`{metric_name(name)}` {number(value)} {interval_text(reading['intervals'].get(name))}".rstrip()
+        for name, value in reading["metrics"].items()
+    )
+    return f"- incomplete; with {reading['rule']}: {', '.join(values)}"
 
 
 def _row(cells: Iterable[str]) -> str:

@@ -166,7 +166,7 @@ def test_a_jobs_log_has_each_tenth_and_each_kind_of_failure_once() -> None:
     ]
     assert [line.split()[0] for line in lines if line[0].isdigit()] == [f"{count}/40" for count in range(4, 40, 4)]
     assert lines[-2].startswith("played 40/40 rollouts")
-    assert lines[-1] == "failed attempts: agent: raised (20)"
+    assert lines[-1] == "failed attempts: agent: raised (20), all no luck 1"
 
 
 @pytest.mark.parametrize("time", ["2026-01-02T23:59:60.000Z", "2026-13-02T03:04:05.678Z", "0000-01-02T03:04:05.678Z"])

@@ -66,9 +66,9 @@ class ProgressLog:
     def write_end(self) -> None:
         self.write_new()
         self._write(f"played {line(self._progress)}")
-        if self._progress.failures:
-            kinds = ", ".join(f"{kind} ({count})" for kind, count in self._progress.failures.most_common())
-            self._write(f"failed attempts: {kinds}")
+        for reason in self._progress.failures.reasons:
+            advice = f"; {reason.hint}" if reason.hint else ""
+            self._write(f"failed attempts: {reason}{advice}")
 
     def _part(self) -> int:
         return _PARTS * self._progress.finished // max(self._progress.planned, 1)
