@@ -1,4 +1,4 @@
-"""The one way to start work in the background: a task or a thread whose failure is reported.
+"""Work in the background: the one way to start it, so that a failure is reported, and the waits between its tries.
 
 A task that raises is silent until someone awaits it, and a thread ends with a traceback that no log keeps. Work that is started
 here logs its failure, or hands it to `on_failure`, at the moment it happens.
@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 _log = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
+_MAX_DOUBLINGS = 30
+"""A wait doubled this often is beyond every limit. Without a bound, a float overflows after 1,024 failures."""
 OnFailure = Callable[[BaseException], None]
 
 
@@ -44,6 +46,11 @@ def start_thread(work: Callable[[], object], name: str, on_failure: OnFailure | 
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     return thread
+
+
+def backoff_seconds(first: float, num_failures: int, longest: float) -> float:
+    """The wait in seconds before the next try: `first`, doubled for each failure, at most `longest`."""
+    return min(first * 2.0 ** min(num_failures, _MAX_DOUBLINGS), longest)
 
 
 def _report(error: BaseException, name: str, on_failure: OnFailure | None) -> None:

@@ -102,3 +102,17 @@ def test_there_is_no_other_replica_after_the_last_goes_down() -> None:
 def test_a_query_of_the_base_url_goes_along_with_every_call() -> None:
     (replica,) = Replicas([URL("http://a/openai/v1/?api-version=1")], Clock()).all
     assert str(replica.url("/chat/completions")) == "http://a/openai/v1/chat/completions?api-version=1"
+
+
+def test_a_trajectory_that_came_back_stays_when_the_replica_it_had_moved_to_is_up_again() -> None:
+    clock = Clock()
+    replicas = Replicas(BASES[:2], clock)
+    own = replicas.choose("trajectory")
+    replicas.mark_down(own, "is away")
+    other = replicas.choose("trajectory")
+    assert other is not own
+    replicas.mark_up(own)
+    replicas.mark_down(other, "is away")
+    assert replicas.choose("trajectory") is own  # its prefix cache is here from now on
+    replicas.mark_up(other)
+    assert replicas.choose("trajectory") is own

@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from heldout.agents.base import Invocation, InvocationResult, Outcome
+from heldout.background import backoff_seconds
 from heldout.errors import JobFailed
 from heldout.job.records import Attempt, Boundary, Failure, Prompt
 from heldout.metrics.settings import MetricSettings
@@ -50,6 +51,7 @@ async def played(
     max_retries: int = 1,
     rules: PlayRules = RULES,
     delay: float = 0.5,
+    switch: StopSwitch | None = None,
 ) -> list[Attempt]:
     """Plays one rollout of each prompt, one at a time, and returns all attempts. delay: before the first repeated attempt."""
     index = JournalIndex.of(folder, group_size=1)
@@ -67,11 +69,11 @@ async def played(
             progress=Progress.of(
                 num_prompts, 1, MetricSettings(pass_k_values=(1,), success_threshold=1.0), range(num_prompts)
             ),
-            switch=StopSwitch(),
+            switch=switch or StopSwitch(),
             first_delay_seconds=delay,
             longest_delay_seconds=3 * delay,
         )
-        assert await engine.play(3600) is Ending.FINISHED
+        assert await engine.play(3600) is (Ending.FINISHED if switch is None else Ending.STOPPED)
     await journal.close()
     return [line.attempt for line in read(folder) if not line.is_amendment]
 
@@ -85,6 +87,21 @@ async def test_attempts_at_an_unreachable_agent_are_repeated_with_growing_delays
     pauses = [after - before for before, after in itertools.pairwise(starts)]
     assert len(pauses) == 3
     assert all(pause >= least for pause, least in zip(pauses, (0.018, 0.036, 0.054), strict=True))
+
+
+async def test_a_stop_during_the_wait_before_another_attempt_starts_none(tmp_path: Path) -> None:
+    switch = StopSwitch()
+
+    async def refuse(invocation: Invocation) -> InvocationResult:
+        asyncio.get_running_loop().call_later(0.1, switch.stop)
+        return InvocationResult(Outcome.UNREACHABLE, message="refused")
+
+    attempts = await played(tmp_path, Agent(refuse), max_retries=9, delay=3600.0, switch=switch)
+    assert len(attempts) == 1
+
+
+async def test_waits_between_attempts_stay_finite_after_thousands_of_failures() -> None:
+    assert [backoff_seconds(0.5, n, 10.0) for n in (0, 1, 2, 5, 2000)] == [0.5, 1.0, 2.0, 10.0, 10.0]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Storage: the same calls on a local folder and on s3://, and errors with a remedy."""
 
+import fcntl
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from heldout.errors import ReferenceProblem, StorageError
-from heldout.storage import FileInfo, Storage, is_remote, open_atomic, split_location
+from heldout.errors import ReferenceProblem, RunError, StorageError
+from heldout.storage import FileInfo, Storage, discard_partial_files, is_remote, open_atomic, split_location
+from heldout.storage.lock import FolderLock
+from tests.support.faulty_s3 import faulty_service
 from tests.support.s3_service import BUCKET, forget_aws, s3_client, s3_service, use_service
 
 
@@ -266,3 +270,49 @@ def test_objects_are_encrypted_with_the_key_asked_for(s3: Storage, service: str,
 def test_a_key_for_a_local_folder_is_refused() -> None:
     with pytest.raises(ReferenceProblem, match="local path"):
         Storage.at("runs", kms_key="arn")
+
+
+def test_partial_files_of_a_writer_that_is_alive_stay_and_those_of_a_killed_one_go(tmp_path: Path) -> None:
+    killed = tmp_path / ".a.1234.heldout-partial"
+    killed.write_bytes(b"half")
+    with open_atomic(tmp_path / "scores.parquet") as file:
+        file.write(b"scores")
+        discard_partial_files(tmp_path)  # as a resume of the run does, while its rollouts are scored again
+        assert not killed.exists()
+    assert (tmp_path / "scores.parquet").read_bytes() == b"scores"
+
+
+def test_a_lock_is_taken_although_processes_ask_for_its_holder_for_some_time(tmp_path: Path) -> None:
+    FolderLock.take(tmp_path).release()
+    # As processes that look at the same folder in turn, or one that is stopped in the middle of its look.
+    asking = os.open(tmp_path / "lock", os.O_RDONLY)
+    fcntl.flock(asking, fcntl.LOCK_SH)
+    ended = threading.Timer(0.5, os.close, (asking,))
+    ended.start()
+    lock = FolderLock.take(tmp_path)
+    with pytest.raises(RunError, match="is being worked on"):
+        FolderLock.take(tmp_path)
+    lock.release()
+    ended.join()
+
+
+@pytest.mark.parametrize("name", ["a", "big"])
+def test_a_body_that_is_cut_short_is_read_again(
+    service: str, monkeypatch: pytest.MonkeyPatch, name: str, tmp_path: Path
+) -> None:
+    data = os.urandom(10_000_000 if name == "big" else 1000)
+    use_service(monkeypatch, service)
+    Storage.at(f"s3://{BUCKET}/cut").write(name, data)
+    with faulty_service(service) as faulty:
+        use_service(monkeypatch, faulty.url)
+        storage = Storage.at(f"s3://{BUCKET}/cut")
+
+        def version(name: str) -> bytes:
+            found = storage.read_version(name)
+            assert found is not None
+            return found.data
+
+        for read in (storage.read, version, lambda name: storage.open(name).read()):
+            fault = faulty.add("GET", name, times=1, body_bytes=500)
+            assert read(name) == data
+            assert fault.met == 1

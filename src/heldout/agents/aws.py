@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from heldout.agents.agentcore_contract import one_line
 from heldout.agents.base import InvocationResult, Outcome
+from heldout.background import backoff_seconds
 from heldout.errors import ReferenceProblem
 from heldout.http.retry_after import retry_after_seconds
 
@@ -162,8 +163,7 @@ def _wait_seconds(error: "BotoCoreError | ClientError", number: int) -> float:
     asked = retry_after_seconds(headers.get("retry-after"), time.time())
     if asked is not None:
         return min(asked, _LONGEST_WAIT_SECONDS)
-    doubled = min(_FIRST_WAIT_SECONDS * 2.0 ** (number - 1), _LONGEST_WAIT_SECONDS)
-    return doubled * random.uniform(0.5, 1)
+    return backoff_seconds(_FIRST_WAIT_SECONDS, number - 1, _LONGEST_WAIT_SECONDS) * random.uniform(0.5, 1)
 
 
 def _code(error: "ClientError") -> str:

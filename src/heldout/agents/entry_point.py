@@ -12,6 +12,7 @@ from heldout.agents.entry_point_lookup import check_entry_point, parse_entry_poi
 from heldout.agents.launcher import WorkerProblem, WorkerSettings, WorkerStarter
 from heldout.agents.prestart import FORKS
 from heldout.agents.worker_process import CANCEL_ANSWER_SECONDS, WorkerGone, WorkerProcess
+from heldout.background import backoff_seconds
 from heldout.errors import JobFailed, ReferenceProblem
 from heldout.http.connections import Connections
 from heldout.job.kinds.base import SourceFile
@@ -224,7 +225,7 @@ class EntryPointAgent(Agent):
                 if worker.num_taken:
                     continue
                 self._note_failure("the agent's process ended before it was given anything to play")
-            await asyncio.sleep(min(_FIRST_PAUSE_SECONDS * 2**self._num_failures, _LONGEST_PAUSE_SECONDS))
+            await asyncio.sleep(backoff_seconds(_FIRST_PAUSE_SECONDS, self._num_failures, _LONGEST_PAUSE_SECONDS))
 
     async def _keep_further(self) -> None:
         """Keeps more workers than cores where they share the import of httpx: only there they gain more than they cost."""

@@ -61,6 +61,10 @@ class Replicas:
         chosen = next((replica for replica in ranked if self._is_usable(replica)), ranked[0])
         if chosen is not ranked[0]:
             self._remember(trajectory_id, chosen)
+        elif self._is_up(chosen):
+            self._moved.pop(
+                trajectory_id, None
+            )  # its prefix cache is here now: it does not go back when the other is up again
         return chosen
 
     def mark_down(self, replica: Replica, reason: str) -> bool:
@@ -79,6 +83,10 @@ class Replicas:
         if replica.down_until is not None and len(self.all) > 1:
             _log.warning("replica %s is back and gets new trajectories", replica.address)
         replica.down_until = None
+
+    @staticmethod
+    def _is_up(replica: Replica) -> bool:
+        return replica.down_until is None
 
     def _is_usable(self, replica: Replica) -> bool:
         if replica.down_until is None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from heldout.background import backoff_seconds
 from heldout.http.retry_after import retry_after_seconds
 from heldout.policies.base import HarnessExhausted, PolicyUnavailable
 
@@ -75,8 +76,8 @@ class Budget:
         await self._retries.sleep(seconds)
 
     def _backoff_seconds(self) -> float:
-        doubled = self._retries.first_wait_seconds * 2.0 ** min(self.num_tries - 1, 30)
-        return min(doubled, self._retries.longest_wait_seconds) * (0.5 + self._retries.chance() / 2)
+        first, longest = self._retries.first_wait_seconds, self._retries.longest_wait_seconds
+        return backoff_seconds(first, self.num_tries - 1, longest) * (0.5 + self._retries.chance() / 2)
 
     def _end(self, address: str, failure: TryFailed, limit: str) -> PolicyUnavailable:
         kind = HarnessExhausted if failure.is_exhausted else PolicyUnavailable

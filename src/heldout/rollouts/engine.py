@@ -4,11 +4,13 @@ It owns scheduling, retries and stopping. `attempt` plays one attempt, and `runs
 """
 
 import asyncio
+import contextlib
 import enum
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
+from heldout.background import backoff_seconds
 from heldout.errors import JobFailed
 from heldout.job.records import Attempt, Prompt
 from heldout.rollouts.attempt import AttemptPlayer, Try
@@ -177,6 +179,8 @@ class Engine:
                 num_uncounted += 1
                 self._check_harness(attempt, num_uncounted)
             await self._wait_before(number - 1 + num_uncounted, attempt)
+            if self._switch.is_draining:  # the stop came during the wait
+                return
 
     async def _play_attempt(self, this: Try) -> Attempt:
         self._progress.in_flight += 1
@@ -210,7 +214,9 @@ class Engine:
     async def _wait_before(self, failures: int, failed: Attempt) -> None:
         """failures: attempts of the rollout so far that failed. Waits where something outside the agent has to recover."""
         if failed.failure is not None and failed.failure.is_infrastructure:
-            await asyncio.sleep(min(self._first_delay_seconds * 2.0 ** (failures - 1), self._longest_delay_seconds))
+            seconds = backoff_seconds(self._first_delay_seconds, failures - 1, self._longest_delay_seconds)
+            with contextlib.suppress(TimeoutError):  # a stop ends the wait
+                await asyncio.wait_for(self._switch.draining(), seconds)
 
     async def _run_out(self, seconds: float) -> None:
         await asyncio.sleep(seconds)

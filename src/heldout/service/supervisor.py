@@ -6,12 +6,11 @@ that signals every process; it is resumed like one that died.
 """
 
 import asyncio
-import contextlib
 import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +27,8 @@ from heldout.storage.lock import FolderLock, holder_of
 LOOK_EVERY_SECONDS = 1.0
 _MAX_STARTS = 4
 """The first start and three restarts: a job that kills its process each time then fails."""
+_STEADY_SECONDS = 600.0
+"""A process that lived this long before it died was not killed by its job's start, so the count of starts begins again."""
 _GRACE_SECONDS = 120.0
 """After a stop request, rollouts in flight may finish for this long. SageMaker gives a training job as much."""
 _STOPPED = "stopped on request"
@@ -119,6 +120,10 @@ class ExecutionWork:
 class _Supervised:
     work: Work
     starts: int = 0
+    started_at: float = 0.0
+    """Time of the latest start, on the supervisor's clock."""
+    problem: str | None = None
+    """The file error of the latest look; None if it succeeded."""
     stop_at: float | None = None
     """When to signal its process (again), on the monotonic clock; None if it was not asked to stop."""
     num_signals: int = 0
@@ -128,10 +133,20 @@ class _Supervised:
 class Supervisor:
     """Keeps the jobs and executions of one server running. Its methods may be called from any thread."""
 
-    def __init__(self, store: Store, *, look_every_seconds: float = LOOK_EVERY_SECONDS) -> None:
-        """store: where the records of supervised jobs are. look_every_seconds: how often `watch` checks each folder."""
+    def __init__(
+        self,
+        store: Store,
+        *,
+        look_every_seconds: float = LOOK_EVERY_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """store: where the records of supervised jobs are. look_every_seconds: how often `watch` checks each folder.
+
+        clock: seconds that never go back.
+        """
         self._store = store
         self._look_every_seconds = look_every_seconds
+        self._clock = clock
         self._supervised: dict[str, _Supervised] = {}
 
     def supervise(self, record: SupervisedJob, work: Work) -> None:
@@ -140,20 +155,37 @@ class Supervisor:
         # Read after the entry exists: a stop request that arrives from now on finds the entry.
         current = self._store.find(type(record), record.key)
         if current is not None and current.is_stopping:
-            supervised.stop_at = time.monotonic()
-        self._look(record.arn, supervised)
+            supervised.stop_at = self._clock()
+        self._look_safely(record.arn, supervised)
 
-    def resume(self, arn: str, work: Work) -> None:
-        """Restarts `work` that has ended, and runs it to its end. Raises RunError if a process already works on it."""
-        work.start()
-        self._supervised[arn] = _Supervised(work, starts=1)
+    def resume(self, record: SupervisedJob, work: Work) -> None:
+        """Restarts `work` that has ended, and runs it to its end.
+
+        Raises RunError if a process already works on it, another HeldoutError or OSError if it cannot be started.
+        """
+        supervised = _Supervised(work, starts=1, started_at=self._clock())
+        with supervised.lock:
+            before = self._supervised.get(record.arn)
+            # Registered before it starts: a stop request that arrives meanwhile finds it, and waits for the lock.
+            self._supervised[record.arn] = supervised
+            try:
+                work.start()
+            except BaseException:
+                if before is None:
+                    del self._supervised[record.arn]
+                else:
+                    self._supervised[record.arn] = before
+                raise
+        current = self._store.find(type(record), record.key)
+        if current is not None and current.is_stopping:
+            self.stop(record.arn)
 
     def stop(self, arn: str) -> None:
         """Asks a supervised job to stop. Has no effect on one that has ended or was already asked."""
         supervised = self._supervised.get(arn)
         if supervised is not None and supervised.stop_at is None:
-            supervised.stop_at = time.monotonic()
-            self._look(arn, supervised)
+            supervised.stop_at = self._clock()
+            self._look_safely(arn, supervised)
 
     @property
     def num_running(self) -> int:
@@ -168,12 +200,19 @@ class Supervisor:
 
     def _look_at_all(self) -> None:
         for arn, supervised in list(self._supervised.items()):
-            try:
-                self._look(arn, supervised)
-            except (HeldoutError, OSError) as error:
-                # One unreadable or missing folder must not end the supervision of the others.
-                _log.warning("%s is no longer supervised: %s", supervised.work.folder, error)
-                self._supervised.pop(arn, None)
+            self._look_safely(arn, supervised)
+
+    def _look_safely(self, arn: str, supervised: _Supervised) -> None:
+        """Looks at one job. A failed look is repeated: the folder may be away, or the disk full, for a moment."""
+        try:
+            self._look(arn, supervised)
+        except Exception as error:  # noqa: BLE001  # the boundary between jobs: none ends the supervision of another, or its own
+            problem = str(error) if isinstance(error, HeldoutError | OSError) else repr(error)
+            if problem != supervised.problem:
+                _log.warning("%s is looked at again: %s", supervised.work.folder, problem)
+            supervised.problem = problem
+        else:
+            supervised.problem = None
 
     def _look(self, arn: str, supervised: _Supervised) -> None:
         with supervised.lock:
@@ -185,21 +224,31 @@ class Supervisor:
                 del self._supervised[arn]
             elif supervised.stop_at is not None:
                 supervised.work.end(None)
-            elif supervised.starts == _MAX_STARTS:
+            elif self._starts_left(supervised) == 0:
                 log = supervised.work.folder / LOG_FILE
                 supervised.work.end(f"its process died {_MAX_STARTS} times; last line of {log}: {_last_line(log)}")
             else:
-                supervised.starts += 1
-                with contextlib.suppress(RunError):  # another process has just started it
+                try:
                     supervised.work.start()
+                except RunError:
+                    if holder_of(supervised.work.folder) is None:
+                        raise
+                    return  # another process has just started it
+                supervised.starts += 1
+                supervised.started_at = self._clock()
+
+    def _starts_left(self, supervised: _Supervised) -> int:
+        if self._clock() - supervised.started_at >= _STEADY_SECONDS:
+            supervised.starts = 0
+        return _MAX_STARTS - supervised.starts
 
     def _signal_if_due(self, supervised: _Supervised) -> None:
         """Signals the process to stop: once, and again after the grace period."""
         stop_at = supervised.stop_at
-        is_due = stop_at is not None and supervised.num_signals < 2 and time.monotonic() >= stop_at
+        is_due = stop_at is not None and supervised.num_signals < 2 and self._clock() >= stop_at
         if is_due and signal_stop(supervised.work.folder):
             supervised.num_signals += 1
-            supervised.stop_at = time.monotonic() + _GRACE_SECONDS
+            supervised.stop_at = self._clock() + _GRACE_SECONDS
 
 
 def _last_line(log: Path) -> str:

@@ -1,5 +1,6 @@
 """Files on this machine. A write replaces the whole file and is durable when it returns."""
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -30,6 +31,7 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
         _make_folder(path.parent)
         try:
             with partial.open("xb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # `discard_partial_files` leaves it alone
                 yield file
                 file.flush()
                 synchronise(file.fileno())
@@ -41,9 +43,11 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 def discard_partial_files(folder: Path) -> None:
-    """Removes the files that killed writers left directly in `folder`. Call it only if no process writes there."""
+    """Removes the files that killed writers left directly in `folder`. Files of writers that are alive stay."""
     for path in folder.glob(f".*{_PARTIAL_SUFFIX}"):
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a writer holds this lock until its file is whole
+            path.unlink()
 
 
 def why_not_writable(folder: Path) -> str | None:

@@ -7,15 +7,16 @@ others can find the holder without taking the lock.
 
 import fcntl
 import os
+import random
 import time
 from pathlib import Path
 from typing import Self
 
 from heldout.errors import RunError
 
-_TRIES = 5
-_PAUSE_SECONDS = 0.01
-"""`holder_of` takes the lock for an instant, so one refusal does not prove that a process works on the folder."""
+_PATIENCE_SECONDS = 10.0
+"""`holder_of` takes a shared lock for an instant. Many processes that ask can hold the lock shared for some time."""
+_PAUSE_SECONDS = 0.001
 
 
 class FolderLock:
@@ -65,11 +66,14 @@ def holder_of(folder: Path) -> int | None:
 
 
 def _taken(descriptor: int) -> bool:
-    for _ in range(_TRIES):
-        if _lock(descriptor, fcntl.LOCK_EX):
-            return True
-        time.sleep(_PAUSE_SECONDS)
-    return False
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while not _lock(descriptor, fcntl.LOCK_EX):
+        # Only a process that works on the folder refuses a shared lock.
+        if not _lock(descriptor, fcntl.LOCK_SH) or time.monotonic() > deadline:
+            return False
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+        time.sleep(_PAUSE_SECONDS * random.uniform(0.0, 1.0))
+    return True
 
 
 def _lock(descriptor: int, kind: int) -> bool:

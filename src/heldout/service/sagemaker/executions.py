@@ -167,8 +167,8 @@ def retry_pipeline_execution(context: Context, params: Params) -> Reply:
     reply, record = _once(context, "RetryPipelineExecution", params, mark)
     if record is not None:
         try:
-            context.supervisor.resume(record.arn, ExecutionWork(record.folder))
-        except HeldoutError as error:
+            context.supervisor.resume(record, ExecutionWork(record.folder))
+        except (HeldoutError, OSError) as error:
             context.store.forget_token("RetryPipelineExecution", params["ClientRequestToken"])
             raise ServiceError("ConflictException", str(error)) from error
     return reply
@@ -223,10 +223,11 @@ def _resume(context: Context, key: str) -> None:
     try:
         if not record.is_made:
             _make(context, record)
-        if opened(record) is not None:
-            context.supervisor.supervise(record, ExecutionWork(record.folder))
     except (ServiceError, HeldoutError, OSError) as error:
         _log.warning("execution %s was not resumed: %s", record.arn, error)
+        return
+    # Also without its folder, which may be away for a moment.
+    context.supervisor.supervise(record, ExecutionWork(record.folder))
 
 
 class _Once(NamedTuple):

@@ -213,10 +213,11 @@ def _resume(context: Context, name: str) -> None:
     try:
         if not record.is_made:
             _make(context, record)
-        if (record.folder / "job.json").exists():
-            context.supervisor.supervise(record, _work(context, record))
     except (ServiceError, HeldoutError, OSError) as error:
         _log.warning("job %s was not resumed: %s", name, error)
+        return
+    # Also without its folder, which may be away for a moment.
+    context.supervisor.supervise(record, _work(context, record))
 
 
 def _summary(entry: Reply) -> Reply:
