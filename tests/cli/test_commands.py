@@ -49,6 +49,23 @@ def evaluate(model: str, *more: str) -> tuple[str, ...]:
     )
 
 
+def test_an_evaluation_whose_runs_failed_too_often_ends_with_no_verdict_and_exit_code_1(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("fragile.py").write_text(
+        "def play(payload):\n"
+        "    columns = {'0': 1, '1': 1}\n"
+        "    return {'reward': 1.0 if payload['prompt'] in '234567' else columns['answer']}\n"
+    )
+    arguments = list(evaluate(model, "--compare-with", model, "-H", "rollout_max_retries=0"))
+    arguments[arguments.index(f"{AGENT}:play")] = "fragile.py:play"
+    assert heldout(monkeypatch, *arguments) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not comparable: 2 of 8 rollouts of base-model-eval failed (agent: raised (2), all " in said
+    assert "KeyError: 'answer'" in said
+    assert "is worse than" not in said
+
+
 def test_one_command_compares_a_model_with_what_it_was_tuned_from(
     model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

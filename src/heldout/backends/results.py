@@ -79,6 +79,12 @@ async def finish_run(run: Run, tags: Mapping[str, str], note: Note, say: Callabl
     )
 
 
+def has_verdict(evaluation: Evaluation) -> bool:
+    """Whether the evaluation's runs could be compared, or there was nothing to compare."""
+    path = evaluation.folder / COMPARISON_FILE
+    return not path.exists() or bool(orjson.loads(path.read_bytes()).get("comparable", True))
+
+
 async def compare_evaluation(evaluation: Evaluation, note: Note) -> None:
     """Writes the comparison and the report of an evaluation with two runs. If they cannot be compared, `note` gets the reason."""
     if evaluation.runs().keys() >= {BASE_RUN, FINE_TUNED_RUN}:

@@ -20,7 +20,7 @@ from heldout.backends.local.evaluation import run_to_end, stopped_by_signals
 from heldout.backends.local.evaluation_index import is_known, locate
 from heldout.backends.local.job import play_job
 from heldout.backends.registry_file import read_registry
-from heldout.backends.results import rendered_results, results_document
+from heldout.backends.results import has_verdict, rendered_results, results_document
 from heldout.backends.selection import select_backend
 from heldout.cli.output import (
     EXIT_BAD_INPUT,
@@ -346,7 +346,10 @@ def _resume_hint(location: str) -> Iterator[None]:
 
 
 def _conclude(place: Evaluation | Run, ending: Ending, *, as_json: bool) -> None:
-    """Prints the results. For an unfinished job it also prints the command that resumes, and exits with 130 or 1."""
+    """Prints the results. For an unfinished job it also prints the command that resumes, and exits with 130 or 1.
+
+    Exits with 1 after a comparison without a verdict, such as after too many failures.
+    """
     if as_json:
         print_json(asyncio.run(results_document(place)))
     else:
@@ -361,6 +364,8 @@ def _conclude(place: Evaluation | Run, ending: Ending, *, as_json: bool) -> None
         hint = f"{reason}; continue with: heldout resume {place.location}{more}"
         plain_console(stderr=True).print(hint, highlight=False, soft_wrap=True)
         raise typer.Exit(code)
+    if isinstance(place, Evaluation) and not has_verdict(place):
+        raise typer.Exit(EXIT_FAILED)
 
 
 def _named_entries() -> list[dict[str, str]]:
