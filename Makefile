@@ -20,7 +20,7 @@ help: ## what each target does
 	touch $@
 
 demo: .venv/ready ## compare a fine-tuned SmolLM2-135M with its base on the held-out prompts of examples/guess_number
-	$(BIN)/heldout evaluate --model smollm2-135m+examples/guess_number/adapter/adapter.gguf --compare-with smollm2-135m --agent examples/guess_number/agent.py:play --dataset examples/guess_number/held-out.jsonl --limit 24 --output runs -H eval_group_size=4 -H sampling_temperature=0.7 -H max_tokens=12 -H rollout_max_concurrency=8
+	$(BIN)/heldout evaluate --model tuned=smollm2-135m+examples/guess_number/adapter/adapter.gguf --compare-with base=smollm2-135m --agent examples/guess_number/agent.py:play --dataset examples/guess_number/held-out.jsonl --limit 24 --output runs -H eval_group_size=4 -H sampling_temperature=0.7 -H max_tokens=12 -H rollout_max_concurrency=8
 
 test: .venv/ready ## format, lint, strict types, docs, tests
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check

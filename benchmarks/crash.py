@@ -72,7 +72,7 @@ class Evaluation:
         self._folder = WORK / "crash"
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True)
-        self.run = self._folder / "bench" / "base-model-eval"
+        self.run = self._folder / "bench" / workload.MODEL
         self.log = self._folder / "agent.log"
         self._server = Server(LATENCY_MS)
         self._output = (self._folder / "output.log").open("wb")

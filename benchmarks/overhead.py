@@ -29,7 +29,7 @@ NAMES = (
     "bare-light",
     "verifiers-light",
 )
-_RUN = Path("bench/base-model-eval")
+_RUN = Path(f"bench/{workload.MODEL}")
 
 
 @dataclass(frozen=True, slots=True)

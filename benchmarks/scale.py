@@ -71,7 +71,7 @@ def measure(server: Server, rollouts: int, turns: int) -> Measure:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     size = Size(-(-rollouts // GROUP), GROUP, CONCURRENCY)
-    run = folder / "bench" / "base-model-eval"
+    run = folder / "bench" / workload.MODEL
     watch = _Watch(run)
     environment = {"PYTHONPATH": str(ROOT), workload.TURNS_VARIABLE: str(turns)}
     log = folder / "output.log"

@@ -16,6 +16,7 @@ from heldout.errors import InputError, ReferenceProblem, did_you_mean, shown
 from heldout.job.document import DEFAULT_RUNTIME_SECONDS, MAX_RUNTIME_SECONDS
 from heldout.job.hyperparameters import Hyperparameters
 from heldout.job.references import parse_agent, parse_model
+from heldout.pipeline.candidates import split_name
 from heldout.pipeline.request import NO_TRACKING
 from heldout.pipeline.resolution import is_trainer, model_text
 
@@ -50,7 +51,7 @@ class EvaluatorFields(BaseModel):
     evaluate_base_model: bool = False
     """Also evaluates the base model of the fine-tuned one, and compares both."""
     base_model: Any = None
-    """The base model of `model`. Needed where `model` itself does not name it, for example for an endpoint."""
+    """The base model of `model`, also `NAME=MODEL`. Needed where `model` itself does not name it, for example for an endpoint."""
     stopping_condition: int = DEFAULT_RUNTIME_SECONDS
     """The longest time of a job in seconds: above 0, up to 259200."""
     tags: list[dict[str, str]] | None = None
@@ -98,7 +99,7 @@ class EvaluatorFields(BaseModel):
     @classmethod
     def _check_model(cls, model: Any) -> Any:
         if isinstance(model, str):
-            parse_model(model)
+            parse_model(split_name(model).text)
         elif not is_trainer(model) and model_text(model) is None:
             raise ValueError(
                 f"'model' is {shown(model)}; it must be a model's name, path, URL or ARN, a model package, or a trainer"
@@ -113,7 +114,7 @@ class EvaluatorFields(BaseModel):
         text = model_text(base_model)
         if text is None:
             raise ValueError(f"'base_model' is {shown(base_model)}; it must be a model's name, path, URL or ARN")
-        parse_model(text)
+        parse_model(split_name(text).text)
         return text
 
     @field_validator("dataset")

@@ -163,8 +163,12 @@ class Execution:
         return self._started.document()
 
     def runs(self) -> Mapping[str, Run]:
-        """Returns the runs whose files can be read, by run name, the base model's first."""
+        """Returns the runs whose files can be read, by run name, the baseline's first."""
         return self._started.runs()
+
+    def pair(self) -> tuple[Run, Run] | None:
+        """Returns the runs of the baseline and of the model that is compared with it; None before both have begun."""
+        return self._started.pair()
 
     def rollouts(self, frame: FrameKind = "pandas") -> Frame:
         """One row for each rollout, as a `"pandas"` or `"polars"` frame. The column `run` names the run.

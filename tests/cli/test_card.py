@@ -29,7 +29,7 @@ def play(payload):
     return {"reward": tools.REWARD}
 """
 LONGER = ("--max-runtime", "60")
-RUN = "out/first/base-model-eval"
+RUN = "out/first/scripted"
 
 
 @pytest.fixture(scope="module")

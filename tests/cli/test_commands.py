@@ -71,8 +71,8 @@ def test_one_command_compares_a_model_with_what_it_was_tuned_from(
 ) -> None:
     assert heldout(monkeypatch, *evaluate(model, "--compare-with", model)) == 0
     said = capsys.readouterr().out
-    assert "first/base-model-eval" in said
-    assert "first/fine-tuned-model-eval" in said
+    assert "first/baseline" in said
+    assert "first/scripted" in said
     assert "8 shared prompts: 0 better, 0 worse, 8 the same" in said
     folder = Path("out/first")
     for name in ("execution.json", "lineage.json", "comparison.json", "report.html"):
@@ -80,17 +80,17 @@ def test_one_command_compares_a_model_with_what_it_was_tuned_from(
 
     assert heldout(monkeypatch, "show", str(folder), "--json") == 0
     shown = json.loads(capsys.readouterr().out)
-    assert list(shown["runs"]) == ["base-model-eval", "fine-tuned-model-eval"]
+    assert list(shown["runs"]) == ["baseline", "scripted"]
     assert shown["comparison"]["metrics"]["eval/reward/mean"]["difference"] == 0
-    assert heldout(monkeypatch, "show", str(folder / "base-model-eval")) == 0
+    assert heldout(monkeypatch, "show", str(folder / "baseline")) == 0
     assert "mean reward" in capsys.readouterr().out
 
     assert heldout(monkeypatch, "list", "out") == 0
     listed = capsys.readouterr().out.splitlines()
     assert [line.split()[2:] for line in listed] == [
         ["Succeeded", "out/first"],
-        ["Completed", "out/first/base-model-eval"],
-        ["Completed", "out/first/fine-tuned-model-eval"],
+        ["Completed", "out/first/baseline"],
+        ["Completed", "out/first/scripted"],
     ]
     assert heldout(monkeypatch, "list", "out", "--json") == 0
     listed = json.loads(capsys.readouterr().out)
@@ -98,18 +98,18 @@ def test_one_command_compares_a_model_with_what_it_was_tuned_from(
     arn = listed[0]["arn"]
     assert heldout(monkeypatch, "show", arn, "--json") == 0
     assert json.loads(capsys.readouterr().out)["comparison"] == shown["comparison"]
-    for place in (arn, "out/first/base-model-eval"):
+    for place in (arn, "out/first/baseline"):
         assert heldout(monkeypatch, "stop", place) == 0
         assert capsys.readouterr().out == "first is Succeeded: there is nothing to stop\n"
     for command in (("gate", "out/first", "--require", "pass_at_1 >= 0"), ("show", "out/first", "--trajectory", "1")):
         assert heldout(monkeypatch, *command) == 2
-        names = "out/first/base-model-eval or out/first/fine-tuned-model-eval"
+        names = "out/first/baseline or out/first/scripted"
         assert capsys.readouterr().err == f"heldout: evaluation out/first has 2 runs; name one: {names}\n"
     Path("out/notes").touch()
     assert heldout(monkeypatch, "show", "out/notes") == 2
     assert capsys.readouterr().err == "heldout: no run in 'out/notes': it has no job.json.\n"
 
-    for place in ("out/first", "out/first/base-model-eval", arn):
+    for place in ("out/first", "out/first/baseline", arn):
         assert heldout(monkeypatch, "resume", place, "--json") == 0
         assert json.loads(capsys.readouterr().out)["status"] in ("Succeeded", "Completed")
     for options in ((), ("--dry-run",)):
@@ -162,12 +162,12 @@ def test_a_script_for_aws_names_its_things_through_a_registry(
     given = ("--model", "gpt-oss-20b", "--agent", RUNTIME, "--dataset", "s3://my-bucket/prompts.jsonl")
     places = ("--output", "s3://my-bucket/out", "--name", "first", "--registry", "names.toml", "--mlflow", "off")
     assert heldout(monkeypatch, "evaluate", *given, *places, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["runs"]["base-model-eval"]["metrics"]["eval/reward/mean"] == 1.0
-    assert Path("out/first/base-model-eval/rollouts.parquet").exists()
+    assert json.loads(capsys.readouterr().out)["runs"]["gpt-oss-20b"]["metrics"]["eval/reward/mean"] == 1.0
+    assert Path("out/first/gpt-oss-20b/rollouts.parquet").exists()
     monkeypatch.setenv("HELDOUT_REGISTRY", "names.toml")
     assert heldout(monkeypatch, "show", "s3://my-bucket/out/first", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["runs"]["base-model-eval"]["metrics"]["eval/reward/mean"] == 1.0
-    run = "s3://my-bucket/out/first/base-model-eval"
+    assert json.loads(capsys.readouterr().out)["runs"]["gpt-oss-20b"]["metrics"]["eval/reward/mean"] == 1.0
+    run = "s3://my-bucket/out/first/gpt-oss-20b"
     assert heldout(monkeypatch, "compare", run, run) == 0
     assert "8 shared prompts: 0 better, 0 worse, 8 the same" in capsys.readouterr().out
     assert (
@@ -179,7 +179,7 @@ def test_a_script_for_aws_names_its_things_through_a_registry(
     for place in ("s3://my-bucket/out/first", "out/first"):  # an evaluation with one run stands for that
         assert heldout(monkeypatch, "gate", place, "--require", "pass_at_1 >= 1") == 0
     assert heldout(monkeypatch, "list", "s3://my-bucket/out") == 0
-    assert "Completed    out/first/base-model-eval" in capsys.readouterr().out.replace(f"{Path.cwd()}/", "")
+    assert "Completed    out/first/gpt-oss-20b" in capsys.readouterr().out.replace(f"{Path.cwd()}/", "")
     assert heldout(monkeypatch, "resume", "s3://my-bucket/out/first") == 0
     capsys.readouterr()
     assert heldout(monkeypatch, "models", "--registry", "names.toml", "--json") == 0
@@ -200,7 +200,7 @@ def test_a_tilde_that_the_shell_left_stands_for_the_home_folder(
     for number, dataset in enumerate(("~/prompts.jsonl", "s3://mine/prompts.jsonl")):
         given = ("evaluate", "--model", model, f"--dataset={dataset}", f"--name=run{number}", *places)
         assert heldout(monkeypatch, *given) == 0, capsys.readouterr().err
-        assert Path(f"home/out/run{number}/base-model-eval/rollouts.parquet").exists()
+        assert Path(f"home/out/run{number}/scripted/rollouts.parquet").exists()
     assert not Path("~").exists()
 
 
@@ -227,7 +227,7 @@ def test_a_partly_copied_run_is_shown_or_refused_in_one_line(
         return line
 
     assert heldout(monkeypatch, *evaluate(model)) == 0
-    whole = Path("out/first/base-model-eval")
+    whole = Path("out/first/scripted")
     for name, asked in (
         ("rollouts.parquet", ()),
         ("trajectories.parquet", ()),
@@ -248,7 +248,7 @@ def test_tables_of_another_program_or_version_are_refused_in_one_line(
     model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert heldout(monkeypatch, *evaluate(model)) == 0
-    run = Path("out/first/base-model-eval")
+    run = Path("out/first/scripted")
     (run / "job.json").unlink()
     table = pq.read_table(run / "rollouts.parquet")
     pq.write_table(table.drop_columns(["turns"]), run / "rollouts.parquet")
@@ -266,7 +266,7 @@ def test_resume_ends_what_a_process_that_was_killed_left_of_a_run_that_is_done(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert heldout(monkeypatch, *evaluate(model)) == 0
-    run = Path("out/first/base-model-eval")
+    run = Path("out/first/scripted")
     (run / "journal").mkdir()  # it goes last, once job.json says Completed
     (run / "journal" / "000001.jsonl").touch()
     (run / "report.html").unlink()
@@ -308,7 +308,7 @@ def test_a_full_disk_is_reported_with_the_command_to_resume(model: str, capfd: p
     assert error.startswith("heldout: cannot write")
     assert way_on == "finished rollouts are kept; continue with: heldout resume out/first"
     assert subprocess.run([ours / "heldout", *shlex.split(way_on)[-2:]], timeout=120).returncode == 0
-    assert pq.read_metadata("out/first/base-model-eval/rollouts.parquet").num_rows == 8 * 64
+    assert pq.read_metadata("out/first/scripted/rollouts.parquet").num_rows == 8 * 64
 
 
 def test_an_evaluation_that_another_process_has_begun_meanwhile_is_not_taken_away(tmp_path: Path) -> None:
@@ -327,16 +327,16 @@ def test_an_output_is_listed_though_one_of_its_runs_cannot_be_read(
     model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert heldout(monkeypatch, *evaluate(model, "--compare-with", model)) == 0
-    broken = Path("out/first/base-model-eval/job.json")
+    broken = Path("out/first/baseline/job.json")
     broken.write_text("{")
     capsys.readouterr()
     assert heldout(monkeypatch, "list", "out") == 0
     said = capsys.readouterr()
-    assert [line.split()[3] for line in said.out.splitlines()] == ["out/first", "out/first/fine-tuned-model-eval"]
-    assert said.err.startswith("! out/first/base-model-eval: its job.json cannot be read: ")
+    assert [line.split()[3] for line in said.out.splitlines()] == ["out/first", "out/first/scripted"]
+    assert said.err.startswith("! out/first/baseline: its job.json cannot be read: ")
     assert heldout(monkeypatch, "list", "out", "--json") == 0
     entries = json.loads(capsys.readouterr().out)
-    assert [entry["path"] for entry in entries if "problem" in entry] == ["out/first/base-model-eval"]
+    assert [entry["path"] for entry in entries if "problem" in entry] == ["out/first/baseline"]
 
 
 @pytest.mark.parametrize(

@@ -77,4 +77,4 @@ def test_the_page_does_what_it_says(tmp_path: Path) -> None:
             here = here.replace("https://my-tunnel.example", f"http://127.0.0.1:{runtime_port}")
             assert "pass@1" in run(["sh", "-c", here], tmp_path, environment)
     assert len(list(tmp_path.glob("bucket/output/**/rollouts.parquet"))) == 4
-    assert len(list(tmp_path.glob("runs/*/base-model-eval/rollouts.parquet"))) == 1
+    assert len(list(tmp_path.glob("runs/*/tuned/rollouts.parquet"))) == 1

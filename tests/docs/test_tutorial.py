@@ -68,7 +68,7 @@ def test_the_tutorial_works_as_it_is_written(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
     assert "fine-tuned is better" in done.stdout
-    verdict = re.search(r"such as `(fine-tuned-model-eval is better than [^`]+)`", page)
+    verdict = re.search(r"such as `(tuned is better than [^`]+)`", page)
     assert verdict is not None
     assert verdict[1] in printed, printed
     assert "That is wrong. What is " in printed

@@ -119,7 +119,7 @@ def test_the_sdks_own_example_runs_here(
     assert f"Agent          : {RUNTIME}" in said
     assert f"Pipeline execution started: {execution.arn}" in said
     assert "mean reward" in said
-    assert execution.metrics["fine-tuned-model-eval"]["metrics"]["eval/reward/mean"] == 1.0
+    assert execution.metrics["tuned"]["metrics"]["eval/reward/mean"] == 1.0
     assert [step.name for step in execution.status.step_details] == [
         "CreateEvaluationAction",
         "EvaluateFineTunedModel",
@@ -155,10 +155,10 @@ def test_one_call_tells_whether_fine_tuning_helped(models: Models, capsys: pytes
     assert (found["base"], found["fine_tuned"], found["difference"]) == (0.0, 1.0, 1.0)
     assert found["interval"][0] > 0
     assert found["p_value"] < 0.05
-    assert compared["verdict"].startswith("fine-tuned-model-eval is better than base-model-eval in pass@1: +1.00")
+    assert compared["verdict"].startswith("tuned is better than base in pass@1: +1.00")
     assert {name: len(rows) for name, rows in execution.rollouts().groupby("run")} == {
-        "base-model-eval": 16,
-        "fine-tuned-model-eval": 16,
+        "base": 16,
+        "tuned": 16,
     }
     assert len(execution.trajectories()) == 32
     assert (Path(execution.path) / "report.html").exists()
@@ -172,7 +172,7 @@ def test_one_call_tells_whether_fine_tuning_helped(models: Models, capsys: pytes
     said = capsys.readouterr().out
     assert "Eval mode      : Base + Fine-tuned comparison" in said
     execution.show_results()
-    assert "fine-tuned-model-eval is better" in capsys.readouterr().out
+    assert "tuned is better" in capsys.readouterr().out
     again = Execution.get(execution.arn)
     assert again.path == execution.path
     assert Execution.get(execution.path).arn == execution.arn
@@ -186,7 +186,7 @@ def test_a_base_model_alone_is_evaluated_with_any_other_option(
 ) -> None:
     execution = evaluator(model=models.base, evaluate_base_model=True).evaluate()
     wait(execution)
-    assert list(execution.metrics) == ["base-model-eval"]
+    assert list(execution.metrics) == ["base"]
     assert execution.comparison is None
     assert execution.mlflow_url is None
     assert "Eval mode      : Base model only" in capsys.readouterr().out
@@ -202,7 +202,7 @@ def test_the_callers_values_win_over_the_trainers(models: Models, monkeypatch: p
     execution = made.evaluate()
     wait(execution)
     means = {name: found["metrics"]["eval/reward/mean"] for name, found in execution.metrics.items()}
-    assert means == {"base-model-eval": 0.0, "fine-tuned-model-eval": 1.0}
+    assert means == {"base": 0.0, "tuned": 1.0}
 
 
 @pytest.mark.slow
@@ -222,7 +222,7 @@ def test_an_evaluation_outlives_the_process_that_started_it(models: Models) -> N
     (execution,) = MultiTurnRLEvaluator.get_all()
     assert execution.arn == arn
     wait(execution)
-    assert execution.metrics["base-model-eval"]["rollouts"]["scored"] == 4
+    assert execution.metrics["tuned"]["rollouts"]["scored"] == 4
 
 
 @pytest.mark.slow
@@ -233,7 +233,7 @@ def test_a_stopped_evaluation_finishes_rollouts_in_flight_and_can_be_resumed(mod
     execution = made.evaluate()
     with pytest.raises(WaitTimeout, match="it continues"):
         execution.wait(poll=0.01, timeout=0.05)
-    journal = Path(execution.path) / "base-model-eval" / "journal"
+    journal = Path(execution.path) / "tuned" / "journal"
     until(lambda: segments(journal))
     execution.stop()
     with pytest.raises(JobFailed, match=r"ended as Stopped"):
@@ -243,7 +243,7 @@ def test_a_stopped_evaluation_finishes_rollouts_in_flight_and_can_be_resumed(mod
     execution.stop()
     execution.resume()
     wait(execution)
-    assert execution.metrics["base-model-eval"]["rollouts"]["scored"] == 6
+    assert execution.metrics["tuned"]["rollouts"]["scored"] == 6
     assert execution.rollouts()["attempts"].tolist() == [1] * 6
 
 
@@ -254,7 +254,7 @@ def test_an_evaluation_with_a_killed_process_is_stopped_and_can_be_resumed(model
     made.hyperparameters.rollout_max_concurrency = 2
     execution = made.evaluate()
     folder = Path(execution.path)
-    until(lambda: segments(folder / "base-model-eval" / "journal"))
+    until(lambda: segments(folder / "tuned" / "journal"))
     with pytest.raises(RunError, match="is being worked on by process"):
         execution.resume()
     pid = holder_of(folder)
@@ -266,7 +266,7 @@ def test_an_evaluation_with_a_killed_process_is_stopped_and_can_be_resumed(model
     assert "heldout resume" in (execution.status.failure_reason or "")
     execution.resume()
     wait(execution)
-    assert execution.metrics["base-model-eval"]["rollouts"]["scored"] == 6
+    assert execution.metrics["tuned"]["rollouts"]["scored"] == 6
 
 
 @pytest.mark.slow

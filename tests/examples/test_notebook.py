@@ -29,7 +29,7 @@ def test_the_quickstart_notebook_runs_and_shows_its_results(tmp_path: Path, monk
     assert "playing 4 rollouts" in shown["wait"]
     assert "prompt_index" in shown["frames"]
     assert "/#/experiments/" in shown["mlflow"]
-    assert len(list((folder / "runs").glob("*/base-model-eval/rollouts.parquet"))) == 1
+    assert len(list((folder / "runs").glob("*/*/rollouts.parquet"))) == 1
     (panel,) = (cell["outputs"] for cell in notebook["cells"] if cell["id"] == "wait")
     assert [output["output_type"] for output in panel] == ["display_data"], "one panel, drawn again in its place"
 

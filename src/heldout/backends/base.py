@@ -133,6 +133,10 @@ class StartedEvaluation(Protocol):
         """The runs whose files can be read on this machine, by name."""
         ...
 
+    def pair(self) -> tuple[Run, Run] | None:
+        """Reads the runs of the baseline and of the model that is compared with it. None before both have begun."""
+        ...
+
     def metrics(self) -> Mapping[str, dict[str, Any]]:
         """The content of `metrics.json`, by run name."""
         ...

@@ -18,7 +18,7 @@ from heldout.errors import HeldoutError, MetricError
 from heldout.job.document import JobConfigDocument, MlflowDetails, ServiceOutput
 from heldout.pipeline.evaluation import STATE_FILE, Evaluation
 from heldout.report.console import plain_console
-from heldout.runs.run import BASE_RUN, FINE_TUNED_RUN, JobStatus, Run
+from heldout.runs.run import JobStatus, Run
 
 COMPARISON_FILE = "comparison.json"
 REPORT_FILE = "report.html"
@@ -87,7 +87,7 @@ def has_verdict(evaluation: Evaluation) -> bool:
 
 async def compare_evaluation(evaluation: Evaluation, note: Note) -> None:
     """Writes the comparison and the report of an evaluation with two runs. If they cannot be compared, `note` gets the reason."""
-    if evaluation.runs().keys() >= {BASE_RUN, FINE_TUNED_RUN}:
+    if evaluation.pair() is not None:
         for warning in await in_results_process(_compare, evaluation.folder):
             note(warning)
 
@@ -113,9 +113,9 @@ def evaluation_results(evaluation: Evaluation) -> RenderableType:
     parts: list[RenderableType] = []
     for run in runs.values():
         parts += [run_results(run), ""]
-    if (evaluation.folder / COMPARISON_FILE).exists() and len(runs) == 2:
-        comparison = compare_runs(runs[BASE_RUN], runs[FINE_TUNED_RUN])
-        parts += [comparison_tables.comparison(comparison, prompt_texts(comparison, runs[BASE_RUN])), ""]
+    if (evaluation.folder / COMPARISON_FILE).exists() and (pair := evaluation.pair()) is not None:
+        comparison = compare_runs(*pair)
+        parts += [comparison_tables.comparison(comparison, prompt_texts(comparison, pair[0])), ""]
     parts += [f"! {note}" for note in evaluation.state.notes]
     if evaluation.state.failure_reason:
         parts.append(f"! {evaluation.status}: {evaluation.state.failure_reason}")
@@ -201,8 +201,9 @@ def _compare(folder: Path) -> list[str]:
     from heldout.runs.comparison import compare_runs, comparison_document, prompt_texts
 
     evaluation = Evaluation.open_folder(folder)
-    runs = evaluation.runs()
-    base, fine_tuned = runs[BASE_RUN], runs[FINE_TUNED_RUN]
+    pair = evaluation.pair()
+    assert pair is not None  # the caller has checked it
+    base, fine_tuned = pair
     try:
         comparison = compare_runs(base, fine_tuned)
     except MetricError as error:

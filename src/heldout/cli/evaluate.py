@@ -111,7 +111,10 @@ def _options(
 @app.command()
 def evaluate(
     model: Annotated[
-        str, typer.Option(help="http://host:port/v1#served-name, an embedded model or .gguf[+adapter.gguf].")
+        str,
+        typer.Option(
+            metavar="[NAME=]MODEL", help="http://host:port/v1#served-name, an embedded model or .gguf[+adapter.gguf]."
+        ),
     ],
     agent: Annotated[str, typer.Option(help="file.py:function, package.module:function, http://host:port or an ARN.")],
     dataset: Annotated[
@@ -120,7 +123,10 @@ def evaluate(
     output: Annotated[str, typer.Option(help="Where the evaluation goes: a folder or s3:// URI.")] = "runs",
     name: Annotated[str | None, typer.Option(help="The evaluation's name; default: agent and time.")] = None,
     compare_with: Annotated[
-        str | None, typer.Option(metavar="BASE", help="Also evaluate this base model of MODEL, and compare.")
+        str | None,
+        typer.Option(
+            metavar="[NAME=]MODEL", help="Also evaluate this model, such as what MODEL was tuned from, and compare."
+        ),
     ] = None,
     hyperparameter: Annotated[list[str], typer.Option("-H", metavar="NAME=VALUE", help="Set a hyperparameter.")] = [],  # noqa: B006
     max_runtime: Annotated[

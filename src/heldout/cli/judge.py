@@ -23,7 +23,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def compare_command(
-    runs: Annotated[list[str], typer.Argument(help="BASE and FINE-TUNED, or an evaluation of both; more are ranked.")],
+    runs: Annotated[list[str], typer.Argument(help="BASELINE and RUN, or an evaluation of both; more are ranked.")],
     margin: Annotated[float | None, typer.Option(help="The largest difference that does not matter.")] = None,
     metric: Annotated[
         str | None, typer.Option(help=f"Ranks more than two runs by this metric; default: {SUCCESS_RATE}.")

@@ -222,6 +222,8 @@ def _checked_hyperparameters(values: dict[str, Any]) -> dict[str, Any]:
 
 class EvaluationConfig(Section):
     model: SkipJsonSchema[InstanceOf[ModelReference]]
+    candidate_name: str | None = None
+    """The user's name for the model, which its run and its run's folder get (local only)."""
     accept_eula: bool = False
     hyper_parameters: Annotated[dict[str, Any], AfterValidator(_checked_hyperparameters)] = Field(default_factory=dict)
     """As they were given, in any of the three spellings."""
@@ -233,10 +235,18 @@ class EvaluationConfig(Section):
 
     @model_serializer
     def _written(self) -> dict[str, Any]:
-        return _stored(self.model) | {"AcceptEula": self.accept_eula, "HyperParameters": self.hyper_parameters}
+        name = {} if self.candidate_name is None else {"CandidateName": self.candidate_name}
+        return _stored(self.model) | name | {"AcceptEula": self.accept_eula, "HyperParameters": self.hyper_parameters}
 
     @classmethod
-    def of(cls, model: ModelReference, hyperparameters: Hyperparameters, *, accept_eula: bool) -> Self:
+    def of(
+        cls,
+        model: ModelReference,
+        hyperparameters: Hyperparameters,
+        *,
+        accept_eula: bool,
+        candidate_name: str | None = None,
+    ) -> Self:
         """Returns the section for a model and the hyperparameters that were set.
 
         Raises InputError for a model package, which needs its base model.
@@ -244,7 +254,7 @@ class EvaluationConfig(Section):
         if model.needs_base:
             raise InputError(f"model package {model.text!r} needs its base model resolved before a job can be written")
         values = {name: list(v) if isinstance(v, tuple) else v for name, v in hyperparameters.set_values().items()}
-        return cls(model=model, accept_eula=accept_eula, hyper_parameters=values)
+        return cls(model=model, candidate_name=candidate_name, accept_eula=accept_eula, hyper_parameters=values)
 
     @property
     def hyperparameters(self) -> Hyperparameters:

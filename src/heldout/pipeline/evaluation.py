@@ -2,8 +2,8 @@
 
     execution.json        the pipeline definition, steps, status and times  (replaced whole)
     lineage.json          which artifact was made from which, with content hashes
-    base-model-eval/      the base model's run
-    fine-tuned-model-eval/
+    <candidate>/          the run of each candidate, in a folder of its name; in executions of `heldout serve` as the service
+                          names it: base-model-eval, fine-tuned-model-eval
     comparison.json       for each metric: base, fine-tuned, difference, interval, p-value
     report.html
     runner.log            the log of the detached process
@@ -28,7 +28,7 @@ from heldout.errors import HeldoutError, JobFailed, ReferenceProblem, RunError, 
 from heldout.job.registry import Registry
 from heldout.pipeline.definition import BASE_STEP, FINE_TUNED_STEP, PIPELINE_PREFIX
 from heldout.pipeline.state import ExecutionState, ExecutionStatus, StepState, StepStatus
-from heldout.pipeline.steps import Definition, parse_definition
+from heldout.pipeline.steps import Definition, JobStep, parse_definition
 from heldout.runs.remote_mirror import (
     folder_for,
     has_run,
@@ -191,6 +191,22 @@ class Evaluation:
         """The location of the run of this name, whether it exists yet or not."""
         return f"{self.location}/{run_name}"
 
+    @property
+    def run_names(self) -> dict[str, str]:
+        """The name of the run of each job step, by the step's name: the candidate's, else the service's."""
+        jobs = [step for step in self.definition.steps if isinstance(step, JobStep)]
+        return {
+            step.name: step.document.evaluation_config.candidate_name or RUN_NAMES.get(step.name, step.name)
+            for step in jobs
+        }
+
+    def pair(self) -> tuple[Run, Run] | None:
+        """The runs of the baseline and of the model that is compared with it; None before both have begun."""
+        names, runs = self.run_names, self.runs()
+        found = [runs.get(names.get(step, "")) for step in (BASE_STEP, FINE_TUNED_STEP)]
+        baseline, evaluated = found
+        return None if baseline is None or evaluated is None else (baseline, evaluated)
+
     def runs(self) -> dict[str, Run]:
         """The runs that have begun, by name; the base model's comes first."""
         steps = [(step.run_name, step.job_arn) for step in self.state.steps if step.run_name is not None]
@@ -341,7 +357,7 @@ class Evaluation:
     def _remove_if_never_begun(self) -> None:
         for run in self.runs().values():
             remove_if_never_begun(run)
-        if any(has_run(self.run_location(name)) for name in RUN_NAMES.values()):
+        if any(has_run(self.run_location(name)) for name in self.run_names.values()):
             return
         if is_remote(self.state.location):
             if not is_free(self._storage, but=Seen(self.folder).get(CLAIM_FILE)):

@@ -24,6 +24,7 @@ from heldout.job.kinds.base import AgentReference, ModelReference
 from heldout.job.kinds.hub_model import HubModel
 from heldout.job.kinds.model_package import ModelPackageConfig
 from heldout.job.registry import Registry
+from heldout.pipeline.candidates import CandidateNames, candidate_names, split_name
 from heldout.pipeline.definition import EvaluationJobs, Shape, choose_shape
 from heldout.pipeline.places import Dataset, Output, parse_dataset, parse_output
 from heldout.pipeline.resolution import (
@@ -95,6 +96,8 @@ class EvaluationRequest:
     """Maps AWS names to things of this machine."""
     base_name: str
     """The beginning of the evaluation's name; the backend adds the time."""
+    given_names: tuple[str | None, str | None] = (None, None)
+    """The user's names for the evaluated model and for what it is compared with."""
     name: str | None = None
     """The evaluation's whole name. Managed jobs use `base_name` instead, because their names have to be unique."""
     hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
@@ -116,10 +119,18 @@ class EvaluationRequest:
         has_fine_tuned = self.policies.fine_tuned is not None
         return choose_shape(has_fine_tuned=has_fine_tuned, evaluate_base_model=self.evaluate_base_model)
 
-    def jobs(self, tracking: Tracking | None = None) -> EvaluationJobs:
-        """The job documents. tracking: None logs nothing. Raises ReferenceProblem when the base model has to be played and is
-        unknown."""
-        shape, policies = self.shape, self.policies
+    @property
+    def names(self) -> CandidateNames:
+        """The names of the candidates. Raises ReferenceProblem when the user gives one name to both."""
+        baseline = self.policies.base if self.policies.fine_tuned is not None else None
+        return candidate_names(self.policies.evaluated, baseline, given=self.given_names)
+
+    def jobs(self, tracking: Tracking | None = None, *, has_names: bool = False) -> EvaluationJobs:
+        """The job documents. tracking: None logs nothing. has_names: runs get the candidates' names, else those of the service.
+
+        Raises ReferenceProblem when the base model has to be played and is unknown.
+        """
+        shape, policies, names = self.shape, self.policies, self.names if has_names else None
         base = fine_tuned = None
         if shape is not Shape.FINE_TUNED_ONLY:
             if policies.base is None:
@@ -127,13 +138,20 @@ class EvaluationRequest:
                     f"the base model of {policies.evaluated.text!r} is not known; name it: base_model=..., "
                     "--compare-with BASE, or base-model in its registry entry"
                 )
-            base = self._document(policies.base, None, BASE_RUN, tracking)
+            own = names and (names.evaluated if policies.fine_tuned is None else names.baseline)
+            base = self._document(policies.base, None, own, own or BASE_RUN, tracking)
         if policies.fine_tuned is not None:
-            fine_tuned = self._document(policies.fine_tuned, policies.base, FINE_TUNED_RUN, tracking)
+            own = names and names.evaluated
+            fine_tuned = self._document(policies.fine_tuned, policies.base, own, own or FINE_TUNED_RUN, tracking)
         return EvaluationJobs(base, fine_tuned)
 
     def _document(
-        self, model: ModelReference, base: ModelReference | None, run_name: str, tracking: Tracking | None
+        self,
+        model: ModelReference,
+        base: ModelReference | None,
+        name: str | None,
+        run_name: str,
+        tracking: Tracking | None,
     ) -> JobConfigDocument:
         # The service wants the name of a package's base model too. If that is unknown, the package's ARN takes its place.
         package = ModelPackageConfig(input_model_package_arn=model.text) if model.needs_base else None
@@ -152,7 +170,10 @@ class EvaluationRequest:
             ),
             output_data_config=output.model_copy(update={"kms_key_arn": self.kms_key, "mlflow_config": mlflow}),
             evaluation_config=EvaluationConfig.of(
-                model.located(self.folder), self.hyperparameters, accept_eula=self.accept_eula
+                model.located(self.folder),
+                self.hyperparameters,
+                accept_eula=self.accept_eula,
+                candidate_name=name,
             ),
             model_package_config=package,
             stopping_condition=StoppingCondition(max_runtime_in_seconds=self.max_runtime_seconds),
@@ -183,8 +204,8 @@ def evaluation_request(
 ) -> EvaluationRequest:
     """Parses everything that a user gives for an evaluation. A leading `~` of a path stands for the home folder.
 
-    model: a string, an object with `model_package_arn`, or a trainer with a finished job. agent: a string, an object with
-    `materialize()`, `lambda_arn` or `arn`, or None for the trainer's. base_name: by default drawn from the model.
+    model: a string, also `NAME=MODEL`, an object with `model_package_arn`, or a trainer with a finished job. agent: a string, an
+    object with `materialize()`, `lambda_arn` or `arn`, or None for the trainer's. base_name: by default drawn from the model.
     Raises ReferenceProblem for a reference that names nothing usable; no file and no network is read.
     """
     trained = read_trainer(model) if is_trainer(model) else None
@@ -193,10 +214,11 @@ def evaluation_request(
         raise ReferenceProblem(
             f"model {shown(model)} is not a model's name, path, URL or ARN, a model package or a trainer"
         )
+    evaluated, baseline = split_name(text), None if base_model is None else split_name(base_model)
     return EvaluationRequest(
         policies=resolve_policies(
-            expanded(text),
-            base=None if base_model is None else expanded(base_model),
+            expanded(evaluated.text),
+            base=None if baseline is None else expanded(baseline.text),
             trained=trained,
             registry=registry,
         ),
@@ -206,7 +228,8 @@ def evaluation_request(
         output=parse_output(expanded(output)),
         folder=Path.cwd(),
         registry=registry,
-        base_name=base_name or f"eval-{default_name(model_text(model) or '')}-{secrets.token_hex(4)}",
+        base_name=base_name or f"eval-{default_name(evaluated.name or model_text(model) or '')}-{secrets.token_hex(4)}",
+        given_names=(evaluated.name, None if baseline is None else baseline.name),
         name=name,
         hyperparameters=hyperparameters or Hyperparameters(),
         max_runtime_seconds=max_runtime_seconds,

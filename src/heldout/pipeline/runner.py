@@ -14,7 +14,7 @@ from typing import Any
 
 from heldout.errors import HeldoutError, JobFailed
 from heldout.pipeline import lineage
-from heldout.pipeline.evaluation import LOCAL_ACCOUNT, RUN_NAMES, Evaluation
+from heldout.pipeline.evaluation import LOCAL_ACCOUNT, Evaluation
 from heldout.pipeline.expressions import resolve
 from heldout.pipeline.state import ExecutionStatus, StepState, StepStatus
 from heldout.pipeline.steps import JobStep, LineageStep, Step
@@ -149,7 +149,7 @@ class _Steps:
 
     async def begin_job(self, step: JobStep) -> Run:
         """Marks a job step as begun. Returns its run: a new one, or the one that an earlier runner began."""
-        run_name = RUN_NAMES.get(step.name, step.name)
+        run_name = self._evaluation.run_names[step.name]
         state = self._evaluation.update_step(self._begun(step), run_name=run_name)
         run = await asyncio.to_thread(self._run_of, step, run_name)
         self._evaluation.update_step(state, status=StepStatus.EXECUTING, job_arn=run.state.arn)

@@ -21,7 +21,14 @@ def comparison(compared: Comparison, prompts: Mapping[str, str]) -> RenderableTy
     """Render the verdict, one row per metric, and the prompts that moved most. prompts: text by prompt key."""
     table = Table()
     table.add_column("metric", no_wrap=True)
-    for name in ("base", "fine-tuned", "difference", f"{compared.confidence:.0%} interval", "p", "p corrected"):
+    for name in (
+        compared.base,
+        compared.fine_tuned,
+        "difference",
+        f"{compared.confidence:.0%} interval",
+        "p",
+        "p corrected",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     for name, metric in compared.metrics.items():
         table.add_row(

@@ -26,19 +26,19 @@ def evaluation_page(base: PolicyView, tuned: PolicyView, comparison: Comparison)
     is_clear = primary.interval is not None and not primary.interval[0] <= 0 <= primary.interval[1]
     tone = "even" if not is_clear or not comparison.is_comparable else "up" if primary.difference > 0 else "down"
     moved = (
-        f"{comparison.wins:,} prompts went better, {comparison.losses:,} worse and {comparison.ties:,} as before, by their "
+        f"{comparison.wins:,} prompts went better, {comparison.losses:,} worse and {comparison.ties:,} the same, by their "
         "mean reward"
     )
     gained, lost = _moved_rows(base, comparison)
     disagreements = _compared_disagreements(views, comparison)
     return Page(
         title=visible(tuned.run.state.name),
-        kicker=f"base against fine-tuned, {comparison.num_prompts:,} shared prompts",
+        kicker=f"{base.name} against {tuned.name}, {comparison.num_prompts:,} shared prompts",
         headline=visible(_capitalized(comparison.verdict)),
         tone=tone,
         summary=[
-            f"{_capitalized(label(comparison.primary))}: {shown(comparison.primary, primary.base)} before, "
-            f"{shown(comparison.primary, primary.fine_tuned)} after fine-tuning, each over the same prompts.",
+            f"{_capitalized(label(comparison.primary))}: {shown(comparison.primary, primary.base)} with {base.name}, "
+            f"{shown(comparison.primary, primary.fine_tuned)} with {tuned.name}, each over the same prompts.",
             f"{moved}.",
             *(f"{visible(_capitalized(reading))}." for reading in comparison.readings),
         ],
@@ -107,7 +107,7 @@ def _moves_chart(comparison: Comparison) -> Chart:
     differences = np.array([move.difference for move in comparison.moves], dtype=np.float64)
     return Chart(
         "Who moved",
-        "Each bar is a prompt: how much its mean reward changed with fine-tuning.",
+        "Each bar is a prompt: the difference between its two mean rewards.",
         change_bars(differences, label=f"{len(differences):,} prompts"),
         is_wide=True,
     )
@@ -153,7 +153,7 @@ def _compared_disagreements(views: Sequence[PolicyView], comparison: Comparison)
                 reasons.append(
                     (
                         view.rows.ids_at(np.array([ordinary]))[0],
-                        f"an ordinary rollout of the prompt that {why} fine-tuning",
+                        f"an ordinary rollout of the prompt that {why} {views[1].name}",
                     )
                 )
         chosen.append(reasons)

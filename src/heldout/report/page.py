@@ -22,6 +22,7 @@ from heldout.report.evaluation_page import evaluation_page
 from heldout.report.page_records import Page
 from heldout.report.policy_view import PolicyView
 from heldout.report.run_page import run_page
+from heldout.report.sanitizing import visible
 from heldout.report.trajectory_html import readable
 from heldout.runs.recordings import RecordedTrajectory
 from heldout.runs.run import Run, write_whole
@@ -54,7 +55,10 @@ def write_evaluation_report(
     with ExitStack() as stack:
         views = [
             stack.enter_context(PolicyView(run, name, style, training))
-            for run, name, style in ((base, "base", "base"), (fine_tuned, "fine-tuned", "tuned"))
+            for run, name, style in (
+                (base, visible(comparison.base), "base"),
+                (fine_tuned, visible(comparison.fine_tuned), "tuned"),
+            )
         ]
         html = _fitted(evaluation_page(views[0], views[1], comparison), views)
     return _written(path, html)

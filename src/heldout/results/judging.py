@@ -9,6 +9,7 @@ from heldout.errors import InputError
 from heldout.execution import Execution
 from heldout.metrics.catalog import PLANNED, SUCCESS_RATE, resolve
 from heldout.metrics.gates import GateResult, check_no_regression, check_requirement, parse_requirement
+from heldout.pipeline.evaluation import Evaluation
 from heldout.rescoring import rescoring
 from heldout.rescoring.rescoring import DEFAULT_CONCURRENCY, OnProgress
 from heldout.rescoring.scorer import ScorerFunction
@@ -175,4 +176,6 @@ def _runs_in(place: Place) -> list[Run]:
     location = locate(place)
     if is_remote(location) or location.startswith("arn:"):
         return list(Execution.get(location).runs().values())
+    if Evaluation.is_at(location):
+        return list(Evaluation.open(location).runs().values())  # the baseline first, whatever it is called
     return [Run.open(folder) for folder in runs_below(Path(location))]

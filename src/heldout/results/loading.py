@@ -26,7 +26,7 @@ from heldout.results.records import ComparisonResult, MetricValue, Printable, Sl
 from heldout.runs.frames import Frame, FrameKind, TableName, batches_of, prompts_of, table_of
 from heldout.runs.recordings import Message, open_recordings, open_tables
 from heldout.runs.remote_mirror import open_run
-from heldout.runs.run import BASE_RUN, FINE_TUNED_RUN, JobStatus, Run
+from heldout.runs.run import JobStatus, Run
 
 
 class RunResults(Printable):
@@ -43,7 +43,7 @@ class RunResults(Printable):
 
     @property
     def name(self) -> str:
-        """The run's name in its evaluation, such as `base-model-eval`."""
+        """The run's name in its evaluation: the candidate's, such as `tuned`."""
         return self.run.state.run_name
 
     @property
@@ -219,7 +219,7 @@ class EvaluationResults(Printable):
 
     @cached_property
     def runs(self) -> Mapping[str, RunResults]:
-        """The runs that have begun, by name, the base model's first.
+        """The runs that have begun, by name, the baseline's first.
 
         A managed job whose output holds no run is absent; `metrics` has the numbers that it logged to MLflow.
         """
@@ -241,12 +241,12 @@ class EvaluationResults(Printable):
 
     @cached_property
     def comparison(self) -> "ComparisonResult | None":
-        """The fine-tuned model against its base; None before both have rollouts, and when their runs share no prompt."""
-        runs = self._played
-        if not {BASE_RUN, FINE_TUNED_RUN} <= runs.keys():
+        """The evaluated model against the baseline; None before both have rollouts, and when their runs share no prompt."""
+        pair = self._execution.pair()
+        if pair is None or not all(run.has_rollouts for run in pair):
             return None
         try:
-            return compared(runs[BASE_RUN].run, runs[FINE_TUNED_RUN].run)
+            return compared(*pair)
         except MetricError:
             return None
 

@@ -70,7 +70,7 @@ class JobState(BaseModel):
     name: str
     """Name of the evaluation."""
     run_name: str
-    """Which of the evaluation's jobs this is: `base-model-eval` or `fine-tuned-model-eval`."""
+    """The candidate's name; in jobs of `heldout serve` the service's: `base-model-eval` or `fine-tuned-model-eval`."""
     arn: str
     """ARN of the job, with account 000000000000."""
     document: dict[str, Any]

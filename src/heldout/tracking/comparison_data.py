@@ -60,7 +60,7 @@ def _note(document: Mapping[str, Any]) -> str:
         )
         for name, found in document["metrics"].items()
     )
-    header = ("metric", "base", "fine-tuned", "difference", "interval", "p")
+    header = ("metric", document["base"], document["fine_tuned"], "difference", "interval", "p")
     table = markdown_table(header, rows)
     prompts = document["prompts"]
     moved = ", ".join(f"{prompts[how]} {how}" for how in ("better", "worse", "same"))

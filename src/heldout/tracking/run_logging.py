@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from heldout.errors import RunError
-from heldout.runs.run import FINE_TUNED_RUN, JobStatus, Run, write_whole
+from heldout.runs.run import JobStatus, Run, write_whole
 from heldout.tracking.comparison_data import ComparisonData
 from heldout.tracking.connection import (
     Connection,
@@ -117,7 +117,10 @@ def log_comparison(comparison: Path, *, base: Path, fine_tuned: Path, tracking_u
         numbers, rollouts = (path(experiment_id, **run_ids) for path in (numbers_path, rollouts_path))
         note = f"{compared.note}\n\nSide by side: [all numbers](#{numbers}), [rollouts and their traces](#{rollouts})"
         for folder, run_id in zip((base, fine_tuned), run_ids.values(), strict=True):
-            _put_comparison(store, Run.open(folder), run_id, compared, note)
+            run = Run.open(folder)
+            _put_comparison(store, run, run_id, compared, note)
+            if folder == fine_tuned:
+                _log_metrics(store, run_id, compared.metrics, run)
             for file in (comparison, comparison.with_name("report.html")):
                 if file.is_file():
                     store.client.log_artifact(run_id, str(file), "comparison")
@@ -226,8 +229,6 @@ def _put_comparison(store: Connection, run: Run, run_id: str, compared: Comparis
     own = RunData.of(run).note
     store.client.set_tag(run_id, "mlflow.note.content", f"{note}\n\n---\n\n{own}")
     store.client.set_tag(run_id, "heldout.verdict", compared.verdict)
-    if run.state.run_name == FINE_TUNED_RUN:
-        _log_metrics(store, run_id, compared.metrics, run)
 
 
 def _end(store: Connection, run: Run, run_id: str) -> None:

@@ -116,6 +116,9 @@ class LocalEvaluation(StartedEvaluation):
     def runs(self) -> Mapping[str, Run]:
         return self._evaluation.runs()
 
+    def pair(self) -> tuple[Run, Run] | None:
+        return self._evaluation.pair()
+
     def metrics(self) -> Mapping[str, dict[str, Any]]:
         """The metrics so far, while the evaluation runs."""
         return {name: metrics_so_far(run) for name, run in self.runs().items() if run.has_rollouts}

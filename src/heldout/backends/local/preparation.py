@@ -47,7 +47,7 @@ def define_evaluation(
     Raises InputError for a model, agent or dataset that cannot be used. Starts and writes nothing.
     """
     check_agent(request.agent, Path(request.folder))  # as it was given: in the documents its path is absolute
-    jobs = request.jobs(tracking)
+    jobs = request.jobs(tracking, has_names=True)
     for job in jobs.all:
         check_document(request.registry.localized(job))
     return render(jobs, surroundings)
@@ -109,7 +109,9 @@ def check_same(evaluation: Evaluation, request: EvaluationRequest) -> None:
     The MLflow destination and the maximum runtime may differ.
     """
     started = [step.document for step in evaluation.definition.steps if isinstance(step, JobStep)]
-    requested = request.jobs().all
+    # An older version began it without names.
+    has_names = any(document.evaluation_config.candidate_name is not None for document in started)
+    requested = request.jobs(has_names=has_names).all
     differs = next(_differences(started, requested), None)
     if differs is not None:
         raise InputError(

@@ -71,6 +71,10 @@ class PreparedExecution:
     @property
     def definition(self) -> dict[str, Any]:
         """The pipeline definition. Raises InputError for values that the endpoint does not accept."""
+        if (named := next(filter(None, self.request.given_names), None)) is not None:
+            raise InputError(
+                f"candidate name {named!r} has no effect on managed jobs, whose runs the service names; give the model without it"
+            )
         jobs = self.request.jobs(self.tracking)
         return render(
             EvaluationJobs(self._spelled(jobs.base), self._spelled(jobs.fine_tuned)),

@@ -151,6 +151,10 @@ class CloudEvaluation(StartedEvaluation):
         }
         return {name: run for name, run in found.items() if run is not None}
 
+    def pair(self) -> tuple[Run, Run] | None:
+        runs = self.runs()
+        return (runs[BASE_RUN], runs[FINE_TUNED_RUN]) if {BASE_RUN, FINE_TUNED_RUN} <= runs.keys() else None
+
     def metrics(self) -> Mapping[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
         runs = self._played()
