@@ -36,7 +36,7 @@ def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
 
 def test_the_reference_has_what_the_code_has(site: Path) -> None:
     for page, words in (
-        ("commands", ["heldout evaluate", "--compare-with BASE", "heldout serve"]),
+        ("commands", ["heldout evaluate", "--compare-with [NAME=]MODEL", "heldout serve"]),
         ("hyperparameters", ["eval_group_size", "an integer from 1 to 4096"]),
         ("metrics", ["eval/reward/pass_at_{k}", "higher is better"]),
         ("run-folder", ["shared_messages", "list&lt;item: float&gt;", "dataset_hash"]),

@@ -67,7 +67,7 @@ def test_the_tutorial_works_as_it_is_written(tmp_path: Path) -> None:
             [sys.executable, "-c", reading], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
-    assert "fine-tuned is better" in done.stdout
+    assert "tuned is better than base" in done.stdout
     verdict = re.search(r"such as `(tuned is better than [^`]+)`", page)
     assert verdict is not None
     assert verdict[1] in printed, printed

@@ -87,7 +87,7 @@ def test_an_evaluation_says_whether_fine_tuning_helped_and_who_moved(pair: tuple
     compared = compare_runs(*pair)
     page = Page(write_evaluation_report(*pair, compared, tmp_path / "report.html").read_text())
     assert compared.verdict.removeprefix("fine-tuned") in page.text
-    assert "11 prompts went better, 1 worse and 0 as before" in page.text
+    assert "11 prompts went better, 1 worse and 0 the same" in page.text
     assert page.text.count("prompt 11") >= 2
     assert "an ordinary rollout of the prompt that lost most by fine-tuning" in page.text
 
