@@ -9,7 +9,6 @@ import pytest
 
 from heldout import Execution, InputError, MultiTurnRLEvaluator
 from heldout.backends.local.run_log import LOG_FILE
-from heldout.runs.run import BASE_RUN
 from tests.support.model_servers import model_server
 from tests.support.terminal import heldout
 
@@ -90,7 +89,7 @@ def evaluate(model: str, backend: str, *more: str) -> tuple[str, ...]:
 def test_the_evaluator_returns_from_the_in_process_backend_when_the_evaluation_is_over(model: str) -> None:
     execution = evaluator(model, "in-process").evaluate()
     assert execution.status.overall_status == "Succeeded"
-    assert execution.metrics[BASE_RUN]["rollouts"] == {"prompts": 3, "scored": 3, "failed": 0, "missing": 0}
+    assert execution.metrics["scripted"]["rollouts"] == {"prompts": 3, "scored": 3, "failed": 0, "missing": 0}
     assert not (Path(execution.path) / LOG_FILE).exists()  # the log of a detached process
 
 
@@ -109,9 +108,9 @@ def test_an_evaluation_is_resumed_by_the_backend_that_started_it(model: str) -> 
     assert execution.status.overall_status == "Failed"
     assert "the maximum runtime is over" in (execution.status.failure_reason or "")
     while execution.status.overall_status != "Succeeded":
-        finished = execution.metrics[BASE_RUN]["rollouts"]["scored"]
+        finished = execution.metrics["scripted"]["rollouts"]["scored"]
         execution.resume()
-        assert execution.metrics[BASE_RUN]["rollouts"]["scored"] > finished
+        assert execution.metrics["scripted"]["rollouts"]["scored"] > finished
     assert not (Path(execution.path) / LOG_FILE).exists()
 
 
@@ -125,7 +124,7 @@ def test_the_command_line_plays_and_shows_an_evaluation_of_another_packages_back
     model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert heldout(monkeypatch, *evaluate(model, "marking")) == 0
-    assert (Path("out/first") / BASE_RUN / "played-by").read_text() == "marking"
+    assert (Path("out/first") / "scripted" / "played-by").read_text() == "marking"
     assert heldout(monkeypatch, "show", "out/first") == 0
     assert capsys.readouterr().out.count("mean reward") == 2
 
@@ -134,7 +133,7 @@ def test_a_detached_process_plays_each_job_through_the_evaluations_own_backend(m
     execution = evaluator(model, "marking").evaluate()
     execution.wait(poll=0.1, timeout=120)
     assert (Path(execution.path) / LOG_FILE).exists()
-    assert (Path(execution.path) / BASE_RUN / "played-by").read_text() == "marking"
+    assert (Path(execution.path) / "scripted" / "played-by").read_text() == "marking"
 
 
 def test_a_backend_that_does_not_exist_is_one_line_with_the_nearest_name(

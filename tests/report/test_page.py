@@ -89,7 +89,7 @@ def test_an_evaluation_says_whether_fine_tuning_helped_and_who_moved(pair: tuple
     assert compared.verdict.removeprefix("fine-tuned") in page.text
     assert "11 prompts went better, 1 worse and 0 the same" in page.text
     assert page.text.count("prompt 11") >= 2
-    assert "an ordinary rollout of the prompt that lost most by fine-tuning" in page.text
+    assert "an ordinary rollout of the prompt that lost most by fine-tuned-model-eval" in page.text
 
 
 def test_every_finding_links_to_a_trajectory_on_the_page(tmp_path: Path) -> None:
