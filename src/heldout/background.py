@@ -5,9 +5,10 @@ here logs its failure, or hands it to `on_failure`, at the moment it happens.
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 _log = logging.getLogger(__name__)
@@ -46,6 +47,15 @@ def start_thread(work: Callable[[], object], name: str, on_failure: OnFailure | 
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     return thread
+
+
+@contextlib.contextmanager
+def logged_failure(what: str) -> Iterator[None]:
+    """Logs an error that is raised inside and drops it, for one round of work that is repeated. what: the failure."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001  # a loop that ends here would end unseen; its next round may succeed
+        _log.warning("%s: %s", what, str(error) if isinstance(error, OSError) else repr(error))
 
 
 def backoff_seconds(first: float, num_failures: int, longest: float) -> float:

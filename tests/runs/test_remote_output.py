@@ -244,3 +244,16 @@ async def test_results_are_copied_again_when_the_place_was_away_for_a_moment(
     async with ScriptedServer() as server:
         await _played(_remote_run(tmp_path, server.url, ["1"]))
     assert "metrics.json" in _names(service)
+
+
+def test_an_evaluation_whose_bucket_was_emptied_is_resumed_from_this_machines_folder(
+    tmp_path: Path, service: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with model_server(tmp_path, "yes", "model") as model:
+        given = ["--model", model, "--agent", f"{AGENTS / 'agreeing.py'}:play", "--mlflow", "off"]
+        given += ["--dataset", str(write_prompts(tmp_path, "ab")), "--output", OUTPUT, "--name", "test"]
+        assert heldout(monkeypatch, "evaluate", *given) == 0
+    for item in service.list_objects_v2(Bucket=BUCKET)["Contents"]:
+        service.delete_object(Bucket=BUCKET, Key=item["Key"])
+    assert heldout(monkeypatch, "resume", f"{OUTPUT}/test") == 0, capsys.readouterr().err  # without the model server
+    assert {"metrics.json", "rollouts.parquet", "job.json"} <= _names(service)

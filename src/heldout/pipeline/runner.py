@@ -21,7 +21,7 @@ from heldout.pipeline.steps import JobStep, LineageStep, Step
 from heldout.rollouts.card import accept_changes, check_unchanged
 from heldout.rollouts.context import PlayContext
 from heldout.rollouts.engine import Ending
-from heldout.runs.remote_mirror import new_folder, open_run
+from heldout.runs.remote_mirror import has_run, is_kept_here, new_folder, open_run
 from heldout.runs.run import JobStatus, Run
 
 _OUT_OF_TIME = "the maximum runtime is over; what was finished is kept"
@@ -138,7 +138,10 @@ class _Steps:
         if before is None or before.status is not StepStatus.SUCCEEDED:
             return False
         if before.run_name is not None:
-            self._keep_outcome(step.name, open_run(self._evaluation.run_location(before.run_name)))
+            location = self._evaluation.run_location(before.run_name)
+            if is_kept_here(location, before.job_arn) and not has_run(location):
+                return False  # the remote place was emptied: the run is copied there again
+            self._keep_outcome(step.name, open_run(location))
         return True
 
     def record_lineage(self, step: LineageStep) -> None:

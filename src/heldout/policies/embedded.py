@@ -23,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from heldout.background import start_task
 from heldout.errors import JobFailed, MissingExtra, ReferenceProblem, did_you_mean
 from heldout.job.kinds.base import SourceFile
 from heldout.job.kinds.embedded import EMBEDDED_MODELS, EmbeddedModel
@@ -163,7 +164,11 @@ class EmbeddedPolicy:
         except BaseException:
             await self.stop()
             raise
-        self._supervisor = asyncio.create_task(self._supervise(options, endpoint))
+        self._supervisor = start_task(
+            self._supervise(options, endpoint),
+            "the supervision of the embedded model",
+            on_failure=lambda error: self._give_up(endpoint, f"is supervised no more ({error!r})"),
+        )
         _log.info(
             "embedded model %s answers after %.1f s (%d slots of %d tokens, %d threads)",
             self._name,

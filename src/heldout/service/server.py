@@ -13,6 +13,7 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from heldout.background import start_task
 from heldout.errors import InputError, RunError
 from heldout.job.registry import Registry
 from heldout.pipeline.evaluation import LOCAL_ACCOUNT
@@ -100,11 +101,11 @@ async def serving(settings: Settings) -> AsyncIterator[Context]:
             shutdown_timeout=1.0,
         )
         await runner.setup()
-        watching = asyncio.create_task(context.supervisor.watch())
+        watching = start_task(context.supervisor.watch(), "the supervision of jobs")
         ending = threading.Event()
         # In the background, because each restarted process takes a moment and there may be many.
         unfinished = [*jobs.unfinished(context), *executions.unfinished(context)]
-        resuming = asyncio.create_task(asyncio.to_thread(_resume_all, unfinished, ending))
+        resuming = start_task(asyncio.to_thread(_resume_all, unfinished, ending), "the resuming of jobs")
         try:
             await web.SockSite(runner, listening).start()
             yield context

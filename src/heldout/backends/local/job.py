@@ -16,6 +16,7 @@ from heldout.backends.local.capacity import capacity
 from heldout.backends.local.services import Services, region_of, services_of
 from heldout.backends.results import finish_run, load, write_numbers
 from heldout.backends.results_process import in_results_process, warm_up
+from heldout.background import logged_failure, start_task
 from heldout.errors import HeldoutError, JobFailed, RunError
 from heldout.rollouts.attempt import AttemptPlayer, PlayRules
 from heldout.rollouts.card import CardRecorder
@@ -266,9 +267,10 @@ async def _timed(run: Run) -> AsyncIterator[None]:
     async def keep_writing() -> None:
         while True:
             await asyncio.sleep(_WRITE_EVERY_SECONDS)
-            run.update(evaluation_seconds=spent())
+            with logged_failure("the evaluation time was not written"):
+                run.update(evaluation_seconds=spent())
 
-    writing = asyncio.create_task(keep_writing())
+    writing = start_task(keep_writing(), "the writing of the evaluation time")
     try:
         yield
     finally:
@@ -293,13 +295,13 @@ async def _copied(mirror: Mirror | None, journal: Journal, switch: StopSwitch) -
             switch.stop()  # at once
             raise
 
-    copying = asyncio.create_task(keep_up())
+    copying = start_task(keep_up(), "the copying of finished rollouts", on_failure=lambda _: None)  # it is raised below
     try:
         yield
     finally:
         copying.cancel()
         (ended,) = await asyncio.gather(copying, return_exceptions=True)
-    if isinstance(ended, JobFailed):
+    if isinstance(ended, Exception):
         raise ended
 
 

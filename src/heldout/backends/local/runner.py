@@ -22,6 +22,7 @@ from heldout.backends.local.detached import CONCLUDED_FILE, PROGRESS_FILE
 from heldout.backends.local.evaluation import run_to_end, stopped_by_signals
 from heldout.backends.local.job import play_job
 from heldout.backends.local.run_log import stamp_output
+from heldout.background import logged_failure, start_task
 from heldout.errors import HeldoutError, InputError
 from heldout.pipeline.evaluation import STATE_FILE, Evaluation
 from heldout.pipeline.state import StepStatus
@@ -143,7 +144,7 @@ def _written_to(folder: Path) -> Display:
     async def written(run: Run, progress: Progress) -> AsyncIterator[None]:
         progress_log = ProgressLog(progress, print)
         progress_log.write_start()
-        writing = asyncio.create_task(_keep_written(folder, run, progress, progress_log))
+        writing = start_task(_keep_written(folder, run, progress, progress_log), "the writing of the progress")
         try:
             yield
         finally:
@@ -163,7 +164,8 @@ async def _keep_written(folder: Path, run: Run, progress: Progress, progress_log
             "finished": progress.finished,
             "line": line(progress),
         }
-        write_whole(folder / PROGRESS_FILE, orjson.dumps(content))
+        with logged_failure("the progress was not written"):
+            write_whole(folder / PROGRESS_FILE, orjson.dumps(content))
         progress_log.write_new()
         await asyncio.sleep(_WRITE_EVERY_SECONDS)
 
