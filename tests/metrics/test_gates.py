@@ -140,3 +140,16 @@ def test_a_margin_below_zero_is_refused() -> None:
 def test_a_metric_that_was_not_compared_is_refused() -> None:
     with pytest.raises(InputError, match=r"metric 'pass_at_3' was not compared\. Did you mean 'pass_at_"):
         check_no_regression(versus([0.5] * 8, [0.5] * 8), 0.1, metric="pass_at_3")
+
+
+def test_one_success_more_in_eight_prompts_does_not_rule_out_a_loss() -> None:
+    nothing, one = [0.0] * 8, [1.0] + [0.0] * 7
+    base, tuned = (
+        Side(name, table(rates, rollouts=1), {i: f"p{i}" for i in range(8)})
+        for name, rates in (("base", nothing), ("tuned", one))
+    )
+    comparison = compare(base, tuned, SETTINGS)
+    for metric in ("pass_at_1", "mean reward"):
+        result = check_no_regression(comparison, 0.0, metric)
+        assert not result.passed
+        assert "a loss of more than 0 cannot be ruled out" in result.reason

@@ -210,11 +210,33 @@ def test_all_successes_say_what_the_prompts_can_rule_out() -> None:
     )
 
 
-def test_a_mean_of_two_rewards_has_the_interval_of_the_rate_of_the_greater() -> None:
-    groups = [[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.0, 0.0]]
-    summary = summary_of([[-1.0 + 4.0 * reward for reward in group] for group in groups])  # -1 and 3: a success or not
-    low, high = summary.intervals["eval/reward/pass_at_1"]
-    assert summary.intervals["eval/reward/mean"] == pytest.approx((-1 + 4 * low, -1 + 4 * high))
+def test_a_mean_of_rewards_0_and_1_has_the_interval_of_the_success_rate() -> None:
+    summary = summary_of([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
+    assert summary.intervals["eval/reward/mean"] == pytest.approx(summary.intervals["eval/reward/pass_at_1"])
+
+
+def test_a_mean_of_two_other_rewards_is_not_capped_at_the_greater() -> None:
+    # Rewards of 0 and 0.1: 30 prompts without a success leave a success rate of up to 0.116, each with a reward of 1.
+    rng = np.random.default_rng(2)
+    summary = summary_of([[0.1 * float(x) for x in rng.random(4) < 0.4] for _ in range(30)])
+    assert summary.intervals["eval/reward/pass_at_1"] == pytest.approx((0.0, 0.116), abs=1e-3)
+    for name in ("mean", "mean_within_groups", "max_within_groups"):
+        low, high = summary.intervals[f"eval/reward/{name}"]
+        assert high >= summary.intervals["eval/reward/pass_at_1"][1]
+        assert low > 0
+
+
+def test_rewards_below_0_may_pull_the_mean_below_the_successes() -> None:
+    rng = np.random.default_rng(2)
+    summary = summary_of([[float(x) for x in rng.normal(-1, 1, 4)] for _ in range(30)])
+    assert summary.intervals["eval/reward/mean"][1] < 0 < summary.intervals["eval/reward/pass_at_1"][1]
+
+
+def test_turns_of_two_values_are_not_capped_at_the_greater() -> None:
+    # All but two of 12 prompts take two turns: a prompt with more would not be surprising.
+    groups: list[list[float | None]] = [[1.0]] * 12
+    summary = summarize(rollout_table(groups, [1, 1] + [2] * 10), None, SETTINGS, seconds=None)
+    assert summary.intervals["eval/turns/mean"][1] > 2
 
 
 def test_no_rollouts_at_all_gives_counts_and_a_reason() -> None:

@@ -21,7 +21,7 @@ def mean_reward(tables: MetricTables) -> Result:
     sample = tables.sample
     if sample.num_rollouts == 0:
         return Absent("no rollout to count: " + _why_empty(tables.rollouts))
-    return RowMean(sample.rewards, sample.groups)
+    return RowMean(sample.rewards, sample.groups, is_reward=True)
 
 
 def min_reward(tables: MetricTables) -> Result:
@@ -118,7 +118,9 @@ def success_threshold(tables: MetricTables) -> Result:
 def mean_reward_within_groups(tables: MetricTables) -> Result:
     """Mean over prompts of the group's mean reward."""
     sample = tables.sample
-    return PromptMean(sample.reward_means, sample.groups.prompt_index) if sample.num_rollouts else None
+    if sample.num_rollouts == 0:
+        return None
+    return PromptMean(sample.reward_means, sample.groups.prompt_index, is_reward=True)
 
 
 def min_reward_within_groups(tables: MetricTables) -> Result:
@@ -130,7 +132,9 @@ def min_reward_within_groups(tables: MetricTables) -> Result:
 def max_reward_within_groups(tables: MetricTables) -> Result:
     """Mean over prompts of the group's greatest reward."""
     sample = tables.sample
-    return _one_a_prompt(sample.groups, sample.groups.maximum(sample.rewards)) if sample.num_rollouts else None
+    if sample.num_rollouts == 0:
+        return None
+    return replace(_one_a_prompt(sample.groups, sample.groups.maximum(sample.rewards)), is_reward=True)
 
 
 def _one_a_prompt(groups: Groups, values: FloatArray) -> RowMean:

@@ -107,7 +107,7 @@ def check_no_regression(comparison: Comparison, margin: float, metric: str | Non
     if comparison.not_comparable:
         return GateResult(text, False, f"{name} cannot be judged: {comparison.not_comparable}")
     if found.interval is None:
-        return GateResult(text, False, f"{name} cannot be judged: {found.verdict}")
+        return GateResult(text, False, f"{name} cannot be judged: {found.no_interval}")
     low, high = found.interval
     described = find(name)
     is_lower_better = described is not None and described.direction is Direction.LOWER

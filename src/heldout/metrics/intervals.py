@@ -8,7 +8,8 @@ scipy is imported where it is used, so that an evaluation starts without waiting
 
 import math
 from bisect import bisect_left
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -75,30 +76,88 @@ def rate_limits(values_RP: FloatArray, counts: CountTables, quantity: Quantity, 
     and not the model's, and the limits from the prompts' own scatter; the more towards the latter, the more prompts tell
     something. So few prompts get intervals that hold where scatter cannot be judged, and many get intervals that hold
     whatever the distribution of difficulty. At rates near 0 and 1 they also leave room for kinds of prompt that so few
-    prompts may not show (`_rare_kind_limits`).
+    prompts may not show (`_rare_kind_limits`). For pass@k and pass^k with k > 1 the interval also contains the whole
+    interval from the scatter: they depend on the shape of the difficulty (prompts that always or never succeed), which
+    the model assumes and the scatter shows.
     """
+    return _limits_of_rates(Scatter.of(values_RP), counts, quantity, np.full(len(values_RP), confidence))
+
+
+def rate_limits_at(values: FloatArray, counts: CountTables, quantity: Quantity, confidences: FloatArray) -> FloatArray:
+    """The limits of `rate_interval` for one evaluation at several confidences, shape (num_confidences, 2).
+
+    values: shape (num_prompts,), at least two. counts: the same evaluation. They never widen as the confidence falls.
+    """
+    num_confidences = len(confidences)
+    repeated = CountTables(counts.pairs, np.repeat(counts.num_prompts_RC, num_confidences, axis=0))
+    return _limits_of_rates(Scatter.of(values[None, :]).repeat(num_confidences), repeated, quantity, confidences)
+
+
+@dataclass(frozen=True, slots=True)
+class Scatter:
+    """How values in [0, 1] scatter over prompts, for several evaluations; shape (num_evaluations,) each."""
+
+    num_prompts: int
+    means_R: FloatArray
+    variances_R: FloatArray
+    """Divided by the number of prompts."""
+    kurtosis_R: FloatArray
+    lowest_R: FloatArray
+    highest_R: FloatArray
+
+    @classmethod
+    def of(cls, values_RP: FloatArray) -> Self:
+        """values_RP: shape (num_evaluations, num_prompts)."""
+        means = values_RP.mean(axis=1)
+        squares = np.square(values_RP - means[:, None])
+        variances = np.maximum(squares.mean(axis=1), 1e-18)
+        kurtosis = np.square(squares).mean(axis=1) / variances**2
+        return cls(values_RP.shape[1], means, variances, kurtosis, values_RP.min(axis=1), values_RP.max(axis=1))
+
+    def repeat(self, times: int) -> Self:
+        """Repeat each evaluation so many times."""
+        columns = (self.means_R, self.variances_R, self.kurtosis_R, self.lowest_R, self.highest_R)
+        return type(self)(self.num_prompts, *(np.repeat(column, times) for column in columns))
+
+
+def _limits_of_rates(
+    scatter: Scatter, counts: CountTables, quantity: Quantity, confidences_R: FloatArray
+) -> FloatArray:
     from scipy import special
 
-    num_prompts = values_RP.shape[1]
-    means = values_RP.mean(axis=1)
-    informative = num_prompts * means * (1 - means)
-    weight = (informative**2 / (informative**2 + INFORMATIVE_PROMPTS**2))[:, None]
-    tails = _tails(means, num_prompts, confidence)
-    model = posterior(counts, quantity, tails)
-    away = (_logit(means) - _logit(model.likeliest_R))[:, None]
-    moved = _logit(model.limits_R2) + (away if quantity.k == 1 else weight * away)
-    scatter = _logit(_scatter_limits(values_RP, counts.rollouts_R, tails))
-    limits: FloatArray = special.expit((1 - weight) * moved + weight * scatter)
-    for least in (_rare_kind_limits(values_RP, confidence), 1 - _rare_kind_limits(1 - values_RP, confidence)[:, ::-1]):
-        limits = np.stack([np.minimum(limits[:, 0], least[:, 0]), np.maximum(limits[:, 1], least[:, 1])], axis=1)
+    num_prompts, means = scatter.num_prompts, scatter.means_R
+    half_tails_R2 = np.repeat((1 - confidences_R[:, None]) / 2, 2, axis=1)
     if all(n == 1 for _, n in counts.pairs):
-        exact = np.full_like(limits, (1 - confidence) / 2)
-        sizes = np.full_like(limits, num_prompts)
-        limits = _clopper_pearson(means[:, None] * sizes, sizes, exact)
-    bound = ((1 - confidence) / 2) ** (1 / num_prompts)
-    limits[means <= 0] = 0.0, 1 - bound
-    limits[means >= 1] = bound, 1.0
-    return limits
+        sizes = np.full_like(half_tails_R2, num_prompts)
+        limits = _clopper_pearson(means[:, None] * sizes, sizes, half_tails_R2)
+    else:
+        informative = num_prompts * means * (1 - means)
+        weight = (informative**2 / (informative**2 + INFORMATIVE_PROMPTS**2))[:, None]
+        tails = _tails(means, num_prompts, confidences_R)
+        model = posterior(counts, quantity, tails)
+        away = (_logit(means) - _logit(model.likeliest_R))[:, None]
+        moved = _logit(model.limits_R2) + (away if quantity.k == 1 else weight * away)
+        of_scatter = scatter_limits(scatter, counts.rollouts_R, tails)
+        limits = special.expit((1 - weight) * moved + weight * _logit(of_scatter))
+        if quantity.k > 1:
+            limits = _union(limits, of_scatter)
+        limits = _union(limits, *_rare_kind_limits(scatter, confidences_R))
+    return _exact_at_the_ends(limits, means, num_prompts, half_tails_R2[:, 0])
+
+
+def _union(first_R2: FloatArray, *others_R2: FloatArray) -> FloatArray:
+    """The least lower and the greatest upper limit."""
+    low = np.minimum.reduce([limits[:, 0] for limits in (first_R2, *others_R2)])
+    high = np.maximum.reduce([limits[:, 1] for limits in (first_R2, *others_R2)])
+    return np.stack([low, high], axis=1)
+
+
+def _exact_at_the_ends(limits_R2: FloatArray, means_R: FloatArray, num_prompts: int, tails_R: FloatArray) -> FloatArray:
+    """With all values 0 (or 1), the exact limit: all are 0 with probability at most (1 - mean)^num_prompts."""
+    bound = tails_R ** (1 / num_prompts)
+    is_zero, is_one = (means_R <= 0)[:, None], (means_R >= 1)[:, None]
+    limits: FloatArray = np.where(is_zero, np.stack([np.zeros_like(bound), 1 - bound], axis=1), limits_R2)
+    return np.where(is_one, np.stack([bound, np.ones_like(bound)], axis=1), limits)
 
 
 def mean_interval(values: FloatArray, confidence: float) -> Interval | None:
@@ -113,15 +172,25 @@ def mean_interval(values: FloatArray, confidence: float) -> Interval | None:
 
 
 def why_no_mean_interval(values: FloatArray) -> str | None:
-    """Why values, shape (num_prompts,), say too little of how prompts differ for an interval; None when they say enough."""
+    """Why values, shape (num_prompts,), say too little of how prompts differ for an interval; None when they say enough.
+
+    Values that are equal but for rounding count as equal.
+    """
     if len(values) < 2:
         return "one prompt: no interval, since nothing shows how prompts differ"
-    ordered = np.sort(values)
+    ordered = np.sort(rounded(values))
     if ordered[0] == ordered[-1]:
         return f"all {len(values)} prompts have the same value: no interval, since none of it varies"
     if len(values) > 2 and (ordered[0] == ordered[-2] or ordered[1] == ordered[-1]):
         return f"all {len(values)} prompts but one have the same value: no interval, since nothing shows how such prompts differ"
     return None
+
+
+def rounded(values: FloatArray) -> FloatArray:
+    """Values without the last digits of the largest, in which sums of the same numbers can differ."""
+    scale = float(np.abs(values).max(initial=0.0)) * 1e-12
+    found: FloatArray = np.round(values / scale) * scale if 0 < scale < np.inf else values
+    return found
 
 
 def mean_limits(values_RP: FloatArray, confidence: float) -> FloatArray:
@@ -139,14 +208,35 @@ def mean_limits(values_RP: FloatArray, confidence: float) -> FloatArray:
     """
     num_prompts = values_RP.shape[1]
     tail = (1 - confidence) / 2 * (1 - 0.4 * min(1.0, FEWEST_PROMPTS / num_prompts) ** 1.5)
+    return _hall_limits_beyond(values_RP, np.array(tail), np.ones(len(values_RP)))
+
+
+def mean_difference_limits(differences_RP: FloatArray, confidences: FloatArray) -> FloatArray:
+    """Limits for the mean of paired differences of any size, shape (num_evaluations or num_confidences, 2).
+
+    differences_RP: shape (num_evaluations, num_prompts), not all equal in any evaluation. confidences: one, or one for each
+    evaluation, or several for a single evaluation.
+
+    Those of `mean_limits` with two changes. Each limit leaves out all that the confidence leaves. And the skewness counts in
+    full only from one and a half of its standard errors, sqrt(6 / n) under normality, and not at all below half of one:
+    differences are mostly symmetric, and skewness that is noise would widen their intervals.
+    """
+    error = np.sqrt(6 / differences_RP.shape[1])
+    shares = np.clip(np.abs(_skewness(differences_RP)) / error - 0.5, 0, 1)
+    return _hall_limits_beyond(differences_RP, (1 - confidences) / 2, shares)
+
+
+def _hall_limits_beyond(values_RP: FloatArray, tails: FloatArray, shares_R: FloatArray) -> FloatArray:
+    """The limits of `mean_limits`. tails: what each limit leaves out. shares: how much of the skewness counts."""
+    num_prompts = values_RP.shape[1]
     means = values_RP.mean(axis=1)
     skewness = _skewness(values_RP)
     is_long_above = skewness > 0
     farthest = np.where(is_long_above, values_RP.max(axis=1), values_RP.min(axis=1))
     added = means + (farthest - means) * np.minimum(np.abs(skewness) / 1.5, 1)
-    plain = _hall_limits(values_RP, tail)
-    padded = _hall_limits(np.concatenate([values_RP, np.stack([added, added], axis=1)], axis=1), tail)
-    beyond = (padded - plain) * min(1.0, FEW_PROMPTS / num_prompts) ** 0.5
+    plain = _hall_limits(values_RP, tails, shares_R)
+    padded = _hall_limits(np.concatenate([values_RP, np.stack([added, added], axis=1)], axis=1), tails, shares_R)
+    beyond = (padded - plain) * min(1.0, FEW_PROMPTS / num_prompts) ** 0.5 * shares_R[:, None]
     low = plain[:, 0] + np.where(is_long_above, 0.0, np.minimum(beyond[:, 0], 0.0))
     high = plain[:, 1] + np.where(is_long_above, np.maximum(beyond[:, 1], 0.0), 0.0)
     return np.stack([low, high], axis=1)
@@ -189,16 +279,15 @@ def quantile(values: FloatArray, prompt_index: IntArray, share: float, confidenc
     return Quantile(value, Interval(float(different[low]), float(different[high])), None)
 
 
-def _hall_limits(values_RP: FloatArray, tail: float) -> FloatArray:
+def _hall_limits(values_RP: FloatArray, tails: FloatArray, shares_R: FloatArray) -> FloatArray:
     from scipy import special
 
     num_prompts = values_RP.shape[1]
     means, errors = values_RP.mean(axis=1), values_RP.std(axis=1) / np.sqrt(num_prompts - 1)
-    slopes = _skewness(values_RP) / np.sqrt(num_prompts)
-    quantile = float(special.stdtrit(num_prompts - 1, 1 - tail))
-    return np.stack(
-        [means - errors * _inverse_hall(quantile, slopes), means - errors * _inverse_hall(-quantile, slopes)], axis=1
-    )
+    slopes = shares_R * _skewness(values_RP) / np.sqrt(num_prompts)
+    quantiles: FloatArray = special.stdtrit(num_prompts - 1, 1 - tails)
+    low, high = means - errors * _inverse_hall(quantiles, slopes), means - errors * _inverse_hall(-quantiles, slopes)
+    return np.stack([low, high], axis=1)
 
 
 def _skewness(values_RP: FloatArray) -> FloatArray:
@@ -207,35 +296,40 @@ def _skewness(values_RP: FloatArray) -> FloatArray:
     return skewness
 
 
-def _tails(means_R: FloatArray, num_prompts: int, confidence: float) -> FloatArray:
+def _tails(means_R: FloatArray, num_prompts: int, confidences_R: FloatArray) -> FloatArray:
     """What the lower and the upper limit of a rate leave out, shape (num_evaluations, 2): half of what the confidence leaves,
     and with fewer than `FEW_PROMPTS` more, the nearer the rate is to 0 or 1."""
     given = np.where((means_R < 0.5)[:, None], [GIVEN_NEAR, GIVEN_FAR], [GIVEN_FAR, GIVEN_NEAR])
     given *= (1 - 4 * means_R * (1 - means_R))[:, None]
     given *= np.clip((FEW_PROMPTS - num_prompts) / (FEW_PROMPTS - FEWEST_PROMPTS), 0, 1)
-    tails: FloatArray = (1 - confidence) ** (1 - given) / 2
+    tails: FloatArray = (1 - confidences_R[:, None]) ** (1 - given) / 2
     return tails
 
 
-def _rare_kind_limits(values_RP: FloatArray, confidence: float) -> FloatArray:
-    """Limits that a rate near 0 must at least have, should a few prompts be of a kind that mostly succeeds; shape
-    (num_evaluations, 2).
+def _rare_kind_limits(scatter: Scatter, confidences_R: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Limits that a rate near 0, and a rate near 1, must at least have, should a few prompts be of a kind that mostly ends
+    the other way; shape (num_evaluations, 2) each.
 
-    Below: the mean without the highest prompt, which may be the one of its kind that happened to be drawn. Above: the mean with
-    up to three more prompts that always succeed. At 95% three is what a sample can fail to show, however large it is:
-    (1 - 3 / n)^n is about 0.05, the "rule of three" (Hanley and Lippman-Hand 1983, J. Am. Med. Assoc. 249, 1743-1745). With
-    10 prompts it is one, with 30 two: more would not leave useful intervals to the smallest evaluations.
+    Near 0, below: the mean without the highest prompt, which may be the one of its kind that happened to be drawn. Above: the
+    mean with up to three more prompts that always succeed. At 95% three is what a sample can fail to show, however large it
+    is: (1 - 3 / n)^n is about 0.05, the "rule of three" (Hanley and Lippman-Hand 1983, J. Am. Med. Assoc. 249, 1743-1745).
+    With 10 prompts it is one, with 30 two: more would not leave useful intervals to the smallest evaluations. Near 1: the
+    mirror image.
     """
-    num_prompts = values_RP.shape[1]
-    means = values_RP.mean(axis=1)
-    most = -np.log(1 - confidence) * (1 - 2 / 3 * min(1.0, FEWEST_PROMPTS / num_prompts) ** 0.7)
-    unseen = most * np.clip((RARE_BELOW - means) / (RARE_BELOW - RARE_FULLY_BELOW), 0, 1)
-    sums = means * num_prompts
-    low = np.maximum(sums - values_RP.max(axis=1), 0) / (num_prompts - 1)
+    most = -np.log(1 - confidences_R) * (1 - 2 / 3 * min(1.0, FEWEST_PROMPTS / scatter.num_prompts) ** 0.7)
+    near_0 = _limits_near_0(scatter.num_prompts, scatter.means_R, scatter.highest_R, most)
+    near_1 = 1 - _limits_near_0(scatter.num_prompts, 1 - scatter.means_R, 1 - scatter.lowest_R, most)[:, ::-1]
+    return near_0, near_1
+
+
+def _limits_near_0(num_prompts: int, means_R: FloatArray, highest_R: FloatArray, most_R: FloatArray) -> FloatArray:
+    unseen = most_R * np.clip((RARE_BELOW - means_R) / (RARE_BELOW - RARE_FULLY_BELOW), 0, 1)
+    sums = means_R * num_prompts
+    low = np.maximum(sums - highest_R, 0) / (num_prompts - 1)
     return np.stack([low, (sums + unseen) / (num_prompts + unseen)], axis=1)
 
 
-def _scatter_limits(values_RP: FloatArray, rollouts_R: FloatArray, tails_R2: FloatArray) -> FloatArray:
+def scatter_limits(scatter: Scatter, rollouts_R: FloatArray, tails_R2: FloatArray) -> FloatArray:
     """Clopper and Pearson's limits at an effective number of rollouts, shape (num_evaluations, 2).
 
     That number is how many independent rollouts would have a mean that scatters as these prompts' mean does, reduced for the
@@ -245,14 +339,11 @@ def _scatter_limits(values_RP: FloatArray, rollouts_R: FloatArray, tails_R2: Flo
     """
     from scipy import special
 
-    num_prompts = values_RP.shape[1]
-    means = values_RP.mean(axis=1)
-    squares = np.square(values_RP - means[:, None])
-    variances = np.maximum(squares.mean(axis=1), 1e-18)
-    kurtosis = np.square(squares).mean(axis=1) / variances**2
-    freedom = np.clip(2 * num_prompts / np.maximum(kurtosis - 1, 1e-9), 1.0, num_prompts - 1)
+    num_prompts, means = scatter.num_prompts, scatter.means_R
+    freedom = np.clip(2 * num_prompts / np.maximum(scatter.kurtosis_R - 1, 1e-9), 1.0, num_prompts - 1)
+    tails_R2 = np.minimum(tails_R2, 0.49)  # at a half both quantiles are 0
     shrink = (special.ndtri(tails_R2) / special.stdtrit(freedom[:, None], tails_R2)) ** 2
-    alone = means * (1 - means) / (variances / (num_prompts - 1))
+    alone = means * (1 - means) / (scatter.variances_R / (num_prompts - 1))
     sizes = np.clip(alone[:, None] * shrink, num_prompts, rollouts_R[:, None])
     return _clopper_pearson(means[:, None] * sizes, sizes, tails_R2)
 
@@ -275,8 +366,8 @@ def _logit(limits: FloatArray) -> FloatArray:
     return logits
 
 
-def _inverse_hall(quantile: float, slopes: FloatArray) -> FloatArray:
-    """Where Hall's transformation of a studentized mean equals `quantile`; the identity where nothing is skew."""
+def _inverse_hall(quantiles: FloatArray, slopes: FloatArray) -> FloatArray:
+    """Where Hall's transformation of a studentized mean equals `quantiles`; the identity where nothing is skew."""
     safe = np.where(np.abs(slopes) < 1e-6, 1e-6, slopes)
-    inverse: FloatArray = 3 / safe * (np.cbrt(1 + safe * (quantile - safe / 6)) - 1)
+    inverse: FloatArray = 3 / safe * (np.cbrt(1 + safe * (quantiles - safe / 6)) - 1)
     return inverse

@@ -64,6 +64,8 @@ class RowMean:
     """The prompts of the rows."""
     note: str = ""
     """What a reader must know, such as how many rows have no value."""
+    is_reward: bool = False
+    """Whether it averages rewards, which are at least the success threshold wherever a rollout succeeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,8 @@ class PromptMean:
     quantity: Quantity | None = None
     """For a rate: what the values estimate."""
     note: str = ""
+    is_reward: bool = False
+    """Whether it averages rewards, which are at least the success threshold wherever a rollout succeeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +98,11 @@ class RatioMean:
     """Shape (num_prompts,)."""
     prompt_index: IntArray
     """Shape (num_prompts,), sorted, each once."""
+
+    @property
+    def is_reward(self) -> bool:
+        """Never: rewards are known one by one."""
+        return False
 
 
 @dataclass(frozen=True, slots=True)

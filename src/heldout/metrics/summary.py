@@ -8,8 +8,9 @@ import numpy as np
 
 from heldout.metrics.catalog import PLANNED, metrics_of
 from heldout.metrics.failures import FailureReason
-from heldout.metrics.intervals import Interval, mean_interval, rate_interval, why_no_mean_interval
+from heldout.metrics.intervals import Interval, mean_interval, why_no_mean_interval
 from heldout.metrics.metric import Absent, Mean, Metric, MetricTables, PromptMean, Result, RowMean
+from heldout.metrics.rates import Rate, two_ends
 from heldout.metrics.sample import OVERFLOW, Sample, linearized
 from heldout.metrics.settings import MetricSettings, greatest_meeting
 from heldout.metrics.table import FloatArray, IntArray, RolloutTable, TurnTable
@@ -148,6 +149,8 @@ def _mean(metric: Metric, mean: Mean, tables: MetricTables) -> _Estimate:
     value, by_prompt, interval = _value_and_interval(metric, mean, tables.settings.confidence)
     if not math.isfinite(value):
         return _Estimate(None, note=OVERFLOW)
+    if interval is not None and mean.is_reward:
+        interval = _with_unseen_successes(interval, tables)
     if interval is None:
         reason = why_no_mean_interval(by_prompt) or ""
         return _Estimate(value, None, reason, _note(mean, reason, tables.sample, has_interval=False))
@@ -174,27 +177,31 @@ def _value_and_interval(metric: Metric, mean: Mean, confidence: float) -> tuple[
 
 
 def _row_interval(metric: Metric, mean: RowMean, by_prompt: FloatArray, confidence: float) -> Interval | None:
-    """Of a mean over rows whose groups may differ in size; by_prompt: linearized, shape (num_prompts,).
-
-    A mean of two different values, such as rewards of 0 and 1, is treated as the rate of the greater one. A metric with both
-    ends of its range takes those as the two values, so it is a rate even when all its rows are equal.
-    """
-    values = mean.values
-    if metric.low is not None and metric.high is not None:
-        low, high = metric.low, metric.high
-    else:
-        low, high = float(values.min()), float(values.max())
-    if not (low < high and bool(((values == low) | (values == high)).all())):
+    """Of a mean over rows whose groups may differ in size; by_prompt: linearized, shape (num_prompts,)."""
+    ends = two_ends(metric, mean.values)
+    if ends is None:
         return mean_interval(by_prompt, confidence)
-    successes, rates = mean.groups.count(values == high), (by_prompt - low) / (high - low)
-    rate = rate_interval(rates, confidence, successes=successes, sizes=mean.groups.count())
-    return None if rate is None else Interval(low + rate.low * (high - low), low + rate.high * (high - low))
+    rate = Rate.of_rows(mean, ends).interval(confidence)
+    width = ends.high - ends.low
+    return None if rate is None else Interval(ends.low + rate.low * width, ends.low + rate.high * width)
 
 
 def _prompt_interval(mean: PromptMean, confidence: float) -> Interval | None:
-    if mean.quantity is None or mean.successes is None or mean.sizes is None:
-        return mean_interval(mean.values, confidence)
-    return rate_interval(mean.values, confidence, successes=mean.successes, sizes=mean.sizes, quantity=mean.quantity)
+    rate = Rate.of_prompts(mean)
+    return mean_interval(mean.values, confidence) if rate is None else rate.interval(confidence)
+
+
+def _with_unseen_successes(interval: Interval, tables: MetricTables) -> Interval:
+    """Raise the upper end of a mean reward to the success threshold times the upper end of pass@1.
+
+    Every success has at least that reward, so where no reward is negative the mean reward cannot be smaller. A sample of 30
+    prompts with rewards of 0 and 0.1 does not rule out that a tenth of the prompts have a reward of 1.
+    """
+    sample, threshold = tables.sample, tables.settings.success_threshold
+    if threshold <= 0 or sample.rewards.min() < 0:
+        return interval
+    rate = Rate(sample.success_rates, sample.successes, sample.sizes).interval(tables.settings.confidence)
+    return interval if rate is None else Interval(interval.low, max(interval.high, threshold * rate.high))
 
 
 def _note(mean: Mean, no_interval: str, sample: Sample, *, has_interval: bool) -> str:

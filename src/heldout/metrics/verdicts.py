@@ -7,7 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from heldout.metrics.catalog import find, label
+from heldout.metrics.differences import DifferenceTest, mean_limits_at, tails_for
+from heldout.metrics.intervals import rounded, why_no_mean_interval
 from heldout.metrics.metric import Direction, Mean, Metric, PromptMean, Result, RowMean
+from heldout.metrics.rates import Rate, RatePair, two_ends
 from heldout.metrics.sample import linearized
 from heldout.metrics.subset_means import SubsetMeans, detectable_difference, least_prompts
 from heldout.metrics.table import FloatArray, IntArray
@@ -50,7 +53,8 @@ class MetricComparison:
     difference: float
     """fine_tuned - base."""
     interval: tuple[float, float] | None
-    """Of the difference; it leaves out 0 exactly when `p_value` is at most 1 - confidence."""
+    """Of the difference; it leaves out 0 exactly when `p_value` is at most 1 - confidence. None where so few prompts, or
+    prompts so much alike, do not bound the difference: `no_interval` has the reason."""
     p_value: float
     """Two-sided, against no difference; of this metric alone. 1 with too few prompts to judge."""
     adjusted_p_value: float
@@ -61,6 +65,8 @@ class MetricComparison:
     num_prompts: int
     equivalence: Equivalence | None
     verdict: str
+    no_interval: str = ""
+    """The reason for a missing interval."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +81,16 @@ class MetricColumns:
     is_rate: bool
     """Whether values lie in [0, 1]."""
     direction: Direction
+    rates: RatePair | None = None
+    """The counts behind the values, where the metric is a rate."""
 
     @property
     def differences(self) -> FloatArray:
-        return self.fine_tuned - self.base
+        """fine_tuned - base, exactly 0 where the two are equal but for rounding."""
+        differences = self.fine_tuned - self.base
+        least = 1e-12 * np.maximum(np.abs(self.base), np.abs(self.fine_tuned)).max(initial=0.0)
+        found: FloatArray = np.where(np.abs(differences) <= least, 0.0, differences)
+        return found
 
 
 def paired_columns(metric: Metric, base: Result, fine_tuned: Result) -> MetricColumns | None:
@@ -91,13 +103,31 @@ def paired_columns(metric: Metric, base: Result, fine_tuned: Result) -> MetricCo
     if isinstance(base, PromptMean) and isinstance(fine_tuned, PromptMean):
         _, in_base, in_tuned = _shared(base.prompt_index, fine_tuned.prompt_index)
         columns = base.values[in_base], fine_tuned.values[in_tuned]
+        rates = _prompt_rates(base, fine_tuned, in_base, in_tuned)
         is_rate = (metric.low, metric.high) == (0, 1)
     else:
         before, after = _prompt_sums(base), _prompt_sums(fine_tuned)
         _, in_base, in_tuned = _shared(before.prompt_index, after.prompt_index)
         columns = before.linearized(in_base), after.linearized(in_tuned)
-        is_rate = False
-    return MetricColumns(metric.name, *columns, is_rate=is_rate, direction=metric.direction)
+        rates = _row_rates(metric, base, fine_tuned, in_base, in_tuned)
+        is_rate = rates is not None and rates.width == 1
+    return MetricColumns(metric.name, *columns, is_rate=is_rate, direction=metric.direction, rates=rates)
+
+
+def _prompt_rates(base: PromptMean, fine_tuned: PromptMean, in_base: IntArray, in_tuned: IntArray) -> RatePair | None:
+    before, after = Rate.of_prompts(base), Rate.of_prompts(fine_tuned)
+    return None if before is None or after is None else RatePair(before.select(in_base), after.select(in_tuned))
+
+
+def _row_rates(metric: Metric, base: Mean, fine_tuned: Mean, in_base: IntArray, in_tuned: IntArray) -> RatePair | None:
+    """The rates of a mean over rows of two different values, the same two in both runs."""
+    if not isinstance(base, RowMean) or not isinstance(fine_tuned, RowMean) or len(in_base) == 0:
+        return None
+    ends = two_ends(metric, base.values, fine_tuned.values)
+    if ends is None:
+        return None
+    before, after = Rate.of_rows(base, ends, in_base), Rate.of_rows(fine_tuned, ends, in_tuned)
+    return RatePair(before, after, ends.high - ends.low)
 
 
 def _shared(base: IntArray, fine_tuned: IntArray) -> tuple[IntArray, IntArray, IntArray]:
@@ -137,12 +167,15 @@ def judge(
     means: the subset means of `columns.differences`. margin: the largest difference that does not matter.
     """
     differences = columns.differences
+    no_interval = why_no_interval(columns, confidence)
+    test = difference_test(columns, means, confidence)
     found = _Found(
         difference=float(differences.mean()),
-        interval=_interval(columns, means, confidence),
-        p_value=means.p_value() if len(differences) >= least_prompts(confidence) else 1.0,
+        interval=None if no_interval else test.interval(confidence),
+        no_interval=no_interval or "",
+        p_value=_p_value(columns, test, confidence),
         detectable=detectable_difference(differences, confidence, is_rate=columns.is_rate),
-        equivalence=None if margin is None else _equivalence(columns, means, margin, confidence),
+        equivalence=None if margin is None else _equivalence(columns, test, margin, confidence),
     )
     return MetricComparison(
         name=columns.name,
@@ -156,36 +189,70 @@ def judge(
         num_prompts=len(differences),
         equivalence=found.equivalence,
         verdict=_verdict(columns, found, candidates, confidence),
+        no_interval=found.no_interval,
     )
 
 
 class _Found(NamedTuple):
     difference: float
     interval: tuple[float, float] | None
+    no_interval: str
     p_value: float
     detectable: float | None
     equivalence: Equivalence | None
 
 
-def _interval(columns: MetricColumns, means: SubsetMeans, confidence: float) -> tuple[float, float] | None:
-    if len(columns.differences) < least_prompts(confidence):
+def why_no_interval(columns: MetricColumns, confidence: float) -> str | None:
+    """Why there is no interval for the difference; None where there is one."""
+    num_prompts, least = len(columns.differences), least_prompts(confidence)
+    if num_prompts < least:
+        return f"{num_prompts} shared prompts, and fewer than {least} cannot show any difference"
+    if columns.rates is not None:
         return None
+    if not np.any(columns.differences):
+        return None if columns.is_rate else "no prompt differs, and nothing bounds how far one could"
+    return _why_differences_say_too_little(columns.differences)
+
+
+def _why_differences_say_too_little(differences: FloatArray) -> str | None:
+    """Why values that are no rates do not bound their mean difference; None where they do."""
+    if why_no_mean_interval(differences) is None:
+        return None
+    num_prompts, amounts = len(differences), np.unique(rounded(differences))
+    if len(amounts) == 1:
+        return f"all {num_prompts} prompts differ by the same amount: no interval, since none of it varies"
+    if np.count_nonzero(differences) == 1:
+        return f"only one of {num_prompts} prompts differs: no interval, since nothing shows how far others could"
+    return (
+        f"all {num_prompts} prompts but one differ by the same amount: no interval, since nothing shows how others do"
+    )
+
+
+def difference_test(columns: MetricColumns, means: SubsetMeans, confidence: float) -> DifferenceTest:
+    """The test of the difference; it has limits wherever `why_no_interval` has no reason."""
+    tails = tails_for(confidence)
+    if why_no_interval(columns, confidence) is not None:
+        return DifferenceTest.of(means, None, tails)
+    if columns.rates is not None:
+        return DifferenceTest.of(means, columns.rates.limits_at(tails), tails)
     if np.any(columns.differences):
-        return means.interval(confidence)
-    if not columns.is_rate:
-        return None
+        return DifferenceTest.of(means, mean_limits_at(columns.differences, tails), tails)
     # No prompt differs: the share of prompts that could differ, all the same way, is bounded as by Clopper and Pearson.
-    bound = 1 - ((1 - confidence) / 2) ** (1 / len(columns.differences))
-    return -bound, bound
+    bound = 1 - tails ** (1 / len(columns.differences))
+    return DifferenceTest.of(means, np.stack([-bound, bound], axis=1), tails)
 
 
-def _equivalence(columns: MetricColumns, means: SubsetMeans, margin: float, confidence: float) -> Equivalence:
-    if np.any(columns.differences):
-        p_not_worse, p_not_better = means.p_above(-margin), means.p_below(margin)
-        if columns.direction is Direction.LOWER:
-            p_not_worse, p_not_better = p_not_better, p_not_worse
+def _p_value(columns: MetricColumns, test: DifferenceTest, confidence: float) -> float:
+    return test.p_value() if len(columns.differences) >= least_prompts(confidence) else 1.0
+
+
+def _equivalence(columns: MetricColumns, test: DifferenceTest, margin: float, confidence: float) -> Equivalence:
+    if why_no_interval(columns, confidence) is None:
+        p_not_worse, p_not_better = test.p_above(-margin), test.p_below(margin)
     else:
-        p_not_worse = p_not_better = max(0.0, 1 - margin) ** len(columns.differences) if columns.is_rate else 1.0
+        p_not_worse = p_not_better = 1.0
+    if columns.direction is Direction.LOWER:
+        p_not_worse, p_not_better = p_not_better, p_not_worse
     level = (1 - confidence) / 2
     return Equivalence(
         margin=margin,
@@ -226,13 +293,9 @@ def _verdict(columns: MetricColumns, found: _Found, candidates: Candidates, conf
 def _difference_words(columns: MetricColumns, found: _Found, candidates: Candidates, confidence: float) -> str:
     base, fine_tuned = candidates
     metric = metric_words(columns.name)
-    if found.interval is None:
-        least = least_prompts(confidence)
-        if len(columns.differences) < least:
-            return (
-                f"no verdict on {metric} of {fine_tuned} against {base}: {len(columns.differences)} shared prompts, and fewer "
-                f"than {least} cannot show any difference"
-            )
+    if found.interval is None and len(columns.differences) < least_prompts(confidence):
+        return f"no verdict on {metric} of {fine_tuned} against {base}: {found.no_interval}"
+    if found.interval is None and not np.any(columns.differences):
         return f"no prompt differs in {metric} between {fine_tuned} and {base}, and nothing bounds how far one could"
     if found.p_value > 1 - confidence:
         if found.detectable is None:
@@ -243,7 +306,8 @@ def _difference_words(columns: MetricColumns, found: _Found, candidates: Candida
         )
     more, less = _WORDS[columns.direction]
     word = more if found.difference > 0 else less
-    return f"{fine_tuned} is {word} than {base} in {metric}: {_difference_text(found.difference, found.interval)}"
+    why = f" ({found.no_interval})" if found.interval is None else ""
+    return f"{fine_tuned} is {word} than {base} in {metric}: {_difference_text(found.difference, found.interval)}{why}"
 
 
 def metric_words(name: str) -> str:
@@ -254,7 +318,7 @@ def metric_words(name: str) -> str:
 
 def _difference_text(difference: float, interval: tuple[float, float] | None) -> str:
     if interval is None:
-        return f"{difference:+.{_decimals(difference)}f}"
+        return f"{difference:+.{min(_decimals(difference), 6)}f}"
     decimals = min(_decimals(*interval), 6)
     low, high = interval
     return f"{difference:+.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"

@@ -141,6 +141,7 @@ def _metric(metric: MetricComparison) -> dict[str, Any]:
         "fine_tuned": metric.fine_tuned,
         "difference": metric.difference,
         "interval": metric.interval,
+        "no_interval": metric.no_interval,
         "p_value": metric.p_value,
         "adjusted_p_value": metric.adjusted_p_value,
         "detectable": metric.detectable,
