@@ -17,10 +17,25 @@ from pathlib import Path
 import numpy as np
 import scipy
 
-from benchmarks.calibration.comparisons import Difference, Power, Size, difference_coverage, power_of_plan, size_of
-from benchmarks.calibration.coverage import Coverage, pass_k_coverage, rate_coverage, reward_coverage, true_pass_k
+from benchmarks.calibration.comparisons import (
+    Difference,
+    Power,
+    Size,
+    difference_coverage,
+    move_coverage,
+    power_of_plan,
+    size_of,
+)
+from benchmarks.calibration.coverage import (
+    Coverage,
+    mixture_coverage,
+    pass_k_coverage,
+    rate_coverage,
+    reward_coverage,
+    true_pass_k,
+)
 from benchmarks.calibration.looking import Looking, looking
-from benchmarks.calibration.simulation import REWARDS, Cell, Difficulty
+from benchmarks.calibration.simulation import MIXTURES, REWARDS, Cell, Difficulty
 from heldout.metrics.beta_binomial import Quantity
 
 NUM_PROMPTS = (10, 20, 30, 100)
@@ -111,6 +126,45 @@ def _differences(repeats: int) -> list[Difference]:
     ]
 
 
+def _edges(repeats: int) -> list[Difference]:
+    """Differences near 0 and 1: also of rates from 0 itself, of which no prompt is harder than another."""
+    from_zero = [(0.0, change, size, 0.0, 0.0) for change, size in product((0.03, 0.97), (1, 4))]
+    changes = ((0.97, 0.02), (0.99, -0.02), (0.97, 0.0), (0.99, 0.0), (0.9, 0.08), (0.02, 0.03))
+    others = [
+        (rate, change, size, correlation, likeness)
+        for (rate, change), size, (correlation, likeness) in product(
+            changes, (1, 4, 16), ((0.0, 0.0), (0.3, 0.0), (0.3, 1.0))
+        )
+        if size > 1 or correlation == likeness
+    ]
+    settings = [*product((10, 30, 50, 100), from_zero), *product((10, 30, 100), others)]
+    return [
+        difference_coverage(Cell(num_prompts, size, rate, correlation), change, likeness, min(repeats, 2_000), _rng(i))
+        for i, (num_prompts, (rate, change, size, correlation, likeness)) in enumerate(settings)
+    ]
+
+
+def _moves(repeats: int) -> list[Difference]:
+    shares = ((0.0, 0.02), (0.01, 0.03), (0.02, 0.02), (0.05, 0.1), (0.1, 0.1), (0.1, 0.3))
+    settings = list(product((10, 20, 30, 100, 300), shares, (0.1, 0.5, 0.9)))
+    return [
+        move_coverage(gains, losses, both * (1 - gains - losses), num_prompts, min(repeats, 2_000), _rng(i))
+        for i, (num_prompts, (gains, losses), both) in enumerate(settings)
+    ]
+
+
+def _mixtures(repeats: int) -> list[Coverage]:
+    ks = ((1, False), (2, True), (4, True), (8, True), (4, False), (8, False))
+    settings = [
+        (mixture, num_prompts, size, Quantity(k, is_power))
+        for mixture, (num_prompts, size), (k, is_power) in product(
+            MIXTURES, ((10, 8), (20, 4), (20, 8), (30, 4), (30, 8), (50, 4), (100, 8)), ks
+        )
+        if k <= size
+    ]
+    return [mixture_coverage(*setting, min(repeats, 2_000), _rng(i)) for i, setting in enumerate(settings)]
+
+
 def _powers(repeats: int) -> list[Power]:
     settings = list(product(((0.1, 0.1), (0.5, 0.1), (0.5, 0.2), (0.8, 0.1)), (1, 4, 16), (0.3,), (0.0, 0.8, 1.0)))
     return [
@@ -140,6 +194,9 @@ PARTS: dict[str, Callable[[int], Sequence[Coverage | Size | Difference | Power |
     "rewards": _rewards,
     "size": _sizes,
     "difference": _differences,
+    "edges": _edges,
+    "moves": _moves,
+    "mixtures": _mixtures,
     "power": _powers,
     "looking": _lookings,
 }

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.calibration.coverage import NORMAL
+from benchmarks.calibration.coverage import NORMAL, count_tables
 from benchmarks.calibration.simulation import Cell, rates_at
+from heldout.metrics.beta_binomial import SUCCESS_RATE
+from heldout.metrics.differences import PairedRates
+from heldout.metrics.intervals import rate_limits
 from heldout.metrics.planning import plan, spread_from_rates
-from heldout.metrics.subset_means import SubsetMeans, least_moved, subset_means
-from heldout.metrics.table import FloatArray
+from heldout.metrics.subset_means import least_moved, subset_means
+from heldout.metrics.table import BoolArray, FloatArray, IntArray
 
 LEVEL = 0.05
 _REPEATS_AT_ONCE = 500
@@ -33,10 +36,16 @@ class Difference:
     name: str
     num_prompts: int
     coverage: float
-    """Share of the intervals that hold the true difference; evaluations without an interval are left out."""
-    no_interval: float
+    """Share of the intervals that hold the true difference."""
+    false_pass: float
+    """Share of the gates that pass although the loss is just as large as the margin: whose interval leaves out this loss and
+    every larger one; of both directions the greater share."""
     width: float
-    """Mean width over that of an interval that knows the true standard error."""
+    """Mean width over that of an interval that knows the standard error."""
+    flips_coverage: float
+    """Coverage of the sign-flip interval alone."""
+    flips_width: float
+    """Its width."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,32 +60,54 @@ class Power:
 
 def size_of(cell: Cell, likeness: float, repeats: int, rng: np.random.Generator) -> Size:
     """Compares two equally good policies. likeness: share of prompts equally hard for both."""
-    differences = draw_differences(cell, 0.0, likeness, repeats, rng)
-    tests = _tests(differences, rng)
-    rejected = np.array([test.p_value() <= LEVEL for test in tests])
-    can_reject = (differences != 0).sum(axis=1) >= least_moved(1 - LEVEL)
+    base, tuned = draw_pairs(cell, 0.0, likeness, repeats, rng)
+    limits = _united(base, tuned, cell.group_size, rng)[0]
+    can_reject = (base != tuned).sum(axis=1) >= least_moved(1 - LEVEL)
     name = f"rate {cell.rate:g}, {cell.group_size} rollouts, correlation {cell.correlation:g}, likeness {likeness:g}"
-    return Size(name, cell.num_prompts, float(rejected.mean()), float(can_reject.mean()))
+    return Size(name, cell.num_prompts, float(_leave_out_0(limits).mean()), float(can_reject.mean()))
 
 
 def difference_coverage(
     cell: Cell, difference: float, likeness: float, repeats: int, rng: np.random.Generator
 ) -> Difference:
     """Coverage of the comparison's interval when the second policy's rate is higher by `difference`."""
-    differences = draw_differences(cell, difference, likeness, repeats, rng)
-    found = [test.interval(1 - LEVEL) for test in _tests(differences, rng) if len(test.values) > 1]
-    limits = np.array([interval for interval in found if interval is not None])
-    error = float(differences.std(axis=1, ddof=1).mean() / np.sqrt(cell.num_prompts))
+    base, tuned = draw_pairs(cell, difference, likeness, repeats, rng)
     name = (
         f"{cell.rate:g} to {cell.rate + difference:g}, {cell.group_size} rollouts, correlation {cell.correlation:g},"
         f" likeness {likeness:g}"
     )
+    return _judge(name, base, tuned, cell.group_size, difference, rng)
+
+
+def move_coverage(
+    gains: float, losses: float, successes: float, num_prompts: int, repeats: int, rng: np.random.Generator
+) -> Difference:
+    """Coverage for two deterministic policies, one rollout a prompt.
+
+    gains, losses: shares of prompts that only the second or only the first solves; successes: share that both solve.
+    """
+    place = rng.random((repeats, num_prompts))
+    base = (place < losses + successes).astype(np.int64)
+    tuned = ((place >= losses) & (place < losses + successes + gains)).astype(np.int64)
+    name = f"{gains:g} won, {losses:g} lost, {successes:g} solved by both"
+    return _judge(name, base, tuned, 1, gains - losses, rng)
+
+
+def _judge(
+    name: str, base: IntArray, tuned: IntArray, group_size: int, difference: float, rng: np.random.Generator
+) -> Difference:
+    num_prompts = base.shape[1]
+    united, alone = _united(base, tuned, group_size, rng)
+    low, high = united.T
+    error = float(((tuned - base) / group_size).std(axis=1, ddof=1).mean() / np.sqrt(num_prompts))
     return Difference(
         name=name,
-        num_prompts=cell.num_prompts,
-        coverage=float(((limits[:, 0] <= difference + 1e-12) & (difference - 1e-12 <= limits[:, 1])).mean()),
-        no_interval=1 - len(limits) / repeats,
-        width=float((limits[:, 1] - limits[:, 0]).mean() / (2 * NORMAL * error)),
+        num_prompts=num_prompts,
+        coverage=float(((low <= difference + 1e-12) & (difference - 1e-12 <= high)).mean()),
+        false_pass=float(max((low >= difference - 1e-12).mean(), (high <= difference + 1e-12).mean())),
+        width=float((high - low).mean() / (2 * NORMAL * error)),
+        flips_coverage=float(((alone[:, 0] <= difference + 1e-12) & (difference - 1e-12 <= alone[:, 1])).mean()),
+        flips_width=float((alone[:, 1] - alone[:, 0]).mean() / (2 * NORMAL * error)),
     )
 
 
@@ -95,18 +126,18 @@ def power_of_plan(
     )
     option = plan(spread, difference, power=0.8, group_sizes=[group_size]).options[0]
     cell = Cell(option.num_prompts, group_size, rate, correlation)
-    differences = draw_differences(cell, difference, likeness, repeats, rng)
-    found = float(np.mean([test.p_value() <= LEVEL for test in _tests(differences, rng)]))
+    base, tuned = draw_pairs(cell, difference, likeness, repeats, rng)
+    found = float(_leave_out_0(_united(base, tuned, group_size, rng)[0]).mean())
     name = (
         f"{rate:g} to {rate + difference:g}, {group_size} rollouts, correlation {correlation:g}, likeness {likeness:g}"
     )
     return Power(name, option.num_prompts, option.power, found)
 
 
-def draw_differences(
+def draw_pairs(
     cell: Cell, difference: float, likeness: float, repeats: int, rng: np.random.Generator
-) -> FloatArray:
-    """Differences of success rates, prompt by prompt, shape (repeats, num_prompts).
+) -> tuple[IntArray, IntArray]:
+    """Successes of each prompt in either run, shape (repeats, num_prompts) each.
 
     A share `likeness` of the prompts is equally hard for both policies, the others are drawn anew for the second, so the
     rates of the two correlate by about that much.
@@ -117,7 +148,7 @@ def draw_differences(
     other = np.where(rng.random(shape) < likeness, place, rng.random(shape))
     base = rng.binomial(cell.group_size, rates_at(cell, place))
     tuned = rng.binomial(cell.group_size, rates_at(better, other))
-    return (tuned - base) / cell.group_size
+    return base, tuned
 
 
 def _true_likeness(rate: float, difference: float, correlation: float, share: float) -> float:
@@ -127,7 +158,31 @@ def _true_likeness(rate: float, difference: float, correlation: float, share: fl
     return share * float(np.corrcoef(before, after)[0, 1])
 
 
-def _tests(differences_RP: FloatArray, rng: np.random.Generator) -> list[SubsetMeans]:
-    """The comparison's test of each repeat; so many repeats share their random subsets, as evaluations with one seed do."""
+def _united(
+    base: IntArray, tuned: IntArray, group_size: int, rng: np.random.Generator
+) -> tuple[FloatArray, FloatArray]:
+    """The comparison's interval of each repeat, as `heldout.metrics.differences.DifferenceTest` has it, and the sign-flip
+    interval alone, shape (repeats, 2) each."""
+    before, after = base / group_size, tuned / group_size
+    confidences = np.full(len(base), 1 - LEVEL)
+    of_base, of_tuned = (
+        rate_limits(values, count_tables(successes, group_size), SUCCESS_RATE, 1 - LEVEL)
+        for values, successes in ((before, base), (after, tuned))
+    )
+    rollouts = np.full(len(base), float(group_size * base.shape[1]))
+    limits = PairedRates.of(before, after, rollouts).limits(of_base, of_tuned, confidences)
+    flips = _flip_intervals(after - before, rng)
+    low, high = np.minimum(limits[:, 0], flips[:, 0]), np.maximum(limits[:, 1], flips[:, 1])
+    return np.stack([low, high], axis=1), flips
+
+
+def _leave_out_0(limits: FloatArray) -> BoolArray:
+    """Whether a difference is shown."""
+    return (limits[:, 0] > 0) | (limits[:, 1] < 0)
+
+
+def _flip_intervals(differences_RP: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """So many repeats share their random subsets, as evaluations with one seed do."""
     batches = np.array_split(differences_RP, -(-len(differences_RP) // _REPEATS_AT_ONCE))
-    return [test for batch in batches for test in subset_means(batch.T, rng)]
+    found = [test.interval(1 - LEVEL) for batch in batches for test in subset_means(batch.T, rng)]
+    return np.array([(-np.inf, np.inf) if interval is None else interval for interval in found])

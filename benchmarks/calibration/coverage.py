@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from benchmarks.calibration.simulation import REWARDS, Cell, draw_rewards, draw_successes
+from benchmarks.calibration.simulation import REWARDS, Cell, Mixture, draw_rewards, draw_successes
 from heldout.metrics.beta_binomial import SUCCESS_RATE, CountTables, Quantity
 from heldout.metrics.intervals import mean_limits, rate_limits, why_no_mean_interval
 from heldout.metrics.pass_k import pass_at_k_by_prompt, pass_power_k_by_prompt
@@ -54,6 +54,22 @@ def pass_k_coverage(cell: Cell, quantity: Quantity, repeats: int, rng: np.random
     error = float(values.std(ddof=1) / np.sqrt(cell.num_prompts))
     word = "pass^" if quantity.is_power else "pass@"
     name = f"{word}{quantity.k}, rate {cell.rate:g}, {cell.group_size} rollouts, correlation {cell.correlation:g}"
+    return _judge(name, limits, values, truth, error, np.full(repeats, np.nan))
+
+
+def mixture_coverage(
+    mixture: Mixture, num_prompts: int, group_size: int, quantity: Quantity, repeats: int, rng: np.random.Generator
+) -> Coverage:
+    """Coverage for the success rate, pass@k or pass^k where some prompts always or never succeed."""
+    successes = rng.binomial(group_size, mixture.draw((repeats, num_prompts), rng))
+    sizes = np.full(successes.size, group_size)
+    by_prompt = pass_power_k_by_prompt if quantity.is_power else pass_at_k_by_prompt
+    values = by_prompt(successes.ravel(), sizes, quantity.k).reshape(successes.shape)
+    limits = rate_limits(values, count_tables(successes, group_size), quantity, CONFIDENCE)
+    truth = mixture.power_mean(quantity.k) if quantity.is_power else mixture.any_mean(quantity.k)
+    error = float(values.std(ddof=1) / np.sqrt(num_prompts))
+    word = f"{'pass^' if quantity.is_power else 'pass@'}{quantity.k}"
+    name = f"{mixture.name}: {word}, {group_size} rollouts"
     return _judge(name, limits, values, truth, error, np.full(repeats, np.nan))
 
 

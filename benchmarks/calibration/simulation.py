@@ -14,6 +14,48 @@ rollouts all end alike among others that are all equally hard."""
 
 
 @dataclass(frozen=True, slots=True)
+class Mixture:
+    """Prompts that always succeed, prompts that never do, and others with a beta-distributed rate."""
+
+    name: str
+    always: float
+    never: float
+    a: float
+    b: float
+
+    def draw(self, shape: tuple[int, int], rng: np.random.Generator) -> FloatArray:
+        """True success rates."""
+        place = rng.random(shape)
+        between = rng.beta(self.a, self.b, shape)
+        return np.where(place < self.always, 1.0, np.where(place < self.always + self.never, 0.0, between))
+
+    def power_mean(self, k: int) -> float:
+        """Mean over prompts of p^k: pass^k."""
+        return self.always + (1 - self.always - self.never) * _beta_power_mean(self.a, self.b, k)
+
+    def any_mean(self, k: int) -> float:
+        """Mean over prompts of 1 - (1 - p)^k: pass@k."""
+        return 1 - self.never - (1 - self.always - self.never) * _beta_power_mean(self.b, self.a, k)
+
+
+def _beta_power_mean(a: float, b: float, k: int) -> float:
+    return float(np.exp(special.betaln(a + k, b) - special.betaln(a, b)))
+
+
+MIXTURES = (
+    Mixture("always, never, or evenly in between", 0.3, 0.4, 1.0, 1.0),
+    Mixture("always, never, or near a half", 0.1, 0.3, 4.0, 4.0),
+    Mixture("a fifth always, the rest near 0.3", 0.2, 0.0, 30.0, 70.0),
+    Mixture("a fifth never, the rest near 0.7", 0.0, 0.2, 70.0, 30.0),
+    Mixture("mostly always, the rest evenly", 0.7, 0.0, 1.0, 1.0),
+    Mixture("tau-bench airline, GPT-4o", 0.187, 0.163, 19.0, 34.0),
+)
+"""The last is fitted by maximum likelihood to the rewards of GPT-4o with tool calling in 4 trials of each of the 50 airline
+tasks of tau-bench (Yao et al. 2024, arXiv:2406.12045): historical_trajectories/gpt-4o-airline.json of
+github.com/sierra-research/tau-bench, commit 59a200c; 14, 12, 10, 4 and 10 tasks with 0 to 4 successes."""
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One simulated setting."""
 
