@@ -119,7 +119,7 @@ def compare(base: Side, fine_tuned: Side, settings: MetricSettings, *, margin: f
     """Compare two runs prompt by prompt.
 
     Rollouts of prompts with the same key are one group. For each metric: the value of each run on the shared prompts, the
-    difference, its interval and the p-value of no difference, both from one sign-flip test (`heldout.metrics.subset_means`),
+    difference, its interval and the p-value of no difference, both from one test (`heldout.metrics.differences`),
     and the corrected p-value (`heldout.metrics.multiplicity`). `margin`: also judge whether the two are equivalent, and
     whether the fine-tuned run is not worse, by this much.
 
@@ -245,8 +245,7 @@ def _contradictions(judged: _Judged, settings: MetricSettings) -> Iterator[str]:
 
 
 def _direction(found: MetricComparison, confidence: float) -> int:
-    is_shown = found.interval is not None and found.p_value <= 1 - confidence
-    return int(np.sign(found.difference)) if is_shown else 0
+    return int(np.sign(found.difference)) if found.p_value <= 1 - confidence else 0
 
 
 def _rate_words(sides: tuple[Side, Side], rates: tuple[RateDifference, ...], settings: MetricSettings) -> Iterator[str]:
