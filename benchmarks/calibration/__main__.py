@@ -129,12 +129,10 @@ def _differences(repeats: int) -> list[Difference]:
 def _edges(repeats: int) -> list[Difference]:
     """Differences near 0 and 1: also of rates from 0 itself, of which no prompt is harder than another."""
     from_zero = [(0.0, change, size, 0.0, 0.0) for change, size in product((0.03, 0.97), (1, 4))]
-    changes = ((0.97, 0.02), (0.99, -0.02), (0.97, 0.0), (0.99, 0.0), (0.9, 0.08), (0.02, 0.03))
+    changes = ((0.97, 0.02), (0.99, -0.02), (0.97, 0.0), (0.9, 0.08), (0.02, 0.03))
     others = [
         (rate, change, size, correlation, likeness)
-        for (rate, change), size, (correlation, likeness) in product(
-            changes, (1, 4, 16), ((0.0, 0.0), (0.3, 0.0), (0.3, 1.0))
-        )
+        for (rate, change), size, (correlation, likeness) in product(changes, (1, 4, 16), ((0.0, 0.0), (0.3, 1.0)))
         if size > 1 or correlation == likeness
     ]
     settings = [*product((10, 30, 50, 100), from_zero), *product((10, 30, 100), others)]
@@ -145,8 +143,8 @@ def _edges(repeats: int) -> list[Difference]:
 
 
 def _moves(repeats: int) -> list[Difference]:
-    shares = ((0.0, 0.02), (0.01, 0.03), (0.02, 0.02), (0.05, 0.1), (0.1, 0.1), (0.1, 0.3))
-    settings = list(product((10, 20, 30, 100, 300), shares, (0.1, 0.5, 0.9)))
+    shares = ((0.0, 0.02), (0.01, 0.03), (0.05, 0.1), (0.1, 0.3))
+    settings = list(product((10, 30, 100, 300), shares, (0.5, 0.9)))
     return [
         move_coverage(gains, losses, both * (1 - gains - losses), num_prompts, min(repeats, 2_000), _rng(i))
         for i, (num_prompts, (gains, losses), both) in enumerate(settings)

@@ -163,7 +163,7 @@ def test_the_interval_of_pass_at_k_covers_as_often_as_it_says() -> None:
     assert coverage(successes, 8, Quantity(4), 1 - 2 / 6) > 0.929
 
 
-@pytest.mark.parametrize(("prompts", "size", "k"), [(20, 4, 4), (30, 8, 4), (30, 8, 8)])
+@pytest.mark.parametrize(("prompts", "size", "k"), [(10, 8, 4), (20, 4, 4), (30, 8, 8)])
 @pytest.mark.parametrize(("shares", "rates"), [((0.2, 0.8), (0.95, 0.3)), ((0.2, 0.4, 0.4), (1.0, 0.0, 0.5))])
 def test_the_interval_of_pass_power_k_covers_where_prompts_fall_into_kinds(
     prompts: int, size: int, k: int, shares: tuple[float, ...], rates: tuple[float, ...]

@@ -32,6 +32,8 @@ as those that know the true standard error."""
 RARE_BELOW, RARE_FULLY_BELOW = 0.1, 0.05
 """Rates (or 1 minus them) for which prompts of a kind that the sample does not show are allowed for, and in full. A few prompts
 that always succeed hardly matter to a higher rate; to a rate of 0.02 they may be all there is."""
+RARE_BELOW_OF_K, RARE_FULLY_BELOW_OF_K = 0.25, 0.125
+"""The same for pass@k and pass^k with k > 1."""
 
 
 class Interval(NamedTuple):
@@ -141,7 +143,7 @@ def _limits_of_rates(
         limits = special.expit((1 - weight) * moved + weight * _logit(of_scatter))
         if quantity.k > 1:
             limits = _union(limits, of_scatter)
-        limits = _union(limits, *_rare_kind_limits(scatter, confidences_R))
+        limits = _union(limits, *_rare_kind_limits(scatter, confidences_R, quantity))
     return _exact_at_the_ends(limits, means, num_prompts, half_tails_R2[:, 0])
 
 
@@ -306,7 +308,7 @@ def _tails(means_R: FloatArray, num_prompts: int, confidences_R: FloatArray) -> 
     return tails
 
 
-def _rare_kind_limits(scatter: Scatter, confidences_R: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _rare_kind_limits(scatter: Scatter, confidences_R: FloatArray, quantity: Quantity) -> tuple[FloatArray, FloatArray]:
     """Limits that a rate near 0, and a rate near 1, must at least have, should a few prompts be of a kind that mostly ends
     the other way; shape (num_evaluations, 2) each.
 
@@ -314,16 +316,24 @@ def _rare_kind_limits(scatter: Scatter, confidences_R: FloatArray) -> tuple[Floa
     mean with up to three more prompts that always succeed. At 95% three is what a sample can fail to show, however large it
     is: (1 - 3 / n)^n is about 0.05, the "rule of three" (Hanley and Lippman-Hand 1983, J. Am. Med. Assoc. 249, 1743-1745).
     With 10 prompts it is one, with 30 two: more would not leave useful intervals to the smallest evaluations. Near 1: the
-    mirror image.
+    mirror image. For pass@k and pass^k with k > 1 it is three with any number of prompts, and further away from 0 and 1: pass^8
+    is often the share of prompts that always succeed, and ten prompts may hold none of a tenth or a fifth of all.
     """
-    most = -np.log(1 - confidences_R) * (1 - 2 / 3 * min(1.0, FEWEST_PROMPTS / scatter.num_prompts) ** 0.7)
-    near_0 = _limits_near_0(scatter.num_prompts, scatter.means_R, scatter.highest_R, most)
-    near_1 = 1 - _limits_near_0(scatter.num_prompts, 1 - scatter.means_R, 1 - scatter.lowest_R, most)[:, ::-1]
+    most = -np.log(1 - confidences_R)
+    if quantity.k == 1:
+        most = most * (1 - 2 / 3 * min(1.0, FEWEST_PROMPTS / scatter.num_prompts) ** 0.7)
+    near_0 = _limits_near_0(scatter.num_prompts, scatter.means_R, scatter.highest_R, most, quantity)
+    near_1 = 1 - _limits_near_0(scatter.num_prompts, 1 - scatter.means_R, 1 - scatter.lowest_R, most, quantity)[:, ::-1]
     return near_0, near_1
 
 
-def _limits_near_0(num_prompts: int, means_R: FloatArray, highest_R: FloatArray, most_R: FloatArray) -> FloatArray:
-    unseen = most_R * np.clip((RARE_BELOW - means_R) / (RARE_BELOW - RARE_FULLY_BELOW), 0, 1)
+def _limits_near_0(
+    num_prompts: int, means_R: FloatArray, highest_R: FloatArray, most_R: FloatArray, quantity: Quantity
+) -> FloatArray:
+    none_from, all_below = (
+        (RARE_BELOW, RARE_FULLY_BELOW) if quantity.k == 1 else (RARE_BELOW_OF_K, RARE_FULLY_BELOW_OF_K)
+    )
+    unseen = most_R * np.clip((none_from - means_R) / (none_from - all_below), 0, 1)
     sums = means_R * num_prompts
     low = np.maximum(sums - highest_R, 0) / (num_prompts - 1)
     return np.stack([low, (sums + unseen) / (num_prompts + unseen)], axis=1)
