@@ -114,3 +114,28 @@ async def test_a_failure_of_the_model_server_is_played_again_and_no_second_chanc
     assert (row["status"], row["attempts"]) == ("scored", 2)
     assert FIRST not in numbers(run)["metrics"]
     assert "played_again" not in {finding.kind for finding in analyze(run).findings}
+
+
+def test_failures_of_the_model_server_are_played_again_when_asked_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = write_prompts(tmp_path, ["1", "no-model-call 1", "raise x", "turns 2"])
+    with model_server(tmp_path, error="out of memory") as broken:
+        port = int(broken.partition(":")[2].partition("/v1")[0].rpartition(":")[2])
+        arguments = ("--model", broken, "--agent", f"{agents_file}:play", "--dataset", str(dataset), "--mlflow", "off")
+        place = ("--output", str(tmp_path / "runs"), "--name", "t", "-H", "rollout_max_retries=0")
+        assert heldout(monkeypatch, "evaluate", *arguments, *place) == 0
+    (state,) = (tmp_path / "runs/t").glob("*/job.json")
+    run = Run.open(state.parent)
+    assert [row["error_boundary"] for row in rows(run)] == ["policy", None, "agent", "policy"]
+    assert (run.state.status, run.state.retryable, run.state.incomplete) == (JobStatus.COMPLETED, 2, True)
+    with model_server(tmp_path, port=port):
+        assert heldout(monkeypatch, "resume", str(tmp_path / "runs/t"), "--retry-failed") == 0
+        run = Run.open(run.folder)
+        assert [row["status"] for row in rows(run)] == ["scored", "scored", "failed", "scored"]
+        assert [row["attempts"] for row in rows(run)] == [2, 1, 1, 2]
+        finals = [row["is_final"] for row in rows(run, "attempts")]
+        assert (len(finals), sum(finals)) == (6, 4)
+        assert numbers(run)["rollouts"] == {"prompts": 4, "scored": 3, "failed": 1, "missing": 0}
+        assert (run.state.retryable, run.has_journal) == (0, False)
+        assert heldout(monkeypatch, "resume", str(tmp_path / "runs/t"), "--retry-failed") == 0  # nothing is left

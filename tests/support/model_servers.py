@@ -10,12 +10,25 @@ from pathlib import Path
 
 
 @contextmanager
-def model_server(folder: Path, reply: str = "ok", name: str = "scripted") -> Iterator[str]:
-    """A server whose model says `reply`; gives the model as a user names it, `http://...#name`."""
+def model_server(
+    folder: Path, reply: str = "ok", name: str = "scripted", *, error: str = "", port: int = 0
+) -> Iterator[str]:
+    """A server whose model says `reply`, or answers 500 with `error`; gives the model as a user names it, `http://...#name`."""
     rules = folder / f"{name}-rules.json"
-    rules.write_text(json.dumps([{"reply": {"content": reply}}]))
+    answer = {"content": error, "status": 500} if error else {"content": reply}
+    rules.write_text(json.dumps([{"reply": answer}]))
     process = subprocess.Popen(
-        [sys.executable, "-m", "heldout.policies.scripted", "--models", name, "--rules", str(rules)],
+        [
+            sys.executable,
+            "-m",
+            "heldout.policies.scripted",
+            "--models",
+            name,
+            "--rules",
+            str(rules),
+            "--port",
+            str(port),
+        ],
         stdout=subprocess.PIPE,
         text=True,
     )

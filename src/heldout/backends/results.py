@@ -16,6 +16,7 @@ from rich.console import Console, Group, RenderableType
 from heldout.backends.results_process import in_results_process
 from heldout.errors import HeldoutError, MetricError
 from heldout.job.document import JobConfigDocument, MlflowDetails, ServiceOutput
+from heldout.job.records import Boundary, Failure
 from heldout.pipeline.evaluation import STATE_FILE, Evaluation
 from heldout.report.console import plain_console
 from heldout.runs.run import JobStatus, Run
@@ -48,6 +49,8 @@ class Numbers(NamedTuple):
     """Rollouts with a reward."""
     failed: int
     is_incomplete: bool
+    retryable: int
+    """Failed rollouts that `heldout resume --retry-failed` plays again."""
     failures: str
     """The commonest reasons of failures, on one line; empty without any."""
 
@@ -58,7 +61,11 @@ def write_numbers(folder: Path, *, is_partial: bool) -> Numbers:
     from heldout.runs.tables import read_failures
 
     summary = write_results(Run.open(folder), is_partial=is_partial)
-    return Numbers(summary.scored, summary.failed, summary.is_incomplete, "; ".join(map(str, read_failures(folder))))
+    reasons = read_failures(folder)
+    retryable = sum(
+        reason.count for reason in reasons if Failure(Boundary(reason.boundary), reason.kind, "").is_infrastructure
+    )
+    return Numbers(summary.scored, summary.failed, summary.is_incomplete, retryable, "; ".join(map(str, reasons)))
 
 
 async def finish_run(run: Run, tags: Mapping[str, str], note: Note, say: Callable[[str], None]) -> None:

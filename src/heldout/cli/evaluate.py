@@ -209,6 +209,10 @@ def resume(
         int | None, typer.Option(help="Seconds after which this start begins nothing new; default: as evaluated.")
     ] = None,
     allow_changes: AllowChangesOption = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Play again what failed by a machine or a server, also when it is done."),
+    ] = False,
     drop_damaged: Annotated[
         bool, typer.Option("--drop-damaged", help="Drop damaged journal lines and play their rollouts again.")
     ] = False,
@@ -221,7 +225,7 @@ def resume(
             f"evaluation {run} was not started on this machine, and managed jobs cannot be resumed, only started again"
         )
     place = locate(run)
-    context = dataclasses.replace(_terminal_context(seconds), drop_damaged=drop_damaged)
+    context = dataclasses.replace(_terminal_context(seconds), drop_damaged=drop_damaged, retry_failed=retry_failed)
     resumed: Evaluation | Run
     if Evaluation.is_known(place):
         resumed = evaluation = Evaluation.open(place)

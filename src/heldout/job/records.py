@@ -155,6 +155,11 @@ class Attempt:
         return self.failure is None or self.failure.is_scorable
 
     @property
+    def may_be_reopened(self) -> bool:
+        """Whether its rollout failed for good by something other than the agent and the model."""
+        return self.is_final and self.failure is not None and self.failure.is_infrastructure
+
+    @property
     def num_turns(self) -> int:
         """Number of answered model calls."""
         return sum(turn.is_answered for turn in self.turns)

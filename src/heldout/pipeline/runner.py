@@ -50,7 +50,7 @@ async def run_pipeline(
             if context.switch.is_draining:
                 ending = Ending.STOPPED
                 break
-            if steps.skip(step):
+            if steps.skip(step, retry_failed=context.retry_failed):
                 continue
             if isinstance(step, LineageStep):
                 steps.record_lineage(step)
@@ -132,8 +132,11 @@ class _Steps:
         self._outcomes: dict[str, dict[str, Any]] = {}
         self._agents: dict[str, list[lineage.Artifact]] = {}
 
-    def skip(self, step: Step) -> bool:
-        """Returns whether an earlier runner completed the step. Keeps the outcome of a completed job."""
+    def skip(self, step: Step, *, retry_failed: bool) -> bool:
+        """Returns whether an earlier runner completed the step. Keeps the outcome of a completed job.
+
+        retry_failed: play a job again that has rollouts to open again.
+        """
         before = self._evaluation.state.step(step.name)
         if before is None or before.status is not StepStatus.SUCCEEDED:
             return False
@@ -141,7 +144,10 @@ class _Steps:
             location = self._evaluation.run_location(before.run_name)
             if is_kept_here(location, before.job_arn) and not has_run(location):
                 return False  # the remote place was emptied: the run is copied there again
-            self._keep_outcome(step.name, open_run(location))
+            run = open_run(location)
+            if retry_failed and run.state.retryable:
+                return False
+            self._keep_outcome(step.name, run)
         return True
 
     def record_lineage(self, step: LineageStep) -> None:

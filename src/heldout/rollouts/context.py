@@ -45,6 +45,8 @@ class PlayContext:
     """Seconds after which this start begins no new rollout. None: the job's own limit."""
     lock: FolderLock | None = None
     """The lock of the folder, if the caller holds it already. It is released at the end."""
+    retry_failed: bool = False
+    """Plays rollouts again that failed for good by something other than the agent and the model, also of a job that is done."""
     drop_damaged: bool = False
     """Drops the damaged lines of the journal, each with a warning, instead of failing at the first."""
     times: RemoteTimes = DEFAULT_TIMES

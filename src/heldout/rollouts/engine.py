@@ -164,8 +164,10 @@ class Engine:
         number = self._index.attempts(prompt.index, rollout_index) + 1
         num_uncounted = 0
         is_isolated = self._isolate_attempts
+        # A rollout that was opened again has all its retries anew.
+        last = self._max_attempts if number <= self._max_attempts else number + self._max_attempts - 1
         while True:
-            is_last = number >= self._max_attempts
+            is_last = number >= last
             attempt = await self._play_attempt(Try(prompt, rollout_index, number, is_last, is_isolated))
             if attempt.is_final or self._switch.is_draining:
                 return

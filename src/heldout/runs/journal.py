@@ -14,7 +14,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -235,7 +235,7 @@ def is_intact(line: bytes) -> bool:
     """Whether a line has its end and the checksum of its bytes."""
     if not (line.startswith(_CHECKED) and line.endswith(b"\n")):
         return False
-    return line[len(_CHECKED) : _HEAD_BYTES - 2] == _checksum(memoryview(line)[_HEAD_BYTES:])
+    return line[len(_CHECKED) : _HEAD_BYTES] == _checksum(memoryview(line)[_HEAD_BYTES:]) + b'",'
 
 
 def _checksum(rest: bytes | memoryview) -> bytes:
@@ -292,6 +292,11 @@ class Line:
     attempt: Attempt
     is_amendment: bool
     place: Place
+
+    @property
+    def reopens(self) -> bool:
+        """Whether it opens a rollout again that the attempt had decided: an amendment of an attempt that is no longer final."""
+        return self.is_amendment and not self.attempt.is_final
 
 
 def decode(line: bytes, place: Place, *, with_turns: bool = True) -> Line:
@@ -363,6 +368,24 @@ def read(folder: Path, *, with_turns: bool = True) -> Iterator[Line]:
             if segment == existing[-1] and not is_intact(line) and _is_last(place, line) and _is_torn(line):
                 return
             yield decode(line, place, with_turns=with_turns)
+
+
+async def reopen_failed(journal: Journal, folder: Path) -> int:
+    """Opens each rollout again that failed for good by something other than the agent and the model. Returns their number.
+
+    journal: open, with its segments in `folder`. Raises as `read` and `Journal.append`.
+    """
+    failed: dict[tuple[int, int], Attempt] = {}
+    for line in read(folder, with_turns=False):
+        attempt = line.attempt
+        key = (attempt.prompt_index, attempt.rollout_index)
+        if line.reopens:
+            failed.pop(key, None)
+        elif not line.is_amendment and attempt.may_be_reopened:
+            failed[key] = attempt
+    for attempt in failed.values():
+        await journal.amend(replace(attempt, is_final=False))
+    return len(failed)
 
 
 def drop_damaged(folder: Path) -> list[DamagedLine]:

@@ -61,6 +61,8 @@ class JournalIndex:
     _attempts_made: IntArray
     """Highest counted attempt number of each of `_tried_keys`."""
     _amendments: _Amendments
+    _reopened: frozenset[tuple[int, int]]
+    """Number of each rollout that was opened again, and of the attempt that had decided it."""
 
     @classmethod
     def of(cls, journal: Path, group_size: int, on_final: Callable[[Attempt], None] | None = None) -> Self:
@@ -68,17 +70,30 @@ class JournalIndex:
         finished, tried, numbers = array("q"), array("q"), array("q")
         amendments = _Amendments()
         names: set[str] = set()
+        reopened: set[tuple[int, int]] = set()
+        may_reopen: list[Attempt] = []
         for line in read(journal, with_turns=False):
             attempt = line.attempt
             key = attempt.prompt_index * group_size + attempt.rollout_index
             names.update(name for name, _ in attempt.metrics)
+            if line.reopens:
+                reopened.add((key, attempt.number))
+                continue
             if line.is_amendment:
                 amendments.note(key, line.place)
                 continue
             if attempt.is_counted:
                 tried.append(key)
                 numbers.append(attempt.number)
-            if attempt.is_final:
+            if attempt.is_final and attempt.may_be_reopened:
+                may_reopen.append(attempt)
+            elif attempt.is_final:
+                finished.append(key)
+                if on_final is not None:
+                    on_final(attempt)
+        for attempt in may_reopen:
+            key = attempt.prompt_index * group_size + attempt.rollout_index
+            if (key, attempt.number) not in reopened:
                 finished.append(key)
                 if on_final is not None:
                     on_final(attempt)
@@ -92,6 +107,7 @@ class JournalIndex:
             keys[is_last],
             counts[is_last],
             amendments,
+            frozenset(reopened),
         )
 
     def is_finished(self, prompt_index: int, rollout_index: int) -> bool:
@@ -107,6 +123,13 @@ class JournalIndex:
         if place < len(self._tried_keys) and self._tried_keys[place] == key:
             return int(self._attempts_made[place])
         return 0
+
+    def decides(self, attempt: Attempt) -> bool:
+        """Whether the attempt decided its rollout, which was not opened again since."""
+        return (
+            attempt.is_final
+            and (self._key(attempt.prompt_index, attempt.rollout_index), attempt.number) not in self._reopened
+        )
 
     def amendment(self, prompt_index: int, rollout_index: int) -> Attempt | None:
         """Reads the rollout's latest amendment from disk; None when there is none."""

@@ -89,6 +89,9 @@ class JobState(BaseModel):
     """When the job ended; null while it plays."""
     incomplete: bool = False
     """Whether more rollouts failed for good than `max_failed_share` allows: failures may have changed every number."""
+    retryable: int = 0
+    """Rollouts that failed for good by something other than the agent and the model; `heldout resume --retry-failed` plays them
+    again."""
     evaluation_seconds: float = 0.0
     """Time spent playing rollouts, over all starts."""
     num_prompts: int | None = None
@@ -219,10 +222,11 @@ class Run:
         """Replaces job.json with these fields changed."""
         self.save(self.state.model_copy(update=changes))
 
-    def complete(self, *, incomplete: bool) -> None:
-        """Marks the run done and removes its journal. All results are written before."""
+    def complete(self, *, incomplete: bool, retryable: int = 0) -> None:
+        """Marks the run done and removes its journal, unless rollouts can be opened again. All results are written before."""
         self.update(
             incomplete=incomplete,
+            retryable=retryable,
             status=JobStatus.COMPLETED,
             secondary_status=SecondaryStatus.COMPLETED,
             failure_reason=None,
@@ -231,7 +235,9 @@ class Run:
         self.drop_journal()
 
     def drop_journal(self) -> None:
-        """Removes the journal of a run that is done."""
+        """Removes the journal of a run that is done and has no rollout that can be opened again."""
+        if self.state.retryable:
+            return
         shutil.rmtree(self.journal_folder, ignore_errors=True)
 
     @property

@@ -5,7 +5,7 @@ Both directions are streamed: memory grows by some 30 bytes a rollout.
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -66,6 +66,8 @@ def _amended(journal: Path, index: JournalIndex) -> Iterator[Attempt]:
         attempt = line.attempt
         if line.is_amendment:
             continue
+        if attempt.is_final and not index.decides(attempt):
+            attempt = replace(attempt, is_final=False)
         latest = index.amendment(attempt.prompt_index, attempt.rollout_index) if attempt.is_final else None
         yield attempt if latest is None else _with_end_of(attempt, latest)
 

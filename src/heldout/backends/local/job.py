@@ -22,7 +22,7 @@ from heldout.rollouts.attempt import AttemptPlayer, PlayRules
 from heldout.rollouts.card import CardRecorder
 from heldout.rollouts.context import PlayContext
 from heldout.rollouts.engine import Ending, Engine, StopSwitch
-from heldout.runs.journal import Journal, drop_damaged
+from heldout.runs.journal import Journal, drop_damaged, reopen_failed
 from heldout.runs.progress import ModelWait
 from heldout.runs.remote_mirror import Mirror
 from heldout.runs.run import JobStatus, Run, SecondaryStatus
@@ -42,7 +42,7 @@ async def play_job(run: Run, context: PlayContext) -> Ending:
     refuses the results. A failure to log to MLflow is a warning (`context.note`).
     """
     async with _mirrored_run(run, context) as mirror:
-        if run.state.status is JobStatus.COMPLETED:
+        if run.state.status is JobStatus.COMPLETED and not _is_opened_again(run, context):
             run.drop_journal()  # an earlier process may have been killed before it did
             ending = Ending.FINISHED
         else:
@@ -69,8 +69,10 @@ async def play_rollouts(run: Run, context: PlayContext) -> Ending:
                 context.note(
                     f"dropped the damaged line at byte {damaged.place.offset} of {damaged.place.segment.name} ({damaged.rollout})"
                 )
-        if run.state.status is JobStatus.COMPLETED:  # without its journal, it would be played from the beginning
-            return Ending.FINISHED
+        if run.state.status is JobStatus.COMPLETED and not _is_opened_again(run, context):
+            return Ending.FINISHED  # without its journal, it would be played from the beginning
+        if context.retry_failed and run.has_journal:
+            await _reopen_failed(run, context)
         with _status_recorded(run):
             plan = await _planned(run, context) if run.has_journal else None
             if plan is not None and plan.is_done:  # an earlier start was stopped before it wrote the results
@@ -96,6 +98,21 @@ async def play_rollouts(run: Run, context: PlayContext) -> Ending:
                 # The results are written while those processes end.
                 ended = asyncio.create_task(_end_services(stack.pop_all(), card))
             return await _conclude(run, ending, ended)
+
+
+def _is_opened_again(run: Run, context: PlayContext) -> bool:
+    """Whether this start plays rollouts of a run that is done."""
+    return context.retry_failed and run.state.retryable > 0 and run.has_journal
+
+
+async def _reopen_failed(run: Run, context: PlayContext) -> None:
+    journal = Journal(run.journal_folder, writer="" if context.mirror is None else context.mirror.writer)
+    journal.open()
+    try:
+        number = await reopen_failed(journal, run.journal_folder)
+    finally:
+        await journal.close()
+    context.say(f"{number:,} rollouts of {run.state.run_name} are played again")
 
 
 async def _end_services(services: contextlib.AsyncExitStack, card: CardRecorder) -> None:
@@ -322,7 +339,7 @@ async def _conclude(run: Run, ending: Ending, ended: asyncio.Task[None] | None =
             f"none of the {numbers.failed:,} rollouts of {run.state.run_name} was scored: {numbers.failures}"
         )
     if ending is Ending.FINISHED:
-        run.complete(incomplete=numbers.is_incomplete)
+        run.complete(incomplete=numbers.is_incomplete, retryable=numbers.retryable)
     else:
         out_of_time = ending is Ending.OUT_OF_TIME
         run.update(
