@@ -230,7 +230,7 @@ def test_a_run_is_rescored_by_a_function_of_the_program(played: heldout.RunResul
     assert result.scores_path.exists()
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert "agree" in str(result)
-    with pytest.raises(ReferenceProblem, match="scorer 7 is no function"):
+    with pytest.raises(ReferenceProblem, match="scorer 7 is not a function"):
         heldout.rescore(played, 7)  # type: ignore[arg-type]
 
 

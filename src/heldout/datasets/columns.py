@@ -39,13 +39,19 @@ def check_columns(rows: Sequence[dict[str, Any]], wanted: Iterable[str]) -> None
 def read_rows(prompts: Path) -> tuple[Any, list[dict[str, Any]]]:
     """Returns the prompt indices, an int64 array of shape (num_prompts,), and the other columns of each prompt.
 
-    prompts: the run's prompts.parquet. Raises RunError when it is missing or damaged.
+    Prompts are in the dataset's order; the file holds them in the order of play. prompts: the run's prompts.parquet. Raises
+    RunError when it is missing or damaged.
     """
     PromptReader(prompts).close()  # checks the file: its error is one line
-    table = pq.read_table(prompts, columns=["prompt_index", "columns"])
+    table = _ordered(prompts, "columns")
     return table["prompt_index"].to_numpy(), [
         cast("dict[str, Any]", read_json(str(text))) for text in table["columns"].to_pylist()
     ]
+
+
+def _ordered(prompts: Path, column: str) -> pa.Table:
+    """Reads one column with the prompt indices, in the dataset's order."""
+    return pq.read_table(prompts, columns=["prompt_index", column]).sort_by("prompt_index")
 
 
 def dataset_table(prompts: Path, columns: Iterable[str] | None = None) -> pa.Table:
@@ -61,7 +67,7 @@ def dataset_table(prompts: Path, columns: Iterable[str] | None = None) -> pa.Tab
     check_columns(rows, others)
     table = pa.table({"prompt_index": pa.array(indices, pa.int64())})
     if PROMPT in wanted:
-        texts = pq.read_table(prompts, columns=["prompt"])["prompt"]
+        texts = _ordered(prompts, "prompt")["prompt"]
         table = table.append_column(PROMPT, texts.cast(pa.large_string()))
     for name in others:
         table = table.append_column(f"{PREFIX}{name}", _array([row.get(name) for row in rows]))
