@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from heldout.errors import HeldoutError, StorageError
+from heldout.errors import HeldoutError, JobFailed, StorageError
 from heldout.runs.remote_sync import end_writer
 from heldout.storage import Storage
 from heldout.storage.claim import Claim
@@ -210,3 +211,42 @@ class Machines(RuleBasedStateMachine):
 
 TestMachines = Machines.TestCase
 TestMachines.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+
+
+def test_a_machine_that_is_stopped_between_its_claim_and_its_first_look_at_the_files_writes_none() -> None:
+    bucket = Bucket(lambda: 0.0)
+    times = RemoteTimes(sleep=lambda _: None)
+    first, second = MemoryFiles(bucket), MemoryFiles(bucket)
+
+    def claimed(files: MemoryFiles, before: str | None) -> tuple[Storage, Claim]:
+        storage = Storage("s3://bucket/run", files)
+        return storage, Claim.take(storage, before=before, note=lambda _: None, times=times, renews_itself=False)
+
+    storage, claim = claimed(first, None)
+
+    def take_over(method: str, _name: str) -> None:
+        if method == "list":
+            other, taken = claimed(second, claim.token)
+            FencedStorage(other, taken, times=times).write("job.json", b"of the successor")
+            taken.release()
+
+    first.on_request = take_over
+    with pytest.raises(JobFailed, match="was taken over by machine"):
+        FencedStorage(storage, claim, times=times)
+
+
+@pytest.mark.parametrize("size", [10, 1000])
+def test_a_file_of_any_size_is_not_written_after_a_takeover(tmp_path: Path, size: int) -> None:
+    bucket = Bucket(lambda: 0.0)
+    storage = Storage("s3://bucket/run", MemoryFiles(bucket))
+    times = RemoteTimes(sleep=lambda _: None)
+    claim = Claim.take(storage, before=None, note=lambda _: None, times=times, renews_itself=False)
+    fence = FencedStorage(storage, claim, times=times, conditional_bytes=100)
+    path = tmp_path / "rollouts.parquet"
+    path.write_bytes(bytes(size))
+    fence.write("rollouts.parquet", path)
+    taken = Claim.take(storage, before=claim.token, note=lambda _: None, times=times, renews_itself=False)
+    FencedStorage(storage, taken, times=times).write("rollouts.parquet", b"of the successor")
+    with pytest.raises(JobFailed, match="was taken over by machine"):
+        fence.write("rollouts.parquet", path)
+    assert bucket.objects["rollouts.parquet"].data == b"of the successor"
