@@ -40,32 +40,61 @@ def tables(results: dict[str, Any]) -> str:
     """The measured part of the page, as Markdown."""
     rates, rows = results["rates"], {name: part["settings"] for name, part in results.items()}
     minutes = sum(part["cpu_seconds"] for part in results.values()) / 60
+
+    def repeated(title: str, part: str) -> str:
+        repeats = results[part]["repeats"]
+        error = 100 * 1.96 * (0.95 * 0.05 / repeats) ** 0.5
+        played = f"{min(repeats, _most_repeats(part)):,} evaluations a setting, +-{error:.1f} points"
+        return f"{title} ({results[part]['date']}, {played})"
+
     parts = [
-        f"Measured {rates['date']}: {rates['repeats']:,} simulated evaluations a setting (2,000 in the tables marked *), Python"
-        f" {rates['versions']['python']}, numpy {rates['versions']['numpy']}, scipy {rates['versions']['scipy']},"
-        f" {minutes:.0f} minutes of one core. So many repeats know a coverage of 95% to within"
-        f" {100 * 1.96 * (0.95 * 0.05 / rates['repeats']) ** 0.5:.1f} points.",
+        f"Simulated evaluations; Python {rates['versions']['python']}, numpy {rates['versions']['numpy']}, scipy"
+        f" {rates['versions']['scipy']}, {minutes:.0f} minutes of one core. Each title has the date, the number of"
+        " evaluations and how precisely these know a coverage of 95%.",
+        repeated("Success rates", "rates") + ".",
         _rates_table(rows["rates"]),
         _coverage_table(
-            "Mean rewards",
+            repeated("Mean rewards", "rewards"),
             rows["rewards"],
             key=lambda row: row["name"],
             columns=("coverage", "width", "clustered", "no_interval"),
         ),
-        _coverage_table("pass@k and pass^k*", rows["pass_k"], key=lambda row: row["name"].split(",")[0]),
         _coverage_table(
-            "Success rates when difficulty is not beta-distributed*",
+            repeated("pass@k and pass^k", "pass_k"), rows["pass_k"], key=lambda row: row["name"].split(",")[0]
+        ),
+        _coverage_table(
+            repeated("Prompts that always or never succeed", "mixtures"),
+            rows["mixtures"],
+            key=lambda row: row["name"].rsplit(", ", 1)[0],
+        ),
+        _coverage_table(
+            repeated("Success rates when difficulty is not beta-distributed", "other_difficulty"),
             rows["other_difficulty"],
             key=lambda row: f"{row['name'].split(',')[0]}, rate {_setting(row)[0]:g}",
         ),
         _size_table(rows["size"], results["size"]["repeats"]),
-        _coverage_table(
-            "Intervals of a true difference*", rows["difference"], key=lambda row: row["name"].split(", correlation")[0]
+        *(
+            _coverage_table(
+                repeated(title, part),
+                rows[part],
+                key=lambda row: row["name"].split(", correlation")[0],
+                columns=("coverage", "false_pass", "width", "flips_coverage", "flips_width"),
+            )
+            for part, title in (
+                ("difference", "Intervals of a true difference"),
+                ("edges", "Intervals of a true difference near 0 and 1"),
+                ("moves", "Intervals of a true difference of two deterministic policies"),
+            )
         ),
         _power_table(rows["power"]),
-        _looking_table(rows["looking"]),
+        *([_looking_table(rows["looking"])] if "looking" in rows else []),
     ]
     return "\n\n".join(parts)
+
+
+def _most_repeats(part: str) -> int:
+    """Parts whose settings cost much are played at most this often."""
+    return 4_000 if part in ("rates", "rewards", "size") else 2_000
 
 
 def _rates_table(rows: list[Row]) -> str:
@@ -105,6 +134,9 @@ def _coverage_table(
         "width": "mean width",
         "clustered": "clustered SE",
         "no_interval": "share without an interval (left out before)",
+        "false_pass": "most false passes of a gate",
+        "flips_coverage": "sign-flip alone: lowest coverage",
+        "flips_width": "mean width",
     }
     lines = [
         f"**{title}**; for each number of prompts: {', '.join(shown[column] for column in columns)}",
@@ -121,6 +153,9 @@ def _coverage_table(
                 "width": _mean,
                 "clustered": min,
                 "no_interval": max,
+                "false_pass": max,
+                "flips_coverage": min,
+                "flips_width": _mean,
             }
             cells.append(
                 " / ".join(f"{pick[column]([row[column] for row in same]):.3f}" for column in columns) if same else ""
