@@ -84,7 +84,7 @@ def test_an_evaluation_without_a_single_rollout_can_be_shown(tmp_path: Path) -> 
 def test_slices_are_a_table(tmp_path: Path) -> None:
     run = written_run(tmp_path / "run", [[GOOD, GOOD], [GOOD, BAD]], columns=[{"level": "easy"}, {"level": "hard"}])
     found = slices(run.prompts_path, RolloutRows.read(run.folder), "level", run.metric_settings)
-    assert re.search(r"easy +│ +1 │ +2 │ +0 │ +1\.00", printed(slice_table(found, "level"), 80))
+    assert re.search(r"easy +1 +2 +0 +1\.00", printed(slice_table(found, "level"), 80))
 
 
 def test_a_rescoring_says_how_far_to_trust_the_reward(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from heldout.errors import ReferenceProblem, RunError, StorageError
 from heldout.storage import FileInfo, Storage, discard_partial_files, is_remote, open_atomic, split_location
 from heldout.storage.lock import FolderLock
+from heldout.storage.storage import expanded
 from tests.support.faulty_s3 import faulty_service
 from tests.support.s3_service import BUCKET, forget_aws, s3_client, s3_service, use_service
 
@@ -316,3 +317,8 @@ def test_a_body_that_is_cut_short_is_read_again(
             fault = faulty.add("GET", name, times=1, body_bytes=500)
             assert read(name) == data
             assert fault.met == 1
+
+
+@pytest.mark.parametrize("location", ["file://{}/out", "file:{}/out", "file://localhost{}/out"])
+def test_a_file_uri_names_the_folder_of_its_path(tmp_path: Path, location: str) -> None:
+    assert expanded(location.format(tmp_path)) == f"{tmp_path}/out"

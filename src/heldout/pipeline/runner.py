@@ -6,10 +6,11 @@ succeeded and resumes the runs of the others.
 
 import asyncio
 import contextlib
+import dataclasses
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from heldout.errors import HeldoutError, JobFailed
@@ -56,7 +57,7 @@ async def run_pipeline(
                 steps.record_lineage(step)
                 continue
             run = await steps.begin_job(step)
-            ending = await play_job(run, context)
+            ending = await play_job(run, dataclasses.replace(context, step=_place_of(step, steps.definition.steps)))
             if ending is not Ending.FINISHED:
                 break
             await steps.end_job(step, run)
@@ -65,6 +66,12 @@ async def run_pipeline(
             steps.record_reports()
     _record_ending(evaluation, ending)
     return ending
+
+
+def _place_of(step: JobStep, steps: Sequence[Step]) -> str:
+    """The place of a job among those of its evaluation, such as `2 of 2`; empty for the only one."""
+    jobs = [one for one in steps if isinstance(one, JobStep)]
+    return f"{jobs.index(step) + 1} of {len(jobs)}" if len(jobs) > 1 else ""
 
 
 @contextlib.contextmanager

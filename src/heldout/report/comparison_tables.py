@@ -9,6 +9,7 @@ from rich.text import Text
 from heldout.metrics.comparison import Comparison
 from heldout.metrics.planning import NextRollouts, Plan
 from heldout.metrics.ranking import Ranking
+from heldout.report.console import numbers_table
 from heldout.report.labels import label
 from heldout.report.numbers import number, percent, signed, signed_interval
 from heldout.report.sanitizing import one_line, visible
@@ -19,16 +20,11 @@ _PROMPT_CHARACTERS = 60
 
 def comparison(compared: Comparison, prompts: Mapping[str, str]) -> RenderableType:
     """Render the verdict, one row per metric, and the prompts that moved most. prompts: text by prompt key."""
-    table = Table()
-    table.add_column("metric", no_wrap=True)
-    for name in (
-        compared.base,
-        compared.fine_tuned,
-        "difference",
-        f"{compared.confidence:.0%} interval",
-        "p",
-        "p corrected",
-    ):
+    table = numbers_table()
+    table.add_column("metric", overflow="fold")
+    for name in (compared.base, compared.fine_tuned):
+        table.add_column(name, justify="right", min_width=6, overflow="fold")
+    for name in ("difference", f"{compared.confidence:.0%} interval", "p", "p\ncorrected"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, metric in compared.metrics.items():
         table.add_row(

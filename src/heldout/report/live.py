@@ -42,7 +42,7 @@ async def _live(progress: Progress, console: Console, title: str) -> None:
 async def _lines(progress: Progress, console: Console, title: str) -> None:
     while True:
         await asyncio.sleep(_LINE_EVERY_SECONDS)
-        console.print(f"{title}: {line(progress)}", highlight=False, soft_wrap=True)
+        console.print(f"{_heading(progress, title)}: {line(progress)}", highlight=False, soft_wrap=True)
 
 
 def line(progress: Progress) -> str:
@@ -77,8 +77,13 @@ def panel(progress: Progress, title: str) -> RenderableType:
         advice = f"; {reason.hint}" if reason.hint else ""
         grid.add_row(Text("failed attempts", style="yellow"), Text(visible(f"{reason}{advice}")))
     grid.add_row("time", f"{_duration(progress.seconds)}, {'-' if left is None else _duration(left)} left")
-    bar = ProgressBar(total=max(progress.planned, 1), completed=progress.finished, width=60)
-    return Group(Text(title, style="bold"), bar, grid)
+    bar = Table.grid()  # a bar by itself does not end its line
+    bar.add_row(ProgressBar(total=max(progress.planned, 1), completed=progress.finished, width=60))
+    return Group(Text(_heading(progress, title), style="bold"), bar, grid)
+
+
+def _heading(progress: Progress, title: str) -> str:
+    return f"{title} ({progress.step})" if progress.step else title
 
 
 def _rate(progress: Progress) -> float:

@@ -10,6 +10,7 @@ from rich.text import Text
 from heldout.metrics.catalog import MEAN_REWARD, shown_metrics
 from heldout.metrics.metric import Metric, Section
 from heldout.metrics.summary import Summary
+from heldout.report.console import numbers_table
 from heldout.report.finding import Finding, Weight
 from heldout.report.labels import heading, shown
 from heldout.report.numbers import interval_text, number
@@ -35,7 +36,7 @@ def results(
 
 def slice_table(found: Iterable[Slice], column: str, confidence: float = 0.95) -> RenderableType:
     """Render the results by a column of the dataset. Each slice has its own interval."""
-    table = Table(title=f"by {visible(column)}", title_justify="left", title_style="bold")
+    table = numbers_table(title=f"by {visible(column)}", title_justify="left", title_style="bold")
     table.add_column(visible(column), overflow="fold")
     for name in ("prompts", "rollouts", "failed", "success", f"{confidence:.0%} interval", heading(MEAN_REWARD)):
         table.add_column(name, justify="right", no_wrap=True)
@@ -55,7 +56,7 @@ def slice_table(found: Iterable[Slice], column: str, confidence: float = 0.95) -
 def _table(summary: Summary, title: str, *, is_partial: bool) -> Table:
     states = [name for name, holds in (("partial", is_partial), ("incomplete", summary.is_incomplete)) if holds]
     table = Table(title=title + (f" ({', '.join(states)})" if states else ""), title_justify="left", title_style="bold")
-    table.add_column("metric", no_wrap=True)
+    table.add_column("metric", overflow="fold")
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column(f"{summary.confidence:.0%} interval", justify="right", no_wrap=True)
     table.add_column("note", style="dim", overflow="fold")

@@ -43,6 +43,8 @@ class PlayContext:
     """Tags of the job's MLflow run. The tags of an evaluation replace them."""
     max_runtime_seconds: int | None = None
     """Seconds after which this start begins no new rollout. None: the job's own limit."""
+    step: str = ""
+    """The place of the job among those of its evaluation, such as `2 of 2`; empty for the only one."""
     lock: FolderLock | None = None
     """The lock of the folder, if the caller holds it already. It is released at the end."""
     retry_failed: bool = False

@@ -43,6 +43,8 @@ class Progress:
     model_wait: Callable[[], ModelWait] = ModelWait
     """Returns the model calls that are in flight now."""
     started: float = field(default_factory=time.monotonic)
+    step: str = ""
+    """The place of the job among those of its evaluation, such as `2 of 2`; empty for the only one."""
 
     @classmethod
     def of(cls, num_prompts: int, group_size: int, settings: MetricSettings, order: Iterable[int]) -> "Progress":

@@ -127,10 +127,14 @@ class Storage:
 
 
 def expanded(name: str) -> str:
-    """Replaces `~` or `~user` at the beginning of a name by that user's home. Other names are returned unchanged.
+    """Replaces `~` or `~user` at the beginning of a name by that user's home, and a `file:` URI (RFC 8089) by its path.
+
+    Other names are returned unchanged.
 
     Apply it to every name that may be a path: an agent, a model, a dataset, a folder. A shell expands only whole words.
     """
+    if name.startswith("file:/"):
+        return unquote(urlsplit(name).path)
     return os.path.expanduser(name)  # noqa: PTH111 - a Path would remove the second slash of http://
 
 

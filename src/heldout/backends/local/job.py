@@ -217,6 +217,7 @@ async def _engine(
     run: Run, plan: "Plan", services: Services, concurrency: int, context: PlayContext
 ) -> AsyncIterator[Engine]:
     """The engine of a job, with journal, progress display, clock and copies running. At exit the journal holds every result."""
+    plan.progress.step = context.step
     parameters = run.document.hyperparameters
     journal = Journal(run.journal_folder, writer="" if context.mirror is None else context.mirror.writer)
     journal.open()  # only now: a run that could not start leaves no journal
