@@ -7,10 +7,10 @@ UV := $(BIN)/uv --quiet --system-certs
 # Compiled modules are worth keeping: without them every process compiles all it imports again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test slow docs format lock clean
+.PHONY: help demo test test-lowest test-matrix slow docs format lock clean
 
 help: ## what each target does
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## /: /'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /: /'
 
 .venv/ready: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -24,6 +24,12 @@ demo: .venv/ready ## compare a fine-tuned SmolLM2-135M with its base on the held
 
 test: .venv/ready ## format, lint, strict types, docs, tests
 	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/check
+
+test-lowest: .venv/ready ## the tests with the lowest versions that pyproject.toml allows
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/lowest
+
+test-matrix: .venv/ready ## the tests on each Python from 3.11 to 3.14 on this machine
+	PATH="$(CURDIR)/$(BIN):$$PATH" scripts/matrix
 
 slow: .venv/ready ## the tests marked slow
 	$(BIN)/pytest -m slow

@@ -43,7 +43,7 @@ def test_a_comparison_shows_every_number(tmp_path: Path) -> None:
 
 
 def test_the_live_panel_shows_the_counts_below_its_bar_and_the_step() -> None:
-    progress = Progress.of(25_000, 4, MetricSettings(pass_k_values=(1,), success_threshold=1.0))
+    progress = Progress.of(25_000, 4, MetricSettings(pass_k_values=(1,), success_threshold=1.0), range(25_000))
     progress.scored, progress.step = 12_345, "2 of 2"
     title, bar, counts, *_ = lines(live.panel(progress, "evaluation/base-model-eval"))
     assert title.strip() == "evaluation/base-model-eval (2 of 2)"
