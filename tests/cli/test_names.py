@@ -1,6 +1,7 @@
 """A run is called what its user calls it."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,3 +124,25 @@ def test_a_resumed_evaluation_keeps_its_names(
     assert heldout(monkeypatch, *evaluate(f"tuned={models[1]}", "--resume")) == 0
     assert heldout(monkeypatch, *evaluate(f"other={models[1]}", "--resume")) == 2
     assert "CandidateName 'tuned', not 'other'" in capsys.readouterr().err
+
+
+def test_a_rollout_has_a_short_id_that_show_takes(
+    models: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert heldout(monkeypatch, *evaluate(f"tuned={models[0]}", "-H", "eval_group_size=2")) == 0
+    assert re.search(r"open \d\.\d\b", " ".join(capsys.readouterr().out.split()))
+    assert re.search(r"<a href=[^>]+>\d\.\d</a>", Path("out/first/tuned/report.html").read_text())
+    assert heldout(monkeypatch, "show", "out/first/tuned", "--trajectory", "3.1", "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["prompt_index"], shown["rollout_index"]) == (3, 1)
+    assert heldout(monkeypatch, "show", "out/first/tuned", "--trajectory", "8.0") == 1
+    assert "'8.0'" in capsys.readouterr().err
+
+
+def test_the_list_shows_model_score_and_failures(
+    models: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert heldout(monkeypatch, *evaluate(f"tuned={models[1]}")) == 0
+    capsys.readouterr()
+    assert heldout(monkeypatch, "list", "out") == 0
+    assert "out/first/tuned  new-7b  pass@1 1.00  0 of 8 failed" in capsys.readouterr().out

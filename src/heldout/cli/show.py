@@ -12,9 +12,10 @@ from heldout.cli.output import JsonOption, PlaceArgument, Result, print_json, pr
 from heldout.errors import InputError
 from heldout.execution import Execution
 from heldout.pipeline.evaluation import Evaluation
-from heldout.pipeline.listing import Listed, Unreadable, listed
+from heldout.pipeline.listing import Listed, Unreadable, listed, run_numbers
 from heldout.pipeline.state import ExecutionState
 from heldout.report.card_rows import card_tables
+from heldout.report.numbers import number
 
 
 def add_to(app: typer.Typer) -> None:
@@ -26,7 +27,10 @@ def add_to(app: typer.Typer) -> None:
 
 def show_command(
     run: PlaceArgument,
-    trajectory: Annotated[str | None, typer.Option(metavar="ID", help="One rollout of a run, turn by turn.")] = None,
+    trajectory: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="One rollout of a run, turn by turn: 12.3 is rollout 3 of prompt 12."),
+    ] = None,
     by: Annotated[
         str | None,
         typer.Option("--slice", metavar="COLUMN", help="A run's results for each value of a dataset column."),
@@ -90,10 +94,19 @@ def list_command(
     readable = [(one.location, one.state.created_at, one.status) for one in found if isinstance(one, Listed)]
     for location, created_at, status in sorted(readable):
         started = datetime.fromtimestamp(created_at).isoformat(" ", "seconds")
-        print(f"{started}  {status:<12} {location}")
+        print(f"{started}  {status:<12} {location}{_results(location)}")
     for one in found:
         if isinstance(one, Unreadable):
             print(f"! {one.location}: {one.problem}", file=sys.stderr)
+
+
+def _results(location: str) -> str:
+    """The model, the score and the failures of a run, as the end of its line; empty for what is not a run with results."""
+    numbers = run_numbers(location)
+    if numbers is None:
+        return ""
+    rate = "no score" if numbers.success_rate is None else f"pass@1 {number(numbers.success_rate)}"
+    return f"  {numbers.model}  {rate}  {numbers.failed} of {numbers.rollouts} failed"
 
 
 def _opened(place: str, trajectory: str | None, training: str | None) -> Result:

@@ -4,9 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
 from pydantic import ValidationError
 
 from heldout.errors import HeldoutError, RunError
+from heldout.job.document import JobConfigDocument
+from heldout.metrics.catalog import SUCCESS_RATE
 from heldout.pipeline.evaluation import STATE_FILE, Evaluation, evaluations_below
 from heldout.pipeline.state import ExecutionState, ExecutionStatus
 from heldout.runs.remote_mirror import folder_for, machine_elsewhere
@@ -34,6 +37,39 @@ class Unreadable:
     location: str
     problem: str
     """The reason, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunNumbers:
+    """The results of a run, in short."""
+
+    model: str
+    """The model's label."""
+    success_rate: float | None
+    """pass@1; None where it is not known."""
+    failed: int
+    rollouts: int
+    """Rollouts that ended, failed ones included."""
+
+
+def run_numbers(location: str) -> RunNumbers | None:
+    """Read the results of the run at `location` from its `metrics.json`; None where there is no run or no result yet."""
+    storage = Storage.at(location)
+    if not (storage.exists(_JOB_FILE) and storage.exists("metrics.json")):
+        return None
+    try:
+        state = JobState.model_validate_json(storage.read(_JOB_FILE))
+        document = JobConfigDocument.model_validate(state.document)
+        numbers = orjson.loads(storage.read("metrics.json"))
+    except (HeldoutError, ValidationError, orjson.JSONDecodeError):
+        return None  # `listed` names a state that cannot be read
+    counts = numbers["rollouts"]
+    return RunNumbers(
+        model=document.model.label,
+        success_rate=numbers["metrics"].get(SUCCESS_RATE),
+        failed=counts["failed"],
+        rollouts=counts["scored"] + counts["failed"],
+    )
 
 
 def listed(output: str, *, times: RemoteTimes = DEFAULT_TIMES) -> Iterator[Listed | Unreadable]:

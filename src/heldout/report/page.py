@@ -17,6 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from heldout.errors import InputError
+from heldout.job.rollout_ids import short_id
 from heldout.metrics.comparison import Comparison
 from heldout.report.evaluation_page import evaluation_page
 from heldout.report.page_records import Page
@@ -116,4 +117,5 @@ def page_template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["short_id"] = short_id
     return environment.get_template("report.html")

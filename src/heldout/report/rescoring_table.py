@@ -6,6 +6,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from heldout.job.rollout_ids import short_id
 from heldout.report.numbers import interval_text, number, percent
 from heldout.report.sanitizing import one_line, visible
 from heldout.rescoring.scores import Rescored
@@ -57,7 +58,7 @@ def _disagreements(result: Rescored) -> Table:
     table.add_column("reward", justify="right", no_wrap=True)
     table.add_column("score", justify="right", no_wrap=True)
     for one in result.disagreements[:_SHOWN_DISAGREEMENTS]:
-        table.add_row(Text(visible(one.trajectory_id)), number(one.reward), number(one.score))
+        table.add_row(Text(visible(short_id(one.trajectory_id))), number(one.reward), number(one.score))
     return table
 
 

@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from heldout.job.rollout_ids import short_id
 from heldout.metrics.catalog import MEAN_REWARD, shown_metrics
 from heldout.metrics.metric import Metric, Section
 from heldout.metrics.summary import Summary
@@ -125,7 +126,7 @@ def _warnings(summary: Summary, findings: Iterable[Finding]) -> Table:
     doubts, others = _parted(findings)
     for finding in [*doubts, *others[:_SHOWN_PATTERNS]]:
         mark, style = _MARKS[finding.weight]
-        opened = f"; open {visible(finding.trajectory_ids[0])}" if finding.trajectory_ids else ""
+        opened = f"; open {visible(short_id(finding.trajectory_ids[0]))}" if finding.trajectory_ids else ""
         grid.add_row(Text(mark, style=style), Text(visible(finding.seen), style=style.removeprefix("bold ")))
         grid.add_row("", Text(visible(finding.advice) + opened, style="dim"))
     if len(others) > _SHOWN_PATTERNS:

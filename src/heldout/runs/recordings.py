@@ -17,6 +17,7 @@ from heldout.errors import RunError, did_you_mean, shown
 from heldout.job.conversations import conversation
 from heldout.job.json_values import read_json
 from heldout.job.records import ANSWERED, Prompt, Turn
+from heldout.job.rollout_ids import parse_short_id
 from heldout.metrics.table import IntArray
 from heldout.runs.journal_index import JournalIndex
 from heldout.runs.run import JobStatus, Run
@@ -148,9 +149,11 @@ class Recordings:
     def read(self, trajectory_ids: Sequence[str]) -> list[RecordedTrajectory]:
         """Reads the trajectories with these ids, of any attempt, in this order, with the agents' output.
 
+        A short id (`12.3`) names the deciding attempt of a rollout.
         Raises RunError for an id that is not in the run, naming the nearest.
         """
         check_tables(self._tables, ("attempts",))
+        trajectory_ids = [self._long_id(one) for one in trajectory_ids]
         wanted = pa.array(trajectory_ids, pa.string())
         attempts = self._rows("attempts", wanted)
         for trajectory_id in trajectory_ids:
@@ -165,6 +168,15 @@ class Recordings:
     def close(self) -> None:
         """Closes the run's files."""
         self._prompts.close()
+
+    def _long_id(self, text: str) -> str:
+        """The id of the deciding attempt that a short id names; any other text as it is."""
+        place = parse_short_id(text)
+        if place is None:
+            return text
+        chosen = (pc.field("prompt_index") == place.prompt_index) & (pc.field("rollout_index") == place.rollout_index)
+        found = pq.read_table(self._tables / "rollouts.parquet", columns=["trajectory_id"], filters=chosen)
+        return str(found["trajectory_id"][0].as_py()) if found.num_rows else text
 
     def _rows(self, table: str, wanted: Any) -> dict[str, dict[str, Any]]:
         rows = _matching(self._tables / f"{table}.parquet", wanted)
