@@ -135,7 +135,7 @@ def test_a_rollout_has_a_short_id_that_show_takes(
     assert heldout(monkeypatch, "show", "out/first/tuned", "--trajectory", "3.1", "--json") == 0
     shown = json.loads(capsys.readouterr().out)
     assert (shown["prompt_index"], shown["rollout_index"]) == (3, 1)
-    assert heldout(monkeypatch, "show", "out/first/tuned", "--trajectory", "8.0") == 1
+    assert heldout(monkeypatch, "show", "out/first/tuned", "--trajectory", "8.0") == 2
     assert "'8.0'" in capsys.readouterr().err
 
 

@@ -63,7 +63,7 @@ def test_results_fit_the_terminal(tmp_path: Path, width: int) -> None:
 def test_a_warning_has_an_observation_a_remedy_and_a_trajectory(tmp_path: Path) -> None:
     text = " ".join(shown(written_run(tmp_path / "run", [[GOOD, Play(0.0, ("look",) * 4)]] * 8)).split())
     assert "- 8 of 16 rollouts repeat themselves (3 or more replies in a row are alike) and do not succeed" in text
-    assert "penalize repetition; open 0-1-1-" in text
+    assert "penalize repetition; open 0.1" in text
 
 
 def test_all_doubts_are_shown_and_as_many_patterns_as_fit(tmp_path: Path) -> None:
