@@ -188,6 +188,10 @@ def document(
     )
 
 
+SCORED = 'say {"reward": 1}'
+"""A prompt that is scored: a run without one has no results."""
+
+
 async def played(folder: Path, reference: AwsReference, *prompts: str, **hyperparameters: Any) -> Run:
     async with ScriptedServer() as server:
         run = Run.create(
@@ -251,8 +255,8 @@ async def test_a_forwarder_that_answers_an_error_fails_the_rollout(
 ) -> None:
     async with aws_agents(monkeypatch):
         prompt = f"say {json.dumps(answer)}"
-        run = await played(tmp_path, LambdaAgent(LAMBDA_ARN), prompt, rollout_max_retries=0)
-    [row] = rows(run)
+        run = await played(tmp_path, LambdaAgent(LAMBDA_ARN), prompt, SCORED, rollout_max_retries=0)
+    row, _ = rows(run)
     assert (row["status"], reason in row["error"]) == ("failed", True)
 
 
@@ -260,8 +264,9 @@ async def test_a_report_that_never_comes_is_waited_for_until_the_timeout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with aws_agents(monkeypatch):
-        run = await played(tmp_path, LambdaAgent(LAMBDA_ARN), "say {}", rollout_timeout=1, rollout_max_retries=0)
-    [row] = rows(run)
+        settings = {"rollout_timeout": 1, "rollout_max_retries": 0}
+        run = await played(tmp_path, LambdaAgent(LAMBDA_ARN), "say {}", SCORED, **settings)
+    row, _ = rows(run)
     assert row["error"].endswith("no reward was reported within 1 s of the invocation")
 
 
