@@ -425,3 +425,20 @@ def test_an_incomplete_run_is_shown_with_its_reasons_and_both_readings(heldout: 
     gated = heldout("gate", run.folder, "--require", "pass_at_1 >= 0.1")
     assert gated.code == 1
     assert "FAIL  at most 0.1 of the rollouts failed: 20 of 80 failed: agent: raised (20)" in gated.out
+
+
+def test_a_gate_says_how_likely_a_rerun_changes_its_verdict(heldout: Heldout, better: Run) -> None:
+    # The better policy has a rate of 0.625.
+    gate = ("gate", better.folder, "--require", "pass@1 >= 0.62")
+    assert "chance that a rerun of the same prompts changes this verdict: 4" in heldout(*gate).out
+    (condition,) = heldout(*gate, "--json").document
+    assert condition["passed"]
+    assert 0.4 < condition["flip_chance"] < 0.5
+
+
+def test_a_fixed_benchmark_passes_a_gate_on_its_very_prompts(heldout: Heldout, tmp_path: Path) -> None:
+    run = _run(tmp_path / "run", [[1.0] * 4, [0.0] * 4] * 10)
+    gate = ("gate", run.folder, "--require", "lower(pass@1) >= 0.4")
+    assert heldout(*gate).code == 1
+    assert heldout(*gate, "--fixed-prompts").code == 0
+    assert heldout(*gate, "--fixed-prompts", "--no-regression-against", run.folder).code == 1  # the run against itself

@@ -153,3 +153,51 @@ def test_one_success_more_in_eight_prompts_does_not_rule_out_a_loss() -> None:
         result = check_no_regression(comparison, 0.0, metric)
         assert not result.passed
         assert "a loss of more than 0 cannot be ruled out" in result.reason
+
+
+HALF_EASY = [1.0, 0.0] * 20
+
+
+def test_a_fixed_benchmark_is_held_to_the_interval_on_its_very_prompts() -> None:
+    requirement = parse_requirement("lower(pass@1) >= 0.45")
+    assert not check_requirement(requirement, run(HALF_EASY)).passed
+    fixed = check_requirement(requirement, run(HALF_EASY), fixed_prompts=True)
+    assert fixed.passed
+    assert "lower end of eval/reward/pass_at_1 on these very prompts is 0.4" in fixed.reason
+
+
+def test_bounds_on_these_very_prompts_that_groups_do_not_show_are_missed_with_the_reason() -> None:
+    result = check_requirement(parse_requirement("lower(pass@8) >= 0"), eights(), fixed_prompts=True)
+    assert not result.passed
+    assert "has no bounds on these very prompts: only rewards and success rates are known" in result.reason
+
+
+def eights() -> Summary:
+    return summarize(table([0.5] * 10, 8), None, SETTINGS, seconds=None)
+
+
+def test_a_verdict_says_how_likely_a_rerun_changes_it() -> None:
+    sure, unsure = gate("pass@1 >= 0.1", [0.5] * 40), gate("pass@1 >= 0.49", [0.5] * 40)
+    assert sure.flip_chance is not None
+    assert unsure.flip_chance is not None
+    assert sure.flip_chance < 0.001
+    assert 0.4 < unsure.flip_chance < 0.5
+    assert sure.explanation.endswith("chance that a rerun of the same prompts changes this verdict: below 1%")
+
+
+def test_a_number_that_rollouts_do_not_show_has_no_chance_of_another_verdict() -> None:
+    result = gate("failed_rollouts <= 1", [0.5] * 4)
+    assert result.flip_chance is None
+    assert result.explanation == result.reason
+
+
+def test_a_regression_on_a_fixed_benchmark_is_judged_on_its_very_prompts() -> None:
+    before, after = run(HALF_EASY), run([0.0, 1.0] * 20)
+    comparison = versus(HALF_EASY, [0.0, 1.0] * 20)  # prompts move, the mean does not
+    assert not check_no_regression(comparison, 0.1, run=after).passed
+    fixed = check_no_regression(comparison, 0.1, reference=before, run=after, fixed_prompts=True)
+    assert fixed.passed
+    assert "on these very 40 prompts" in fixed.reason
+    assert fixed.flip_chance is not None
+    unknown = check_no_regression(comparison, 0.1, run=after, fixed_prompts=True)
+    assert "both runs need the same prompts" in unknown.reason

@@ -103,11 +103,22 @@ def gate_command(
         str | None,
         typer.Option(help="With --no-regression-against: the metric that must not drop; default: the success rate."),
     ] = None,
+    fixed_prompts: Annotated[
+        bool,
+        typer.Option("--fixed-prompts", help="Intervals are about these very prompts, not about prompts like these."),
+    ] = False,
     junit: Annotated[Path | None, typer.Option(help="Also write the results as JUnit XML.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check conditions on a run; exit with 1 if one does not hold."""
-    report = results.gate(run, *require, no_regression_against=no_regression_against, margin=margin, metric=metric)
+    report = results.gate(
+        run,
+        *require,
+        no_regression_against=no_regression_against,
+        margin=margin,
+        metric=metric,
+        fixed_prompts=fixed_prompts,
+    )
     if junit is not None:
         report.write_junit(junit)
     if as_json:

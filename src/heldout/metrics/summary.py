@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from heldout.metrics.failures import FailureReason
 from heldout.metrics.intervals import Interval, mean_interval, why_no_mean_interval
 from heldout.metrics.metric import Absent, Mean, Metric, MetricTables, PromptMean, Result, RowMean
 from heldout.metrics.rates import Rate, two_ends
+from heldout.metrics.rerun import Rerun, rerun_of
 from heldout.metrics.sample import OVERFLOW, Sample, linearized
 from heldout.metrics.settings import MetricSettings, greatest_meeting
 from heldout.metrics.table import FloatArray, IntArray, RolloutTable, TurnTable
@@ -51,6 +52,8 @@ class Summary:
     readings: tuple[Reading, ...]
     """Of an incomplete run with a scored rollout: both rules for failed rollouts."""
     confidence: float
+    rerun: Mapping[str, Rerun] = field(default_factory=dict)
+    """By metric, for rewards and success rates whose groups show it: the number on these very prompts."""
 
 
 def summarize(
@@ -79,9 +82,11 @@ def summarize(
     intervals: dict[str, tuple[float, float]] = {}
     notes: dict[str, str] = {}
     no_interval: dict[str, str] = {}
+    rerun: dict[str, Rerun] = {}
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         for metric in metrics_of(tables):
-            found = _estimated(metric, metric.compute(tables), tables)
+            result = metric.compute(tables)
+            found = _estimated(metric, result, tables)
             if found.value is not None:
                 metrics[metric.name] = found.value
             if found.interval is not None:
@@ -90,6 +95,9 @@ def summarize(
                 no_interval[metric.name] = found.no_interval
             if found.note:
                 notes[metric.name] = found.note
+            again = rerun_of(metric, result, tables.sample, settings.confidence)
+            if found.value is not None and again is not None:
+                rerun[metric.name] = again
     is_incomplete = failed > greatest_meeting(settings.max_failed_share) * rollouts.num_rollouts
     return Summary(
         metrics=metrics,
@@ -104,6 +112,7 @@ def summarize(
         failures=failures,
         readings=tuple(_readings(rollouts, settings)) if is_incomplete and scored else (),
         confidence=settings.confidence,
+        rerun=rerun,
     )
 
 

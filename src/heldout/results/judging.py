@@ -49,14 +49,16 @@ def gate(
     no_regression_against: Place | None = None,
     margin: float | None = None,
     metric: str | None = None,
+    fixed_prompts: bool = False,
 ) -> GateReport:
     """Checks conditions on a run. The report is true when all of them hold; a partial run fails, and so
     does one in which more than `max_failed_share` of the rollouts failed.
 
     requirements: such as `"pass_at_1 >= 0.6"`, or `"lower(pass_at_1) >= 0.5"` for the low end of the interval.
     no_regression_against: a run that this one must be shown not to be worse than. margin: the largest loss that does not matter,
-    by default 0. metric: what must not be lost, by default the success rate. Raises InputError without a condition, MetricError
-    for one that cannot be read or names an unknown metric.
+    by default 0. metric: what must not be lost, by default the comparison's primary metric. fixed_prompts: whether intervals are
+    about these very prompts, as of a fixed benchmark, and not about prompts like these.
+    Raises InputError without a condition, MetricError for one that cannot be read or names an unknown metric.
     """
     if not requirements and no_regression_against is None:
         raise InputError(
@@ -69,10 +71,20 @@ def gate(
         )
     parsed = [parse_requirement(text) for text in requirements]
     opened = load_run(run)
-    conditions = [check_requirement(requirement, opened.summary) for requirement in parsed]
+    conditions = [check_requirement(one, opened.summary, fixed_prompts=fixed_prompts) for one in parsed]
     if no_regression_against is not None:
         reference = load_run(no_regression_against)
-        conditions.append(check_no_regression(compare_runs(reference.run, opened.run), margin or 0.0, metric))
+        comparison = compare_runs(reference.run, opened.run)
+        conditions.append(
+            check_no_regression(
+                comparison,
+                margin or 0.0,
+                metric,
+                reference=reference.summary,
+                run=opened.summary,
+                fixed_prompts=fixed_prompts,
+            )
+        )
     if opened.summary.is_incomplete:
         share = opened.run.metric_settings.max_failed_share
         reasons = "; ".join(map(str, opened.summary.failures)) or "no reason is known"

@@ -152,7 +152,10 @@ class GateReport(Printable):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns `passed` and the `conditions`; `heldout gate --json` prints the conditions."""
-        conditions = [{"requirement": c.requirement, "passed": c.passed, "reason": c.reason} for c in self.conditions]
+        conditions = [
+            {"requirement": c.requirement, "passed": c.passed, "reason": c.reason, "flip_chance": c.flip_chance}
+            for c in self.conditions
+        ]
         return {"passed": self.passed, "conditions": conditions}
 
     def write_junit(self, path: str | os.PathLike[str]) -> None:
@@ -164,7 +167,7 @@ class GateReport(Printable):
         for one in self.conditions:
             case = ElementTree.SubElement(suite, "testcase", classname=self.name, name=one.requirement)
             if not one.passed:
-                ElementTree.SubElement(case, "failure", message=one.reason)
+                ElementTree.SubElement(case, "failure", message=one.explanation)
         try:
             ElementTree.ElementTree(suite).write(os.fspath(path), encoding="utf-8", xml_declaration=True)
         except OSError as error:
@@ -174,7 +177,7 @@ class GateReport(Printable):
         return Text(str(self), no_wrap=True, overflow="ignore")
 
     def __str__(self) -> str:
-        return "\n".join(f"{'pass' if c.passed else 'FAIL'}  {c.requirement}: {c.reason}" for c in self.conditions)
+        return "\n".join(f"{'pass' if c.passed else 'FAIL'}  {c.requirement}: {c.explanation}" for c in self.conditions)
 
 
 @dataclass(frozen=True)

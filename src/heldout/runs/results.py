@@ -42,6 +42,10 @@ def metrics_document(summary: Summary, *, is_partial: bool) -> dict[str, Any]:
         "metrics": {name: float(value) for name, value in summary.metrics.items()},
         "intervals": {name: [float(low), float(high)] for name, (low, high) in summary.intervals.items()},
         "no_interval": summary.no_interval,
+        "rerun_of_these_prompts": {
+            name: {"error": float(one.error), "interval": [float(end) for end in one.interval]}
+            for name, one in summary.rerun.items()
+        },
         "notes": summary.notes,
         "rollouts": {
             "prompts": summary.num_prompts,
