@@ -206,7 +206,7 @@ def _power_table(rows: list[Row]) -> str:
 
 def _looking_table(rows: list[Row]) -> str:
     lines = [
-        "**The live interval, looked at after every prompt***: share of the evaluations in which some look misses; the first two"
+        "**The live interval, looked at after every prompt**: share of the evaluations in which some look misses; the first two"
         " must not exceed 0.05:",
         "",
         "| prompts | settings | true rate missed: mean, highest | final rate missed: mean, highest | missed by intervals for"

@@ -24,7 +24,7 @@ _HOPELESS_LEAST = 50
 """A job fails after this many consecutive failed attempts (or twice the concurrency, if that is more), provided that
 no rollout was ever scored or that every failure lies outside the agent."""
 _MOST_HARNESS_FAILURES = 6
-"""Attempts of one rollout that may fail for want of descriptors, ports, memory, threads or disk, 0.5 to 10 s apart."""
+"""Attempts of one rollout that may fail because the machine ran out of something, 0.5 to 10 s apart."""
 _WAVE = 256
 """Rollouts that start together. Thousands at once would overflow the listen queues, and their connections be reset."""
 _WAVE_SECONDS = 0.1
@@ -203,13 +203,13 @@ class Engine:
                     yield prompt, rollout_index
 
     def _check_harness(self, attempt: Attempt, times: int) -> None:
-        """Stops the job when what a rollout needs is not to be had: such a rollout is never scored."""
+        """Stops the job when the model is gone or the machine keeps failing attempts, which are never scored."""
         assert attempt.failure is not None  # only failed attempts are not counted
         if attempt.failure.kind == "given_up":
             raise JobFailed(f"the model is gone: {attempt.failure.message}")
         if times >= _MOST_HARNESS_FAILURES:
             raise JobFailed(
-                f"an attempt failed {times} times for want of what this machine should give it; the latest: "
+                f"an attempt failed {times} times because of this machine, not the agent or the model; the latest: "
                 f"{attempt.failure.message}; lower rollout_max_concurrency or raise the machine's limit"
             )
 
