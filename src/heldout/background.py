@@ -1,7 +1,7 @@
-"""Work in the background: the one way to start it, so that a failure is reported, and the waits between its tries.
+"""Starts work in the background so that its failure is reported, and computes the waits between tries.
 
-A task that raises is silent until someone awaits it, and a thread ends with a traceback that no log keeps. Work that is started
-here logs its failure, or hands it to `on_failure`, at the moment it happens.
+A task that raises is silent until it is awaited, and a thread ends with a traceback that no log keeps. Work that is started here
+logs its failure, or passes it to `on_failure`, at the moment it happens.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ OnFailure = Callable[[BaseException], None]
 def start_task(
     work: Coroutine[Any, Any, _Result], name: str, on_failure: OnFailure | None = None
 ) -> asyncio.Task[_Result]:
-    """Starts `work` on the running loop. Its failure is logged; a cancellation is none.
+    """Starts `work` on the running loop and logs its failure. A cancellation is not a failure.
 
-    name: a noun phrase for the log. on_failure: called on the loop with the error in place of the log.
+    name: a noun phrase for the log. on_failure: called on the loop with the error, instead of the log.
     """
     task = asyncio.get_running_loop().create_task(work, name=name)
 
@@ -51,7 +51,7 @@ def start_thread(work: Callable[[], object], name: str, on_failure: OnFailure | 
 
 @contextlib.contextmanager
 def logged_failure(what: str) -> Iterator[None]:
-    """Logs an error that is raised inside and drops it, for one round of work that is repeated. what: the failure."""
+    """Logs an error raised inside and continues, for one round of repeated work. what: the failure, as the log names it."""
     try:
         yield
     except Exception as error:  # noqa: BLE001  # a loop that ends here would end unseen; its next round may succeed

@@ -211,7 +211,7 @@ def resume(
     allow_changes: AllowChangesOption = False,
     retry_failed: Annotated[
         bool,
-        typer.Option("--retry-failed", help="Play again what failed by a machine or a server, also when it is done."),
+        typer.Option("--retry-failed", help="Also replay rollouts that failed because of a machine or a server."),
     ] = False,
     drop_damaged: Annotated[
         bool, typer.Option("--drop-damaged", help="Drop damaged journal lines and play their rollouts again.")
@@ -331,7 +331,7 @@ def _terminal_context(max_runtime_seconds: int | None) -> PlayContext:
         text = (
             "stopping at once"
             if again
-            else f"{waiting}; Ctrl-C again stops at once, what is in flight is then played again"
+            else f"{waiting}; Ctrl-C again stops at once, and resuming plays rollouts in flight again"
         )
         console.print(text, highlight=False, soft_wrap=True)
 

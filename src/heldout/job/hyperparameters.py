@@ -184,7 +184,7 @@ SPECIFICATIONS: Mapping[str, Specification] = {
         Specification(
             "retry_agent_failures",
             True,
-            "play attempts again that the agent or the model failed; false leaves retries to failures of machines and servers",
+            "retry attempts that the agent or the model failed; false retries only failures of machines and servers",
         ),
         Specification("enforce_sampling", False, "overwrite the sampling parameters an agent sends by the job's"),
         Specification(
@@ -200,7 +200,7 @@ SPECIFICATIONS: Mapping[str, Specification] = {
         Specification(
             "max_failed_share",
             0.1,
-            "the greatest share of failed rollouts with which the numbers are whole; above it they are incomplete",
+            "the largest share of failed rollouts with which the numbers are complete; an incomplete run gets no verdict",
             0,
             1,
         ),

@@ -19,7 +19,7 @@ MOST_TOKENS = 2**40
 MOST_METRIC_NAMES = 1_000
 """A job's results take time and memory for each name, whatever the number of rollouts that report it."""
 RETURNED_BYTES = 64 * 1024
-"""How much of an agent's answer is kept with the rollout, apart from reward and metrics."""
+"""The most bytes of an agent's answer that are kept with the rollout, without reward and metrics."""
 
 
 def finite_number(value: object) -> float | None:
@@ -34,7 +34,7 @@ def finite_number(value: object) -> float | None:
 
 
 def token_count(value: object) -> int | None:
-    """Returns a count of tokens, from 0 to `MOST_TOKENS`; None for any other value, since it counts nothing."""
+    """Returns a count of tokens, from 0 to `MOST_TOKENS`; None for any other value."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return int(value) if 0 <= value <= MOST_TOKENS and value == int(value) else None
@@ -55,9 +55,9 @@ class GivenMetrics:
     numbers: Mapping[str, float] = field(default_factory=dict)
     """Finite; true and false are 1 and 0."""
     labels: Mapping[str, object] = field(default_factory=dict)
-    """Texts, lists and objects: what is no number but may be read, such as a category."""
+    """Values that are not numbers, such as a category: texts, lists and objects."""
     problems: tuple[str, ...] = ()
-    """For each metric that cannot be kept, the reason in one line."""
+    """The reason, in one line, for each metric that cannot be kept."""
 
 
 def given_metrics(value: object) -> GivenMetrics:

@@ -53,12 +53,12 @@ class Failure:
 
     @property
     def is_infrastructure(self) -> bool:
-        """Whether something other than the agent and what the model said failed: a second attempt is no second chance."""
+        """Whether something other than the agent and the model's replies failed. A retry then is no second chance for them."""
         return self.boundary in (Boundary.POLICY, Boundary.HARNESS) or self.kind == "unreachable"
 
     @property
     def is_scorable(self) -> bool:
-        """Whether a rollout may fail for good by it. What the harness lacks, or a model that is gone, says nothing about
+        """Whether a rollout may fail for good with it. A failure of the harness, or a model that is gone, says nothing about
         the policy."""
         return self.boundary is not Boundary.HARNESS and self.kind != "given_up"
 

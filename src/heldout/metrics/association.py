@@ -1,4 +1,4 @@
-"""Association of two values within prompts: whether rollouts of one prompt with more of one have more of the other.
+"""Association of two values within prompts: whether, among rollouts of one prompt, one rises with the other.
 
 A prompt that is hard and takes long says nothing here: only rollouts of the same prompt are compared.
 """
@@ -32,7 +32,7 @@ def within_prompts(
     least_prompts: int,
     alike: IntArray | None = None,
 ) -> Association | None:
-    """Measure how x goes with y among rollouts of the same prompt; shape (num_rollouts,) each.
+    """Measures how x and y vary together among rollouts of the same prompt; shape (num_rollouts,) each.
 
     alike: only pairs with the same value of it count. least_prompts: None with fewer prompts that have a pair that counts. The
     interval is Student's, its standard error from the prompts' influences on the ratio (Cochran 1977, section 6.3).
@@ -52,7 +52,7 @@ def within_prompts(
     n, gamma = len(counted), float(signed.sum() / counted.sum())
     influences = signed - gamma * counted
     error = float(np.sqrt((influences @ influences) * n / (n - 1))) / float(counted.sum())
-    # A sample without scatter is no proof that there is none: as if one more prompt had gone the other way.
+    # A sample without scatter does not prove that there is none: one more prompt counts as the opposite case.
     floor = 2 / (n + 1) if error == 0 else 0.0
     half = float(special.stdtrit(n - 1, 0.5 + confidence / 2)) * error + floor
     return Association(gamma, (max(-1.0, gamma - half), min(1.0, gamma + half)), n)

@@ -82,7 +82,7 @@ class Comparison:
     primary: str
     """The metric that the verdict is about: `MetricSettings.primary_metric`, fixed before the runs are looked at."""
     verdict: str
-    """One sentence. It names both runs and the metric, and what speaks against it."""
+    """One sentence: both runs, the metric, the conclusion, and any evidence against it."""
     not_comparable: str
     """Why no verdict is given; empty when there is one."""
     num_prompts: int
@@ -101,7 +101,7 @@ class Comparison:
     rates: tuple[RateDifference, ...]
     """Failures, and retries where they are known."""
     readings: tuple[str, ...]
-    """Of incomplete runs, what the verdict would be: with failed rollouts as 0, and with failed rollouts left out."""
+    """For incomplete runs, the verdict under each rule: with failed rollouts as 0, and with failed rollouts left out."""
     differing: tuple[DifferingSetting, ...]
     """What differs between the runs besides the policy."""
     notes: tuple[str, ...]
@@ -126,7 +126,7 @@ def compare(base: Side, fine_tuned: Side, settings: MetricSettings, *, margin: f
     There is no verdict when both sides are one run, when a larger share of a side's rollouts failed than
     `settings.max_failed_share`, or when the sides were played for different success thresholds and the verdict depends on which
     one is used. Both sides are judged at the threshold of `settings`.
-    Raises MetricError when no prompt is shared, when the primary metric is none that both runs have, or when the margin is not a
+    Raises MetricError when no prompt is shared, when the runs do not both have the primary metric, or when the margin is not a
     finite number above 0.
     """
     if margin is not None and not 0 < margin < np.inf:
@@ -186,7 +186,7 @@ def _judged(sides: tuple[Side, Side], settings: MetricSettings, margin: float | 
     candidates = Candidates(sides[0].name, sides[1].name)
     metrics = _judge_all(columns, candidates, settings, margin)
     primary = resolve(
-        settings.primary_metric, metrics, problem="is the primary metric, and not one that both runs give"
+        settings.primary_metric, metrics, problem="is the primary metric, but the runs do not both have it"
     )
     corrected = gatekept(
         primary,
@@ -206,7 +206,7 @@ def _verdict(
     settings: MetricSettings,
     margin: float | None,
 ) -> tuple[str, str]:
-    """The verdict, and why there is none."""
+    """The verdict, and the reason when there is none (else empty)."""
     if sides[0].identity and sides[0].identity == sides[1].identity:
         reason = f"{sides[0].name} and {sides[1].name} are the same run"
         return f"not comparable: {reason}", reason
@@ -233,7 +233,7 @@ def _other_thresholds(sides: tuple[Side, Side], settings: MetricSettings) -> lis
 
 
 def _contradictions(judged: _Judged, settings: MetricSettings) -> Iterator[str]:
-    """What success rate or mean reward shows and the primary metric does not."""
+    """Differences that success rate or mean reward shows and the primary metric does not."""
     shown = judged.direction(settings.confidence)
     for name in PLANNED:
         other = judged.metrics.get(name)

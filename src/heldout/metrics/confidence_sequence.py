@@ -1,8 +1,8 @@
-"""Intervals for a mean that hold at every look: a confidence sequence by betting.
+"""Intervals for a mean that are valid at every look: a confidence sequence by betting.
 
-A fixed-size interval holds at one look. Whoever looks after every value sees it miss the mean at some look far more often than
-its confidence says. A confidence sequence holds at all looks at once, so a display may show it at any time and a reader may
-stop because of it.
+An ordinary interval is valid at one look. If it is looked at after every value, it misses the mean at some look far more often
+than its confidence promises. A confidence sequence is valid at all looks at once, so a display may show it at any time, and a
+reader may stop because of it.
 
 Source: Waudby-Smith and Ramdas 2021, "Estimating means of bounded random variables by betting", arXiv:2010.09686 (J. R. Statist.
 Soc. B 86, 2024): the hedged capital process (theorem 3) with predictable plug-in bets (equation 26 with the factor
@@ -30,7 +30,7 @@ _VALUES_AT_ONCE = 32
 
 
 class ConfidenceSequence:
-    """The interval of a mean, for values that come one by one; valid at every look.
+    """The interval of a mean, for values that arrive one by one; valid at every look.
 
     Values are independent with the same mean, or at least their mean given all values before is the same. Memory is constant;
     `add` takes constant time, and `interval` some 20 microseconds for each value added since the last call.
@@ -57,7 +57,7 @@ class ConfidenceSequence:
         self._greatest_2M = np.zeros((2, _NUM_MEANS))
 
     def add(self, value: float) -> None:
-        """Add the next value. Raises MetricError for a value outside the range."""
+        """Adds the next value. Raises MetricError for a value outside the range."""
         scaled = (value - self._low) / self._width
         if not 0 <= scaled <= 1:
             raise MetricError(f"value is {value!r}; it must be from {self.range[0]:g} to {self.range[1]:g}")
@@ -106,7 +106,10 @@ class ConfidenceSequence:
 
 
 def _last_crossing(capital_M: FloatArray, needed: float) -> float:
-    """Where the capital, by ascending means, falls below what rules a mean out; 0 if it rules out none."""
+    """The mean up to which means are ruled out, interpolated; 0 if none is.
+
+    capital_M: the capital by ascending means. needed: the capital that rules a mean out.
+    """
     ruled_out = np.flatnonzero(capital_M >= needed)
     if len(ruled_out) == 0:
         return 0.0

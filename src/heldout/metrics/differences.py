@@ -1,14 +1,14 @@
 """Limits for the difference of two runs on the same prompts, from the limits of each run.
 
-The sign-flip interval (`heldout.metrics.subset_means`) shows only what the sample shows. It collapses when a run is near 0 or
-1, when all prompts move by the same amount, or when few prompts move at all. The limits here do not:
+The sign-flip interval (`heldout.metrics.subset_means`) sees only the changes in the sample. It collapses when a run is near 0 or
+1, when all prompts change by the same amount, or when few prompts change. The limits here do not collapse:
 
 - of two rates: MOVER, the method of variance estimates recovery, which builds a difference's limits from the limits of each
   rate. Sources: Newcombe 1998, Stat. Med. 17, 2635-2650 (for proportions of pairs); Zou and Donner 2008, Stat. Med. 27,
   1693-1702, equation 10 (with the correlation of the two estimates; here that of the prompts' values).
 - of two rates where most prompts always end alike, as with a deterministic policy: the correlation is then near 1, and MOVER
-  sees only the prompts that moved. So the limits are widened towards those of MOVER on the mean gain and the mean loss of a
-  prompt, which allow for moves that this sample does not show.
+  sees only the prompts that changed. So the limits are widened towards those of MOVER on the mean gain and the mean loss of a
+  prompt, which allow for changes that this sample does not show.
 - of two means: Student's t with Hall's correction (`heldout.metrics.intervals.mean_difference_limits`).
 
 `DifferenceTest` unites these with the sign-flip interval. Each limit is the farther one, each p-value the larger one.
@@ -25,29 +25,29 @@ from heldout.metrics.table import FloatArray
 
 NUM_TAILS = 33
 SMALLEST_TAIL = 2e-5
-"""p-values are looked for between this and a half; the sign-flip test gives none below 5e-5."""
+"""p-values are searched for between this and 0.5; the sign-flip test gives none below 5e-5."""
 
 
 @dataclass(frozen=True, slots=True)
 class PairedRates:
-    """What the limits of a difference of two rates depend on, for several evaluations."""
+    """The inputs of the limits of a difference of two rates, for several evaluations."""
 
     base_R: FloatArray
     """Means, shape (num_evaluations,)."""
     fine_tuned_R: FloatArray
     correlation_R: FloatArray
-    """Of the prompts' values, shape (num_evaluations,); 0 where a run does not vary."""
+    """Correlation of the prompts' values, shape (num_evaluations,); 0 where a run does not vary."""
     gains: Scatter
     """The positive parts of the differences."""
     losses: Scatter
     """The negative parts, as positive numbers."""
     gain_correlation_R: FloatArray
-    """Of gains and losses."""
+    """Correlation of gains and losses."""
     hidden_R: FloatArray
-    """How much moves that the sample does not show matter, in [0, 1]: 1 when no prompt differs, else the squared correlation
-    where three prompts in four or more always end alike in both runs, and nothing where at most half do."""
+    """Weight of changes that the sample does not show, in [0, 1]: 1 when no prompt differs. Else the squared correlation, times a
+    factor that rises evenly from 0 to 1 as the share of prompts that always end alike in both runs rises from a half to all."""
     rollouts_R: FloatArray
-    """Rollouts of the run that has fewer, shape (num_evaluations,)."""
+    """Number of rollouts of the smaller run, shape (num_evaluations,)."""
 
     @classmethod
     def of(cls, base_RP: FloatArray, fine_tuned_RP: FloatArray, rollouts_R: FloatArray) -> Self:
@@ -69,7 +69,7 @@ class PairedRates:
         )
 
     def repeat(self, times: int) -> Self:
-        """Repeat each evaluation so many times."""
+        """Repeats each evaluation `times` times."""
         return type(self)(
             np.repeat(self.base_R, times),
             np.repeat(self.fine_tuned_R, times),
@@ -102,7 +102,7 @@ def mover_limits(
     second_limits_R2: FloatArray,
     correlation_R: FloatArray,
 ) -> FloatArray:
-    """Limits of second minus first from the limits of either, shape (num_evaluations, 2).
+    """Limits of second minus first from the limits of each, shape (num_evaluations, 2).
 
     Source: Zou and Donner 2008, Stat. Med. 27, 1693-1702, equation 10.
     """
@@ -114,20 +114,20 @@ def mover_limits(
 
 @dataclass(frozen=True, slots=True)
 class DifferenceTest:
-    """The test of a mean difference: the sign-flip test and, where there are limits from each run, these too.
+    """The test of a mean difference: the sign-flip test, united with limits from each run where these exist.
 
     The law: for every d and every confidence, with tail = (1 - confidence) / 2,
 
         p_above(d) <= tail  exactly when  d <= lower limit,    p_below(d) <= tail  exactly when  d >= upper limit,
 
-    but for a lower (upper) limit at the end of what the sign-flip test can tell, which is itself not rejected. So a p-value of
-    no difference is small exactly when the interval leaves out 0, two runs are equivalent exactly when it lies within the
+    except where a limit is the end of the range of the sign-flip test: that end itself is not rejected. So the p-value of no
+    difference is small exactly when the interval leaves out 0, two runs are equivalent exactly when it lies within the
     margins, and a gate passes exactly when it leaves out every loss that is too large.
     """
 
     flips: SubsetMeans
     limits_T2: FloatArray | None
-    """From the limits of each run, for each of `tails`; None where there are none."""
+    """Limits from each run, for each of `tails`, shape (num_tails, 2); None where there are none."""
     tails: FloatArray
     """Shape (num_tails,), ascending up to a half."""
 
@@ -170,7 +170,7 @@ class DifferenceTest:
 
 
 def tails_for(confidence: float) -> FloatArray:
-    """Tails at which limits are worked out, ascending, `confidence`'s own among them."""
+    """Tails at which limits are computed, ascending; that of `confidence` is one of them."""
     from scipy import special
 
     even = special.ndtr(np.linspace(float(special.ndtri(SMALLEST_TAIL)), 0.0, NUM_TAILS))
@@ -196,7 +196,7 @@ def _distance(first: FloatArray, second: FloatArray, correlation: FloatArray) ->
 
 
 def _one_sided_limits(part: Scatter, rollouts_R: FloatArray, tails_R2: FloatArray) -> FloatArray:
-    """Limits of the mean gain or loss of a prompt, exact where no prompt has one, or all have all of it."""
+    """Limits of the mean gain or loss of a prompt; exact where it is 0 for every prompt, or 1 for every prompt."""
     limits = scatter_limits(part, rollouts_R, tails_R2)
     bound = tails_R2[:, 0] ** (1 / part.num_prompts)
     limits[part.means_R <= 0] = np.stack([np.zeros_like(bound), 1 - bound], axis=1)[part.means_R <= 0]
@@ -205,7 +205,7 @@ def _one_sided_limits(part: Scatter, rollouts_R: FloatArray, tails_R2: FloatArra
 
 
 def _correlation(first_RP: FloatArray, second_RP: FloatArray) -> FloatArray:
-    """Of the values of each evaluation, shape (num_evaluations,); 0 where either does not vary."""
+    """Correlation within each evaluation, shape (num_evaluations,); 0 where either does not vary."""
     first, second = (values - values.mean(axis=1, keepdims=True) for values in (first_RP, second_RP))
     scale = np.sqrt((first**2).sum(axis=1) * (second**2).sum(axis=1))
     found: FloatArray = np.where(scale > 1e-12, (first * second).sum(axis=1) / np.maximum(scale, 1e-12), 0.0)

@@ -24,21 +24,21 @@ class SideFailures:
     retried: int | None
     """Rollouts that took more than one attempt; None when unknown."""
     reasons: tuple[FailureReason, ...]
-    """Of the failed rollouts, the commonest first."""
+    """Why rollouts failed for good, the most common first."""
 
     @classmethod
     def of(cls, side: Side) -> "SideFailures":
-        """Count the failures of one side."""
+        """Counts the failures of one side."""
         retried = None if side.is_retried is None else int(side.is_retried.sum())
         return cls(side.name, side.rollouts.num_rollouts, side.num_failed, retried, side.reasons)
 
     @property
     def share(self) -> float:
-        """Failed rollouts over all, in [0, 1]."""
+        """Failed rollouts divided by all rollouts, in [0, 1]."""
         return self.failed / max(1, self.num_rollouts)
 
     def is_within(self, max_failed_share: float) -> bool:
-        """Whether the run's numbers are whole: a rollout was scored, and no larger share failed."""
+        """Whether the run's numbers are complete: a rollout was scored, and at most this share failed."""
         return self.failed < self.num_rollouts and self.share <= greatest_meeting(max_failed_share)
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ class RateDifference:
 
 
 def rate_differences(pairs: Pairs, settings: MetricSettings) -> tuple[RateDifference, ...]:
-    """Test whether failures, and retries where they are known, are equally common in both runs: sign-flip tests over prompts.
+    """Tests whether failures, and retries where they are known, are equally common in both runs: sign-flip tests over prompts.
 
     pairs: of all prompts that both runs have, failed rollouts included.
     """

@@ -1,4 +1,4 @@
-"""Failures of one run: counted by reason, with the commonest message of each and a hint for the ones that everyone meets."""
+"""Failures of one run: counted by reason, with the most common message of each and a hint for common problems."""
 
 import re
 from collections import Counter
@@ -49,12 +49,12 @@ class FailureReason:
     """A short stable word, such as `raised` or `timeout`."""
     count: int
     message: str
-    """The commonest message, one line; messages that differ only in numbers and ids count as one, shown by their first."""
+    """The most common message, one line; messages that differ only in numbers and ids count as one, shown by their first."""
     message_count: int
 
     @property
     def hint(self) -> str:
-        """Advice for a failure that everyone meets; empty for another."""
+        """Advice for a common problem; empty for any other."""
         text = f"{self.kind}: {self.message}"
         return next((advice for pattern, advice in _HINTS if re.search(pattern, text, re.IGNORECASE)), "")
 
@@ -68,7 +68,7 @@ class FailureReason:
 
 
 def count_reasons(failures: Iterable[tuple[str, str, str]]) -> tuple[FailureReason, ...]:
-    """Count failures, each a boundary, a kind and a message, by boundary and kind: the commonest first."""
+    """Counts failures by boundary and kind, the most common first. failures: each a boundary, a kind and a message."""
     counter = FailureCounter()
     for boundary, kind, message in failures:
         counter.add(boundary, kind, message)
@@ -86,7 +86,7 @@ class FailureCounter:
         self._first: dict[tuple[str, str, str], str] = {}
 
     def add(self, boundary: str, kind: str, message: str) -> None:
-        """Count one failure."""
+        """Counts one failure."""
         key, line = (boundary, kind), " ".join(message.split())[:_MESSAGE_CHARACTERS]
         alike = _VARYING.sub("#", line)
         self._counts[key] += 1
@@ -102,7 +102,7 @@ class FailureCounter:
 
     @property
     def reasons(self) -> tuple[FailureReason, ...]:
-        """By boundary and kind, the commonest first."""
+        """By boundary and kind, the most common first."""
         found = []
         for (boundary, kind), count in self._counts.most_common():
             alike, times = self._messages[boundary, kind].most_common(1)[0]

@@ -84,8 +84,8 @@ def parse_requirement(text: str) -> Requirement:
 def check_requirement(requirement: Requirement, summary: Summary, *, fixed_prompts: bool = False) -> GateResult:
     """Check one condition on a run. A number that the run cannot give does not pass; the reason says why it cannot.
 
-    fixed_prompts: whether `lower` and `upper` are about these very prompts, of which only rollouts vary, and not about prompts
-    like these. Raises MetricError when the metric's name is none of the run's (with the nearest), or means two of them.
+    fixed_prompts: whether `lower` and `upper` are about these very prompts, where only rollouts vary, and not about prompts like
+    these. Raises MetricError when the run has no metric of this name (it gives the nearest name), or two of them.
     """
     known = summary.metrics.keys() | summary.notes.keys()
     name = resolve(requirement.metric, known, problem="is not one of this run's")
@@ -127,7 +127,7 @@ def check_no_regression(
     A loss is a decrease, or an increase where lower is better. Too few prompts to show it do not pass.
     comparison: reference as base, the run as fine-tuned. metric: any name of the metric; None for the comparison's primary one.
     margin: at least 0, in the metric's unit. reference, run: the numbers of both. They give the chance that playing the run again
-    gives the other verdict and, with `fixed_prompts`, the interval on these very prompts, of which only rollouts vary.
+    gives the other verdict and, with `fixed_prompts`, the interval on these very prompts, where only rollouts vary.
     Raises MetricError for a margin below 0 or a metric that was not compared.
     """
     if not margin >= 0:

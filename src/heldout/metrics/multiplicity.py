@@ -8,7 +8,7 @@ from heldout.metrics.table import FloatArray
 
 
 def holm(p_values: Iterable[float]) -> list[float]:
-    """p-values corrected so that the chance of any false finding among them stays at the level of one test.
+    """Corrects p-values so that the chance of any false finding among them stays at the level of one test.
 
     Valid for tests that depend on each other in any way. Source: Holm 1979, Scand. J. Statist. 6, 65-70.
     """
@@ -26,9 +26,10 @@ def gatekept(
     """Corrected p-values by metric: the primary metric's own, and for others Holm's, at least as large as the primary's.
 
     The chance of any false finding stays at the level of one test, and the primary metric pays nothing for the others
-    (serial gatekeeping: Dmitrienko and Tamhane 2007, Pharmaceut. Statist. 6, 171-180). A metric that no test can find to differ
-    does not count: one that is equal on all prompts, or has fewer than `least_prompts`. Nor does one whose differences are
-    proportional to those of an earlier metric, such as the mean reward of rewards 0 and 1 beside pass@1: it has that one's value.
+    (serial gatekeeping: Dmitrienko and Tamhane 2007, Pharmaceut. Statist. 6, 171-180). Two kinds of metric are left out of the
+    correction. No test can show a difference of a metric that is equal on all prompts, or that has fewer than `least_prompts`.
+    And a metric whose differences are proportional to those of an earlier metric gets the earlier one's value: so does the mean
+    reward of rewards 0 and 1, after pass@1.
     differences: by metric, shape (num_prompts,).
     """
     names = [primary, *(name for name in p_values if name != primary)]

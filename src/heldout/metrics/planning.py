@@ -28,8 +28,8 @@ MOST_PROMPTS = 10_000_000
 """A difference that needs more prompts than this is reported as out of reach."""
 
 _UNSEEN_SCATTER = 4
-"""How many prompts fewer the scatter of a pilot's contributions is taken to be known from: few prompts show too little of it.
-Chosen by simulation, see docs/explanation/statistics.md."""
+"""Subtracted from the number of a pilot's prompts where the scatter of their contributions is judged, because few prompts scatter
+too little. Chosen by simulation, see docs/explanation/statistics.md."""
 
 _ABSCISSAE, _HALF_WEIGHTS = np.polynomial.legendre.leggauss(128)
 _NODES, _WEIGHTS = (_ABSCISSAE + 1) / 2, _HALF_WEIGHTS / 2
@@ -37,7 +37,7 @@ _NODES, _WEIGHTS = (_ABSCISSAE + 1) / 2, _HALF_WEIGHTS / 2
 
 
 class PilotScatter(NamedTuple):
-    """What each prompt of a pilot contributes to a spread: how much these differ shows how well the pilot knows it."""
+    """Each prompt's contribution to a pilot's spread. Their scatter shows how well the pilot knows the spread."""
 
     between: FloatArray
     """Shape (num_prompts,); the mean estimates `Spread.between` without bias, and may be negative."""
@@ -169,10 +169,10 @@ class PlanOption:
 
 @dataclass(frozen=True, slots=True)
 class PilotUncertainty:
-    """How far the recommended option may be off, because the pilot shows the spread only so well."""
+    """The uncertainty of the recommended option, from that of the pilot's spread."""
 
     confidence: float
-    """Of both ranges."""
+    """Confidence of both ranges."""
     num_prompts: tuple[int, int | None]
     """The fewest and the most prompts that groups of the recommended size may need; None: out of reach."""
     power: tuple[float, float]

@@ -79,7 +79,7 @@ def rank(sides: Sequence[Side], settings: MetricSettings, *, metric: str = SUCCE
 
 
 def _whole(sides: Sequence[Side], settings: MetricSettings) -> tuple[list[Side], tuple[str, ...]]:
-    """The runs whose numbers are whole, and a note on each run with failures."""
+    """The runs whose numbers are complete, and a note on each run with failures."""
     failures = [SideFailures.of(side) for side in sides]
     is_whole = [one.is_within(settings.max_failed_share) for one in failures]
     notes = tuple(

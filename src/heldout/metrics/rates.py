@@ -32,7 +32,7 @@ class Rate:
 
     @classmethod
     def of_prompts(cls, mean: PromptMean) -> Self | None:
-        """A success rate, pass@k or pass^k; None for other means."""
+        """The rate of a success rate, pass@k or pass^k; None for other means."""
         if mean.quantity is None or mean.successes is None or mean.sizes is None:
             return None
         return cls(mean.values, mean.successes, mean.sizes, mean.quantity)
@@ -59,7 +59,7 @@ class RatePair:
     base: Rate
     fine_tuned: Rate
     width: float = 1.0
-    """Of the metric's range: a difference of rates times this is a difference of the metric."""
+    """Width of the metric's range: a difference of rates times this is a difference of the metric."""
 
     def limits_at(self, tails: FloatArray) -> FloatArray:
         """Limits of the metric's difference, fine-tuned minus base, shape (num_tails, 2)."""
@@ -69,7 +69,7 @@ class RatePair:
 
 
 def two_ends(metric: Metric, *values: FloatArray) -> Interval | None:
-    """The two values that make a mean over rows a rate; None where it is none.
+    """The two values that make a mean over rows a rate; None where the mean is not a rate.
 
     The ends of the metric's declared range, or 0 and 1 where both were seen. Any other two values may be two of many: rewards
     of 0 and 0.1 do not show that no reward is 1. values: of one run or of several, shape (num_rows,) each.

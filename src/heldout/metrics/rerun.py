@@ -1,11 +1,11 @@
-"""How far a number would move if the same prompts were played again.
+"""Uncertainty of a number if the same prompts were played again.
 
 The intervals of `heldout.metrics.intervals` answer "what would it be on prompts like these?": prompts are a sample. Where the
 prompts are the benchmark, as in a fixed test set or in CI, the question is "what would it be on these very prompts?". Then only
-rollouts vary, and how much prompts differ has no part in it. Groups of one rollout do not show it.
+rollouts vary, and differences between prompts do not matter. Groups of one rollout do not show this variation.
 
-Method: the unbiased variance within each prompt, added up, plus what one rollout can move the number by: where all rollouts of
-each prompt agree, a rerun may still differ. Coverage measured by simulation: docs/explanation/statistics.md.
+Method: the unbiased variance within each prompt, added up, plus the square of the step by which one rollout can move the number:
+if all rollouts of each prompt agree, a rerun may still differ. Coverage measured by simulation: docs/explanation/statistics.md.
 """
 
 import math
@@ -22,12 +22,12 @@ from heldout.metrics.table import FloatArray
 
 @dataclass(frozen=True, slots=True)
 class Rerun:
-    """A number on these very prompts."""
+    """The uncertainty of a number on these very prompts."""
 
     error: float
-    """Standard error of the number around what endless reruns of these prompts would give."""
+    """Standard error of the number as an estimate of the mean of endless reruns of these prompts."""
     interval: tuple[float, float]
-    """Of what endless reruns of these prompts would give."""
+    """Interval for the mean of endless reruns of these prompts."""
 
     def flip_chance(self, distance: float) -> float:
         """The chance that one rerun of these prompts moves the number by `distance` or more towards a bound.
@@ -38,7 +38,7 @@ class Rerun:
 
 
 def rerun_of(metric: Metric, result: Result, sample: Sample, confidence: float) -> Rerun | None:
-    """The number on these very prompts; None where groups do not show it, or for a metric that is no mean over rollouts.
+    """The uncertainty on these very prompts; None where groups do not show it, and for a metric that is not a mean over rollouts.
 
     A mean over rollouts needs a prompt with two rollouts; pass@k and pass^k need 2k rollouts of every prompt.
     """
@@ -65,7 +65,7 @@ def rerun_of(metric: Metric, result: Result, sample: Sample, confidence: float) 
 
 
 def _of_rows(mean: RowMean) -> tuple[float, float] | None:
-    """The variance of the mean given its prompts, and what one row can move it by."""
+    """The variance of the mean given its prompts, and the step by which one row can move it."""
     sizes = mean.groups.count()
     several = sizes > 1
     if not several.any():
@@ -79,9 +79,9 @@ def _of_rows(mean: RowMean) -> tuple[float, float] | None:
 
 
 def _of_rates(mean: PromptMean) -> tuple[float, float] | None:
-    """The variance of pass@k or pass^k given its prompts, and what one rollout can move it by.
+    """The variance of pass@k or pass^k given its prompts, and the step by which one rollout can move it.
 
-    Without bias: the estimate squared, less an unbiased estimate of the square, which needs two disjoint draws of k rollouts.
+    It is unbiased: the squared estimate less an unbiased estimate of the square, which needs two disjoint draws of k rollouts.
     """
     if mean.quantity is None or mean.successes is None or mean.sizes is None:
         return None

@@ -1,8 +1,8 @@
 """Reward and success so far, for a display that may be read, and acted on, at any time.
 
-Rollouts that end soon are the easy ones, so the rollouts that have ended are no fair sample of all. Prompts are played in
-random order. The estimate is of the prompts up to the first one that still plays, in that order: how long a prompt takes then
-has no part in whether it counts. Its intervals hold at every look (`heldout.metrics.confidence_sequence`).
+Easy rollouts end early, so the rollouts that have ended are not a fair sample of all. So prompts are played in random order, and
+the estimate covers the prompts up to the first one in that order that is still playing. It then does not matter how long a prompt
+takes. Its intervals are valid at every look (`heldout.metrics.confidence_sequence`).
 
 Memory is one small entry for each prompt that has begun and does not count yet. numpy is imported when a run begins, so that
 a job starts without waiting for it.
@@ -108,7 +108,7 @@ class _RunningMean:
         self.no_interval = ""
 
     def check(self, value: float) -> None:
-        """Gives the interval up if a rollout's value is outside the range."""
+        """Gives up the interval if a rollout's value is outside the range."""
         low, high = self._sequence.range
         if not low <= value <= high:
             self.no_interval = f"rewards leave [{low:g}, {high:g}], so their range is not known"

@@ -25,8 +25,8 @@ class MetricSettings:
     failed_rollouts: Literal["zero", "exclude"] = "zero"
     """`zero`: a failed rollout has reward 0 and no success. `exclude`: it is left out, so groups may be unequal."""
     max_failed_share: float = 0.1
-    """The greatest share of failed rollouts with which a run's numbers are whole. Above it they are incomplete: shown with failed
-    rollouts as 0 and with failed rollouts left out, and compared with no other run."""
+    """The largest share of failed rollouts with which a run's numbers are complete. Above it they are incomplete: shown with
+    failed rollouts as 0 and with failed rollouts left out, and compared with no other run."""
     primary_metric: str = "pass@1"
     """The metric that a comparison's verdict is about, by any of its names. It is fixed before the runs are looked at."""
     confidence: float = 0.95

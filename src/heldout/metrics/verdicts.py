@@ -53,7 +53,7 @@ class MetricComparison:
     difference: float
     """fine_tuned - base."""
     interval: tuple[float, float] | None
-    """Of the difference; it leaves out 0 exactly when `p_value` is at most 1 - confidence. None where so few prompts, or
+    """Interval of the difference. It leaves out 0 exactly when `p_value` is at most 1 - confidence. None where so few prompts, or
     prompts so much alike, do not bound the difference: `no_interval` has the reason."""
     p_value: float
     """Two-sided, against no difference; of this metric alone. 1 with too few prompts to judge."""
@@ -311,7 +311,7 @@ def _difference_words(columns: MetricColumns, found: _Found, candidates: Candida
 
 
 def metric_words(name: str) -> str:
-    """What a verdict calls the metric with this wire name: `pass@1`."""
+    """The name of a metric in verdicts, from its wire name: `pass@1`."""
     described = find(name)
     return label(name) if described is None else described.heading
 

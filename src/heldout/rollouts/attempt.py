@@ -300,7 +300,7 @@ class _Play:
         )
 
     def _is_final(self, failure: Failure) -> bool:
-        """Whether the rollout fails for good by this failure."""
+        """Whether the rollout fails for good with this failure, and is not played again."""
         is_last = self._this.is_last or not (failure.is_infrastructure or self._rules.retries_agent_failures)
         return is_last and failure.is_scorable
 

@@ -53,7 +53,7 @@ def check_unchanged(runs: Iterable[Run]) -> tuple[str, ...]:
         elif changes := changes_since(run.state.card, run):
             raise InputError(
                 f"run {run.location} began with another {_parts(changes)} ({_named(changes)}), and resuming would mix both; "
-                "restore it, evaluate anew under another --name, or go on and mark the run: --allow-changes "
+                "restore it, evaluate anew under another --name, or resume and mark the run: --allow-changes "
                 "(allow_changes=True in Python)"
             )
     return tuple(warnings)

@@ -164,7 +164,7 @@ class Engine:
         number = self._index.attempts(prompt.index, rollout_index) + 1
         num_uncounted = 0
         is_isolated = self._isolate_attempts
-        # A rollout that was opened again has all its retries anew.
+        # A rollout that was opened again gets all its retries again.
         last = self._max_attempts if number <= self._max_attempts else number + self._max_attempts - 1
         while True:
             is_last = number >= last
@@ -214,7 +214,7 @@ class Engine:
             )
 
     async def _wait_before(self, failures: int, failed: Attempt) -> None:
-        """failures: attempts of the rollout so far that failed. Waits where something outside the agent has to recover."""
+        """Waits if something outside the agent has to recover. failures: failed attempts of the rollout so far."""
         if failed.failure is not None and failed.failure.is_infrastructure:
             seconds = backoff_seconds(self._first_delay_seconds, failures - 1, self._longest_delay_seconds)
             with contextlib.suppress(TimeoutError):  # a stop ends the wait

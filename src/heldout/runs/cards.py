@@ -1,4 +1,4 @@
-"""Reads the card of a run. Runs that older versions played have none: then only what the job document says is known."""
+"""Reads the card of a run. A run of an older version has no card, so its job document gives as much as it knows."""
 
 from heldout.job.card import AgentCard, CardDifference, DatasetCard, ModelCard, RunCard, card_differences
 from heldout.job.document import JobConfigDocument
@@ -9,14 +9,14 @@ UNKNOWN_VERSION = "unknown"
 
 
 def card_of(run: Run) -> RunCard:
-    """Return the card that the run recorded, else one of the values in its job document."""
+    """Returns the recorded card of a run, or a card made from its job document."""
     return run.state.card or card_of_document(run.document, dataset_hash=run.state.dataset_hash)
 
 
 def card_of_document(
     document: JobConfigDocument, *, dataset_hash: str | None = None, version: str = UNKNOWN_VERSION
 ) -> RunCard:
-    """Return the card of a job as far as its document knows it."""
+    """Returns a card with what the job document knows."""
     return RunCard(
         heldout=version,
         agent=AgentCard(reference=document.agent_config.agent.text),
@@ -30,7 +30,7 @@ def card_of_document(
 
 
 def run_differences(before: Run, after: Run) -> tuple[CardDifference, ...]:
-    """Compare the cards of two runs; see `heldout.job.card.card_differences`."""
+    """Compares the cards of two runs; see `heldout.job.card.card_differences`."""
     one, other = card_of(before), card_of(after)
     found = card_differences(one, other)
     if before.state.card is None or after.state.card is None:

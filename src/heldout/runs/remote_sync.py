@@ -95,7 +95,7 @@ def end_writer(storage: Storage, token: str) -> None:
         if found is not None and found.size == 0:
             return
         number += found is not None  # the writer was faster; without a file the refusal was a passing one
-    raise StorageError(f"{storage.location} does not let the journal of a lost machine be ended; try again")
+    raise StorageError(f"{storage.location} refuses to end the journal of a lost machine; try again")
 
 
 def catch_up(storage: Storage, folder: Path, *, writer: str | None = None) -> None:

@@ -212,21 +212,21 @@ class ModelCalls:
 
 
 class _AddedFields:
-    """Which of the fields that the job adds to calls the policy's server takes: `seed`, `logprobs`, `stream_options`."""
+    """The fields that the job adds to calls (`seed`, `logprobs`, `stream_options`), and which of them the server accepts."""
 
     def __init__(self) -> None:
         self.refused: frozenset[str] = frozenset()
         self._settled: frozenset[str] = frozenset()
-        """Fields that are asked about no more: the server took them once, or refused the call without them too."""
+        """Fields that are not suspected again: the server accepted them once, or refused the call without them too."""
 
     def accept(self, added: frozenset[str]) -> None:
         """Records that the server answered a call with these fields."""
         self._settled |= added
 
     def suspects(self, added: frozenset[str], reply: ModelReply) -> list[frozenset[str]]:
-        """Returns the sets of fields to leave out in turn after this refusal; none if the fields cannot be its reason.
+        """Returns the sets of fields to leave out, one after the other, after this refusal; none if no field can be its reason.
 
-        A server that names a field is asked without that one. Else each is left out alone, then all: once a run.
+        If the server names a field, that one is left out. Else each is left out alone, then all. This happens once a run.
         """
         added -= self._settled
         if reply.status not in _FIELD_REFUSALS or not added:

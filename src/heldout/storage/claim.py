@@ -2,11 +2,11 @@
 
     claim.json      the machine that holds the claim, its token, and a count that it increments every few seconds
 
-A machine takes, renews and releases the claim by conditional writes of this one file, so of two that take it at the same time one
-succeeds. A machine that dies cannot release its claim; another machine takes it over once the renewals have stopped. If the first
-machine is still alive, its next renewal fails. A claim that was lost stays lost: a released claim leaves its file, marked as
-released, so a machine that was cut off finds the trace of its successor. The holder of a claim whose file is missing has lost it
-too. `heldout.storage.fence` refuses every other write of a machine that has lost its claim.
+A machine takes, renews and releases the claim by conditional writes of this one file. If two take it at the same time, one
+succeeds. A machine that dies cannot release its claim; another machine takes it over once the renewals have stopped. If the
+first machine is still alive, its next renewal fails. A claim that was lost stays lost: a released claim leaves its file, marked
+as released, so a machine that was cut off finds the trace of its successor. The holder of a claim whose file is missing has
+also lost it. `heldout.storage.fence` refuses every other write of a machine that has lost its claim.
 """
 
 import logging
@@ -129,7 +129,7 @@ class Claim:
     def _write(self, *, is_released: bool = False) -> None:
         """Replaces the version last seen by the next count. Sets `_lost` if another claim, or none, is in its place.
 
-        Raises StorageError if the location goes on refusing although nothing has changed.
+        Raises StorageError if the location keeps refusing although nothing has changed.
         """
         self._count += 1
         written = orjson.dumps(

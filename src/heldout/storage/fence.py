@@ -1,9 +1,9 @@
 """Writes to a remote location that are refused once another machine has taken over.
 
-A machine may be stopped between a look at its claim and the write that follows, for any length of time, so a look alone proves
-nothing. Each write here is conditional on the version of the file that this machine read while it held the claim. A successor's
-first write of a file changes that version, so every later write of its predecessor is refused. The order matters: the version is
-read first, then the claim is checked, then the file is written.
+A machine may be suspended, for any length of time, between the check of its claim and the write that follows. So the check
+alone proves nothing. Each write here is conditional on the version of the file that this machine read while it held the claim.
+A successor's first write of a file changes that version, so every later write of its predecessor is refused. The order matters:
+the version is read first, then the claim is checked, then the file is written.
 """
 
 from pathlib import Path
