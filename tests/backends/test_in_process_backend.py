@@ -51,7 +51,7 @@ def _installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv("HELDOUT_REGISTRY", raising=False)
     monkeypatch.chdir(tmp_path)
-    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": str(n)}) + "\n" for n in (1, 0.5, 0)))
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": str(n)}) + "\n" for n in (0.9, 0.8, 0.7)))
 
 
 def evaluator(model: str, backend: str, **fields: Any) -> MultiTurnRLEvaluator:
@@ -112,6 +112,12 @@ def test_an_evaluation_is_resumed_by_the_backend_that_started_it(model: str) -> 
         execution.resume()
         assert execution.metrics["scripted"]["rollouts"]["scored"] > finished
     assert not (Path(execution.path) / LOG_FILE).exists()
+
+
+def test_an_evaluation_whose_last_rollout_ends_after_the_maximum_runtime_succeeds(model: str) -> None:
+    Path("prompts.jsonl").write_text('{"prompt": "1.5"}\n')
+    execution = evaluator(model, "in-process", agent_config=f"{AGENT}:slowly", stopping_condition=1).evaluate()
+    assert execution.status.overall_status == "Succeeded"
 
 
 def test_a_dry_run_of_the_in_process_backend_plays_nothing(model: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,7 +61,7 @@ def test_an_evaluation_whose_runs_failed_too_often_ends_with_no_verdict_and_exit
     arguments[arguments.index(f"{AGENT}:play")] = "fragile.py:play"
     assert heldout(monkeypatch, *arguments) == 1
     said = " ".join(capsys.readouterr().out.split())
-    assert "not comparable: 2 of 8 rollouts of base-model-eval failed (agent: raised (2), all " in said
+    assert "not comparable: 2 of 8 rollouts of baseline failed (agent: raised (2), all " in said
     assert "KeyError: 'answer'" in said
     assert "is worse than" not in said
 
@@ -89,8 +89,8 @@ def test_one_command_compares_a_model_with_what_it_was_tuned_from(
     listed = capsys.readouterr().out.splitlines()
     assert [line.split()[2:] for line in listed] == [
         ["Succeeded", "out/first"],
-        ["Completed", "out/first/baseline"],
-        ["Completed", "out/first/scripted"],
+        ["Completed", "out/first/baseline", "scripted", "pass@1", "1.00", "0", "of", "8", "failed"],
+        ["Completed", "out/first/scripted", "scripted", "pass@1", "1.00", "0", "of", "8", "failed"],
     ]
     assert heldout(monkeypatch, "list", "out", "--json") == 0
     listed = json.loads(capsys.readouterr().out)
@@ -168,14 +168,13 @@ def test_a_script_for_aws_names_its_things_through_a_registry(
     assert heldout(monkeypatch, "show", "s3://my-bucket/out/first", "--json") == 0
     assert json.loads(capsys.readouterr().out)["runs"]["gpt-oss-20b"]["metrics"]["eval/reward/mean"] == 1.0
     run = "s3://my-bucket/out/first/gpt-oss-20b"
-    assert heldout(monkeypatch, "compare", run, run) == 0
-    assert "8 shared prompts: 0 better, 0 worse, 8 the same" in capsys.readouterr().out
-    assert (
-        heldout(
-            monkeypatch, "gate", run, "--require", "pass_at_1 >= 1", "--no-regression-against", run, "--margin", "0.5"
-        )
-        == 0
-    )
+    assert heldout(monkeypatch, "compare", run, run) == 1
+    compared = capsys.readouterr().out
+    assert "are the same run" in compared
+    assert "8 shared prompts: 0 better, 0 worse, 8 the same" in compared
+    regression = ("--no-regression-against", run, "--margin", "0.5")
+    assert heldout(monkeypatch, "gate", run, "--require", "pass_at_1 >= 1", *regression) == 1
+    assert "are the same run" in capsys.readouterr().out
     for place in ("s3://my-bucket/out/first", "out/first"):  # an evaluation with one run stands for that
         assert heldout(monkeypatch, "gate", place, "--require", "pass_at_1 >= 1") == 0
     assert heldout(monkeypatch, "list", "s3://my-bucket/out") == 0
@@ -404,7 +403,7 @@ def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def test_a_place_that_the_file_system_refuses_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert heldout(monkeypatch, "show", "x" * 300) == 1
+    assert heldout(monkeypatch, "show", "x" * 300) == 2
     said = capsys.readouterr().err.strip()
     assert said.endswith("x/execution.json': File name too long")
     assert "\n" not in said

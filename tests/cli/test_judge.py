@@ -341,7 +341,7 @@ def test_names_that_look_like_styles_are_shown_as_they_are(heldout: Heldout, tmp
     groups = [[Play(1.0, metrics={"[/score]": 1, ":smile:": 2})]] * 2
     run = written_run(tmp_path / "[b]" / "run", groups, columns=[{"[/kind]": "[red]"}] * 2)
     said = heldout("show", run.folder).out + heldout("show", run.folder, "--slice", "[/kind]").out
-    assert all(name in said for name in ("agent: [/score]", "agent: :smile:", "/[b]/", "by [/kind]", "│ [red]"))
+    assert all(name in said for name in ("agent: [/score]", "agent: :smile:", "/[b]/", "by [/kind]", " [red] "))
 
 
 def test_results_are_sliced_by_a_column_of_the_dataset(heldout: Heldout, tmp_path: Path) -> None:

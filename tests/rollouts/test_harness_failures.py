@@ -78,23 +78,9 @@ class Swallowing(Agent):
             return InvocationResult(Outcome.RETURNED, body={"reward": 0.0})
 
 
-class Waiting(Agent):
-    """Ends no attempt before all have started."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self._number = number
-        self._have_started = asyncio.Event()
-
-    async def invoke(self, invocation: Invocation) -> InvocationResult:
-        result = await super().invoke(invocation)
-        if len(self.started_at) == self._number:
-            self._have_started.set()
-        await self._have_started.wait()
-        return result
-
-
-async def play(folder: Path, agent: Agent, *, num_prompts: int = 1) -> tuple[Ending | str, list[Attempt]]:
+async def play(
+    folder: Path, agent: Agent, *, num_prompts: int = 1, wave_seconds: float = 0.1
+) -> tuple[Ending | str, list[Attempt]]:
     """How playing ends, and the attempts in the journal."""
     journal = Journal(folder)
     journal.open()
@@ -104,6 +90,7 @@ async def play(folder: Path, agent: Agent, *, num_prompts: int = 1) -> tuple[End
         prompts=[Prompt(number, "p") for number in range(num_prompts)],
         group_size=1,
         concurrency=num_prompts,
+        wave_seconds=wave_seconds,
         max_retries=0,
         isolate_attempts=False,
         index=JournalIndex.of(folder, group_size=1),
@@ -153,11 +140,14 @@ async def test_a_model_that_is_given_up_stops_the_job_and_spends_no_rollout(tmp_
 
 
 async def test_thousands_of_rollouts_do_not_start_all_at_once(tmp_path: Path) -> None:
-    agent = Waiting(700)
-    ending, _ = await play(tmp_path, agent, num_prompts=700)
-    assert ending is Ending.FINISHED
-    first, later = agent.started_at[0], agent.started_at[512]
-    assert later - first >= 0.19  # two pauses of 0.1 s, as the loop's clock rounds them
+    agent, one_wave = Agent(), 256
+    playing = asyncio.create_task(play(tmp_path, agent, num_prompts=700, wave_seconds=3600.0))
+    async with asyncio.timeout(60):
+        while sum(line.attempt.is_final for line in read(tmp_path)) < one_wave:
+            await asyncio.sleep(0.01)
+    assert len(agent.started_at) == one_wave
+    playing.cancel()
+    await asyncio.gather(playing, return_exceptions=True)
 
 
 @pytest.mark.parametrize(("soft", "hard", "is_lowered"), [(256, 256, True), (64, 4096, False)])

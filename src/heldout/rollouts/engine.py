@@ -4,7 +4,6 @@ It owns scheduling, retries and stopping. `attempt` plays one attempt, and `runs
 """
 
 import asyncio
-import contextlib
 import enum
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +26,6 @@ _MOST_HARNESS_FAILURES = 6
 """Attempts of one rollout that may fail because the machine ran out of something, 0.5 to 10 s apart."""
 _WAVE = 256
 """Rollouts that start together. Thousands at once would overflow the listen queues, and their connections be reset."""
-_WAVE_SECONDS = 0.1
 _NEARLY_DONE_SECONDS = 10.0
 """The time in which the results process becomes ready while agents use every processor; otherwise it needs a second or two."""
 
@@ -87,11 +85,12 @@ class Engine:
         on_nearly_done: Callable[[], None] = lambda: None,
         first_delay_seconds: float = 0.5,
         longest_delay_seconds: float = 10.0,
+        wave_seconds: float = 0.1,
     ) -> None:
         """on_nearly_done: called once, at the estimated time of some seconds before the last rollout ends.
 
         first_delay_seconds, longest_delay_seconds: before another attempt after a service was unreachable, doubled each time. A
-        failed agent is tried again without delay.
+        failed agent is tried again without delay. wave_seconds: between the starts of one wave of rollouts and the next.
         """
         self._prompts = prompts
         self._group_size = group_size
@@ -105,10 +104,11 @@ class Engine:
         self._on_nearly_done = on_nearly_done
         self._first_delay_seconds = first_delay_seconds
         self._longest_delay_seconds = longest_delay_seconds
+        self._wave_seconds = wave_seconds
         self._is_nearly_done = False
         self._pending = self._unfinished()
         self._failed_on_end: Counter[str] = Counter()
-        self._is_out_of_time = False
+        self._is_out_of_time = asyncio.Event()
 
     async def play(self, max_seconds: float) -> Ending:
         """Plays until every rollout has ended, the switch stops the job, or `max_seconds` are over.
@@ -133,13 +133,13 @@ class Engine:
             await asyncio.gather(clock, aborted, playing, return_exceptions=True)
         if self._progress.finished >= self._progress.planned:
             return Ending.FINISHED
-        return Ending.OUT_OF_TIME if self._is_out_of_time else Ending.STOPPED
+        return Ending.OUT_OF_TIME if self._is_out_of_time.is_set() else Ending.STOPPED
 
     async def _fill(self, slots: int) -> None:
         async with asyncio.TaskGroup() as group:
             for slot in range(slots):
                 if slot and slot % _WAVE == 0:
-                    await asyncio.sleep(_WAVE_SECONDS)
+                    await asyncio.sleep(self._wave_seconds)
                 group.create_task(self._play_slot())
 
     async def _play_slot(self) -> None:
@@ -169,7 +169,7 @@ class Engine:
         while True:
             is_last = number >= last
             attempt = await self._play_attempt(Try(prompt, rollout_index, number, is_last, is_isolated))
-            if attempt.is_final or self._switch.is_draining:
+            if attempt.is_final or self._is_stopping:
                 return
             is_lost = attempt.failure is not None and attempt.failure.kind == "lost"
             is_isolated = self._isolate_attempts or is_lost
@@ -181,7 +181,7 @@ class Engine:
                 num_uncounted += 1
                 self._check_harness(attempt, num_uncounted)
             await self._wait_before(number - 1 + num_uncounted, attempt)
-            if self._switch.is_draining:  # the stop came during the wait
+            if self._is_stopping:  # the stop came during the wait
                 return
 
     async def _play_attempt(self, this: Try) -> Attempt:
@@ -197,7 +197,7 @@ class Engine:
     def _unfinished(self) -> Iterator[tuple[Prompt, int]]:
         for prompt in self._prompts:
             for rollout_index in range(self._group_size):
-                if self._switch.is_draining:
+                if self._is_stopping:
                     return
                 if not self._index.is_finished(prompt.index, rollout_index):
                     yield prompt, rollout_index
@@ -217,14 +217,22 @@ class Engine:
         """Waits if something outside the agent has to recover. failures: failed attempts of the rollout so far."""
         if failed.failure is not None and failed.failure.is_infrastructure:
             seconds = backoff_seconds(self._first_delay_seconds, failures - 1, self._longest_delay_seconds)
-            with contextlib.suppress(TimeoutError):  # a stop ends the wait
-                await asyncio.wait_for(self._switch.draining(), seconds)
+            stops = [asyncio.create_task(stop) for stop in (self._switch.draining(), self._is_out_of_time.wait())]
+            try:
+                await asyncio.wait(stops, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for stop in stops:
+                    stop.cancel()
 
     async def _run_out(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
+        # Not the switch: it belongs to the whole evaluation, and the time is this job's alone.
         if not self._switch.is_draining:
-            self._is_out_of_time = True
-            self._switch.stop()
+            self._is_out_of_time.set()
+
+    @property
+    def _is_stopping(self) -> bool:
+        return self._is_out_of_time.is_set() or self._switch.is_draining
 
     def _judge(self, attempt: Attempt) -> None:
         """Raises JobFailed for a hopeless job, so that a server that is down does not score ten thousand prompts 0."""
