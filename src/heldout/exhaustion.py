@@ -27,7 +27,7 @@ _THREADS = "can't start new thread"
 _PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _SOCKETS = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 _SCARCE = 0.5
-"""The share of local ports in use from which a connection may find none: the kernel searches only half of them at first."""
+"""With this share of local ports in use, a connection may find none free: the kernel first searches only half of them."""
 
 
 def exhausted_resource(error: BaseException) -> str | None:

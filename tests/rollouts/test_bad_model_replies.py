@@ -23,7 +23,7 @@ async def test_an_agent_that_fails_over_a_bad_reply_is_not_blamed_for_it(tmp_pat
     lost = rows(run)[2]
     assert (lost["status"], lost["turns"]) == ("failed", 0)
     assert (lost["error_boundary"], lost["error_kind"]) == ("policy", "bad_reply")
-    assert "no completion" in lost["error"]
+    assert "not a completion" in lost["error"]
 
 
 async def test_a_scored_rollout_with_an_empty_stream_is_flagged_and_found(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ async def test_a_200_that_is_no_completion_is_an_error_of_the_policy_that_the_ag
     async with bench_with(Reply(raw=body)) as (bench, _):
         trajectory = bench.open()
         async with client(trajectory) as agent:
-            with pytest.raises(openai.InternalServerError, match="no completion") as caught:
+            with pytest.raises(openai.InternalServerError, match="not a completion") as caught:
                 await agent.chat.completions.create(model="default", messages=ASK)
     assert caught.value.status_code == 502
     assert NO_COMPLETIONS[body] in str(caught.value)
@@ -82,7 +82,7 @@ async def test_a_200_that_is_no_completion_is_an_error_of_the_policy_that_the_ag
 async def test_a_stream_that_is_no_completion_raises_in_the_agent_and_is_no_turn(body: bytes) -> None:
     async with bench_with(Reply(raw=body)) as (bench, _):
         trajectory = bench.open()
-        with pytest.raises(openai.APIError, match=r"overloaded|no completion"):
+        with pytest.raises(openai.APIError, match=r"overloaded|not a completion"):
             await streamed_text(trajectory)
     (turn,) = trajectory.turns
     assert (turn.status, turn.is_answered) == (502, False)

@@ -184,7 +184,7 @@ async def test_a_page_in_place_of_a_completion_is_an_error_with_its_beginning(se
         async with session.post(f"{trajectory.base_url}/chat/completions", data=BODY) as answer:
             assert (answer.status, answer.content_type) == (502, "application/json")
             assert "<html>" in (await answer.json())["error"]["message"]
-        assert trajectory.turns[0].error == "the policy's answer is no completion: 200 with <html>"
+        assert trajectory.turns[0].error == "the policy's answer is not a completion: 200 with <html>"
 
 
 async def test_a_whole_body_in_answer_to_a_call_for_a_stream_is_passed_on_and_recorded(
@@ -211,9 +211,10 @@ async def test_a_stream_without_a_completion_has_an_error_before_its_end(session
         body = b'{"messages": [], "stream": true}'
         async with session.post(f"{trajectory.base_url}/chat/completions", data=body) as answer:
             error, done = (await answer.read()).removesuffix(b"\n\n").split(b"\n\n")
-        assert (b"no completion" in error, done) == (True, b"data: [DONE]")
+        assert (b"not a completion" in error, done) == (True, b"data: [DONE]")
         assert (
-            trajectory.turns[0].error == "the policy's answer is no completion: the stream ended without a completion"
+            trajectory.turns[0].error
+            == "the policy's answer is not a completion: the stream ended without a completion"
         )
 
 

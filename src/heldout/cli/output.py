@@ -41,7 +41,7 @@ class Result(Protocol):
 
 
 def output_console() -> Console:
-    """Returns standard output, as wide as the terminal, or of a fixed width where it is none."""
+    """Returns standard output, as wide as the terminal, or of a fixed width where it is not a terminal."""
     console = plain_console()
     return console if console.is_terminal else plain_console(width=TEXT_WIDTH)
 

@@ -101,7 +101,7 @@ def list_command(
 
 
 def _results(location: str) -> str:
-    """The model, the score and the failures of a run, as the end of its line; empty for what is not a run with results."""
+    """The model, the score and the failures of a run, for the end of its line; empty without results."""
     numbers = run_numbers(location)
     if numbers is None:
         return ""

@@ -17,7 +17,7 @@ class Decoder:
         try:
             return self._stream.decompress(data)
         except zlib.error as error:
-            raise ValueError(f"a body that says it is compressed cannot be decoded ({error})") from error
+            raise ValueError(f"a compressed body cannot be decoded ({error})") from error
 
 
 def decoder(content_encoding: str | None) -> Decoder | None:

@@ -45,7 +45,7 @@ class Failure:
     boundary: Boundary
     kind: str
     """A short stable word to count by. Of the agent: `timeout`, `crashed`, `raised`, `no_reward`, `reported_failed`,
-    `unreachable`. Of the policy: `unreachable`, `bad_reply` (a reply that is no completion), `given_up` (it will not answer in
+    `unreachable`. Of the policy: `unreachable`, `bad_reply` (a reply that is not a completion), `given_up` (it will not answer in
     this start of the job). Of the reward: `bad_reward`. Of the harness: `lost`, `exhausted` (descriptors, ports, memory, threads
     or disk), `disconnected` (from the Job Runtime)."""
     message: str
@@ -66,7 +66,7 @@ class Failure:
 ANSWERED = 200
 """HTTP status of a model call that the model answered."""
 BAD_REPLY = 502
-"""HTTP status of a model call whose reply is no completion, also where its stream began with status 200."""
+"""HTTP status of a model call whose reply is not a completion, also where its stream began with status 200."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ class Attempt:
     started_at: float
     seconds: float
     labels: bytes = b""
-    """JSON object: the values among the agent's metrics that are no numbers, such as a category; empty without any."""
+    """JSON object: the values among the agent's metrics that are not numbers, such as a category; empty without any."""
     returned: bytes = b""
     """JSON object: the agent's answer without `reward` and `metrics`; empty without other fields."""
 

@@ -346,7 +346,7 @@ class Evaluation:
         if version is None:
             found = self._storage.read_version(name)
             if found is None or found.data != path.read_bytes():
-                raise StorageError(f"{self.state.location}/{name} was changed by another machine; look again")
+                raise StorageError(f"{self.state.location}/{name} was changed by another machine; try again")
             version = found.version
         seen.note(name, version)
 

@@ -167,7 +167,7 @@ class EmbeddedPolicy:
         self._supervisor = start_task(
             self._supervise(options, endpoint),
             "the supervision of the embedded model",
-            on_failure=lambda error: self._give_up(endpoint, f"is supervised no more ({error!r})"),
+            on_failure=lambda error: self._give_up(endpoint, f"is no longer supervised ({error!r})"),
         )
         _log.info(
             "embedded model %s answers after %.1f s (%d slots of %d tokens, %d threads)",

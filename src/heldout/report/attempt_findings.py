@@ -17,7 +17,7 @@ _NAMED_KINDS = 3
 
 
 def attempt_findings(folder: Path, rows: RolloutRows) -> Iterator[Finding]:
-    """Find rollouts that got a second chance: an attempt of theirs was failed by the agent or the model, and played again.
+    """Finds rollouts that got a second chance: an attempt that the agent or the model failed was played again.
 
     folder: holds attempts.parquet; without it nothing is found.
     """

@@ -25,12 +25,12 @@ class CardRow(NamedTuple):
 
 
 def card_rows(card: RunCard) -> tuple[CardRow, ...]:
-    """List what is known of a run, safe to show."""
+    """Lists what is known of a run, safe to show."""
     return tuple(CardRow(name, visible(text)) for name, text in _rows(card) if text)
 
 
 def card_table(card: RunCard, title: str) -> RenderableType:
-    """Render a card for a terminal."""
+    """Renders a card for a terminal."""
     table = Table(title=visible(title), title_justify="left", title_style="bold", show_header=False)
     table.add_column(no_wrap=True, style="dim")
     table.add_column(overflow="fold")
@@ -40,12 +40,12 @@ def card_table(card: RunCard, title: str) -> RenderableType:
 
 
 def card_tables(cards: Mapping[str, RunCard]) -> RenderableType:
-    """Render several cards, each under its title."""
+    """Renders several cards, each under its title."""
     return Group(*(card_table(card, title) for title, card in cards.items()))
 
 
 def changes_finding(card: RunCard, num_rollouts: int) -> Finding | None:
-    """Make the finding about a run whose parts are not alike; None for any other run."""
+    """Makes the finding about a run that was resumed after a change of agent, dataset or model; None for any other run."""
     if not card.changes:
         return None
     return Finding(

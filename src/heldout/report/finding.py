@@ -66,8 +66,8 @@ def counted(number: int, total: int, what: str = "rollouts") -> str:
 def predicts_failure(rows: RolloutRows, mask: BoolArray, known: BoolArray | None = None) -> bool:
     """Whether rollouts where `mask` is true succeed less often than others of the same prompt, with little doubt.
 
-    A habit that successful rollouts share is no failure pattern. mask, known: shape (num_rollouts,); only rollouts where `known`
-    is true are compared, by default all.
+    A habit that successful rollouts share is not a failure pattern. mask, known: shape (num_rollouts,). Only rollouts where
+    `known` is true are compared, by default all.
     """
     compared = np.ones_like(mask) if known is None else known
     found = within_prompts(

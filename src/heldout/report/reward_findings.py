@@ -17,8 +17,8 @@ _MANY_FAILURES = 0.05
 _NEARLY_ALL_FLAT = 0.9
 _LEAST_GROUP = 4
 _LEAST_FLAT = 20
-"""Groups without a learning signal are named where nearly all groups are: with easy and impossible prompts, many are in any run.
-In smaller groups chance alone makes equal rewards."""
+"""Groups without a learning signal are reported only if nearly all groups lack it: easy and impossible prompts give any run some.
+In smaller groups equal rewards are often chance."""
 _CLEAR_ASSOCIATION = 0.2
 _SURE = 0.99
 """Confidence of the interval that must leave out 0. Several associations are looked at in every run."""
@@ -244,8 +244,8 @@ def _is_telling(rows: RolloutRows, rate: float = _LOW_RATE) -> bool:
 def _rewards_length(
     rows: RolloutRows, values: FloatArray, kind: str, what: str, *, alike: IntArray | None = None
 ) -> Iterator[Finding]:
-    """Find a reward that rises with length among rollouts of the same prompt. That it falls is no finding: an agent that stops
-    when it succeeds, and a model that reasons longer where it is lost, do that in any sound run."""
+    """Finds a reward that rises with length among rollouts of the same prompt. A reward that falls with length is normal: an
+    agent may stop when it succeeds, and a model may reason longer when it is lost."""
     known = rows.is_scored & ~np.isnan(values)
     found = within_prompts(
         rows.reward[known],
@@ -280,8 +280,8 @@ def _turn_limit(rows: RolloutRows) -> Iterator[Finding]:
         return
     wording = Wording(
         "turn_limit",
-        "if the agent stops there, play some with a higher limit: if they then succeed it is too low, if they loop it only "
-        "saves tokens",
+        "if the agent stops there, play some rollouts with a higher limit: if they then succeed, the limit is too low; if they "
+        "loop, it only saves tokens",
         Weight.PATTERN,
     )
     seen = (

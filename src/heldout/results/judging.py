@@ -56,8 +56,8 @@ def gate(
 
     requirements: such as `"pass_at_1 >= 0.6"`, or `"lower(pass_at_1) >= 0.5"` for the low end of the interval.
     no_regression_against: a run that this one must be shown not to be worse than. margin: the largest loss that does not matter,
-    by default 0. metric: what must not be lost, by default the comparison's primary metric. fixed_prompts: whether intervals are
-    about these very prompts, as of a fixed benchmark, and not about prompts like these.
+    by default 0. metric: the one that must not get worse, by default the comparison's primary metric. fixed_prompts: whether
+    intervals are about these very prompts (a fixed benchmark), and not about prompts like these.
     Raises InputError without a condition, MetricError for one that cannot be read or names an unknown metric.
     """
     if not requirements and no_regression_against is None:

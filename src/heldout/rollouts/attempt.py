@@ -31,7 +31,7 @@ _RECORDED_APART = frozenset({"reward", "metrics"})
 _ACCEPTED = frozenset({"accepted", "processing", "started", "running", "in_progress", "pending", "queued"})
 
 _NEVER_SCORED = frozenset({"given_up", "exhausted"})
-"""Kinds of a policy's failure after which no reward counts: an agent may take the missing reply for one of the model's."""
+"""Kinds of a policy's failure after which no reward counts: the agent may have scored a missing reply as the model's."""
 
 _FAILURES: Mapping[Outcome, tuple[Boundary, str]] = {
     Outcome.RAISED: (Boundary.AGENT, "raised"),

@@ -43,7 +43,7 @@ ROLLOUT_COLUMNS: "list[pa.Field[Any]]" = [
     described(
         "labels",
         pa.string(),
-        "JSON object of the agent's metrics that are no numbers, such as a category; null without any",
+        "JSON object of the agent's metrics that are not numbers, such as a category; null without any",
     ),
     described(
         "returned",

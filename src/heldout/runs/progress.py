@@ -68,7 +68,7 @@ class Progress:
 
     @property
     def stopping_line(self) -> str:
-        """What a job that is asked to stop waits for, in one line."""
+        """What the job waits for after it was asked to stop, in one line."""
         if not self.in_flight:
             return "stopping"
         wait = self.model_wait()

@@ -101,7 +101,7 @@ class RecordedTrajectory:
     """Every model call, failed ones included."""
     seconds: float
     labels: dict[str, Any] = field(default_factory=dict)
-    """The agent's metrics that are no numbers: texts, lists and objects, by name."""
+    """The agent's metrics that are not numbers: texts, lists and objects, by name."""
     returned: dict[str, Any] = field(default_factory=dict)
     """What else the agent returned, by field; see `RETURNED_BYTES` in `heldout.job.received`."""
     output: str = ""

@@ -196,7 +196,10 @@ class Mirror:
         await asyncio.to_thread(self._begin)
 
     def publish_state(self) -> None:
-        """Copies job.json. If the place refuses, the results bring it. Raises JobFailed when another machine has taken over."""
+        """Copies job.json. If the place refuses, the results bring the next copy.
+
+        Raises JobFailed when another machine has taken over.
+        """
         try:
             self._write("job.json")
         except (StorageError, ReferenceProblem) as error:

@@ -118,7 +118,7 @@ class ModelCalls:
         return answer
 
     def _refuse_reply(self, trajectory: Trajectory, call: Call, dialect: Dialect, reply: ModelReply) -> Answer:
-        """Gives the agent an error in place of a reply with status 200 that is no completion."""
+        """Gives the agent an error in place of a reply with status 200 that is not a completion."""
         error = f"{NO_COMPLETION}: {reply.status} with {_start_of(reply.body)}"
         trajectory.end_badly(call, status=BAD_REPLY, reply=None, error=error)
         body = sent_json(
@@ -272,7 +272,7 @@ async def _closing(chunks: AsyncIterator[bytes]) -> AsyncIterator[None]:
 
 
 def _finish_streamed(trajectory: Trajectory, call: Call, streamed: ReplyStream) -> str | None:
-    """Records a stream that has ended. Returns the reason why it is no completion."""
+    """Records a stream that has ended. Returns the reason why it is not a completion."""
     reply = streamed.reply()
     reason = streamed.error
     if reason is None and not (streamed.is_done or streamed.is_complete):

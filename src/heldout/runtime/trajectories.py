@@ -80,7 +80,7 @@ class Trajectory:
         self.policy_error: PolicyError | None = None
         """The policy's latest failure; None after it answered a later call, since most clients retry."""
         self.has_bad_reply = False
-        """Whether the policy ever answered a call with something that is no completion."""
+        """Whether the policy ever answered a call with something that is not a completion."""
         self.sampling_differs = False
         """Whether a call's sampling parameters differed from the job's, or were absent."""
         self.memory: dict[str, object] = {}
@@ -180,7 +180,7 @@ class Trajectory:
             self.finish(call, status=200, reply=call.streamed.reply(), error=None if is_complete else error)
 
     def end_badly(self, call: Call, *, status: int, reply: Reply | None, error: str) -> None:
-        """Records a call that the policy answered with something that is no completion. reply: what arrived of one.
+        """Records a call that the policy answered with something that is not a completion. reply: what arrived of one.
 
         As with `finish`, only the first end of a call counts.
         """

@@ -21,7 +21,7 @@ class RemoteTimes:
     refusal_waits_seconds: tuple[float, ...] = (0.1, 0.5, 2.0, 5.0)
     """Waits between tries of a write that was refused although nothing has changed."""
     seal_every_seconds: float = 10.0
-    """Time between two copies of finished rollouts: what a lost machine takes along at most."""
+    """Time between two copies of finished rollouts. A lost machine loses at most the rollouts of this time."""
     finish_waits_seconds: tuple[float, ...] = (1.0, 5.0, 15.0, 60.0, 120.0)
     """Waits between tries to copy results: a night's results survive a remote place that is away for some minutes."""
     clock: Callable[[], float] = time.monotonic

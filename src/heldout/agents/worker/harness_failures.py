@@ -10,7 +10,7 @@ from heldout.exhaustion import chain_of, exhausted_resource
 _ENDPOINT_VARIABLE = "RFT_RUNTIME_ENDPOINT"
 """Holds the Job Runtime's address in every worker."""
 _CONNECTION_ERRORS = frozenset({"ConnectError", "ConnectTimeout", "ReadError", "WriteError", "RemoteProtocolError"})
-"""Names in httpx and httpcore, whose errors are no built-in ConnectionError."""
+"""Names of connection errors in httpx and httpcore, which are not subclasses of the built-in ConnectionError."""
 
 
 def harness_failure(error: BaseException) -> str | None:

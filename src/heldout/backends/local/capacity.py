@@ -1,4 +1,4 @@
-"""How many rollouts this machine lets one process play at once: descriptors and local ports."""
+"""The number of rollouts that one process can play at once on this machine, limited by descriptors and local ports."""
 
 import os
 from pathlib import Path

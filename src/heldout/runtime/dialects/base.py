@@ -19,7 +19,7 @@ from heldout.runtime.call_rules import JobEdits
 from heldout.runtime.capture import TextPrompt
 from heldout.runtime.refusals import Refusal, invalid
 
-NO_COMPLETION = "the policy's answer is no completion"
+NO_COMPLETION = "the policy's answer is not a completion"
 """How messages about such an answer begin."""
 
 
@@ -83,9 +83,9 @@ class WholeReply(NamedTuple):
     """A whole reply, read and rendered."""
 
     reply: Reply | None
-    """None if the policy's body is no completion."""
+    """None if the policy's body is not a completion."""
     answer: Answer
-    """What the agent receives; unused if the body is no completion."""
+    """What the agent receives; unused if the body is not a completion."""
 
 
 class ReplyTooLong(Exception):

@@ -20,7 +20,7 @@ _LONGEST_END = 4
 
 
 def read_reply(body: object) -> Reply | None:
-    """Returns what is recorded of a whole reply, parsed; None if it is no completion."""
+    """Returns what is recorded of a whole reply, parsed; None if it is not a completion."""
     if not isinstance(body, dict) or body.get("error"):
         return None
     choices = body.get("choices")
