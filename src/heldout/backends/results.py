@@ -52,7 +52,7 @@ class Numbers(NamedTuple):
     retryable: int
     """Failed rollouts that `heldout resume --retry-failed` plays again."""
     failures: str
-    """The commonest reasons of failures, on one line; empty without any."""
+    """The most common reasons of failures, on one line; empty without any."""
 
 
 def write_numbers(folder: Path, *, is_partial: bool) -> Numbers:

@@ -130,7 +130,7 @@ def _call(
 
 
 def _serve(calls: connection.Connection) -> None:
-    """Run the parent's calls, in the new process, until the parent ends."""
+    """Runs the parent's calls, in the new process, until the parent ends."""
     if sys.platform != "win32":
         os.setsid()  # the parent handles Ctrl-C
     os.dup2(2, 1)

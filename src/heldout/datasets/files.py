@@ -91,7 +91,7 @@ class PromptDataset:
 
 
 def dataset_hashes(location: str, *, is_prefix: bool = False) -> dict[str, str]:
-    """Hash the files of a local dataset (SHA-256, by name below its folder); empty for a remote dataset.
+    """Hashes the files of a local dataset (SHA-256, by name below its folder); empty for a remote dataset.
 
     Raises DatasetError when there is no such dataset or a file cannot be read.
     """

@@ -123,7 +123,7 @@ class CardDifference:
 
 
 def card_differences(before: RunCard, after: RunCard) -> tuple[CardDifference, ...]:
-    """Compare two cards, part by part in the order of `CardPart`.
+    """Compares two cards, part by part in the order of `CardPart`.
 
     A value that either card does not know is no difference. Files and packages count only where both cards list some. Values
     that change with each answer of a server are left out.

@@ -93,7 +93,7 @@ def named_models() -> Mapping[str, str]:
 
 
 def checked_tracking_uri(uri: str) -> str:
-    """Return `uri`, anything MLflow takes, unchanged. A run stores the URI, so a password is refused.
+    """Returns `uri`, anything MLflow takes, unchanged. A run stores the URI, so a password is refused.
 
     Raises ReferenceProblem for a URI with a password, which the error does not repeat, and for text that is no URI.
     """

@@ -15,12 +15,12 @@ class RolloutPlace(NamedTuple):
 
 
 def short_id(trajectory_id: str) -> str:
-    """Return the short id of a rollout's deciding attempt; an id of another form comes back as it is."""
+    """Returns the short id of a rollout's deciding attempt; an id of another form is returned unchanged."""
     found = _LONG.fullmatch(trajectory_id)
     return trajectory_id if found is None else f"{found[1]}.{found[2]}"
 
 
 def parse_short_id(text: str) -> RolloutPlace | None:
-    """Read a short id; None for other text."""
+    """Reads a short id; None for other text."""
     found = _SHORT.fullmatch(text)
     return None if found is None else RolloutPlace(int(found[1]), int(found[2]))

@@ -117,7 +117,7 @@ class Scatter:
         return cls(values_RP.shape[1], means, variances, kurtosis, values_RP.min(axis=1), values_RP.max(axis=1))
 
     def repeat(self, times: int) -> Self:
-        """Repeat each evaluation so many times."""
+        """Repeats each evaluation `times` times."""
         columns = (self.means_R, self.variances_R, self.kurtosis_R, self.lowest_R, self.highest_R)
         return type(self)(self.num_prompts, *(np.repeat(column, times) for column in columns))
 

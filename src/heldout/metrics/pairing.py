@@ -25,7 +25,7 @@ class Side:
     is_partial: bool = False
     """Whether the run ended before all its rollouts were played."""
     reasons: tuple[FailureReason, ...] = ()
-    """Why rollouts failed for good, the commonest first."""
+    """Why rollouts failed for good, the most common first."""
     is_retried: BoolArray | None = None
     """Shape (num_rollouts,): whether a rollout took more than one attempt; None when unknown."""
     success_threshold: float | None = None

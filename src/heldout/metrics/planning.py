@@ -381,7 +381,7 @@ class _Components(NamedTuple):
 
 
 def _components(sample: Sample, of_success: bool) -> _Components:
-    """Estimate the variance components of a run by analysis of variance."""
+    """Estimates the variance components of a run by analysis of variance."""
     several = sample.sizes > 1
     if len(sample.sizes) < 2 or not several.any():
         raise MetricError(

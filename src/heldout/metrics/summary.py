@@ -48,7 +48,7 @@ class Summary:
     is_incomplete: bool
     """Whether a larger share of rollouts failed for good than `max_failed_share`: failures may have changed every number."""
     failures: tuple[FailureReason, ...]
-    """Why rollouts failed for good, the commonest first."""
+    """Why rollouts failed for good, the most common first."""
     readings: tuple[Reading, ...]
     """Of an incomplete run with a scored rollout: both rules for failed rollouts."""
     confidence: float
@@ -201,7 +201,7 @@ def _prompt_interval(mean: PromptMean, confidence: float) -> Interval | None:
 
 
 def _with_unseen_successes(interval: Interval, tables: MetricTables) -> Interval:
-    """Raise the upper end of a mean reward to the success threshold times the upper end of pass@1.
+    """Raises the upper end of a mean reward to the success threshold times the upper end of pass@1.
 
     Every success has at least that reward, so where no reward is negative the mean reward cannot be smaller. A sample of 30
     prompts with rewards of 0 and 0.1 does not rule out that a tenth of the prompts have a reward of 1.

@@ -162,7 +162,7 @@ def _prompt_sums(mean: Mean) -> _PromptSums:
 def judge(
     columns: MetricColumns, means: SubsetMeans, candidates: Candidates, *, confidence: float, margin: float | None
 ) -> MetricComparison:
-    """Compare two runs by one metric, by itself: the corrected p-value is the p-value.
+    """Compares two runs by one metric, by itself: the corrected p-value is the p-value.
 
     means: the subset means of `columns.differences`. margin: the largest difference that does not matter.
     """

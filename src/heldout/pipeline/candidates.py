@@ -38,7 +38,7 @@ class CandidateNames(NamedTuple):
 
 
 def split_name(text: str) -> NamedModel:
-    """Split `NAME=MODEL`. Text without a name comes back whole: `http://a/v1?key-variable=KEY` has none.
+    """Splits `NAME=MODEL`. Text without a name is returned whole: `http://a/v1?key-variable=KEY` has none.
 
     Raises ReferenceProblem for a name that cannot be one.
     """
@@ -57,7 +57,7 @@ def split_name(text: str) -> NamedModel:
 def candidate_names(
     evaluated: ModelReference, baseline: ModelReference | None, *, given: tuple[str | None, str | None]
 ) -> CandidateNames:
-    """Name the candidates: as given, else by the models' own names.
+    """Names the candidates: as given, else by the models' own names.
 
     given: names of the evaluated model and of the baseline. Raises ReferenceProblem when one name is given to both.
     """

@@ -143,7 +143,7 @@ class Evaluation:
 
     @classmethod
     def check_new(cls, location: str, name: str) -> None:
-        """Check that an evaluation can be created at `location`. Leaves no file behind.
+        """Checks that an evaluation can be created at `location`. Leaves no file behind.
 
         Raises RunError when there is an evaluation already or the name is invalid, ReferenceProblem when this machine cannot
         write there.
@@ -267,7 +267,7 @@ class Evaluation:
                 log.warning("%s is not copied yet: %s", name, error)
 
     def publish(self) -> None:
-        """Copy the whole folder to the remote place, if there is one.
+        """Copies the whole folder to the remote place, if there is one.
 
         Raises StorageError or ReferenceProblem when it refuses, JobFailed when another machine has taken over.
         """

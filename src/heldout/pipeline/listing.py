@@ -53,7 +53,7 @@ class RunNumbers:
 
 
 def run_numbers(location: str) -> RunNumbers | None:
-    """Read the results of the run at `location` from its `metrics.json`; None where there is no run or no result yet."""
+    """Reads the results of the run at `location` from its `metrics.json`; None where there is no run or no result yet."""
     storage = Storage.at(location)
     if not (storage.exists(_JOB_FILE) and storage.exists("metrics.json")):
         return None

@@ -103,7 +103,7 @@ class _Maker(Protocol):
 
 
 def make_policy(model: ModelReference, settings: PolicySettings | None = None) -> Policy:
-    """Build the policy for `model`, without starting it.
+    """Builds the policy for `model`, without starting it.
 
     Raises ReferenceProblem for a model that only AWS can serve and that no registry mapped to this machine.
     """

@@ -82,7 +82,7 @@ def sources(model: EmbeddedModel) -> Iterator[SourceFile]:
 
 
 def find_weights(model: str) -> Path:
-    """Find the GGUF file of an embedded model: the packaged file of a name, or the file at a path.
+    """Finds the GGUF file of an embedded model: the packaged file of a name, or the file at a path.
 
     Raises MissingExtra when the package with the weights is not installed, ReferenceProblem when there is no such name,
     no such file, or it is not GGUF.
@@ -179,7 +179,7 @@ class EmbeddedPolicy:
         )
 
     async def _started(self, options: ServerOptions) -> EndpointPolicy:
-        """Start the server, again when it is killed meanwhile, and return the endpoint that reaches it."""
+        """Starts the server, and again if it is killed meanwhile. Returns the endpoint that reaches it."""
         restarts = 0
         while True:
             try:
@@ -269,7 +269,7 @@ class EmbeddedPolicy:
         return f"{address.decode().strip()}/v1"
 
     async def _supervise(self, options: ServerOptions, endpoint: EndpointPolicy) -> None:
-        """Restart the server whenever it dies; calls are retried meanwhile. A restart that fails counts like a death."""
+        """Restarts the server whenever it dies; calls are retried meanwhile. A restart that fails counts like a death."""
         restarts = 0
         while self._process is not None:
             started_at = time.monotonic()
@@ -289,7 +289,7 @@ class EmbeddedPolicy:
             endpoint.move([address])
 
     def _give_up(self, endpoint: EndpointPolicy, reason: str) -> None:
-        """Fail all calls from now on: the job stops, and the rollouts in flight are played again when it is resumed."""
+        """Fails all calls from now on: the job stops, and the rollouts in flight are played again when it is resumed."""
         problem = PolicyGivenUp(f"embedded model {self._name!r}: its server {reason}")
         _log.error("%s", problem)
         endpoint.end(problem)
@@ -305,7 +305,7 @@ class EmbeddedPolicy:
         await process.wait()
 
     def _log_tail(self) -> str:
-        """Return the end of the server's log as one line."""
+        """Returns the end of the server's log as one line."""
         if self._log_file is None:
             return "no log"
         size = self._log_file.seek(0, os.SEEK_END)
@@ -314,7 +314,7 @@ class EmbeddedPolicy:
 
 
 def _reason(log: str) -> str:
-    """Return the first errors of a log in llama.cpp's format (`0.01.045 E place: message`), else its last lines."""
+    """Returns the first errors of a log in llama.cpp's format (`0.01.045 E place: message`), else its last lines."""
     errors = re.findall(r"^[\d.]+ E +(.+)$", log, flags=re.MULTILINE)[:3]
     lines = errors or [line.strip() for line in log.splitlines() if line.strip()][-3:]
     return " | ".join(lines) or "its log is empty"
@@ -337,7 +337,7 @@ def _served_name(model: str, adapter: Path | None) -> str:
 
 
 def _num_cores() -> int:
-    """Return the number of cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -145,7 +145,7 @@ class EndpointPolicy:
             return reply
 
     def move(self, urls: Sequence[str]) -> None:
-        """Use `urls` from the next try on, also for calls in their retries."""
+        """Uses `urls` from the next try on, also for calls in their retries."""
         self._replicas = Replicas([_base_url(url) for url in urls], self._retries.clock)
 
     def end(self, problem: PolicyUnavailable) -> None:
@@ -153,7 +153,7 @@ class EndpointPolicy:
         self._ended_by = problem
 
     async def _try(self, replica: Replica, path: str, body: bytes | None, *, is_streamed: bool = False) -> ModelReply:
-        """Send one request, a GET without a body. Raises TryFailed for a failure that may be retried."""
+        """Sends one request, a GET without a body. Raises TryFailed for a failure that may be retried."""
         if self._connections is None:
             raise PolicyUnavailable(f"policy {self._model_name!r} is not started")
         origin, request = self._request(replica, path, body)
@@ -179,7 +179,7 @@ class EndpointPolicy:
         return ModelReply(response.status, _content_type(response), _decoded(content, response, replica.address))
 
     def _request(self, replica: Replica, path: str, body: bytes | None) -> tuple[Origin, bytes]:
-        """Return the server and the bytes of a request. The head is cached except for the length."""
+        """Returns the server and the bytes of a request. The head is cached except for the length."""
         method = "GET" if body is None else "POST"
         known = self._heads.get((replica.address, method + path))
         if known is None:
@@ -203,7 +203,7 @@ class EndpointPolicy:
         return origin, "".join(f"{line}\r\n" for line in lines).encode("ascii")
 
     async def _check_models(self) -> None:
-        """Check the model name with the first replica that lists models. The others count as down until they answer a call."""
+        """Checks the model name with the first replica that lists models. The others count as down until they answer a call."""
         replicas = self._replicas.all
         budget = Budget(self._retries, self._model_name)
         while True:
@@ -220,7 +220,7 @@ class EndpointPolicy:
                 self._listing = self._listing or (result or {}).get(self._model_name)
 
     async def _wait_for_any(self, failures: Mapping[Replica, TryFailed], budget: Budget) -> None:
-        """Wait while a replica may still become ready. Raises ReferenceProblem when none answers, or waiting takes too long."""
+        """Waits while a replica may still become ready. Raises ReferenceProblem when none answers, or waiting takes too long."""
         likeliest = min(failures, key=lambda replica: failures[replica].is_down)
         failure = failures[likeliest]
         if failure.is_down and not self._was_there:
@@ -243,7 +243,7 @@ class EndpointPolicy:
             )
 
     async def _list_models(self, replica: Replica) -> dict[str, Mapping[str, Any]] | TryFailed | None:
-        """Return the models that a replica lists, by name; None if it has no list; the failure if it does not answer."""
+        """Returns the models that a replica lists, by name; None if it has no list; the failure if it does not answer."""
         try:
             async with asyncio.timeout(self._listing_seconds):
                 reply = await self._try(replica, "/models", None)
@@ -337,7 +337,7 @@ def _read_key(variable: str | None) -> str | None:
 
 
 def _served_models(reply: ModelReply) -> dict[str, Mapping[str, Any]] | None:
-    """Return the entries of a model list (OpenAI, GET /v1/models) by name; None for any other answer."""
+    """Returns the entries of a model list (OpenAI, GET /v1/models) by name; None for any other answer."""
     try:
         listed = orjson.loads(reply.body)["data"] if reply.status == 200 else None
         return None if listed is None else {str(model["id"]): model for model in listed}
@@ -355,7 +355,7 @@ def _only_model(replica: Replica, served: list[str] | None) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Return up to eight names and the number of further ones."""
+    """Returns up to eight names and the number of further ones."""
     rest = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return (", ".join(repr(name) for name in names[:8]) or "no models") + rest
 

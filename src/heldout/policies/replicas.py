@@ -51,7 +51,7 @@ class Replicas:
         self._moved: OrderedDict[str, Replica] = OrderedDict()
 
     def choose(self, trajectory_id: str) -> Replica:
-        """Return the replica for the trajectory's next call: its own if that is up or all are down, else another."""
+        """Returns the replica for the trajectory's next call: its own if that is up or all are down, else another."""
         if len(self.all) == 1:
             return self.all[0]
         moved_to = self._moved.get(trajectory_id)

@@ -61,7 +61,7 @@ class Budget:
             raise self._end(address, failure, "the most tries") from failure
 
     async def wait(self, address: str, failure: TryFailed) -> None:
-        """Sleep before the next try: for the server's Retry-After, else twice as long each time, with jitter.
+        """Sleeps before the next try: for the server's Retry-After, else twice as long each time, with jitter.
 
         Raises PolicyUnavailable when the call's total wait would be too long.
         """

@@ -110,7 +110,7 @@ class PolicyView:
         ]
 
     def card(self) -> tuple[CardRow, ...]:
-        """List versions and hashes of everything that took part; empty for a run of an older version."""
+        """Lists versions and hashes of everything that took part; empty for a run of an older version."""
         return () if self.run.state.card is None else card_rows(self.run.state.card)
 
     @cached_property
@@ -124,7 +124,7 @@ class PolicyView:
         return _curve(summary, ks, pass_at, self.style), _curve(summary, ks, pass_power, f"{self.style} power")
 
     def failures(self) -> tuple[FailureReason, ...]:
-        """Return the reasons of failed rollouts, the commonest first."""
+        """Returns the reasons of failed rollouts, the most common first."""
         return self.rows.failures
 
     def slices(self) -> list[tuple[str, list[Slice]]]:

@@ -89,7 +89,7 @@ _FORMAT_ERRORS = r"JSONDecodeError|ValidationError|\bpars(e|ing)|\bmalformed|\b(
 
 
 def reward_findings(rows: RolloutRows, parameters: Hyperparameters) -> Iterator[Finding]:
-    """Find everything that the rollout columns show."""
+    """Finds everything that the rollout columns show."""
     yield from _failures(rows)
     yield from _flagged(rows)
     yield from _greedy(rows, parameters)
@@ -175,7 +175,7 @@ def _flat_groups(rows: RolloutRows) -> Iterator[Finding]:
 
 
 def _no_success(rows: RolloutRows) -> Iterator[Finding]:
-    """Find a run in which nothing succeeds though it is large enough to show it."""
+    """Finds a run in which nothing succeeds though it is large enough to show it."""
     if (
         not rows.is_scored.any()
         or rows.is_success.any()
@@ -196,7 +196,7 @@ def _no_success(rows: RolloutRows) -> Iterator[Finding]:
 
 
 def _threshold_unreached(rows: RolloutRows, parameters: Hyperparameters) -> Iterator[Finding]:
-    """Find rewards that stop short of the threshold everywhere: a reward of another scale, or one of partial credit only."""
+    """Finds rewards that stop short of the threshold everywhere: a reward of another scale, or one of partial credit only."""
     rewards = rows.reward[rows.is_scored]
     if not len(rewards) or rows.is_success.any() or rewards.max() <= 0 or not _is_telling(rows, _SHORT_RATE):
         return
@@ -212,7 +212,7 @@ def _threshold_unreached(rows: RolloutRows, parameters: Hyperparameters) -> Iter
 
 
 def _failing_prompts(rows: RolloutRows) -> Iterator[Finding]:
-    """Find prompts all of whose rollouts failed for good, where chance would not do that."""
+    """Finds prompts all of whose rollouts failed for good, where chance would not do that."""
     groups = Groups.of(rows.prompt_index)
     failed, sizes = groups.count(rows.is_failed), groups.count()
     is_lost = (failed == sizes) & (sizes > 1)
@@ -268,7 +268,7 @@ def _rewards_length(
 
 
 def _turn_limit(rows: RolloutRows) -> Iterator[Finding]:
-    """Find a pile at the highest number of turns whose rollouts succeed less often than others of the same prompt."""
+    """Finds a pile at the highest number of turns whose rollouts succeed less often than others of the same prompt."""
     counts = np.bincount(rows.turns)
     limit = len(counts) - 1
     if limit < 2 or np.count_nonzero(counts) < 2:

@@ -86,7 +86,7 @@ class RolloutRows:
 
     @property
     def failures(self) -> tuple[FailureReason, ...]:
-        """Return the reasons of failed rollouts, the commonest first."""
+        """Returns the reasons of failed rollouts, the most common first."""
         return failure_reasons(self.table)
 
     @property

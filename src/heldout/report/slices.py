@@ -51,7 +51,7 @@ def columns_of(prompts: Path) -> list[str]:
 
 
 def slices(prompts: Path, rows: RolloutRows, column: str, settings: MetricSettings) -> list[Slice]:
-    """Compute results for each value of `column`, the commonest first, or for each quarter of a numeric column, in order.
+    """Compute results for each value of `column`, the most common first, or for each quarter of a numeric column, in order.
 
     Values that differ are different slices, also where they print alike: the number 1 and the text "1". Each slice has its own
     interval, not corrected for multiple comparisons. Raises InputError when no prompt has the column, naming the nearest.
@@ -113,7 +113,7 @@ def _divided(values: list[object]) -> _Divided:
 
 
 def _quarters(values: list[object], numbers: list[int | float]) -> _Divided:
-    """Divide by rank, which also separates integers beyond the precision of a float."""
+    """Divides by rank, which also separates integers beyond the precision of a float."""
     ordered = sorted(numbers)
     inner = sorted({ordered[(len(ordered) * quarter - 1) // _QUARTERS] for quarter in range(1, _QUARTERS)})
     of_value = [bisect_left(inner, value) if _is_number(value) else None for value in values]
@@ -125,7 +125,7 @@ def _quarters(values: list[object], numbers: list[int | float]) -> _Divided:
 
 
 def _ranges(ends: list[tuple[int | float, int | float]]) -> list[str]:
-    """Name each range by its ends, with as few digits as keep different ends apart."""
+    """Names each range by its ends, with as few digits as keep different ends apart."""
     values = sorted({end for pair in ends for end in pair})
     for digits in (6, 9, 12, 17):
         if len({_rounded(value, digits) for value in values}) == len(values):
@@ -141,7 +141,7 @@ def _rounded(number: int | float, digits: int) -> str:
 
 
 def _names(keys: list[_Key]) -> list[str]:
-    """Name each key; text that reads like another slice's name is quoted."""
+    """Names each key; text that reads like another slice's name is quoted."""
     names = [_name(key) for key in keys]
     counts = Counter([*names, ABSENT, OTHERS])
     return [

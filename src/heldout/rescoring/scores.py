@@ -31,7 +31,7 @@ class Rescored:
     scored: int
     """Rollouts with a score."""
     errors: dict[str, int]
-    """How often the scorer failed, by error, the commonest first."""
+    """How often the scorer failed, by error, the most common first."""
     skipped: int
     """Rollouts that failed. They have no reward, so the scorer is not called for them."""
     score_mean: float | None

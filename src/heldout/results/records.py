@@ -84,7 +84,7 @@ class SliceTable(Printable):
 
     column: str
     slices: tuple[Slice, ...]
-    """The commonest value first; of a number with many values, each quarter in order."""
+    """The most common value first; of a number with many values, each quarter in order."""
     confidence: float
     """Of each slice's own interval, such as 0.95."""
 

@@ -36,7 +36,7 @@ _MOST_NAMED = 4
 
 
 def check_unchanged(runs: Iterable[Run]) -> tuple[str, ...]:
-    """Check that the agent and the dataset of begun runs are those that they began with. Starts and writes nothing.
+    """Checks that the agent and the dataset of begun runs are those that they began with. Starts and writes nothing.
 
     Returns a warning for each run that cannot be checked because an older version began it. Raises InputError that names what
     has changed.
@@ -60,7 +60,7 @@ def check_unchanged(runs: Iterable[Run]) -> tuple[str, ...]:
 
 
 def accept_changes(runs: Iterable[Run]) -> None:
-    """Mark each begun run with the changes of its agent and dataset, so that it can be resumed.
+    """Marks each begun run with the changes of its agent and dataset, so that it can be resumed.
 
     Raises RunError when a process works on one of them.
     """
@@ -72,7 +72,7 @@ def accept_changes(runs: Iterable[Run]) -> None:
 
 
 def changes_since(card: RunCard, run: Run) -> tuple[CardDifference, ...]:
-    """Compare a card of a run with the agent's files and packages and the dataset's files as they are now."""
+    """Compares a card of a run with the agent's files and packages and the dataset's files as they are now."""
     # The prompts' own hash is of the copy in the run, which does not change.
     before = card.model_copy(update={"dataset": card.dataset.model_copy(update={"prompts_hash": None})})
     return card_differences(before, _present(before, run))

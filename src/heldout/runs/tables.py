@@ -246,7 +246,7 @@ class RunTables:
     agent_metrics: dict[str, FloatArray]
     """Each agent metric, shape (num_rollouts,); NaN where a rollout did not report it."""
     failures: tuple[FailureReason, ...]
-    """Why rollouts failed for good, the commonest first."""
+    """Why rollouts failed for good, the most common first."""
     is_retried: BoolArray
     """Shape (num_rollouts,): whether the rollout took more than one attempt."""
     agent_retries: IntArray | None
@@ -306,13 +306,13 @@ def _read_tables(folder: Path, group_size: int) -> RunTables:
 
 
 def read_failures(folder: Path) -> tuple[FailureReason, ...]:
-    """Counts why rollouts of the run in `folder` failed for good, the commonest reason first."""
+    """Counts why rollouts of the run in `folder` failed for good, the most common reason first."""
     columns = ["status", "error_boundary", "error_kind", "error"]
     return failure_reasons(pq.read_table(folder / "rollouts.parquet", columns=columns))
 
 
 def failure_reasons(rollouts: pa.Table) -> tuple[FailureReason, ...]:
-    """Count the reasons of failed rollouts. rollouts: the columns `status`, `error_boundary`, `error_kind` and `error`."""
+    """Counts the reasons of failed rollouts. rollouts: the columns `status`, `error_boundary`, `error_kind` and `error`."""
     failed = rollouts.filter(pc.equal(rollouts["status"], pa.scalar("failed")))
     columns = (failed[name].to_pylist() for name in ("error_boundary", "error_kind", "error"))
     return count_reasons((str(b), str(k), str(message or "")) for b, k, message in zip(*columns, strict=True))

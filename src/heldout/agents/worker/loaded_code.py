@@ -13,7 +13,7 @@ _MOST_FILES = 2_000
 
 
 def loaded_code(hashes: dict[str, str]) -> dict[str, object]:
-    """List the code in `sys.modules` without the standard library and Heldout. Takes about 1 ms per 1,000 modules.
+    """Lists the code in `sys.modules` without the standard library and Heldout. Takes about 1 ms per 1,000 modules.
 
     hashes: SHA-256 of own files by their absolute paths, from an earlier call. They are kept, because a file may have changed
     since it was loaded, and those of new files are added.

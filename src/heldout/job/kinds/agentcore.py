@@ -53,5 +53,5 @@ class AgentCoreRuntime(AgentReference):
         return self.arn
 
     def qualified(self, qualifier: str | None) -> Self:
-        """Return the runtime with another qualifier."""
+        """Returns the runtime with another qualifier."""
         return type(self)(self.arn, qualifier)

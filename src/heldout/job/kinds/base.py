@@ -73,7 +73,7 @@ class Reference(ABC):
 
     @classmethod
     def hint(cls, text: str) -> str:  # noqa: ARG003
-        """Return the end of the error message for text of no kind, such as ` Did you mean 'x'?`; empty when nothing is near."""
+        """Returns the end of the error message for text of no kind, such as ` Did you mean 'x'?`; empty when nothing is near."""
         return ""
 
     @classmethod
@@ -111,7 +111,7 @@ class Reference(ABC):
         return None
 
     def located(self, folder: PurePath) -> Self:  # noqa: ARG002
-        """Return the reference with relative paths made absolute below `folder`. Reads no files."""
+        """Returns the reference with relative paths made absolute below `folder`. Reads no files."""
         return self
 
 
@@ -181,7 +181,7 @@ class AgentReference(Reference):
 
 
 def checked_url(url: str, what: str) -> str:
-    """Return `url` unchanged.
+    """Returns `url` unchanged.
 
     what: the reference in error messages. Raises ReferenceProblem unless `url` is an `http(s)://host:port` address without a user
     or password; the error does not repeat a password.

@@ -73,7 +73,7 @@ class EmbeddedModel(ModelReference):
 
     @classmethod
     def of(cls, text: str) -> Self:
-        """Read text that can only mean an embedded model. The policy's start checks that the model exists.
+        """Reads text that can only mean an embedded model. The policy's start checks that the model exists.
 
         Raises ReferenceProblem for an adapter that is not a `.gguf` path.
         """
@@ -122,6 +122,6 @@ class EmbeddedModel(ModelReference):
         return None if self.adapter is None else EmbeddedModel(self.model)
 
     def located(self, folder: PurePath) -> Self:
-        """Return the model with absolute paths of its weights and its adapter."""
+        """Returns the model with absolute paths of its weights and its adapter."""
         weights = str(folder / self.model) if self.model.endswith(".gguf") else self.model
         return type(self)(weights, None if self.adapter is None else str(folder / self.adapter))

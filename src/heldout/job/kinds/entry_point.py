@@ -42,7 +42,7 @@ class EntryPoint(AgentReference):
 
     @classmethod
     def hint(cls, text: str) -> str:
-        """Return how to name a function of the file, for a path without one."""
+        """Returns how to name a function of the file, for a path without one."""
         return f" Write {text}:function." if text.endswith(".py") else ""
 
     @classmethod
@@ -57,6 +57,6 @@ class EntryPoint(AgentReference):
         return self.entry_point
 
     def located(self, folder: PurePath) -> Self:
-        """Return the entry point with its file's path absolute."""
+        """Returns the entry point with its file's path absolute."""
         source, _, function = self.entry_point.rpartition(":")
         return type(self)(f"{folder / source}:{function}") if source.endswith(".py") else self
