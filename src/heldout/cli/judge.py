@@ -101,7 +101,7 @@ def gate_command(
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(help="With --no-regression-against: the metric that must not drop; default: the success rate."),
+        typer.Option(help="With --no-regression-against: the metric that must not get worse; default: the primary metric."),
     ] = None,
     fixed_prompts: Annotated[
         bool,

@@ -171,7 +171,7 @@ def _difference_on_these_prompts(
 ) -> tuple[float, float] | None:
     """The interval of run - reference on the prompts that both played, from the intervals of both; None where it is unknown.
 
-    Source: Zou and Donner 2008, Statist. Med. 27, 1693-1702, for two independent means: rollouts of both runs vary by themselves.
+    Source: Zou and Donner 2008, Statist. Med. 27, 1693-1702, for independent means: the runs vary independently.
     """
     if reference is None or run is None or name not in reference.rerun or name not in run.rerun:
         return None

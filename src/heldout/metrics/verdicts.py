@@ -215,7 +215,7 @@ def why_no_interval(columns: MetricColumns, confidence: float) -> str | None:
 
 
 def _why_differences_say_too_little(differences: FloatArray) -> str | None:
-    """Why values that are no rates do not bound their mean difference; None where they do."""
+    """Why values that are not rates do not bound their mean difference; None where they do."""
     if why_no_mean_interval(differences) is None:
         return None
     num_prompts, amounts = len(differences), np.unique(rounded(differences))
