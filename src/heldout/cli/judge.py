@@ -101,7 +101,9 @@ def gate_command(
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(help="With --no-regression-against: the metric that must not get worse; default: the primary metric."),
+        typer.Option(
+            help="With --no-regression-against: the metric that must not get worse; default: the primary metric."
+        ),
     ] = None,
     fixed_prompts: Annotated[
         bool,

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 _VOLATILE = frozenset({"created", "permission"})
-"""Fields of a model's entry in `GET /v1/models` that servers such as vLLM make anew for each answer."""
+"""Fields of a model's entry in `GET /v1/models` that servers such as vLLM create anew for each answer."""
 _HASH_DIGITS = 12
 """Digits of a hash that a message shows."""
 

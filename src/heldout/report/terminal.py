@@ -80,7 +80,7 @@ def _failed_note(summary: Summary) -> str:
 
 
 def incomplete_lines(summary: Summary) -> list[str]:
-    """The sentences that make an incomplete run's numbers safe to read; none for another run."""
+    """Lines that say why a run is incomplete, with its numbers under both rules for failures; none for other runs."""
     if not summary.is_incomplete:
         return []
     total = summary.scored + summary.failed

@@ -60,7 +60,7 @@ class PlayRules:
     grace_seconds: float = 30.0
     """How long an agent may still run after the attempt was decided, so that its output and return value are kept."""
     retries_agent_failures: bool = True
-    """Whether an attempt that failed by the agent, or by what the model said, is played again."""
+    """Whether an attempt that failed because of the agent or the model's replies is played again."""
     passes_columns: bool = False
     """Whether the agent gets the other columns of its dataset row, as `metadata.columns`. The hosted service sends none."""
 

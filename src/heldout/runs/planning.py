@@ -109,7 +109,7 @@ def plan_from_pilots(
 
 
 def _asked_for(pilot: Run) -> int:
-    """The largest k that the pilot's job sets. The default of `pass_k_values` asks for whatever the groups can give."""
+    """The largest k that the pilot's job sets. The default of `pass_k_values` asks for each k that the groups can give."""
     parameters = pilot.document.hyperparameters
     return max(parameters.pass_k_values) if "pass_k_values" in parameters.set_values() else 1
 

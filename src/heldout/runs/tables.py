@@ -337,7 +337,7 @@ def _agent_retries(path: Path, attempts: Any, keys: IntArray, group_size: int) -
 
 
 def played_again_for_agent() -> pc.Expression:
-    """Selects the rows of attempts.parquet that failed by the agent or by what the model said; see
+    """Selects the rows of attempts.parquet that failed because of the agent or the model's replies; see
     `heldout.job.records.Failure.is_infrastructure`."""
     of_agent = pc.field("error_boundary").isin([str(Boundary.AGENT), str(Boundary.REWARD)])
     return of_agent & (pc.field("error_kind") != "unreachable")

@@ -242,7 +242,7 @@ def _event_data(event: bytes) -> bytes:
 
 
 def _is_answer(choice: object) -> bool:
-    """Whether a choice holds what the model said. Routers put a provider's error into the choice (`error`)."""
+    """Whether a choice contains output of the model. Routers put a provider's error into the choice (`error`)."""
     if not isinstance(choice, dict) or choice.get("error"):
         return False
     return isinstance(choice.get("message"), dict) or isinstance(choice.get("text"), str)
