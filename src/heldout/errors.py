@@ -12,12 +12,14 @@
     ├── CloudError (RuntimeError)   AWS refused a request, or could not be reached
     ├── WaitTimeout (TimeoutError)  the wait for an evaluation timed out; the evaluation continues
     └── JobFailed (RuntimeError)    the job could not be finished (exit 1)
+        └── NothingScored           every rollout of the job was played, and all failed
 
 What goes wrong inside one rollout is data (`heldout.job.records.Failure`), never an exception that leaves the engine.
 """
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class HeldoutError(Exception):
@@ -66,6 +68,18 @@ class WaitTimeout(HeldoutError, TimeoutError):
 
 class JobFailed(HeldoutError, RuntimeError):
     """The job could not be finished; what was finished before is kept."""
+
+
+class NothingScored(JobFailed):
+    """Every rollout of the job was played, and all failed."""
+
+    def __init__(self, message: str, *, retryable: int = 0) -> None:
+        """retryable: how many of the failures a machine or a server caused, which can be played again."""
+        super().__init__(message)
+        self.retryable = retryable
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.args, {"retryable": self.retryable}
 
 
 def did_you_mean(value: str, names: Iterable[str]) -> str:

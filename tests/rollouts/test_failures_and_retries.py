@@ -69,6 +69,11 @@ def test_the_command_says_why_nothing_was_scored_and_exits_with_1(
     assert "none of the 3 rollouts" in printed.err
     assert "no board" in printed.err
     assert "pass@1" not in printed.out
+    assert "resume repeats none" in printed.err
+    assert "continue with" not in printed.err
+    assert heldout(monkeypatch, "gate", str(tmp_path / "runs" / "t"), "--require", "pass_at_1 >= 0.5") == 1
+    gate_lines = capsys.readouterr().out
+    assert "pass_at_1 is not known: no rollout to count: all 3 failed" in gate_lines
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from heldout.cli.output import (
     print_definition,
     print_json,
 )
-from heldout.errors import HeldoutError, InputError, StorageError
+from heldout.errors import HeldoutError, InputError, NothingScored, StorageError
 from heldout.job.document import DEFAULT_RUNTIME_SECONDS, MAX_RUNTIME_SECONDS
 from heldout.job.hyperparameters import Hyperparameters
 from heldout.job.references import named_models
@@ -349,6 +349,13 @@ def _resume_hint(location: str) -> Iterator[None]:
     """Adds the command that resumes to an error that ends a job early, for example a full disk."""
     try:
         yield
+    except NothingScored as error:
+        if error.retryable:
+            causes = f"{error.retryable:,} failures are of a machine or a server"
+            error.add_note(f"{causes}; when it works, play them again: heldout resume {location} --retry-failed")
+        else:
+            error.add_note("all rollouts are played, so resume repeats none: repair the cause and evaluate anew")
+        raise
     except HeldoutError as error:
         if not isinstance(error, InputError):
             error.add_note(f"finished rollouts are kept; continue with: heldout resume {location}")

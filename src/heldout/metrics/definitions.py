@@ -20,7 +20,7 @@ def mean_reward(tables: MetricTables) -> Result:
     """Mean over rollouts that count."""
     sample = tables.sample
     if sample.num_rollouts == 0:
-        return Absent("no rollout to count: " + _why_empty(tables.rollouts))
+        return _nothing_counts(tables)
     return RowMean(sample.rewards, sample.groups, is_reward=True)
 
 
@@ -47,7 +47,7 @@ def zero_reward_share(tables: MetricTables) -> Result:
 
 def pass_at(tables: MetricTables, k: int) -> Result:
     """Pass@k: the mean over prompts of `pass_at_k_by_prompt`."""
-    return _pass(tables.sample, k, is_power=False)
+    return _pass(tables.sample, k, is_power=False) if tables.sample.num_rollouts else _nothing_counts(tables)
 
 
 def first_attempt_success(tables: MetricTables) -> Result:
@@ -64,7 +64,11 @@ def first_attempt_success(tables: MetricTables) -> Result:
 
 def pass_power(tables: MetricTables, k: int) -> Result:
     """Pass^k: the mean over prompts of `pass_power_k_by_prompt`."""
-    return _pass(tables.sample, k, is_power=True)
+    return _pass(tables.sample, k, is_power=True) if tables.sample.num_rollouts else _nothing_counts(tables)
+
+
+def _nothing_counts(tables: MetricTables) -> Absent:
+    return Absent("no rollout to count: " + _why_empty(tables.rollouts))
 
 
 def _pass(sample: Sample, k: int, *, is_power: bool) -> Result:

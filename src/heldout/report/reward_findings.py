@@ -38,7 +38,7 @@ _WORTH_TELLING = 0.02
 
 _FLAGS = {
     "sampling_differs": (
-        "the agent's model calls had other sampling parameters than the job's",
+        "made model calls with other sampling parameters than the job's",
         "have the agent pass on inferenceParams, or set -H enforce_sampling=true",
     ),
     "bad_reply": (
@@ -122,7 +122,7 @@ def _flagged(rows: RolloutRows) -> Iterator[Finding]:
     for flag, (seen, advice) in _FLAGS.items():
         mask = rows.has_flag(flag)
         if mask.any():
-            text = f"{counted(int(mask.sum()), rows.num_rollouts)}: {seen}"
+            text = f"{counted(int(mask.sum()), rows.num_rollouts)} {seen}"
             yield finding(Wording(flag, advice, Weight.DOUBT), text, rows, mask)
 
 

@@ -17,7 +17,7 @@ from heldout.backends.local.services import Services, region_of, services_of
 from heldout.backends.results import finish_run, load, write_numbers
 from heldout.backends.results_process import in_results_process, warm_up
 from heldout.background import logged_failure, start_task
-from heldout.errors import HeldoutError, JobFailed, RunError
+from heldout.errors import HeldoutError, JobFailed, NothingScored, RunError
 from heldout.rollouts.attempt import AttemptPlayer, PlayRules
 from heldout.rollouts.card import CardRecorder
 from heldout.rollouts.context import PlayContext
@@ -326,7 +326,7 @@ async def _copied(mirror: Mirror | None, journal: Journal, switch: StopSwitch) -
 async def _conclude(run: Run, ending: Ending, ended: asyncio.Task[None] | None = None) -> Ending:
     """Writes tables and metrics, then marks the run complete (which removes its journal) or stopped.
 
-    Raises JobFailed for a run in which no rollout was scored; its journal stays. ended: the end of the job's services. The
+    Raises NothingScored for a run in which no rollout was scored; its journal stays. ended: the end of the job's services. The
     journal stays until it is over, so that an interruption before loses nothing.
     """
     run.update(secondary_status=SecondaryStatus.UPLOADING)
@@ -336,8 +336,9 @@ async def _conclude(run: Run, ending: Ending, ended: asyncio.Task[None] | None =
         if ended is not None:
             await ended
     if ending is Ending.FINISHED and not numbers.scored:
-        raise JobFailed(
-            f"none of the {numbers.failed:,} rollouts of {run.state.run_name} was scored: {numbers.failures}"
+        raise NothingScored(
+            f"none of the {numbers.failed:,} rollouts of {run.state.run_name} was scored: {numbers.failures}",
+            retryable=numbers.retryable,
         )
     if ending is Ending.FINISHED:
         run.complete(incomplete=numbers.is_incomplete, retryable=numbers.retryable)
