@@ -238,7 +238,7 @@ def changed(given: dict[str, Any], section: str, **members: Any) -> dict[str, An
         ("InputDataConfig", None, "InputDataConfig is missing"),
         ("StoppingCondition", {"MaxRuntimeInSeconds": 0}, "StoppingCondition.MaxRuntimeInSeconds is 0"),
         ("OutputDataConfig", {"S3OutputUri": "s3://bucket"}, "Did you mean 'S3OutputPath'?"),
-        ("OutputDataConfig", {"S3OutputPath": "s3://bucket/../out"}, "leads out of the folder that stands for bucket"),
+        ("OutputDataConfig", {"S3OutputPath": "s3://bucket/../out"}, "leads out of the folder of bucket"),
     ],
 )
 def test_an_unplayable_document_is_refused_at_once(

@@ -35,7 +35,7 @@ from heldout.cli.output import (
 from heldout.errors import HeldoutError, InputError, NothingScored, StorageError
 from heldout.job.document import DEFAULT_RUNTIME_SECONDS, MAX_RUNTIME_SECONDS
 from heldout.job.hyperparameters import Hyperparameters
-from heldout.job.references import named_models
+from heldout.job.references import AGENT_KINDS, MODEL_KINDS, forms_of, named_models
 from heldout.job.registry import Registry
 from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.request import EvaluationRequest, TrackingSettings, evaluation_request
@@ -112,11 +112,9 @@ def _options(
 def evaluate(
     model: Annotated[
         str,
-        typer.Option(
-            metavar="[NAME=]MODEL", help="http://host:port/v1#served-name, an embedded model or .gguf[+adapter.gguf]."
-        ),
+        typer.Option(metavar="[NAME=]MODEL", help=f"The model to evaluate: {forms_of(MODEL_KINDS)}."),
     ],
-    agent: Annotated[str, typer.Option(help="file.py:function, package.module:function, http://host:port or an ARN.")],
+    agent: Annotated[str, typer.Option(help=f"The agent that plays: {forms_of(AGENT_KINDS)}.")],
     dataset: Annotated[
         str, typer.Option(help="Held-out prompts: .parquet, .jsonl, .json, .csv; a file or folder; s3://.")
     ],

@@ -49,14 +49,12 @@ def hyperparameters_command(as_json: JsonOption = False) -> None:
 
 def _table(entries: list[HyperparameterEntry]) -> RenderableType:
     table = Table(title="hyperparameters", title_justify="left", title_style="bold", show_lines=True)
-    for heading in ("name", "also"):
-        table.add_column(heading, no_wrap=True)
+    table.add_column("name, and other spellings", no_wrap=True)
     for heading in ("default", "range", "meaning"):
         table.add_column(heading, overflow="fold")
     for entry in entries:
         table.add_row(
-            Text(entry.name),
-            Text("\n".join(entry.spellings)),
+            Text("\n".join((entry.name, *(f"  {spelling}" for spelling in entry.spellings)))),
             Text(_default(entry.default)),
             Text(entry.range),
             Text(entry.meaning),

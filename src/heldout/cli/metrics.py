@@ -54,13 +54,12 @@ def metrics_command(as_json: JsonOption = False) -> None:
 
 def _table(entries: list[MetricEntry]) -> RenderableType:
     table = Table(title="metrics", title_justify="left", title_style="bold", show_lines=True)
-    table.add_column("name", no_wrap=True)
-    for heading in ("also", "unit and range", "meaning"):
+    table.add_column("name, and other spellings", no_wrap=True)
+    for heading in ("unit and range", "meaning"):
         table.add_column(heading, overflow="fold")
     for entry in entries:
         table.add_row(
-            Text(entry.name),
-            Text("\n".join(dict.fromkeys((entry.label, *entry.spellings)))),
+            Text("\n".join((entry.name, *(f"  {other}" for other in dict.fromkeys((entry.label, *entry.spellings)))))),
             Text(", ".join(filter(None, (entry.unit or "the agent's own", entry.range)))),
             Text(_meaning(entry)),
         )

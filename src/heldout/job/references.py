@@ -81,6 +81,11 @@ def agent_kinds() -> Iterator[type[AgentReference]]:
     yield from cast("tuple[type[AgentReference], ...]", _installed(AGENT_GROUP, AgentReference).kinds)
 
 
+def forms_of(kinds: Iterable[type[Reference]]) -> str:
+    """List every way to write a reference of these kinds, for help texts."""
+    return ", ".join(form.text for kind in kinds for form in kind.forms)
+
+
 def problems_of_packages() -> str:
     """Name each entry point of installed packages that cannot be used, as the end of an error line; empty without any."""
     found = (_installed(MODEL_GROUP, ModelReference), _installed(AGENT_GROUP, AgentReference))

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from heldout.metrics.summary import Summary, summarize
+from heldout.metrics.summary import Reading, Summary, summarize
 from heldout.runs.journal_index import JournalIndex
 from heldout.runs.recordings import open_tables
 from heldout.runs.run import Run, write_whole
@@ -56,9 +56,14 @@ def metrics_document(summary: Summary, *, is_partial: bool) -> dict[str, Any]:
         "partial": is_partial,
         "incomplete": summary.is_incomplete,
         "failures": [{**asdict(reason), "hint": reason.hint} for reason in summary.failures],
-        "readings": [asdict(reading) for reading in summary.readings],
+        "readings": [_reading_document(reading) for reading in summary.readings],
         "confidence": summary.confidence,
     }
+
+
+def _reading_document(reading: Reading) -> dict[str, object]:
+    intervals = {name: list(ends) for name, ends in reading.intervals.items()}
+    return {"rule": reading.rule, "metrics": reading.metrics, "intervals": intervals}
 
 
 _JSON = orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS

@@ -107,7 +107,7 @@ async def test_a_run_shows_the_same_numbers_from_its_parquet_files_alone(tmp_pat
     shown = Console(width=110)
     with shown.capture() as captured:
         shown.print(run_results(alone))
-    assert "test/base-model-eval\n" in captured.get().replace(" ", "")
+    assert "test/base-model-eval(incomplete)\n" in captured.get().replace(" ", "")
     assert written["rollouts"] == {"prompts": 4, "scored": 6, "failed": 2, "missing": 0}
     assert written["metrics"]["agent/turns_played"] == 3.0
     assert not run.has_journal

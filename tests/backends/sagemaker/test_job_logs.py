@@ -210,8 +210,9 @@ def test_waiting_for_an_evaluation_on_this_machine_shows_the_same(
     execution = evaluator(registry=cloud.everything, s3_output_path=str(tmp_path / "out")).evaluate()
     execution.wait(poll=0.2, timeout=180.0)
     shown = capsys.readouterr().out
-    assert "base-model-eval: playing 8 rollouts" in shown
-    assert shown.count("base-model-eval: played 8/8 rollouts") == 1
+    (name,) = execution.runs()
+    assert f"{name}: playing 8 rollouts" in shown
+    assert shown.count(f"{name}: played 8/8 rollouts") == 1
 
 
 def test_the_terminal_shows_what_the_jobs_said(cloud: Cloud) -> None:
