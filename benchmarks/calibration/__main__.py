@@ -164,7 +164,8 @@ def _mixtures(repeats: int) -> list[Coverage]:
 
 
 def _powers(repeats: int) -> list[Power]:
-    settings = list(product(((0.1, 0.1), (0.5, 0.1), (0.5, 0.2), (0.8, 0.1)), (1, 4, 16), (0.3,), (0.0, 0.8, 1.0)))
+    changes = ((0.1, 0.1), (0.5, 0.1), (0.5, 0.2), (0.8, 0.1), (0.9, 0.08), (0.97, 0.02))
+    settings = list(product(changes, (1, 4, 16), (0.3,), (0.0, 0.8, 1.0)))
     return [
         power_of_plan(rate, difference, size, correlation, likeness, min(repeats, 2_000), _rng(i))
         for i, ((rate, difference), size, correlation, likeness) in enumerate(settings)

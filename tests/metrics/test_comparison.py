@@ -16,6 +16,7 @@ from heldout.metrics.comparison import Comparison, Side, compare
 from heldout.metrics.failures import FailureReason
 from heldout.metrics.gates import check_no_regression
 from heldout.metrics.multiplicity import holm
+from heldout.metrics.planning import smallest_difference, spread_from_rates
 from heldout.metrics.ranking import rank
 from heldout.metrics.settings import MetricSettings
 from heldout.metrics.table import FloatArray, RolloutTable
@@ -98,6 +99,20 @@ def test_no_shown_difference_says_what_could_have_been_seen() -> None:
     )
 
 
+def test_what_an_evaluation_could_have_seen_is_what_a_plan_of_its_size_sees() -> None:
+    rng = np.random.default_rng(4)
+    base, tuned = (
+        {f"p{i}": (rng.random(4) < rate).astype(float).tolist() for i, rate in enumerate(rng.beta(0.7, 6.3, 40))}
+        for _ in range(2)
+    )
+    found = compared(base, tuned).metrics["eval/reward/pass_at_1"]
+    assert found.detectable is not None
+    assert found.interval is not None
+    planned = smallest_difference(spread_from_rates(0.1, 0.0, correlation=1 / 8, likeness=0.0), 40, 4)
+    assert found.detectable == pytest.approx(planned, rel=0.35)
+    assert found.detectable > max(found.difference - found.interval[0], found.interval[1] - found.difference)
+
+
 def test_too_few_prompts_give_no_verdict() -> None:
     found = compared(all_same(0.0, prompts=6), all_same(1.0, prompts=6))
     assert found.metrics["eval/reward/pass_at_1"].interval is None
@@ -111,7 +126,12 @@ def test_seven_prompts_that_all_move_are_enough() -> None:
     found = compared(all_same(0.0, prompts=7), all_same(1.0, prompts=7))
     # Of all 2**7 sign flips only the data themselves do as much: a half, on either side.
     assert found.metrics["eval/reward/pass_at_1"].p_value == pytest.approx(2 * 0.5 / 2**7)
-    assert found.metrics["eval/reward/pass_at_1"].detectable == 0  # they do not scatter at all
+    interval, detectable = (
+        found.metrics["eval/reward/pass_at_1"].interval,
+        found.metrics["eval/reward/pass_at_1"].detectable,
+    )
+    assert interval is not None
+    assert detectable == pytest.approx(1 - interval[0])  # they do not scatter: the limits of both runs alone decide
     assert found.verdict.startswith("tuned is better")
 
 

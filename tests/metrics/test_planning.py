@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
+from benchmarks.calibration.comparisons import power_of_plan
 from heldout.errors import MetricError
+from heldout.metrics.planned_rates import PlannedRates
 from heldout.metrics.planning import (
     Spread,
     next_rollouts,
@@ -146,6 +148,40 @@ def test_the_third_moment_of_assumed_rates_is_that_of_drawn_differences(likeness
     assert sum(part / 4**power for power, part in enumerate(spread.third)) == pytest.approx(third, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("rate", "difference", "size", "likeness"),
+    [(0.1, 0.1, 16, 1.0), (0.8, 0.1, 4, 1.0), (0.97, 0.02, 16, 1.0), (0.9, 0.08, 4, 1.0), (0.5, 0.1, 4, 0.8)],
+)
+def test_a_plan_promises_the_power_that_the_comparison_has(
+    rate: float, difference: float, size: int, likeness: float
+) -> None:
+    found = power_of_plan(rate, difference, size, 0.3, likeness, 400, np.random.default_rng(11))
+    # Two standard errors of 400 comparisons are 0.04.
+    assert found.promised - found.found < 0.07
+
+
+def test_a_difference_up_from_0_is_planned_like_its_mirror_image_down_from_1() -> None:
+    up, down = (
+        plan(spread_from_rates(rate, gain, correlation=0.3), gain, group_sizes=[4])
+        for rate, gain in ((0.0, 0.2), (1.0, -0.2))
+    )
+    assert up.options == down.options
+
+
+def test_success_rates_near_0_need_more_prompts_than_their_variance_says() -> None:
+    spread = spread_from_rates(0.02, 0.03, correlation=0.3, likeness=0.9)
+    by_variance = Spread(spread.between, spread.within, spread.third)
+    rates, others = (plan(one, 0.03, group_sizes=[4]).options[0].num_prompts for one in (spread, by_variance))
+    assert rates > 1.1 * others
+
+
+def test_the_smallest_difference_of_success_rates_is_seen_with_the_power_asked_for() -> None:
+    spread = spread_from_rates(0.1, 0.1, correlation=0.3)
+    difference = smallest_difference(spread, 40, 4)
+    assert difference is not None
+    assert power_of(spread, 40, 4, difference) == pytest.approx(0.8, abs=0.005)
+
+
 def test_out_of_prompts_the_plan_turns_to_bigger_groups() -> None:
     found = plan(Spread(between=0.01, within=0.5), 0.1, max_prompts=40)
     assert found.recommended is not None
@@ -281,12 +317,14 @@ def test_the_range_of_a_plan_holds_the_prompts_that_are_truly_needed(pilots: int
     """Beta(0.7, 0.7) has variance 5/48; the two policies share the rates of half of the prompts."""
     rng = np.random.default_rng(5)
     between = 0.25 / 2.4
-    needed = plan(Spread(between, 2 * (0.25 - between)), 0.15, group_sizes=[2]).options[0].num_prompts
+    rates = PlannedRates(0.5, (1 / 2.4, 1 / 2.4), likeness=0.5)
+    truth = Spread(between, 2 * (0.25 - between), rates=rates)
+    needed = plan(truth, 0.15, group_sizes=[2]).options[0].num_prompts
     held = 0
     for _ in range(100):
-        rates, other = rng.beta(0.7, 0.7, (2, 25, 1))
-        other = np.where(rng.random((25, 1)) < 0.5, rates, other)
-        drawn = [sample((rng.random((25, 4)) < p).astype(np.float64)) for p in (rates, other)]
+        one, other = rng.beta(0.7, 0.7, (2, 25, 1))
+        other = np.where(rng.random((25, 1)) < 0.5, one, other)
+        drawn = [sample((rng.random((25, 4)) < p).astype(np.float64)) for p in (one, other)]
         spread = (
             spread_from_run(drawn[0], of_success=True) if pilots == 1 else spread_from_pair(*drawn, of_success=True)
         )

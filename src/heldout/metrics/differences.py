@@ -56,7 +56,7 @@ class PairedRates:
         gains, losses = np.maximum(differences, 0), np.maximum(-differences, 0)
         correlation = _correlation(base_RP, fine_tuned_RP)
         is_settled = (differences == 0) & ((base_RP == 0) | (base_RP == 1))
-        hidden = np.maximum(correlation, 0) ** 2 * np.clip(2 * is_settled.mean(axis=1) - 1, 0, 1)
+        hidden = cls.hidden(correlation, is_settled.mean(axis=1))
         return cls(
             base_RP.mean(axis=1),
             fine_tuned_RP.mean(axis=1),
@@ -67,6 +67,12 @@ class PairedRates:
             np.where((differences == 0).all(axis=1), 1.0, hidden),
             rollouts_R,
         )
+
+    @staticmethod
+    def hidden(correlation_R: FloatArray, settled_R: FloatArray) -> FloatArray:
+        """`hidden_R` where some prompt differs. settled_R: shares of prompts that always end alike, in both runs."""
+        shares: FloatArray = np.maximum(correlation_R, 0) ** 2 * np.clip(2 * settled_R - 1, 0, 1)
+        return shares
 
     def repeat(self, times: int) -> Self:
         """Repeats each evaluation `times` times."""

@@ -82,7 +82,7 @@ def rate_limits(values_RP: FloatArray, counts: CountTables, quantity: Quantity, 
     interval from the scatter: they depend on the shape of the difficulty (prompts that always or never succeed), which
     the model assumes and the scatter shows.
     """
-    return _limits_of_rates(Scatter.of(values_RP), counts, quantity, np.full(len(values_RP), confidence))
+    return limits_of_rates(Scatter.of(values_RP), counts, quantity, np.full(len(values_RP), confidence))
 
 
 def rate_limits_at(values: FloatArray, counts: CountTables, quantity: Quantity, confidences: FloatArray) -> FloatArray:
@@ -92,7 +92,7 @@ def rate_limits_at(values: FloatArray, counts: CountTables, quantity: Quantity, 
     """
     num_confidences = len(confidences)
     repeated = CountTables(counts.pairs, np.repeat(counts.num_prompts_RC, num_confidences, axis=0))
-    return _limits_of_rates(Scatter.of(values[None, :]).repeat(num_confidences), repeated, quantity, confidences)
+    return limits_of_rates(Scatter.of(values[None, :]).repeat(num_confidences), repeated, quantity, confidences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +122,8 @@ class Scatter:
         return type(self)(self.num_prompts, *(np.repeat(column, times) for column in columns))
 
 
-def _limits_of_rates(
-    scatter: Scatter, counts: CountTables, quantity: Quantity, confidences_R: FloatArray
-) -> FloatArray:
+def limits_of_rates(scatter: Scatter, counts: CountTables, quantity: Quantity, confidences_R: FloatArray) -> FloatArray:
+    """The limits of `rate_limits`, given how the values scatter. confidences_R: shape (num_evaluations,)."""
     from scipy import special
 
     num_prompts, means = scatter.num_prompts, scatter.means_R

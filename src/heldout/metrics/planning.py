@@ -7,15 +7,19 @@ of one prompt vary, added over both runs. Bigger groups shrink only the second p
 Power depends on one thing more: whether the differences have a long tail on the side of the effect. If a policy gets better
 where it was half good and stays as it is elsewhere, large differences raise the mean and its standard error together, and the
 effect is seen more often than the variance alone says. Assumed rates say how lopsided differences are; a pilot run does not.
+
+A difference of rates has to leave out 0 by the limits of both runs too, which near 0 and 1 and with few prompts ask for more
+than the sign-flip test: `heldout.metrics.planned_rates` says how much more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from heldout.errors import MetricError
+from heldout.metrics.planned_rates import PlannedRates, alike_share, difficulty_quantiles
 from heldout.metrics.sample import Sample
 from heldout.metrics.subset_means import least_prompts
 from heldout.metrics.table import FloatArray
@@ -30,6 +34,9 @@ MOST_PROMPTS = 10_000_000
 _UNSEEN_SCATTER = 4
 """Subtracted from the number of a pilot's prompts where the scatter of their contributions is judged, because few prompts scatter
 too little. Chosen by simulation, see docs/explanation/statistics.md."""
+
+_ROUNDS = 6
+"""How often the smallest difference is looked for again with what the last one needs; each round comes far closer."""
 
 _ABSCISSAE, _HALF_WEIGHTS = np.polynomial.legendre.leggauss(128)
 _NODES, _WEIGHTS = (_ABSCISSAE + 1) / 2, _HALF_WEIGHTS / 2
@@ -56,6 +63,8 @@ class Spread:
     third: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Third central moment of a prompt's difference as found with groups of g: the sum of these over 1, g and g^2. Positive
     with a long tail on the side of the effect."""
+    rates: PlannedRates | None = None
+    """The two success rates; None for a difference of other means."""
     scatter: PilotScatter | None = field(default=None, compare=False, repr=False)
     """Of the pilot that the spread was estimated from; None when it is assumed."""
 
@@ -89,7 +98,12 @@ class Spread:
         tail = (1 - confidence) / 2
         most, least = (2 * special.gammaincinv(freedom / 2, level) for level in (tail, 1 - tail))
         low, high = (float(variance * freedom / quantile) for quantile in (least, most))
-        return Spread(min(low, point), 0.0), Spread(max(high, point), 0.0)
+        if point == 0:
+            return Spread(0.0, 0.0), Spread(max(high, 0.0), 0.0)
+        return self._scaled(min(low, point) / point), self._scaled(max(high, point) / point)
+
+    def _scaled(self, factor: float) -> "Spread":
+        return Spread(factor * self.between, factor * self.within, rates=self.rates)
 
 
 def spread_from_rates(rate: float, difference: float, *, correlation: float, likeness: float = 0.5) -> Spread:
@@ -110,7 +124,12 @@ def spread_from_rates(rate: float, difference: float, *, correlation: float, lik
     between = correlation * (before + after - 2 * likeness * float(np.sqrt(before * after)))
     third = _third_moment(rate, rate + difference, correlation, likeness)
     sign = -1.0 if difference < 0 else 1.0
-    return Spread(between, (1 - correlation) * (before + after), (sign * third[0], sign * third[1], sign * third[2]))
+    return Spread(
+        between,
+        (1 - correlation) * (before + after),
+        (sign * third[0], sign * third[1], sign * third[2]),
+        PlannedRates(rate, (correlation, correlation), likeness),
+    )
 
 
 def spread_from_run(pilot: Sample, *, of_success: bool, likeness: float = 0.5) -> Spread:
@@ -128,7 +147,8 @@ def spread_from_run(pilot: Sample, *, of_success: bool, likeness: float = 0.5) -
             " differ, or assumed rates"
         )
     scatter = PilotScatter(2 * (1 - likeness) * found.scatter.between, 2 * found.scatter.within)
-    return Spread(between=2 * (1 - likeness) * found.between, within=2 * found.within, scatter=scatter)
+    rates = PlannedRates(found.mean, (found.correlation, found.correlation), likeness) if found.is_rate else None
+    return Spread(2 * (1 - likeness) * found.between, 2 * found.within, rates=rates, scatter=scatter)
 
 
 def spread_from_pair(base: Sample, fine_tuned: Sample, *, of_success: bool) -> Spread:
@@ -139,12 +159,20 @@ def spread_from_pair(base: Sample, fine_tuned: Sample, *, of_success: bool) -> S
     if not np.array_equal(base.groups.prompt_index, fine_tuned.groups.prompt_index):
         raise MetricError("the two pilot runs have different prompts; pair them first")
     sides = (base, fine_tuned)
-    within_2P = [_components(side, of_success).scatter.within for side in sides]
+    first, second = (_components(side, of_success) for side in sides)
+    within_2P = (first.scatter.within, second.scatter.within)
     differences = _means(fine_tuned, of_success) - _means(base, of_success)
     squares = np.square(differences - differences.mean()) * len(differences) / (len(differences) - 1)
     between = squares - sum(within / side.sizes for within, side in zip(within_2P, sides, strict=True))
     within = within_2P[0] + within_2P[1]
-    spread = Spread(max(0.0, float(between.mean())), float(within.mean()), scatter=PilotScatter(between, within))
+    mean_between = max(0.0, float(between.mean()))
+    rates = None
+    if first.is_rate and second.is_rate:
+        scale = 2 * float(np.sqrt(first.between * second.between))
+        likeness = (first.between + second.between - mean_between) / scale if scale > 0 else 0.0
+        likeness = min(max(likeness, -1.0), 1.0)
+        rates = PlannedRates(first.mean, (first.correlation, second.correlation), likeness)
+    spread = Spread(mean_between, float(within.mean()), rates=rates, scatter=PilotScatter(between, within))
     if spread.between == spread.within == 0:
         raise MetricError(
             f"the two pilots differ by {differences[0]:g} on every prompt, and their rollouts agree within each prompt, which"
@@ -249,16 +277,17 @@ def _uncertainty(
     if likely is None:
         return None
     least, greatest = likely
-    fewest = _prompts_needed(least, 1, difference, power, confidence, MOST_PROMPTS)
+    size = recommended.group_size
+    fewest = _prompts_needed(least, size, difference, power, confidence, MOST_PROMPTS)
     return PilotUncertainty(
         confidence,
         (
             recommended.num_prompts if fewest is None else fewest,
-            _prompts_needed(greatest, 1, difference, power, confidence, MOST_PROMPTS),
+            _prompts_needed(greatest, size, difference, power, confidence, MOST_PROMPTS),
         ),
         (
-            power_of(greatest, recommended.num_prompts, 1, difference, confidence=confidence),
-            power_of(least, recommended.num_prompts, 1, difference, confidence=confidence),
+            power_of(greatest, recommended.num_prompts, size, difference, confidence=confidence),
+            power_of(least, recommended.num_prompts, size, difference, confidence=confidence),
         ),
     )
 
@@ -281,8 +310,23 @@ def power_of(
 
     From the noncentral t distribution with num_prompts - 1 degrees of freedom, which the sign-flip test follows closely. If the
     differences are skew, their mean and their scatter go together: with correlation skewness / sqrt(2 + excess kurtosis), where
-    the kurtosis is taken to be that of a gamma distribution.
+    the kurtosis is taken to be that of a gamma distribution. Of success rates, the observed difference must also be
+    the one from which the limits of both runs leave out 0, or larger.
     """
+    needed = _errors_needed(spread, num_prompts, group_size, difference, confidence)
+    return _power(spread, num_prompts, group_size, difference, confidence, needed)
+
+
+def _errors_needed(spread: Spread, num_prompts: int, group_size: int, difference: float, confidence: float) -> float:
+    if spread.rates is None or num_prompts < least_prompts(confidence):
+        return 0.0
+    return spread.rates.errors_needed(num_prompts, group_size, difference, confidence)
+
+
+def _power(
+    spread: Spread, num_prompts: int, group_size: int, difference: float, confidence: float, needed: float = 0.0
+) -> float:
+    """The power when the difference observed must also be at least this many of its standard errors."""
     from scipy import special  # not before a plan is made: see ARCHITECTURE.md, decision 12
 
     if num_prompts < least_prompts(confidence):
@@ -298,8 +342,9 @@ def power_of(
     freedom = (num_prompts - 1) / (1 + 0.75 * skewness**2)
     scatter = np.sqrt(2 * special.gammaincinv(freedom / 2, _NODES) / freedom)
     middle, rest = together * special.ndtri(_NODES), np.sqrt(1 - together**2)
-    seen = special.ndtr((shift + middle - limit * scatter) / rest)
-    seen_reversed = special.ndtr((-shift - middle - limit * scatter) / rest)
+    limits = np.maximum(limit * scatter, needed)
+    seen = special.ndtr((shift + middle - limits) / rest)
+    seen_reversed = special.ndtr((-shift - middle - limits) / rest)
     return float(_WEIGHTS @ (seen + seen_reversed))
 
 
@@ -309,10 +354,20 @@ def smallest_difference(
     """The true difference that such an evaluation shows with probability `power`; None with too few prompts for any."""
     if num_prompts < least_prompts(confidence):
         return None
-    low, high = 0.0, 100 * spread.error(num_prompts, group_size)
+    found = _smallest_difference(spread, num_prompts, group_size, power, confidence, needed=0.0)
+    for _ in range(_ROUNDS if spread.rates is not None else 0):
+        needed = _errors_needed(spread, num_prompts, group_size, found, confidence)
+        found = _smallest_difference(spread, num_prompts, group_size, power, confidence, needed)
+    return found
+
+
+def _smallest_difference(
+    spread: Spread, num_prompts: int, group_size: int, power: float, confidence: float, needed: float
+) -> float:
+    low, high = 0.0, (100 + needed) * spread.error(num_prompts, group_size)
     for _ in range(60):
         middle = (low + high) / 2
-        if power_of(spread, num_prompts, group_size, middle, confidence=confidence) < power:
+        if _power(spread, num_prompts, group_size, middle, confidence, needed) < power:
             low = middle
         else:
             high = middle
@@ -346,22 +401,14 @@ def next_rollouts(spread: Spread, num_prompts: int, group_size: int) -> NextRoll
 
 def _third_moment(before: float, after: float, correlation: float, likeness: float) -> tuple[float, float, float]:
     """`Spread.third` of two policies with these success rates, for a difference of after - before."""
-    from scipy import special
-
-    precision = 1 / min(max(correlation, 1e-6), 0.999) - 1
     places = (np.arange(2_000) + 0.5) / 2_000
-    p, q = (
-        np.nan_to_num(special.betaincinv(rate * precision, (1 - rate) * precision, places), nan=rate)
-        for rate in (min(max(rate, 1e-9), 1 - 1e-9) for rate in (before, after))
-    )
+    p, q = (difficulty_quantiles(rate, correlation, places) for rate in (before, after))
     noise_p, noise_q = p * (1 - p), q * (1 - q)
     last = float((noise_q * (1 - 2 * q)).mean() - (noise_p * (1 - 2 * p)).mean())
     difference = q - p
     same = float(_third(difference)), 3 * float(np.cov(difference, noise_p + noise_q)[0, 1])
     anew = float(_third(q) - _third(p)), 3 * float(np.cov(q, noise_q)[0, 1] - np.cov(p, noise_p)[0, 1])
-    # A policy that always or never succeeds has no order of difficulty to share.
-    most_alike = float(np.corrcoef(p, q)[0, 1]) if p.std() > 0 and q.std() > 0 else np.inf
-    share = min(max(likeness / most_alike, 0.0), 1.0)
+    share = alike_share(likeness, p, q)
     return share * same[0] + (1 - share) * anew[0], share * same[1] + (1 - share) * anew[1], last
 
 
@@ -378,6 +425,15 @@ class _Components(NamedTuple):
     """Mean variance within prompts."""
     scatter: PilotScatter
     """The prompts' contributions to both."""
+    mean: float
+    is_rate: bool
+    """All values are 0 or 1."""
+
+    @property
+    def correlation(self) -> float:
+        """Of two rollouts of a prompt, in [0, 1]."""
+        total = self.between + self.within
+        return self.between / total if total > 0 else 0.0
 
 
 def _components(sample: Sample, of_success: bool) -> _Components:
@@ -400,6 +456,8 @@ def _components(sample: Sample, of_success: bool) -> _Components:
         max(0.0, float(means.var(ddof=1) - known.mean() * (1 / sample.sizes).mean())),
         float(known.mean()),
         PilotScatter(between, within),
+        float(means.mean()),
+        bool(np.isin(values, (0.0, 1.0)).all()),
     )
 
 
@@ -413,15 +471,26 @@ def _prompts_needed(
     def is_enough(num_prompts: int) -> bool:
         return power_of(spread, num_prompts, group_size, difference, confidence=confidence) >= power
 
-    low, high = LEAST_PROMPTS - 1, LEAST_PROMPTS
+    def is_enough_for_flips(num_prompts: int) -> bool:
+        return _power(spread, num_prompts, group_size, difference, confidence) >= power
+
+    at_least = _least_enough(is_enough_for_flips, LEAST_PROMPTS, most)
+    return None if at_least is None else _least_enough(is_enough, at_least, most)
+
+
+def _least_enough(is_enough: Callable[[int], bool], start: int, most: int) -> int | None:
+    """The least number from `start` to `most` that is enough, by steps that double and then by halves."""
+    if start > most:
+        return None
+    low, high, step = start - 1, start, max(1, start // 8)
     while not is_enough(high):
         if high >= most:
             return None
-        low, high = high, min(2 * high, most)
+        low, high, step = high, min(high + step, most), 2 * step
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if is_enough(middle) else (middle, high)
-    return high if high <= most else None
+    return high
 
 
 def _advice(

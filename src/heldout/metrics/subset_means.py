@@ -87,20 +87,25 @@ def least_prompts(confidence: float) -> int:
     return least_moved(confidence) + 2
 
 
-def detectable_difference(differences: FloatArray, confidence: float, *, is_rate: bool) -> float | None:
+def detectable_difference(
+    differences: FloatArray, confidence: float, *, is_rate: bool, interval: tuple[float, float] | None
+) -> float | None:
     """Smallest true difference that this many prompts with this scatter would have shown with probability `POWER`.
 
-    differences: shape (num_prompts,), as found. is_rate: each lies in [-1, 1]. None when unknown: too few prompts,
-    or too few that differ and no bound on how far they could.
+    differences: shape (num_prompts,), as found. is_rate: each lies in [-1, 1]. interval: of their mean, as the comparison gives
+    it; a difference is shown from the distance of its farther limit, which the true one has to exceed by what chance takes
+    away. None when unknown: too few prompts, or too few that differ and no bound on how far they could.
     """
     from scipy import special  # not before a comparison is made: see ARCHITECTURE.md, decision 12
 
     num_prompts, least = len(differences), least_moved(confidence)
     if num_prompts < least_prompts(confidence):
         return None
-    error = float(differences.std(ddof=1)) / np.sqrt(num_prompts)
-    quantiles = special.stdtrit(num_prompts - 1, np.array([0.5 + confidence / 2, POWER]))
-    from_scatter = float(quantiles.sum() * error)
+    mean, error = float(differences.mean()), float(differences.std(ddof=1)) / np.sqrt(num_prompts)
+    shown_from, by_chance = special.stdtrit(num_prompts - 1, np.array([0.5 + confidence / 2, POWER])) * error
+    if interval is not None:
+        shown_from = max(shown_from, mean - interval[0], interval[1] - mean)
+    from_scatter = float(shown_from + by_chance)
     if np.count_nonzero(differences) >= least:
         return from_scatter
     if not is_rate:

@@ -169,12 +169,13 @@ def judge(
     differences = columns.differences
     no_interval = why_no_interval(columns, confidence)
     test = difference_test(columns, means, confidence)
+    interval = None if no_interval else test.interval(confidence)
     found = _Found(
         difference=float(differences.mean()),
-        interval=None if no_interval else test.interval(confidence),
+        interval=interval,
         no_interval=no_interval or "",
         p_value=_p_value(columns, test, confidence),
-        detectable=detectable_difference(differences, confidence, is_rate=columns.is_rate),
+        detectable=detectable_difference(differences, confidence, is_rate=columns.is_rate, interval=interval),
         equivalence=None if margin is None else _equivalence(columns, test, margin, confidence),
     )
     return MetricComparison(
