@@ -98,7 +98,7 @@ def score(t):
 def test_a_scorer_that_never_gives_a_score_leaves_nothing_to_compare(run: Run, tmp_path: Path) -> None:
     rescored = scored(run, tmp_path, "def score(t):\n    return 'good'\n")
     assert rescored.agreement is None
-    assert rescored.errors == {"it returned 'good', which is no finite number, alone or with metrics": 3}
+    assert rescored.errors == {"it returned 'good', but a score is a finite number, alone or with metrics": 3}
     assert json.loads(rescored.agreement_path.read_text())["confusion"] is None
 
 

@@ -1,23 +1,26 @@
 """Jobs whose rollouts fail: when a run has no number, when its numbers are incomplete, and what retries hide."""
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from heldout.backends.local.job import play_rollouts
-from heldout.errors import JobFailed
+from heldout.errors import JobFailed, NothingScored
 from heldout.policies.scripted import ScriptedServer
 from heldout.policies.scripted_replies import Reply, ScriptedCall
 from heldout.report.run_analysis import analyze
 from heldout.rollouts.context import PlayContext
 from heldout.runs.run import JobStatus, Run
+from tests.support.agents_support import AGENTS
 from tests.support.jobs import new_run, played, played_with, rows, write_prompts
 from tests.support.model_servers import model_server
 from tests.support.scripted_agents import __file__ as agents_file
 from tests.support.terminal import heldout
 
+OPENAI = f"{AGENTS / 'openai_agent.py'}:solve"
 SUCCESS, FIRST = "eval/reward/pass_at_1", "eval/reward/first_attempt_pass_at_1"
 
 
@@ -74,6 +77,15 @@ def test_the_command_says_why_nothing_was_scored_and_exits_with_1(
     assert heldout(monkeypatch, "gate", str(tmp_path / "runs" / "t"), "--require", "pass_at_1 >= 0.5") == 1
     gate_lines = capsys.readouterr().out
     assert "pass_at_1 is not known: no rollout to count: all 3 failed" in gate_lines
+
+
+async def test_failures_of_the_model_server_alone_can_be_played_again(tmp_path: Path) -> None:
+    async with ScriptedServer(lambda call: Reply(raw=b"data: [DONE]\n\n")) as server:
+        run = new_run(tmp_path, server.url, ["1", "1"], agent=OPENAI, rollout_max_retries=0)
+        with pytest.raises(NothingScored) as caught:
+            await play_rollouts(run, PlayContext())
+    assert caught.value.retryable == 2
+    assert pickle.loads(pickle.dumps(caught.value)).retryable == 2
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,9 @@ def parsed_score(given: object) -> Score:
     value, metrics = _parts(given)
     number = None if value is _NO_SCORE else _finite(value)
     if number is None:
-        return Score(math.nan, error=f"it returned {shown(given)}, which is no finite number, alone or with metrics")
+        return Score(
+            math.nan, error=f"it returned {shown(given)}, but a score is a finite number, alone or with metrics"
+        )
     named = {str(name): _finite(metric) for name, metric in metrics.items()}
     unnamed = [name for name in named if not name.strip() or clean_text(name) != name]
     if unnamed:
