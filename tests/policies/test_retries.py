@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from heldout.http.retry_after import retry_after_seconds
+from heldout.http.headers import retry_after_seconds
 from heldout.policies.base import PolicyUnavailable
 from heldout.policies.retries import Budget, Retries, TryFailed
 

@@ -25,8 +25,7 @@ from heldout.runs.journal import Journal, read, segments
 from heldout.runs.remote_mirror import Mirror, folder_for, new_folder, open_run, remove_if_never_begun
 from heldout.runs.run import JobStatus, Run
 from heldout.storage import Storage
-from heldout.storage.claim import CLAIM_FILE, Claim
-from heldout.storage.times import RemoteTimes
+from heldout.storage.claim import CLAIM_FILE, Claim, RemoteTimes
 from tests.support.evaluations import AROUND
 from tests.support.faulty_s3 import FaultyService, faulty_service
 from tests.support.jobs import document

@@ -19,7 +19,7 @@ from heldout.rollouts.engine import StopSwitch
 from heldout.runs.journal import read
 from heldout.runs.remote_mirror import folder_for, new_folder, open_run
 from heldout.runs.run import JobStatus, Run
-from heldout.storage.times import RemoteTimes
+from heldout.storage.claim import RemoteTimes
 from tests.support.agents_support import AGENTS
 from tests.support.faulty_s3 import FaultyService, faulty_service
 from tests.support.jobs import PLAYERS, new_run, rows, write_prompts

@@ -10,7 +10,7 @@ import pytest
 
 from heldout.runtime import CallRules, JobRuntime, Limits, Trajectory
 from heldout.runtime.dialects.table import DIALECTS
-from heldout.runtime.limits import DEFAULT_LIMITS
+from heldout.runtime.rules import DEFAULT_LIMITS
 from tests.support.runtime_support import (
     JOB_ARN,
     NO_RULES,

@@ -15,7 +15,7 @@ from heldout.job.json_values import read_json
 from heldout.job.kinds.endpoint import EndpointModel
 from heldout.policies.endpoint import EndpointPolicy
 from heldout.runtime import CallRules, JobRuntime, Limits, Trajectory
-from heldout.runtime.limits import DEFAULT_LIMITS
+from heldout.runtime.rules import DEFAULT_LIMITS
 from tests.support.runtime_support import JOB_ARN, KEY_PAIR, NO_RULES, REGION
 
 Handler = Callable[[bytes], web.Response]

@@ -18,9 +18,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from heldout.errors import HeldoutError, JobFailed, StorageError
 from heldout.runs.remote_sync import end_writer
 from heldout.storage import Storage
-from heldout.storage.claim import Claim
+from heldout.storage.claim import Claim, RemoteTimes
 from heldout.storage.fence import FencedStorage
-from heldout.storage.times import RemoteTimes
 from tests.support.memory_files import Bucket, MemoryFiles
 
 _MACHINES = st.integers(0, 2)

@@ -21,7 +21,7 @@ from heldout.policies.base import ModelCall, ModelReply, PolicyUnavailable
 from heldout.runtime import CallRules, Credentials, JobRuntime, Limits, Report, Trajectory
 from heldout.runtime.dialects.base import Dialect
 from heldout.runtime.dialects.table import DIALECTS
-from heldout.runtime.limits import DEFAULT_LIMITS
+from heldout.runtime.rules import DEFAULT_LIMITS
 
 Json = dict[str, object]
 

@@ -10,7 +10,6 @@ import orjson
 
 from heldout.http.exchange import Answer
 from heldout.policies.base import ModelReply
-from heldout.runtime.call_rules import JobEdits
 from heldout.runtime.dialects.base import (
     AgentRequest,
     EditedCall,
@@ -23,6 +22,7 @@ from heldout.runtime.dialects.base import (
 from heldout.runtime.dialects.openai_call import CHAT_PATH, OpenAICall
 from heldout.runtime.dialects.openai_replies import OpenAIStream
 from heldout.runtime.refusals import Refusal, invalid, not_found
+from heldout.runtime.rules import JobEdits
 
 _REPLIES = "/toy/replies/"
 

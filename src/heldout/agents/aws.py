@@ -16,7 +16,7 @@ from heldout.agents.agentcore_contract import one_line
 from heldout.agents.base import InvocationResult, Outcome
 from heldout.background import backoff_seconds
 from heldout.errors import ReferenceProblem
-from heldout.http.retry_after import retry_after_seconds
+from heldout.http.headers import retry_after_seconds
 
 if TYPE_CHECKING:
     from botocore.exceptions import BotoCoreError, ClientError

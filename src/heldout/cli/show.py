@@ -15,7 +15,7 @@ from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.listing import Listed, Unreadable, listed, run_numbers
 from heldout.pipeline.state import ExecutionState
 from heldout.report.card_rows import card_tables
-from heldout.report.numbers import number
+from heldout.report.formatting import number
 
 
 def add_to(app: typer.Typer) -> None:

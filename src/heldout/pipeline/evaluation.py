@@ -40,10 +40,9 @@ from heldout.runs.remote_mirror import (
 from heldout.runs.remote_sync import Seen, fetching, forget
 from heldout.runs.run import BASE_RUN, FINE_TUNED_RUN, Run, write_whole
 from heldout.storage import Storage, is_remote, why_not_writable
-from heldout.storage.claim import CLAIM_FILE, Claim, is_free
+from heldout.storage.claim import CLAIM_FILE, DEFAULT_TIMES, Claim, RemoteTimes, is_free
 from heldout.storage.fence import FencedStorage
 from heldout.storage.lock import FolderLock, holder_of
-from heldout.storage.times import DEFAULT_TIMES, RemoteTimes
 
 log = logging.getLogger(__name__)
 

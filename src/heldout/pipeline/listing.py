@@ -15,8 +15,8 @@ from heldout.pipeline.state import ExecutionState, ExecutionStatus
 from heldout.runs.remote_mirror import folder_for, machine_elsewhere
 from heldout.runs.run import JobState, JobStatus, Run, runs_below
 from heldout.storage import Storage, is_remote
+from heldout.storage.claim import DEFAULT_TIMES, RemoteTimes
 from heldout.storage.lock import holder_of
-from heldout.storage.times import DEFAULT_TIMES, RemoteTimes
 
 _JOB_FILE = "job.json"
 

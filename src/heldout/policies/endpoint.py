@@ -16,7 +16,7 @@ from yarl import URL
 from heldout.errors import ReferenceProblem, did_you_mean, shown
 from heldout.exhaustion import exhausted_resource
 from heldout.http.connections import Connections, NotConnected, Origin, Response
-from heldout.http.content_encoding import Decoder, decoder
+from heldout.http.headers import Decoder, decoder
 from heldout.job.kinds.endpoint import EndpointModel
 from heldout.policies.base import ModelCall, ModelReply, PolicySettings, PolicyUnavailable
 from heldout.policies.replicas import Replica, Replicas

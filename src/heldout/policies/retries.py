@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from heldout.background import backoff_seconds
-from heldout.http.retry_after import retry_after_seconds
+from heldout.http.headers import retry_after_seconds
 from heldout.policies.base import HarnessExhausted, PolicyUnavailable
 
 

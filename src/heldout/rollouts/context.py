@@ -9,8 +9,8 @@ from heldout.rollouts.engine import StopSwitch
 from heldout.runs.progress import Progress
 from heldout.runs.remote_mirror import Mirror
 from heldout.runs.run import Run
+from heldout.storage.claim import DEFAULT_TIMES, RemoteTimes
 from heldout.storage.lock import FolderLock
-from heldout.storage.times import DEFAULT_TIMES, RemoteTimes
 
 Display = Callable[[Run, Progress], AbstractAsyncContextManager[None]]
 """Shows the progress of a job while its context is open."""

@@ -17,10 +17,9 @@ from heldout.runs.journal import Journal, segments
 from heldout.runs.remote_sync import Seen, catch_up, end_writer, fetching, forget
 from heldout.runs.run import Run
 from heldout.storage import Storage, is_remote
-from heldout.storage.claim import CLAIM_FILE, Claim, holder, is_free
+from heldout.storage.claim import CLAIM_FILE, DEFAULT_TIMES, Claim, RemoteTimes, holder, is_free
 from heldout.storage.fence import FencedStorage
 from heldout.storage.lock import holder_of
-from heldout.storage.times import DEFAULT_TIMES, RemoteTimes
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from heldout.http.exchange import Answer, BodyTooLong, BodyTooSlow, Request
 from heldout.policies.base import Policy
 from heldout.runtime.access import Access
 from heldout.runtime.dialects.base import AgentRequest, Dialect
-from heldout.runtime.limits import Limits
 from heldout.runtime.model_calls import ModelCalls
 from heldout.runtime.refusals import Refusal, denied, internal, invalid, not_found
 from heldout.runtime.reports import Report, ReportBody, ReportKind, completion, not_in_valid_status, parse_body, reward
+from heldout.runtime.rules import Limits
 from heldout.runtime.signing import SignedRequest
 from heldout.runtime.trajectories import Trajectories, Trajectory
 

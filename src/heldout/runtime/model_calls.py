@@ -12,7 +12,6 @@ from heldout.http.exchange import Answer, Request, Stream
 from heldout.job.json_values import sent_json
 from heldout.job.records import BAD_REPLY
 from heldout.policies.base import ModelCall, ModelReply, Policy, PolicyUnavailable
-from heldout.runtime.call_rules import CallRules, JobEdits, seed_of_call
 from heldout.runtime.dialects.base import (
     NO_COMPLETION,
     AgentRequest,
@@ -25,6 +24,7 @@ from heldout.runtime.dialects.base import (
 )
 from heldout.runtime.refusals import Refusal, internal, invalid
 from heldout.runtime.reports import not_in_valid_status
+from heldout.runtime.rules import CallRules, JobEdits, seed_of_call
 from heldout.runtime.trajectories import HUNG_UP, Call, PolicyError, Trajectory
 
 log = logging.getLogger(__name__)

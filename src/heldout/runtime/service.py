@@ -6,13 +6,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from heldout.http.server import Server
 from heldout.policies.base import Policy
 from heldout.runtime.access import Access
-from heldout.runtime.call_rules import CallRules
 from heldout.runtime.dialects.base import Dialect
 from heldout.runtime.dialects.table import DIALECTS
 from heldout.runtime.handler import RequestHandler
-from heldout.runtime.limits import DEFAULT_LIMITS, Limits
 from heldout.runtime.model_calls import ModelCalls
 from heldout.runtime.reports import Report
+from heldout.runtime.rules import DEFAULT_LIMITS, CallRules, Limits
 from heldout.runtime.signing import Credentials
 from heldout.runtime.trajectories import Trajectories, Trajectory
 

@@ -9,9 +9,8 @@ the version is read first, then the claim is checked, then the file is written.
 from pathlib import Path
 
 from heldout.errors import StorageError
-from heldout.storage.claim import CLAIM_FILE, Claim
+from heldout.storage.claim import CLAIM_FILE, DEFAULT_TIMES, Claim, RemoteTimes
 from heldout.storage.storage import Storage
-from heldout.storage.times import DEFAULT_TIMES, RemoteTimes
 
 CONDITIONAL_BYTES = 256 * 1024 * 1024
 """Larger files are uploaded in parts, which obstore cannot make conditional. The claim is checked before the parts are joined."""

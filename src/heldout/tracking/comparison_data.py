@@ -8,7 +8,7 @@ from typing import Any, Self
 import orjson
 
 from heldout.errors import RunError, shown
-from heldout.report.numbers import interval_text, number
+from heldout.report.formatting import interval_text, number
 from heldout.tracking.run_data import MetricNames, markdown_table, metric_name, with_interval
 
 DIFFERENCE = "difference"

@@ -15,9 +15,9 @@ from heldout.errors import shown
 from heldout.http.exchange import Answer
 from heldout.job.json_values import clean_text, read_json
 from heldout.policies.base import ModelReply
-from heldout.runtime.call_rules import JobEdits
 from heldout.runtime.capture import TextPrompt
 from heldout.runtime.refusals import Refusal, invalid
+from heldout.runtime.rules import JobEdits
 
 NO_COMPLETION = "the policy's answer is not a completion"
 """How messages about such an answer begin."""

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from heldout.http.exchange import Answer
 from heldout.job.json_values import read_json, sent_json
 from heldout.policies.base import ModelReply
-from heldout.runtime.call_rules import JobEdits
 from heldout.runtime.dialects.base import EditedCall, WholeReply
 from heldout.runtime.dialects.openai_replies import OpenAIStream, read_reply, without_logprobs
+from heldout.runtime.rules import JobEdits
 
 CHAT_PATH = "/chat/completions"
 COMPLETION_PATH = "/completions"

@@ -1,4 +1,4 @@
-"""What the job decides about each model call: the served model's name, a seed, log-probabilities, sampling. Pure."""
+"""What a job decides about model calls, and what one client may hold of the Job Runtime."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -54,3 +54,22 @@ class JobEdits(NamedTuple):
 def seed_of_call(trajectory_seed: int | None, call_number: int) -> int | None:
     """Returns the seed of a trajectory's call, in 31 bits; None without a seed. call_number: from 0."""
     return None if trajectory_seed is None else (trajectory_seed + _SEED_STEP * call_number) & _SEED_MASK
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of one Job Runtime. The defaults suit every job; tests use smaller ones."""
+
+    body_bytes: int = 64 * 2**20
+    """Most bytes of a request's body: a long conversation with images, far below AgentCore's own limit (100 MB)."""
+    body_seconds: float = 60.0
+    """How long a request's body may take to arrive after its head."""
+    reply_bytes: int = 64 * 2**20
+    """Most bytes of a streamed reply: room for log-probabilities with alternatives, but not for an endless stream."""
+    idle_seconds: float = 300.0
+    """How long a connection may be silent, or take to send a request's head. Agents think between their turns."""
+    stop_seconds: float = 2.0
+    """How long current requests may take to end when the service stops."""
+
+
+DEFAULT_LIMITS = Limits()
