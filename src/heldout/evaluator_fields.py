@@ -60,6 +60,7 @@ class EvaluatorFields(BaseModel):
     """Any MLflow tracking URI or SageMaker MLflow ARN, or "off". By default MLFLOW_TRACKING_URI, else SQLite in the
     output; in AWS, where it must be an ARN, the account's default app."""
     mlflow_experiment_name: str | None = None
+    """The runs' experiment in MLflow. By default `AGENT on DATASET`; in AWS `mtrl-eval-MODEL`."""
     networking: Any = None
     """An object with `security_group_ids` and `subnets`, for jobs in AWS. It has no effect on this machine."""
     kms_key_id: str | None = None

@@ -146,3 +146,55 @@ def test_the_list_shows_model_score_and_failures(
     capsys.readouterr()
     assert heldout(monkeypatch, "list", "out") == 0
     assert "out/first/tuned  new-7b  pass@1 1.00  0 of 8 failed" in capsys.readouterr().out
+    assert heldout(monkeypatch, "list", "out", "--json") == 0
+    [run] = (one for one in json.loads(capsys.readouterr().out) if one["kind"] == "run")
+    assert (run["model"], run["pass_at_1"]) == ("new-7b", 1.0)
+    assert (run["failed_rollouts"], run["ended_rollouts"]) == (0, 8)
+
+
+def test_the_list_shows_the_model_of_a_run_without_results(
+    models: tuple[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert heldout(monkeypatch, *evaluate(f"tuned={models[1]}")) == 0
+    Path("out/first/tuned/metrics.json").unlink()
+    capsys.readouterr()
+    assert heldout(monkeypatch, "list", "out") == 0
+    assert "out/first/tuned  new-7b\n" in capsys.readouterr().out
+    assert heldout(monkeypatch, "list", "out", "--json") == 0
+    [run] = (one for one in json.loads(capsys.readouterr().out) if one["kind"] == "run")
+    assert (run["model"], run["pass_at_1"], run["failed_rollouts"]) == ("new-7b", None, None)
+
+
+def experiments() -> dict[str, list[str]]:
+    """The names of the runs of each MLflow experiment in the output."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{Path('out').absolute()}/mlflow.db")
+    return {
+        experiment.name: sorted(run.info.run_name for run in client.search_runs([experiment.experiment_id]))
+        for experiment in client.search_experiments(filter_string="name != 'Default'")
+    }
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow", "ignore::DeprecationWarning:sqlalchemy")
+def test_runs_on_one_dataset_with_one_agent_are_in_one_mlflow_experiment_under_their_names(
+    models: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = models
+    in_mlflow = ("--mlflow", f"sqlite:///{Path('out').absolute()}/mlflow.db")
+    Path("out").mkdir()
+    assert heldout(monkeypatch, *evaluate(f"step_1={new}", "--compare-with", f"start={old}", *in_mlflow)) == 0
+    assert heldout(monkeypatch, *evaluate(new, *in_mlflow, "--name", "second")) == 0
+    elsewhere = ("--name", "third", "--experiment", "my search")
+    assert heldout(monkeypatch, *evaluate(f"step_2={new}", *in_mlflow, *elsewhere)) == 0
+    assert experiments() == {
+        "agreeing.py:play on prompts.jsonl": ["new-7b", "start", "step_1"],
+        "my search": ["step_2"],
+    }
+
+
+def test_an_experiment_without_mlflow_is_bad_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], models: tuple[str, str]
+) -> None:
+    assert heldout(monkeypatch, *evaluate(models[1], "--experiment", "mine")) == 2
+    assert "--experiment 'mine'" in capsys.readouterr().err

@@ -90,14 +90,37 @@ def _traces(evaluated: Evaluated, logged: LoggedRun) -> list[Any]:
     return list(evaluated.client.search_traces(locations=[logged.experiment_id], run_id=logged.run_id, max_results=100))
 
 
-def test_every_metric_and_interval_of_a_run_is_in_mlflow_under_its_name(evaluated: Evaluated) -> None:
+def test_every_metric_of_a_run_is_in_mlflow_under_its_name_and_nothing_else(evaluated: Evaluated) -> None:
     written = orjson.loads((evaluated.base / "metrics.json").read_bytes())
-    metrics = evaluated.client.get_run(evaluated.logged.run_id).data.metrics
-    expected = dict(written["metrics"])
-    for name, (low, high) in written["intervals"].items():
-        expected |= {f"{name}.low": low, f"{name}.high": high}
-    assert metrics == expected
-    assert "eval/reward/pass_at_1.low" in metrics
+    assert evaluated.client.get_run(evaluated.logged.run_id).data.metrics == written["metrics"]
+
+
+def test_headline_metrics_are_the_first_columns_in_mlflow(evaluated: Evaluated) -> None:
+    headlines = ["eval/reward/pass_at_1", "eval/reward/mean", "eval/turns/mean", "eval/tokens/response_mean"]
+    for run in evaluated.client.search_runs([evaluated.logged.experiment_id]):
+        assert list(run.data.metrics)[:4] == headlines  # MLflow's page has the store's order
+
+
+def test_the_primary_metric_is_the_first_column_in_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "output" / "evaluation" / "run"
+    run = written_run(folder, [[Play(0.5)]] * 2, primary_metric="mean reward")
+    logged = _log(run.folder)
+    from mlflow import MlflowClient
+
+    [found] = MlflowClient(_store(tmp_path / "output")).search_runs([logged.experiment_id])
+    assert list(found.data.metrics)[:2] == ["eval/reward/mean", "eval/reward/pass_at_1"]
+
+
+def test_intervals_of_headline_metrics_are_tags_and_all_are_in_an_artifact(
+    evaluated: Evaluated, tmp_path: Path
+) -> None:
+    written = orjson.loads((evaluated.base / "metrics.json").read_bytes())
+    tags = evaluated.client.get_run(evaluated.logged.run_id).data.tags
+    for name in ("eval/reward/pass_at_1", "eval/reward/mean"):
+        assert orjson.loads(tags[f"heldout.interval.{name}"]) == written["intervals"][name]
+    artifact = evaluated.client.download_artifacts(evaluated.logged.run_id, "metrics.json", str(tmp_path))
+    assert orjson.loads(Path(artifact).read_bytes())["intervals"] == written["intervals"]
 
 
 def test_metrics_whose_names_collide_in_mlflow_are_all_there_and_the_names_are_said(
@@ -158,6 +181,8 @@ def test_tables_and_reports_are_artifacts_next_to_the_store(evaluated: Evaluated
 def test_a_trajectory_is_a_trace_with_its_turns_as_spans(evaluated: Evaluated) -> None:
     played = next(row for row in rows(Run.open(evaluated.base)) if row["turns"] == 3)
     trace = next(t for t in _traces(evaluated, evaluated.logged) if t.info.client_request_id == played["trajectory_id"])
+    place = f"{played['prompt_index']}.{played['rollout_index']}"
+    assert (trace.info.tags["mlflow.traceName"], trace.info.tags["rollout"]) == (place, place)
     root, *turns = trace.data.spans
     assert root.inputs == {"prompt": "turns 3"}
     assert root.outputs["reward"] == played["reward"]
@@ -191,9 +216,10 @@ def test_the_comparison_is_on_the_fine_tuned_run_as_metrics_and_on_both_as_a_ver
     base = evaluated.client.get_run(evaluated.logged.run_id).data
     found = document["metrics"]["eval/reward/mean"]
     assert tuned.metrics["difference/eval/reward/mean"] == found["difference"]
-    assert tuned.metrics["difference/eval/reward/mean.low"] == found["interval"][0]
-    assert tuned.metrics["difference/eval/reward/mean.p_value"] == found["p_value"]
-    assert not any(name.startswith("difference/") for name in base.metrics)
+    assert not any(name.endswith((".low", ".high", ".p_value")) for name in tuned.metrics)
+    assert orjson.loads(tuned.tags["heldout.interval.difference/eval/reward/mean"]) == found["interval"]
+    assert float(tuned.tags["heldout.p_value.difference/eval/reward/mean"]) == found["p_value"]
+    assert not any("difference/" in name for name in base.metrics | base.tags)
     for data in (tuned, base):
         assert data.tags["heldout.verdict"] == document["verdict"]
         assert document["verdict"] in data.tags["mlflow.note.content"]

@@ -32,13 +32,13 @@ from heldout.cli.output import (
     print_definition,
     print_json,
 )
-from heldout.errors import HeldoutError, InputError, NothingScored, StorageError
+from heldout.errors import HeldoutError, InputError, NothingScored, StorageError, shown
 from heldout.job.document import DEFAULT_RUNTIME_SECONDS, MAX_RUNTIME_SECONDS
 from heldout.job.hyperparameters import Hyperparameters
 from heldout.job.references import AGENT_KINDS, MODEL_KINDS, forms_of, named_models
 from heldout.job.registry import Registry
 from heldout.pipeline.evaluation import Evaluation
-from heldout.pipeline.request import EvaluationRequest, TrackingSettings, evaluation_request
+from heldout.pipeline.request import NO_TRACKING, EvaluationRequest, TrackingSettings, evaluation_request
 from heldout.pipeline.runner import check_resumable
 from heldout.report import live
 from heldout.report.console import plain_console
@@ -156,6 +156,10 @@ def evaluate(
     mlflow: Annotated[
         str | None, typer.Option(metavar="URI", help="Where runs are logged, or off; default: SQLite in the output.")
     ] = None,
+    experiment: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The runs' experiment in MLflow; default: AGENT on DATASET."),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Resume the evaluation of this name if there is one.")
     ] = False,
@@ -168,6 +172,11 @@ def evaluate(
     """Play an agent on held-out prompts and measure how good its policy is; with a base, whether it is better."""
     if dry_run and resume:
         raise InputError("--dry-run is for a new evaluation and --resume for an existing one; leave one of them out")
+    if experiment is not None and mlflow == NO_TRACKING:
+        raise InputError(
+            f"--experiment {shown(experiment)} names an experiment in MLflow, where --mlflow {NO_TRACKING} logs nothing; "
+            "leave one of them out"
+        )
     request = evaluation_request(
         model=model,
         agent=agent,
@@ -180,7 +189,7 @@ def evaluate(
         base_name=name,
         hyperparameters=Hyperparameters(_settings(hyperparameter)),
         max_runtime_seconds=_checked_runtime(max_runtime),
-        tracking=TrackingSettings(mlflow),
+        tracking=TrackingSettings(mlflow, experiment),
         limit=limit,
         shuffle_seed=shuffle_seed,
         runtime_url=runtime_url,

@@ -101,10 +101,12 @@ def list_command(
 
 
 def _results(location: str) -> str:
-    """The model, the score and the failures of a run, for the end of its line; empty without results."""
+    """The model, the score and the failures of a run, for the end of its line; empty for an evaluation."""
     numbers = run_numbers(location)
     if numbers is None:
         return ""
+    if numbers.rollouts is None:
+        return f"  {numbers.model}"
     rate = "no score" if numbers.success_rate is None else f"pass@1 {number(numbers.success_rate)}"
     return f"  {numbers.model}  {rate}  {numbers.failed} of {numbers.rollouts} failed"
 
@@ -143,4 +145,16 @@ def _entry(one: Listed | Unreadable) -> dict[str, object]:
         kept = {"name", "arn", "failure_reason", "created_at", "ended_at"}
         entry = {"kind": "evaluation", "path": one.location, **one.state.model_dump(mode="json", include=kept)}
         return entry | {"status": one.status}
-    return {"kind": "run", "path": one.location, **one.state.model_dump(mode="json", exclude={"document"})}
+    numbers = run_numbers(one.location)
+    results = (
+        {}
+        if numbers is None
+        else {
+            "model": numbers.model,
+            "pass_at_1": numbers.success_rate,
+            "failed_rollouts": numbers.failed,
+            "ended_rollouts": numbers.rollouts,
+        }
+    )
+    state = one.state.model_dump(mode="json", exclude={"document"})
+    return {"kind": "run", "path": one.location, **results, **state}

@@ -41,31 +41,33 @@ class Unreadable:
 
 @dataclass(frozen=True, slots=True)
 class RunNumbers:
-    """The results of a run, in short."""
+    """The results of a run, in short. Those that are not known yet are None."""
 
     model: str
     """The model's label."""
     success_rate: float | None
-    """pass@1; None where it is not known."""
-    failed: int
-    rollouts: int
+    """pass@1."""
+    failed: int | None
+    rollouts: int | None
     """Rollouts that ended, failed ones included."""
 
 
 def run_numbers(location: str) -> RunNumbers | None:
-    """Reads the results of the run at `location` from its `metrics.json`; None where there is no run or no result yet."""
+    """Reads the results of the run at `location` from its `metrics.json`; None where there is no run that can be read."""
     storage = Storage.at(location)
-    if not (storage.exists(_JOB_FILE) and storage.exists("metrics.json")):
+    if not storage.exists(_JOB_FILE):
         return None
     try:
         state = JobState.model_validate_json(storage.read(_JOB_FILE))
-        document = JobConfigDocument.model_validate(state.document)
+        model = JobConfigDocument.model_validate(state.document).model.label
+        if not storage.exists("metrics.json"):
+            return RunNumbers(model, success_rate=None, failed=None, rollouts=None)
         numbers = orjson.loads(storage.read("metrics.json"))
     except (HeldoutError, ValidationError, orjson.JSONDecodeError):
         return None  # `listed` names a state that cannot be read
     counts = numbers["rollouts"]
     return RunNumbers(
-        model=document.model.label,
+        model=model,
         success_rate=numbers["metrics"].get(SUCCESS_RATE),
         failed=counts["failed"],
         rollouts=counts["scored"] + counts["failed"],

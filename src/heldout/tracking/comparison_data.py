@@ -1,5 +1,6 @@
 """comparison.json as data for the MLflow runs of the base and the fine-tuned policy. Imports no MLflow."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,11 @@ import orjson
 
 from heldout.errors import RunError, shown
 from heldout.report.formatting import interval_text, number
-from heldout.tracking.run_data import MetricNames, markdown_table, metric_name, with_interval
+from heldout.tracking.run_data import MetricNames, headline_metrics, interval_tags, markdown_table, metric_name
 
 DIFFERENCE = "difference"
 """Prefix of the MLflow metrics that are a difference: fine-tuned minus base."""
+_P_VALUE_TAG = "heldout.p_value."
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,9 @@ class ComparisonData:
 
     verdict: str
     metrics: dict[str, float]
-    """`difference/<name>` with `.low`, `.high` and `.p_value`."""
+    """`difference/<name>`."""
+    tags: dict[str, str]
+    """Of the headline differences: `heldout.interval.difference/<name>` and `heldout.p_value.difference/<name>`."""
     note: str
     """Markdown: the verdict and a table."""
 
@@ -30,7 +34,12 @@ class ComparisonData:
         """Raises RunError when the file is missing or is no comparison."""
         try:
             document = orjson.loads(path.read_bytes())
-            return cls(verdict=document["verdict"], metrics=_metrics(document["metrics"]), note=_note(document))
+            return cls(
+                verdict=document["verdict"],
+                metrics=_metrics(document["metrics"]),
+                tags=_tags(document),
+                note=_note(document),
+            )
         except FileNotFoundError as error:
             raise RunError(f"no comparison in {shown(str(path))}: an evaluation of two policies writes it") from error
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
@@ -42,10 +51,21 @@ def _metrics(compared: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     names = MetricNames()
     for name, found in compared.items():
         logged = names.add(f"{DIFFERENCE}/{name}")
-        metrics |= with_interval(logged, found["difference"], found["interval"])
-        if found["p_value"] is not None:
-            metrics[f"{logged}.p_value"] = found["p_value"]
+        if found["difference"] is not None and math.isfinite(found["difference"]):
+            metrics[logged] = found["difference"]
     return metrics
+
+
+def _tags(document: Mapping[str, Any]) -> dict[str, str]:
+    compared = document["metrics"]
+    headlines = headline_metrics(compared, document["primary"])
+    intervals = {name: compared[name]["interval"] for name in headlines}
+    p_values = {
+        f"{_P_VALUE_TAG}{DIFFERENCE}/{metric_name(name)}": str(compared[name]["p_value"])
+        for name in headlines
+        if compared[name]["p_value"] is not None
+    }
+    return interval_tags(headlines, intervals, f"{DIFFERENCE}/") | p_values
 
 
 def _note(document: Mapping[str, Any]) -> str:

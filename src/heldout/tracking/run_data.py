@@ -1,4 +1,9 @@
-"""A run folder as data of an MLflow run: parameters, metrics, tags and a description. Imports no MLflow."""
+"""A run folder as data of an MLflow run: parameters, metrics, tags and a description. Imports no MLflow.
+
+MLflow's page of evaluation runs shows every metric as a column by default, in the order in which they were logged, and in its
+view of comparisons the first five (checked against MLflow 3.17). So the headline metrics are logged first, and the ends of
+intervals are no metrics: those of headline metrics are tags, and all are in `metrics.json`.
+"""
 
 import math
 import re
@@ -8,8 +13,10 @@ from typing import Any, Self
 
 import orjson
 
+from heldout.errors import MetricError
 from heldout.job.card import RunCard
 from heldout.job.document import JobConfigDocument
+from heldout.metrics.catalog import MEAN_REWARD, RESPONSE_TOKENS, SUCCESS_RATE, TURNS, resolve
 from heldout.metrics.failures import FailureReason
 from heldout.report.card_rows import card_rows
 from heldout.report.formatting import interval_text, number
@@ -23,8 +30,10 @@ _TABLE_CHARACTERS = 2_200
 _MOST_REASON_CHARACTERS = 2_000
 _MOST_PARAMETER_CHARACTERS = 6_000
 _MOST_NAME_CHARACTERS = 240
-"""MLflow takes 250 in a metric's name; `.high` goes behind it."""
-_ENDS = (".low", ".high", ".p_value")
+"""MLflow takes 250 in a metric's name; `_2` may follow."""
+_HEADLINES = (SUCCESS_RATE, MEAN_REWARD, TURNS, RESPONSE_TOKENS)
+"""The metrics after the primary one."""
+_INTERVAL_TAG = "heldout.interval."
 _NAMED_RENAMES = 20
 _MOST_REASONS = 3
 _NO_BREAK_SPACES = "\N{NO-BREAK SPACE}" * 2
@@ -37,7 +46,7 @@ class RunData:
 
     parameters: dict[str, str]
     metrics: dict[str, float]
-    """By wire name; the ends of a metric's interval are `<name>.low` and `<name>.high`."""
+    """By wire name, the headline metrics first."""
     tags: dict[str, str]
     note: str
     """Markdown."""
@@ -49,10 +58,11 @@ class RunData:
         """Read a run folder; a run that has not ended has no metrics."""
         document = orjson.loads(run.metrics_path.read_bytes()) if run.metrics_path.exists() else {}
         names = MetricNames()
+        headlines = headline_metrics(document.get("metrics", {}), run.metric_settings.primary_metric)
         return cls(
             parameters=_parameters(run.document) | _card_parameters(run.state.card),
-            metrics=_metrics(document, names),
-            tags=_tags(run, document),
+            metrics=_metrics(document, headlines, names),
+            tags=_tags(run, document) | interval_tags(headlines, document.get("intervals", {})),
             note=_note(run, document, names),
             artifacts=tuple(name for name in _ARTIFACTS if (run.folder / name).is_file()),
         )
@@ -65,7 +75,7 @@ def metric_name(name: str) -> str:
 
 
 class MetricNames:
-    """Gives each metric a name that MLflow accepts and that no other metric of the run has, also not with `.low` or `.high`.
+    """Gives each metric a name that MLflow accepts and that no other metric of the run has.
 
     `renamed` maps the names that had to be changed to those that they have in MLflow.
     """
@@ -78,10 +88,10 @@ class MetricNames:
         """Returns the name in MLflow. Metrics that differ only in characters that MLflow lacks get `_2`, `_3` and so on."""
         cleaned = unique = metric_name(name)
         number = 1
-        while not self._taken.isdisjoint(ends := {f"{unique}{end}" for end in ("", *_ENDS)}):
+        while unique in self._taken:
             number += 1
             unique = f"{cleaned}_{number}"
-        self._taken |= ends
+        self._taken.add(unique)
         if unique != name:
             self.renamed[name] = unique
         return unique
@@ -96,15 +106,28 @@ class MetricNames:
         return f"Names that MLflow does not take: {pairs}{f'; and {more} more' if more > 0 else ''}."
 
 
-def with_interval(name: str, value: float | None, interval: Iterable[float | None] | None) -> dict[str, float]:
-    """A metric and the ends of its interval, as far as they are known. name: one that MLflow accepts.
+def headline_metrics(names: Iterable[str], primary: str) -> list[str]:
+    """The metrics among `names` that a reader looks at first: the primary one, pass@1, the mean reward, turns and tokens.
 
-    The ends are `<name>.low` and `<name>.high`: below `<name>/`, stores that keep a file a metric would need a folder where
-    they have the file.
+    names: wire names. primary: any spelling of the primary metric; one that is not among `names` is left out.
     """
-    low, high = interval or (None, None)
-    ends = {name: value, f"{name}.low": low, f"{name}.high": high}
-    return {key: number for key, number in ends.items() if number is not None and math.isfinite(number)}
+    known = list(names)
+    try:
+        first = [resolve(primary, known)]
+    except MetricError:  # such as an agent metric that no rollout reported
+        first = []
+    return list(dict.fromkeys(name for name in (*first, *_HEADLINES) if name in known))
+
+
+def interval_tags(
+    names: Iterable[str], intervals: Mapping[str, Iterable[float] | None], prefix: str = ""
+) -> dict[str, str]:
+    """Tags `heldout.interval.<prefix><name>` with the text `[low, high]`, of those metrics that have an interval."""
+    return {
+        f"{_INTERVAL_TAG}{prefix}{metric_name(name)}": orjson.dumps(list(ends)).decode()
+        for name in names
+        if (ends := intervals.get(name)) is not None
+    }
 
 
 def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]], *, room: int = _TABLE_CHARACTERS) -> str:
@@ -149,12 +172,11 @@ def _text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _metrics(document: Mapping[str, Any], names: MetricNames) -> dict[str, float]:
-    intervals = document.get("intervals", {})
-    metrics: dict[str, float] = {}
-    for name, value in document.get("metrics", {}).items():
-        metrics |= with_interval(names.add(name), value, intervals.get(name))
-    return metrics
+def _metrics(document: Mapping[str, Any], headlines: Iterable[str], names: MetricNames) -> dict[str, float]:
+    values: Mapping[str, float | None] = document.get("metrics", {})
+    logged = {name: names.add(name) for name in values}
+    ordered = ((logged[name], values[name]) for name in dict.fromkeys([*headlines, *values]))
+    return {name: value for name, value in ordered if value is not None and math.isfinite(value)}
 
 
 def _tags(run: Run, document: Mapping[str, Any]) -> dict[str, str]:

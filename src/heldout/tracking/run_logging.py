@@ -3,7 +3,8 @@
 A run folder keeps the ids of its MLflow run in `mlflow.json`, so that logging it again after it was resumed or rescored updates
 that run. Names are those of the wire contract. MLflow shows:
 
-    metrics        every metric, `<name>.low` and `<name>.high`; on the fine-tuned run `difference/<name>` as well
+    metrics        every metric, the headline ones first; on the fine-tuned run `difference/<name>` as well
+    tags           the intervals of the headline metrics; Heldout's version, the run's folder, the user's own
     parameters     model, agent, dataset and every hyperparameter
     description    the numbers with their intervals; the comparison's verdict and table
     traces         the trajectories, turns as spans, with reward, success and the agent's metrics as assessments
@@ -106,7 +107,7 @@ def log_comparison(comparison: Path, *, base: Path, fine_tuned: Path, tracking_u
 
     Both runs get the verdict as tag `heldout.verdict`; in their description a table of base, fine-tuned, difference, interval and
     p-value, with links that show both side by side; and comparison.json and the evaluation's report as artifacts. The fine-tuned
-    run also gets the metrics `difference/<name>` with `.low`, `.high` and `.p_value`.
+    run also gets the metrics `difference/<name>`, with intervals and p-values of the headline ones as tags.
     Raises RunError if a run was not logged or there is no comparison; otherwise like `log_run`.
     """
     compared = ComparisonData.read(comparison)
@@ -121,6 +122,8 @@ def log_comparison(comparison: Path, *, base: Path, fine_tuned: Path, tracking_u
             _put_comparison(store, run, run_id, compared, note)
             if folder == fine_tuned:
                 _log_metrics(store, run_id, compared.metrics, run)
+                for name, value in compared.tags.items():
+                    store.client.set_tag(run_id, name, value)
             for file in (comparison, comparison.with_name("report.html")):
                 if file.is_file():
                     store.client.log_artifact(run_id, str(file), "comparison")

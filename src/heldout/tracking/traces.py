@@ -30,6 +30,7 @@ from mlflow.tracing.client import TracingClient
 
 from heldout.job.json_values import read_json, stored_json
 from heldout.job.records import Turn
+from heldout.job.rollout_ids import short_id
 from heldout.report.message_text import content_text
 from heldout.runs.recordings import RecordedTrajectory, RecordedTurn, Recordings
 from heldout.runs.run import Run
@@ -153,7 +154,8 @@ class _Trace:
             client_request_id=played.trajectory_id,
             trace_metadata={"mlflow.sourceRun": target.run_id},
             tags={
-                "mlflow.traceName": f"prompt {played.prompt_index} rollout {played.rollout_index}",
+                "mlflow.traceName": short_id(played.trajectory_id),
+                "rollout": short_id(played.trajectory_id),
                 "prompt_index": str(played.prompt_index),
                 "rollout_index": str(played.rollout_index),
                 "run_name": target.run_name,

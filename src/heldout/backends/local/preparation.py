@@ -2,6 +2,7 @@
 anything is written."""
 
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from heldout.agents.base import check_agent
 from heldout.backends.local.services import check_document
 from heldout.errors import InputError, shown
-from heldout.job.document import JobConfigDocument
+from heldout.job.document import DataSource, JobConfigDocument
 from heldout.job.references import checked_tracking_uri
 from heldout.pipeline.definition import PIPELINE_PREFIX, Surroundings, render
 from heldout.pipeline.evaluation import LOCAL_ACCOUNT, Evaluation
@@ -83,8 +84,13 @@ def tracking_for(request: EvaluationRequest) -> Tracking | None:
     output = request.registry.location(str(request.output))
     store = checked_tracking_uri(settings.uri or default_tracking_uri(output))
     check_store(store)
-    model = request.policies.base or request.policies.evaluated
-    return Tracking(store, settings.experiment or f"mtrl-eval-{model.label}")
+    return Tracking(store, settings.experiment or default_experiment(request))
+
+
+def default_experiment(request: EvaluationRequest) -> str:
+    """The MLflow experiment of evaluations of this agent on this dataset: `math.py:solve on prompts.jsonl`."""
+    dataset = DataSource.of(request.dataset.below(Path(request.folder))).dataset
+    return f"{_last_part(request.agent.text)} on {_last_part(dataset)}"
 
 
 def default_tracking_uri(output: str) -> str:
@@ -118,6 +124,13 @@ def check_same(evaluation: Evaluation, request: EvaluationRequest) -> None:
             f"evaluation {evaluation.location} cannot be resumed with these settings: it {differs}; give what it was started "
             "with, or leave --resume out and give another --name"
         )
+
+
+def _last_part(location: str) -> str:
+    """The last part of a path, URL or ARN, without an ARN's version."""
+    if location.startswith("arn:"):
+        location = re.sub(r"(:hub-content/.+|:function:[^:]+)[/:][^/:]+$", r"\1", location).replace(":", "/")
+    return location.rstrip("/").rpartition("/")[2]
 
 
 def _counted_models(number: int) -> str:
