@@ -116,7 +116,7 @@ def test_a_score_comes_in_these_shapes(given: object) -> None:
     "given", [None, "1", float("nan"), float("inf"), [], {"value": 1}, 10**400, (1, 2, 3), [0.1, 0.9]]
 )
 def test_a_value_that_is_not_a_score_is_named(given: object) -> None:
-    assert "which is no finite number" in str(parsed_score(given).error)
+    assert "but a score is a finite number" in str(parsed_score(given).error)
 
 
 def test_a_metric_of_the_scorer_named_score_leaves_the_score_alone(run: Run, tmp_path: Path) -> None:

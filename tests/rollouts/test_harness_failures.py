@@ -106,8 +106,9 @@ async def play(
         ending: Ending | str = await engine.play(60)
     except JobFailed as error:
         ending = str(error)
-    await runtime.stop()
-    await journal.close()
+    finally:
+        await runtime.stop()
+        await journal.close()
     return ending, [line.attempt for line in read(folder) if not line.is_amendment]
 
 
