@@ -148,7 +148,7 @@ def test_the_list_shows_model_score_and_failures(
     assert "out/first/tuned  new-7b  pass@1 1.00  0 of 8 failed" in capsys.readouterr().out
     assert heldout(monkeypatch, "list", "out", "--json") == 0
     [run] = (one for one in json.loads(capsys.readouterr().out) if one["kind"] == "run")
-    assert (run["model"], run["pass_at_1"]) == ("new-7b", 1.0)
+    assert (run["model"], run["success_rate"]) == ("new-7b", 1.0)
     assert (run["failed_rollouts"], run["ended_rollouts"]) == (0, 8)
 
 
@@ -162,7 +162,7 @@ def test_the_list_shows_the_model_of_a_run_without_results(
     assert "out/first/tuned  new-7b\n" in capsys.readouterr().out
     assert heldout(monkeypatch, "list", "out", "--json") == 0
     [run] = (one for one in json.loads(capsys.readouterr().out) if one["kind"] == "run")
-    assert (run["model"], run["pass_at_1"], run["failed_rollouts"]) == ("new-7b", None, None)
+    assert (run["model"], run["success_rate"], run["failed_rollouts"]) == ("new-7b", None, None)
 
 
 def experiments() -> dict[str, list[str]]:

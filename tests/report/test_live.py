@@ -6,8 +6,8 @@ from rich.console import Console
 from heldout.job.records import Attempt
 from heldout.metrics.confidence_sequence import ConfidenceSequence
 from heldout.metrics.settings import MetricSettings
-from heldout.report.formatting import interval_text
 from heldout.report.live import line, panel
+from heldout.report.numbers import interval_text
 from heldout.runs.progress import Progress
 
 

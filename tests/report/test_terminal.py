@@ -12,7 +12,7 @@ from heldout.errors import RunError
 from heldout.metrics.summary import summarize
 from heldout.report.console import plain_console
 from heldout.report.findings import find
-from heldout.report.formatting import interval_text, number, percent, signed
+from heldout.report.numbers import interval_text, number, percent, signed
 from heldout.report.rescoring_table import rescored
 from heldout.report.rollout_rows import RolloutRows
 from heldout.report.sanitizing import one_line, visible

@@ -78,6 +78,15 @@ class Swallowing(Agent):
             return InvocationResult(Outcome.RETURNED, body={"reward": 0.0})
 
 
+class Endless(Agent):
+    """Never ends an attempt."""
+
+    async def invoke(self, invocation: Invocation) -> InvocationResult:
+        await super().invoke(invocation)
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
 async def play(
     folder: Path, agent: Agent, *, num_prompts: int = 1, wave_seconds: float = 0.1
 ) -> tuple[Ending | str, list[Attempt]]:
@@ -141,11 +150,12 @@ async def test_a_model_that_is_given_up_stops_the_job_and_spends_no_rollout(tmp_
 
 
 async def test_thousands_of_rollouts_do_not_start_all_at_once(tmp_path: Path) -> None:
-    agent, one_wave = Agent(), 256
+    agent, one_wave = Endless(), 256
     playing = asyncio.create_task(play(tmp_path, agent, num_prompts=700, wave_seconds=3600.0))
     async with asyncio.timeout(60):
-        while sum(line.attempt.is_final for line in read(tmp_path)) < one_wave:
+        while len(agent.started_at) < one_wave:
             await asyncio.sleep(0.01)
+    await asyncio.sleep(0.1)
     assert len(agent.started_at) == one_wave
     playing.cancel()
     await asyncio.gather(playing, return_exceptions=True)

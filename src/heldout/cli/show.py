@@ -15,7 +15,7 @@ from heldout.pipeline.evaluation import Evaluation
 from heldout.pipeline.listing import Listed, Unreadable, listed, run_numbers
 from heldout.pipeline.state import ExecutionState
 from heldout.report.card_rows import card_tables
-from heldout.report.formatting import number
+from heldout.report.numbers import number
 
 
 def add_to(app: typer.Typer) -> None:
@@ -151,7 +151,7 @@ def _entry(one: Listed | Unreadable) -> dict[str, object]:
         if numbers is None
         else {
             "model": numbers.model,
-            "pass_at_1": numbers.success_rate,
+            "success_rate": numbers.success_rate,
             "failed_rollouts": numbers.failed,
             "ended_rollouts": numbers.rollouts,
         }

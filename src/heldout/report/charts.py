@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 from heldout.metrics.table import FloatArray
-from heldout.report.formatting import number, percent, signed
+from heldout.report.numbers import number, percent, signed
 
 _WIDTH, _HEIGHT = 560.0, 260.0
 _WIDE = 1160.0

@@ -10,7 +10,8 @@ from heldout.metrics.comparison import Comparison
 from heldout.metrics.planning import NextRollouts, Plan
 from heldout.metrics.ranking import Ranking
 from heldout.report.console import numbers_table
-from heldout.report.formatting import label, number, percent, signed, signed_interval
+from heldout.report.labels import label
+from heldout.report.numbers import number, percent, signed, signed_interval
 from heldout.report.sanitizing import one_line, visible
 
 _SHOWN_MOVES = 5

@@ -6,7 +6,8 @@ import numpy as np
 
 from heldout.metrics.comparison import Comparison, PromptMove
 from heldout.report.charts import change_bars, dumbbell, interval_bar
-from heldout.report.formatting import is_rate, label, number, shown, signed, signed_interval
+from heldout.report.labels import is_rate, label, shown
+from heldout.report.numbers import number, signed, signed_interval
 from heldout.report.page_records import Chart, Page, Row, Tile
 from heldout.report.policy_view import PolicyView
 from heldout.report.run_page import charts, partial_notes, rescored_disagreements, section

@@ -10,7 +10,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from heldout.report.formatting import interval_text, number
+from heldout.report.numbers import interval_text, number
 from heldout.report.sanitizing import visible
 from heldout.runs.progress import Progress
 

@@ -17,7 +17,7 @@ from heldout.metrics.settings import MetricSettings
 from heldout.metrics.summary import Summary, summarize
 from heldout.report.card_rows import CardRow, card_rows
 from heldout.report.charts import Curve
-from heldout.report.formatting import heading
+from heldout.report.labels import heading
 from heldout.report.rollout_rows import RolloutRows
 from heldout.report.run_analysis import analyze
 from heldout.report.sanitizing import one_line

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from heldout.job.rollout_ids import short_id
-from heldout.report.formatting import interval_text, number, percent
+from heldout.report.numbers import interval_text, number, percent
 from heldout.report.sanitizing import one_line, visible
 from heldout.rescoring.scores import Rescored
 

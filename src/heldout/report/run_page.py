@@ -10,7 +10,8 @@ from heldout.metrics.failures import FailureReason
 from heldout.metrics.table import FloatArray, Groups
 from heldout.report.charts import Series, histogram, interval_bar, pass_curves, rate_bars, share_bar
 from heldout.report.finding import Weight
-from heldout.report.formatting import interval_text, label, number, percent, shown, shown_interval
+from heldout.report.labels import label, shown, shown_interval
+from heldout.report.numbers import interval_text, number, percent
 from heldout.report.page_records import Chart, FindingCard, Page, PolicySection, RescoringCard, Row, Tile
 from heldout.report.policy_view import PolicyView
 from heldout.report.sanitizing import one_line, visible

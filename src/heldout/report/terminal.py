@@ -13,7 +13,8 @@ from heldout.metrics.metric import Metric, Section
 from heldout.metrics.summary import Summary
 from heldout.report.console import numbers_table
 from heldout.report.finding import Finding, Weight
-from heldout.report.formatting import heading, interval_text, number, shown
+from heldout.report.labels import heading, shown
+from heldout.report.numbers import interval_text, number
 from heldout.report.sanitizing import visible
 from heldout.report.slices import Slice
 

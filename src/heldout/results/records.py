@@ -19,7 +19,7 @@ from heldout.metrics.planning import NextRollouts, Plan
 from heldout.metrics.ranking import Ranking
 from heldout.report import comparison_tables
 from heldout.report.console import text_of
-from heldout.report.formatting import interval_text, number
+from heldout.report.numbers import interval_text, number
 from heldout.report.rescoring_table import rescored as rescoring_table
 from heldout.report.slices import Slice
 from heldout.report.terminal import slice_table

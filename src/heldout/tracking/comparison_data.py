@@ -9,7 +9,7 @@ from typing import Any, Self
 import orjson
 
 from heldout.errors import RunError, shown
-from heldout.report.formatting import interval_text, number
+from heldout.report.numbers import interval_text, number
 from heldout.tracking.run_data import MetricNames, headline_metrics, interval_tags, markdown_table, metric_name
 
 DIFFERENCE = "difference"

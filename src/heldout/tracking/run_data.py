@@ -19,7 +19,7 @@ from heldout.job.document import JobConfigDocument
 from heldout.metrics.catalog import MEAN_REWARD, RESPONSE_TOKENS, SUCCESS_RATE, TURNS, resolve
 from heldout.metrics.failures import FailureReason
 from heldout.report.card_rows import card_rows
-from heldout.report.formatting import interval_text, number
+from heldout.report.numbers import interval_text, number
 from heldout.runs.run import Run
 from heldout.version import __version__
 
