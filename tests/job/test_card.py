@@ -7,8 +7,8 @@ from heldout.job.card import AgentCard, CardPart, DatasetCard, MachineCard, Mode
 CARD = RunCard(
     heldout="1.0.0",
     agent=AgentCard(
-        reference="/work/a/agent.py:solve",
-        folder="/work/a",
+        reference="/home/me/a/agent.py:solve",
+        folder="/home/me/a",
         files={"agent.py": "a" * 64, "tools.py": "b" * 64},
         commit="c" * 40,
         is_dirty=False,
