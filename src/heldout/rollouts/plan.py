@@ -32,7 +32,6 @@ class Plan:
 def make_plan(run: Run) -> Plan:
     """Copies the dataset's prompts into the run, unless it has them, and reads its journal.
 
-
     Raises DatasetError and ReferenceProblem for a dataset that cannot be used, RunError for a run whose files cannot be read.
     """
     column, is_doubtful = None, False
